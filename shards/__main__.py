@@ -1,0 +1,208 @@
+"""`python -m shards`: build, verify and inspect data sets of WebDataset shards."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from shards.errors import ShardError
+from shards.picture import PictureRules
+from shards.plan import PlanSettings
+from shards.progress import megabytes, printable
+
+_EXAMPLES = """examples:
+  a folder with one folder a class, or any folder of pictures:
+    python -m shards build ~/pictures ~/shards
+  ILSVRC2012 as it is handed out, into a bucket:
+    python -m shards build ILSVRC2012_img_train.tar s3://bucket/imagenet-256
+  a store that is not Amazon's (or set AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY):
+    python -m shards build ~/pictures s3://bucket/shards --storage endpoint_url=http://127.0.0.1:8333 --storage profile=mine
+  Tiny ImageNet, whose class is the second folder:
+    python -m shards build tiny-imagenet.tar shards --include 'train/*' --label-pattern '^train/([^/]+)/'
+  then:
+    python -m shards verify ~/shards
+    python -m shards inspect ~/shards
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 1 an error or a data set that is not sound, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m shards", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_build, _add_verify, _add_inspect):
+        add(commands)
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's way of saying it
+    try:
+        return int(options.run(options))
+    except ShardError as error:
+        print(f"error: {_lines(str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted. " + options.after_interrupt, file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _lines(text: str) -> str:
+    return "\n".join(printable(line) for line in text.splitlines())
+
+
+def _options(pairs: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ShardError("a --storage option is KEY=VALUE, for example endpoint_url=http://127.0.0.1:8333")
+        found[key] = value
+    return found
+
+
+def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--storage",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="fsspec option of the store: endpoint_url=..., profile=..., anon=true; repeatable. AWS_* variables work as usual",
+    )
+
+
+def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "build", "build a data set of shards; run it again to finish a build that was interrupted")
+    settings, rules = PlanSettings(), PictureRules()
+    parser.add_argument("source", metavar="SRC", help="a folder, an uncompressed tar or a tar of tars; a path or a URL")
+    parser.add_argument("destination", metavar="DST", help="the folder of the data set; a path or a URL")
+    parser.add_argument(
+        "--resize",
+        default=str(rules.resize),
+        metavar="N|none",
+        help="shorter side of stored pictures, never enlarged; none stores the bytes as they are",
+    )
+    parser.add_argument(
+        "--quality", type=int, default=rules.quality, help="JPEG quality of pictures that are encoded anew, with 4:2:0 chroma"
+    )
+    parser.add_argument("--shard-size", type=int, default=settings.shard_size, help="pictures a shard")
+    parser.add_argument("--seed", type=int, default=settings.seed, help="of the random order of the pictures")
+    parser.add_argument("--prefix", default=settings.prefix, help="shards are named PREFIX-000000.tar and so on")
+    parser.add_argument(
+        "--labels", choices=["folder", "none"], default="folder", help="folder: the first folder, where all pictures lie in two or more"
+    )
+    parser.add_argument("--label-pattern", metavar="REGEX", help="one group, searched in the name of each picture below SRC: the label")
+    parser.add_argument(
+        "--include", action="append", default=[], metavar="GLOB", help="take only pictures whose name matches; repeatable; * crosses /"
+    )
+    parser.add_argument("--max-pixels", type=int, default=rules.max_pixels, help="larger pictures are rejected before they are decoded")
+    parser.add_argument("--max-bytes", type=int, default=rules.max_bytes, help="longer files are rejected before they are read")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; 0 does the work in this one")
+    parser.add_argument("--overwrite", action="store_true", help="replace another data set, or an unfinished build of one, in DST")
+    _add_storage(parser)
+    parser.add_argument(
+        "--source-storage", action="append", metavar="KEY=VALUE", help="as --storage, for SRC, where it is in another store than DST"
+    )
+    parser.set_defaults(run=_build, after_interrupt="Run the same command to continue")
+
+
+def _build(options: argparse.Namespace) -> int:
+    from shards.build import SHOWN_REJECTIONS, BuildRequest, build  # noqa: PLC0415 - not loaded for --help
+    from shards.destination import REJECTED  # noqa: PLC0415
+    from shards.store import join, redacted  # noqa: PLC0415
+
+    if options.resize != "none" and not options.resize.isdecimal():
+        raise ShardError(f"--resize {options.resize}: give a number of pixels, or none")
+    if options.workers < 0:
+        raise ShardError(f"--workers {options.workers}: give 0 or more")
+    rules = PictureRules(None if options.resize == "none" else int(options.resize), options.quality, options.max_pixels, options.max_bytes)
+    storage = _options(options.storage)
+    request = BuildRequest(
+        options.source,
+        options.destination,
+        PlanSettings(rules, options.shard_size, options.seed, options.prefix),
+        tuple(options.include),
+        options.labels,
+        options.label_pattern,
+        storage if options.source_storage is None else _options(options.source_storage),
+        storage,
+        options.workers,
+        options.overwrite,
+    )
+    result = build(request)
+    manifest, listing, shown = result.manifest, result.listing, redacted(options.destination)
+    print(printable(f"{shown}: already built" if result.already else shown))
+    print(f"  {manifest.total_samples:,} pictures in {len(manifest.records):,} shards, {megabytes(manifest.total_bytes)}")
+    print(f"  from {len(listing):,} pictures, {megabytes(listing.total_bytes)}; classes: {len(manifest.classes) or 'none'}")
+    if listing.other:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in listing.other.most_common(8))
+        print(printable(f"  not pictures, left out: {sum(listing.other.values()):,} files ({kinds})"))
+    if listing.excluded:
+        print(f"  left out since they match no --include: {listing.excluded:,} pictures")
+    if result.rejected:
+        print(printable(f"  rejected: {len(result.rejected):,} pictures that can't be stored, all listed in {join(shown, REJECTED)}"))
+        for name, reason in result.rejected[:SHOWN_REJECTIONS]:
+            print(printable(f"    {name}: {reason}"))
+    print(printable(f"next: python -m shards verify {shown}"))
+    return 0
+
+
+def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "verify", "read a whole data set and prove that it is what its manifest says")
+    parser.add_argument("url", metavar="URL", help="the folder of the data set, or its manifest.json")
+    parser.add_argument("--workers", type=int, default=0, help="shards read at once; 0 takes the cores, at most 8")
+    parser.add_argument("--repair-index", action="store_true", help="make a missing or damaged index again where its shard is sound")
+    _add_storage(parser)
+    parser.set_defaults(run=_verify, after_interrupt="Nothing was changed")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from shards.verify import verify  # noqa: PLC0415
+
+    report = verify(options.url, _options(options.storage), options.workers, options.repair_index)
+    for problem in report.problems:
+        print(printable(f"{problem.name}: {problem.what}"))
+    for name in report.repaired:
+        print(printable(f"{name}: made again"))
+    manifest = report.manifest
+    what = f"{len(manifest.records):,} shards, {manifest.total_samples:,} samples, {megabytes(manifest.total_bytes)}"
+    if report.problems:
+        print(f"NOT sound: {len(report.problems):,} problems in {what}", file=sys.stderr)
+        return 1
+    print(f"sound: {what}; every byte, index and label is as the manifest says")
+    return 0
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "inspect", "say what a data set is and show some of its samples")
+    parser.add_argument("url", metavar="URL", help="the folder of the data set, or its manifest.json")
+    parser.add_argument("--shard", type=int, default=0, help="shard whose samples are shown, counted from 0")
+    parser.add_argument("--samples", type=int, default=5, help="how many of them")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    _add_storage(parser)
+    parser.set_defaults(run=_inspect, after_interrupt="Nothing was changed")
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from shards.summary import as_json, as_text, inspect  # noqa: PLC0415
+
+    summary, samples = inspect(options.url, _options(options.storage), options.shard, max(options.samples, 0))
+    print(as_json(summary, samples) if options.json else as_text(summary, samples, options.shard))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""From whatever bytes a source holds to the picture that is stored.
+
+Stored at a shorter side of 256, pictures decode two to three times as fast while training as at ImageNet's full size. What is larger is
+shrunk with antialiasing and encoded as JPEG (4:2:0, without metadata); a JPEG that is small enough keeps its bytes, since encoding it again
+would lose quality for nothing. Every picture is decoded once, so that what can't be read is found here and not in the middle of a training.
+Colour profiles are not applied, as no decoder for training applies them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import PIL
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError, features
+
+from shards.errors import ShardError
+
+# every format but those that need another program (EPS runs Ghostscript) or hold no photographs
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "GIF": "gif", "PPM": "ppm"}
+Image.init()
+_READABLE = tuple(kind for kind in (*_EXTENSIONS, "JPEG2000") if kind in Image.OPEN)  # MPO opens as JPEG
+_LONGEST_SIDE = 65535  # of a JPEG
+_PILLOW_LIMIT = 178_956_970  # Pillow refuses or warns above this by itself
+_ORIENTATION = 0x0112
+_DAMAGE = re.compile("bad Huffman code|bad arithmetic code|premature end of data|instead of RST")  # libjpeg's words for lost pixels
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PictureRejected(ShardError):
+    """A picture that can't be stored. The message is the reason alone: the caller knows the name."""
+
+
+@dataclass(frozen=True)
+class PictureRules:
+    """What is done to every picture.
+
+    Attributes:
+        resize: length in pixels that the shorter side is brought down to (never up), or None to store the bytes as they are.
+        quality: JPEG quality of pictures that are encoded anew, 1 to 100.
+        max_pixels: a picture with more is rejected before it is decoded.
+        max_bytes: a file with more is rejected before it is read.
+
+    Raises:
+        ShardError: a value outside its range.
+    """
+
+    resize: int | None = 256
+    quality: int = 90
+    max_pixels: int = 100_000_000
+    max_bytes: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        limits = {"resize": (1, _LONGEST_SIDE), "quality": (1, 100), "max_pixels": (1, _PILLOW_LIMIT), "max_bytes": (1, 2**32 - 1)}
+        for name, (least, most) in limits.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise ShardError(f"{name} {value} is not between {least} and {most}")
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """The bytes that are stored and the extension that says what they are."""
+
+    data: bytes
+    extension: str
+
+
+def encoder() -> str:
+    """The versions that decide the bytes of an encoded picture."""
+    return f"Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}, libjpeg-turbo {features.version_feature('libjpeg_turbo')}"
+
+
+def prepare(data: bytes, rules: PictureRules) -> StoredPicture:
+    """Checks one picture and makes what is stored of it.
+
+    Args:
+        data: a file of any format in `index.PICTURE_EXTENSIONS`, whatever its name says.
+        rules: what to do.
+
+    Raises:
+        PictureRejected: empty, too large, or not decodable.
+    """
+    if not data:
+        raise PictureRejected("empty file")
+    if len(data) > rules.max_bytes:
+        raise too_long(len(data), rules)
+    try:
+        with Image.open(io.BytesIO(data), formats=_READABLE) as image:
+            pixels = image.width * image.height
+            if pixels > rules.max_pixels:
+                raise PictureRejected(f"{image.width} x {image.height} pixels are more than max_pixels, {rules.max_pixels}")
+            return _unchanged(data, image) if rules.resize is None else _resized(data, image, rules.resize, rules.quality)
+    except (PictureRejected, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise PictureRejected("not in a picture format that is known here") from None
+    except Image.DecompressionBombError:
+        raise PictureRejected(f"many times the pixels of max_pixels, {rules.max_pixels}") from None
+    except Exception as error:  # decoders raise whatever their parser met: OSError, SyntaxError, struct.error, IndexError, ...
+        text = re.sub(r"0x[0-9a-fA-F]+", "", " ".join(str(error).split()))
+        raise PictureRejected(f"can't be decoded: {text or type(error).__name__}"[:200]) from error
+
+
+def too_long(length: int, rules: PictureRules) -> PictureRejected:
+    """The rejection of a file of `length` bytes."""
+    return PictureRejected(f"{length} bytes are more than max_bytes, {rules.max_bytes}")
+
+
+def _unchanged(data: bytes, image: Image.Image) -> StoredPicture:
+    extension = _EXTENSIONS.get(image.format or "")
+    if extension is None:
+        raise PictureRejected(f"{image.format} can't be stored as it is: let it be encoded with --resize")
+    if _is_plain_jpeg(image):
+        simplejpeg.decode_jpeg(data)  # stricter than Pillow, and what reads it while training
+    else:
+        image.load()
+    return StoredPicture(data, extension)
+
+
+def _resized(data: bytes, image: Image.Image, shorter: int, quality: int) -> StoredPicture:
+    width, height = image.size
+    larger = min(width, height) > shorter
+    size = (width, height)
+    if larger:
+        size = (shorter, round(height * shorter / width)) if width < height else (round(width * shorter / height), shorter)
+    if max(size) > _LONGEST_SIDE:
+        raise PictureRejected(f"{size[0]} x {size[1]} pixels don't fit in a JPEG, whose longest side is {_LONGEST_SIDE}")
+    pixels = _decode_jpeg(data, size if larger else None) if _is_plain_jpeg(image) else None
+    if pixels is None:  # another format, or a JPEG that is odd in a harmless way
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        rgb = _to_rgb(image)
+    else:
+        turn = _TURNS.get(_orientation(image))
+        if not larger and turn is None:
+            return StoredPicture(data, "jpg")
+        rgb = Image.fromarray(pixels)
+    if larger:
+        rgb = rgb.resize(size, Image.Resampling.BICUBIC)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    return StoredPicture(simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality, "RGB", "420"), "jpg")
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    return image.format in {"JPEG", "MPO"} and image.mode in {"RGB", "L"}
+
+
+def _decode_jpeg(data: bytes, size: tuple[int, int] | None) -> NDArray[np.uint8] | None:
+    """RGB uint8 (height, width, 3), each side twice `size` (width, height) or more if there is so much; None for an odd picture."""
+    # the decoder may halve very large pictures as it goes; twice the size keeps the antialiasing to the resize
+    width, height = (2 * size[0], 2 * size[1]) if size else (0, 0)
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=2 if size else 1)
+    except ValueError as error:
+        if _DAMAGE.search(str(error)):
+            raise  # Pillow would show grey or shifted blocks without a word
+        return None
+    return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF data is no reason to lose a picture
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise PictureRejected("32-bit values have no agreed range")
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode == "F":
+        raise PictureRejected("floating-point values have no agreed range")
+    if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,62 @@
+"""How far a long command has come: a bar on a terminal, a line now and then where the output goes to a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressReport:
+    """Shows samples and bytes on stderr.
+
+    Args:
+        what: the word for what is counted, e.g. `pictures`.
+        total: how many there are.
+        done: how many were done before.
+        quiet: show nothing.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0, quiet: bool = False) -> None:
+        self._what, self._total, self._done, self._bytes = what, total, done, 0
+        self._begun, self._here = time.monotonic(), 0
+        self._next_line = self._begun + _SECONDS_BETWEEN_LINES
+        self._quiet = quiet
+        terminal = sys.stderr.isatty() and not quiet
+        self._bar = tqdm(total=total, initial=done, unit=f" {what}", dynamic_ncols=True, smoothing=0.1) if terminal else None
+
+    def advance(self, count: int, size: int) -> None:
+        """Adds to what is done: samples, bytes."""
+        self._done += count
+        self._here += count
+        self._bytes += size
+        rate = self._bytes / 1e6 / max(time.monotonic() - self._begun, 1e-3)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{rate:.1f} MB/s", refresh=False)
+            self._bar.update(count)
+        elif not self._quiet and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+            each = self._here / max(time.monotonic() - self._begun, 1e-3)
+            print(f"{self._done:,} of {self._total:,} {self._what}, {each:,.0f}/s, {rate:.1f} MB/s", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def megabytes(size: int) -> str:
+    """A size for people, in powers of 1000."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def printable(text: str) -> str:
+    """Text that any terminal takes: file names may hold bytes that are no text, or control characters."""
+    clean = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return clean.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(sys.stdout.encoding or "utf-8")

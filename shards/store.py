@@ -1,0 +1,297 @@
+"""One folder of objects behind a URL: a local folder, s3:// or whatever else fsspec opens.
+
+Everything that is written appears whole or not at all: a local file by temporary name, fsync and rename, an object by the store's own
+atomic put. URLs that would run a program (`pipe:`) or chain file systems (`a::b`) are refused. Credentials come from the places where s3fs
+and fsspec users keep them (profiles, roles, environment, fsspec configuration) or from `options`, and never appear in a message.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from shards.errors import StoreError
+
+TEMPORARY_PREFIX = ".partial-"
+Options = Mapping[str, Any]
+_TEXT_OPTIONS = frozenset({"key", "secret", "token", "username", "password", "profile", "account_name", "account_key"})
+_CLIENT_ERRORS = ("botocore", "aiobotocore", "aiohttp", "fsspec", "asyncio", "gcsfs", "azure", "adlfs")
+_DELETE_THREADS = 16
+_READ_BLOCK = 8 << 20
+T = TypeVar("T")
+
+
+def join(url: str, name: str) -> str:
+    """`url/name`."""
+    return f"{url.rstrip('/')}/{name}"
+
+
+class Store:
+    """The objects below one URL. Names are relative to it and use '/'.
+
+    Make it in the process that uses it: s3fs clients don't survive a fork. Options that are text, as they come from a command line or a
+    configuration file, are read as what they say: `true`, `4`, `{"json": 1}`.
+
+    Raises:
+        StoreError: from every method, naming the URL and what to do.
+    """
+
+    def __init__(self, url: str, options: Options | None = None) -> None:
+        if not url:
+            raise StoreError("an empty URL: give a folder or something like s3://bucket/prefix")
+        if url.startswith("pipe:") or "::" in url:
+            raise StoreError(f"{redacted(url)}: URLs that run programs or chain file systems are not opened")
+        self.url = url.rstrip("/") if url.rstrip("/") else url
+        self.options = {key: _typed(key, value) for key, value in (options or {}).items()}
+        located = str(Path(self.url).expanduser()) if self.url.startswith("~") else self.url
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(located, **self.options)
+        except (ImportError, ValueError, TypeError, OSError) as error:
+            raise StoreError(f"{redacted(url)}: {_reason(error)}") from error
+        self.root = self.root.rstrip("/") or "/"
+
+    @property
+    def local(self) -> Path | None:
+        """The folder, where the store is one on this machine."""
+        return Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
+
+    def path(self, name: str) -> str:
+        """The path that the file system `fs` knows `name` by."""
+        if name.startswith("/") or ".." in name.split("/"):
+            raise StoreError(f"{name!r}: leaves the folder {redacted(self.url)}")
+        return f"{self.root.rstrip('/')}/{name}" if name else self.root
+
+    def describe(self, name: str = "") -> str:
+        """The URL of `name` for messages, without credentials."""
+        return redacted(join(self.url, name) if name else self.url)
+
+    def read(self, name: str) -> bytes:
+        """All bytes of one object."""
+        return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name))))
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of one object; what the store sends, which may be short: compare with what is known."""
+        return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name), start=start, end=end)))
+
+    def size(self, name: str) -> int | None:
+        """Size in bytes, None where there is no such object (a folder is none)."""
+
+        def ask() -> int | None:
+            try:
+                info = self.fs.info(self.path(name))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return None if info["type"] == "directory" else int(info["size"] or 0)
+
+        self.fs.invalidate_cache()
+        return self._try(name, ask)
+
+    def list(self, folder: str = "", deep: bool = True) -> list[tuple[str, int]]:
+        """(name, size in bytes) of everything below a folder (or only right in it), sorted by name; temporary files left out."""
+
+        def walk() -> list[tuple[str, int]]:
+            try:
+                found = self.fs.find(self.path(folder), maxdepth=None if deep else 1, detail=True)
+            except FileNotFoundError:
+                return []
+            start = len(self.root.rstrip("/")) + 1
+            return sorted((path[start:], int(info["size"] or 0)) for path, info in found.items())
+
+        self.fs.invalidate_cache()
+        return [(name, size) for name, size in self._try(folder, walk) if not name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)]
+
+    def entries(self, folder: str = "") -> Sequence[Mapping[str, Any]]:
+        """What lies right in a folder, as fsspec describes it: `name` (below `fs`, not below this store), `type`, `size`."""
+
+        def look() -> Sequence[Mapping[str, Any]]:
+            found: Sequence[Mapping[str, Any]] = self.fs.ls(self.path(folder), detail=True, refresh=True)
+            self.fs.invalidate_cache(self.path(folder))  # or the listings of a large tree stay in memory
+            return found
+
+        return self._try(folder, look)
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[IO[bytes]]:
+        """A seekable file to read one object from, in blocks that suit a reader who goes forward."""
+        with self._reported(name):
+            if self.local is not None:
+                with open(self.path(name), "rb") as plain:
+                    yield plain
+                return
+            with self.fs.open(self.path(name), "rb", block_size=_READ_BLOCK, cache_type="readahead") as file:
+                yield file
+
+    def make_folder(self) -> None:
+        """Makes the folder itself where it is a local one; a store has none."""
+        if self.local is not None:
+            self._try("", lambda: Path(self.root).mkdir(parents=True, exist_ok=True))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes one object whole or not at all."""
+        if self.local is None:
+            self._try(name, lambda: self.fs.pipe_file(self.path(name), data))
+            return
+        with self.writing(name) as file:
+            file.write(data)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A file that becomes the object `name` when the block ends, and leaves nothing when it raises."""
+        folder = self.local
+        if folder is None:
+            with self._reported(name):
+                file = self.fs.open(self.path(name), "wb")
+                try:
+                    yield file
+                except BaseException:
+                    file.discard()
+                    file.closed = True
+                    raise
+                self._try(name, file.close)
+            return
+        target = Path(self.path(name))
+        partial = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        with self._reported(name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(partial, "xb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
+            sync_folder(target.parent)
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copies a local file to the object `name`."""
+        if self.local is None:
+            self._try(name, lambda: self.fs.put_file(str(source), self.path(name)))
+            return
+        with self.writing(name) as file, open(source, "rb") as data:
+            while chunk := data.read(1 << 20):
+                file.write(chunk)
+
+    def place(self, source: Path, name: str) -> None:
+        """Makes a finished local file the object `name`, by rename where it is on the same disk, else by copying. The file is gone then."""
+        if self.local is None:
+            self.upload(source, name)
+            source.unlink()
+            return
+        target = Path(self.path(name))
+        with self._reported(name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(source, "rb") as file:
+                os.fsync(file.fileno())
+            try:
+                os.replace(source, target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self.upload(source, name)
+                source.unlink()
+            sync_folder(target.parent)
+
+    def delete(self, name: str) -> None:
+        """Removes one object, or a folder with all below it; nothing happens where there is none."""
+
+        def remove(path: str) -> None:
+            with suppress(FileNotFoundError):
+                self.fs.rm_file(path)
+
+        def remove_all() -> None:
+            # not fs.rm, which takes *, ? and [ in a path for a pattern and deletes what matches
+            target = self.path(name)
+            try:
+                below = self.fs.find(target)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            with ThreadPoolExecutor(_DELETE_THREADS) as pool:
+                for _ in pool.map(remove, below):
+                    pass
+            if self.local is not None and Path(target).is_dir():
+                for folder, _, _ in os.walk(target, topdown=False):
+                    Path(folder).rmdir()
+
+        self.fs.invalidate_cache()
+        self._try(name, remove_all)
+        self.fs.invalidate_cache()
+
+    @contextmanager
+    def _reported(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.describe(name)}: not found. Check the bucket, the folder and the spelling") from error
+        except PermissionError as error:
+            advice = "the credentials (profile, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role) and what they may do"
+            advice = "who owns the folder and what its mode allows" if self.local else advice
+            raise StoreError(f"{self.describe(name)}: access refused ({_reason(error)}). Check {advice}") from error
+        except Exception as error:
+            if not isinstance(error, OSError) and not type(error).__module__.startswith(_CLIENT_ERRORS):
+                raise
+            raise StoreError(f"{self.describe(name)}: {_reason(error)}") from error
+
+    def _try(self, name: str, action: Callable[[], T]) -> T:
+        with self._reported(name):
+            try:
+                return action()
+            except (TypeError, ValueError) as error:  # how clients report an option they don't know, when they first connect
+                raise StoreError(f"{self.describe(name)}: {_reason(error)}. Check the options of the store") from error
+
+
+def split(url: str) -> tuple[str, str]:
+    """(folder, name) of the URL of one object."""
+    folder, slash, name = url.rpartition("/")
+    return (folder or "/", name) if slash else (".", url)
+
+
+def redacted(url: str) -> str:
+    """A URL without the user and password or the query that may be in it."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in a local folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _typed(key: str, value: Any) -> Any:
+    if not isinstance(value, str) or key in _TEXT_OPTIONS:
+        return value
+    if value.lower() in {"true", "false"}:
+        return value.lower() == "true"
+    if value.isascii() and value.isdigit():
+        return int(value)
+    if not value.startswith(("{", "[")):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise StoreError(f"the option {key} of the store starts like JSON but is none") from None
+
+
+def _reason(error: BaseException) -> str:
+    text = re.sub(r"\w+://[^\s'\"<>]+", lambda url: redacted(url[0]), " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

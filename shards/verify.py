@@ -1,0 +1,205 @@
+"""Proves that a data set is what its manifest says: every shard, every index, every sample. Mends an index where nothing else is wrong.
+
+A shard is read through a bounded buffer, and its digest, its samples and its index are compared; all that is wrong is reported, not only
+the first. An index that is lost or damaged is a function of its shard, so it can be made again whenever the shard is sound.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count, takewhile
+from typing import IO
+
+import numpy as np
+
+from shards import index as shard_index
+from shards.build import read_rejected
+from shards.destination import REJECTED
+from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
+from shards.index import ShardIndex
+from shards.manifest import NAME, Manifest, ShardRecord, load
+from shards.progress import ProgressReport
+from shards.store import Options, Store, split
+from shards.task import FOLDER
+
+_CHUNK = 8 << 20
+_SHOWN_ROWS = 10
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing that is wrong: the object and what about it."""
+
+    name: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        manifest: of the data set.
+        problems: sorted by object; empty where all is well.
+        repaired: indexes that were made again.
+    """
+
+    manifest: Manifest
+    problems: tuple[Problem, ...]
+    repaired: tuple[str, ...]
+
+
+def verify(url: str, options: Options | None = None, workers: int = 0, repair_index: bool = False, quiet: bool = False) -> Report:
+    """Reads a whole data set and compares it with its manifest.
+
+    Args:
+        url: the data set.
+        options: fsspec options of the store.
+        workers: shards that are read at once; 0 takes the cores of the machine, at most 8.
+        repair_index: write an index again where it is missing or damaged and its shard is sound.
+        quiet: no progress on stderr.
+
+    Raises:
+        ManifestMismatch: there is no manifest, or it is damaged.
+        StoreError: the store can't be reached.
+    """
+    manifest = load(url, options)
+    store = Store(split(url)[0] if url.endswith(".json") else url, options)
+    sizes = dict(store.list())
+    problems = _check_objects(manifest, store, sizes)
+    repaired: list[str] = []
+    report = ProgressReport("samples", manifest.total_samples, quiet=quiet)
+    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))  # reading and hashing both leave the interpreter free
+    try:
+        check = functools.partial(_check_shard, manifest, store, sizes, repair_index)
+        for record, findings in zip(manifest.records, pool.map(check, range(len(manifest.records))), strict=True):
+            problems += findings.problems
+            repaired += findings.repaired
+            report.advance(record.samples, record.size)
+    finally:
+        report.close()
+        pool.shutdown(cancel_futures=True)
+    return Report(manifest, tuple(sorted(problems)), tuple(repaired))
+
+
+def _check_objects(manifest: Manifest, store: Store, sizes: Mapping[str, int]) -> list[Problem]:
+    """What is there and should not be, and the list of rejected pictures."""
+    known = {name for record in manifest.records for name in (record.name, record.index_name)} | {NAME}
+    problems: list[Problem] = []
+    if manifest.rejected:
+        known.add(REJECTED)
+        try:
+            listed = len(read_rejected(store))
+            if listed != manifest.rejected:
+                problems.append(Problem(REJECTED, f"lists {listed} pictures, the manifest says {manifest.rejected}"))
+        except ShardError as error:
+            problems.append(Problem(REJECTED, str(error)))
+    for name in sorted(sizes.keys() - known):
+        ours = name.startswith(f"{FOLDER}/")
+        what = "left over from an interrupted build: run that again to finish it" if ours else "the manifest does not know it"
+        problems.append(Problem(name, what))
+    return problems
+
+
+@dataclass
+class _Findings:
+    problems: list[Problem]
+    repaired: list[str]
+
+
+def _check_shard(manifest: Manifest, store: Store, sizes: Mapping[str, int], repair_index: bool, shard: int) -> _Findings:
+    record, findings = manifest.records[shard], _Findings([], [])
+    stored, trouble = _stored_index(manifest, store, sizes, shard)
+    actual: ShardIndex | None = None
+    sound = False
+    if record.name not in sizes:
+        findings.problems.append(Problem(record.name, "missing"))
+    else:
+        try:
+            with _downloaded(store, record.name, sizes[record.name]) as (tar, sha256):
+                sound = (sizes[record.name], sha256) == (record.size, record.sha256)
+                if not sound:
+                    findings.problems.append(Problem(record.name, _difference(record, sizes[record.name])))
+                actual = shard_index.make(tar, record.name)
+        except (ShardCorrupt, StoreError) as error:
+            findings.problems.append(Problem(record.name, str(error)))
+    if actual is not None:
+        findings.problems += _check_samples(manifest, record, actual, stored)
+    if trouble is not None:
+        rows = actual.encode() if actual is not None and sound else b""
+        repairable = hashlib.sha256(rows).hexdigest() == record.index_sha256
+        if repairable and repair_index:
+            store.write(record.index_name, rows)
+            findings.repaired.append(record.index_name)
+        else:
+            hint = " (the shard is sound: --repair-index makes it again)" if repairable else ""
+            findings.problems.append(Problem(record.index_name, trouble + hint))
+    return findings
+
+
+def _stored_index(manifest: Manifest, store: Store, sizes: Mapping[str, int], shard: int) -> tuple[ShardIndex | None, str | None]:
+    """The index that lies beside a shard, or what is wrong with it."""
+    if manifest.records[shard].index_name not in sizes:
+        return None, "missing"
+    try:
+        return manifest.read_index(store, shard), None
+    except ManifestMismatch as error:
+        return None, str(error)
+
+
+def _difference(record: ShardRecord, size: int) -> str:
+    if size != record.size:
+        return f"has {size} bytes, the manifest says {record.size}"
+    return "its sha256 is not the manifest's: bytes have changed"
+
+
+def _check_samples(manifest: Manifest, record: ShardRecord, actual: ShardIndex, stored: ShardIndex | None) -> list[Problem]:
+    problems = []
+    if len(actual) != record.samples:
+        problems.append(Problem(record.name, f"holds {len(actual)} samples, the manifest says {record.samples}"))
+    if manifest.classes and len(actual) and int(actual.rows["label"].max()) >= len(manifest.classes):
+        problems.append(Problem(record.name, f"has a label past the {len(manifest.classes)} classes of the manifest"))
+    if stored is not None and len(stored) == len(actual):
+        differing = np.flatnonzero(stored.rows != actual.rows)
+        if differing.size:
+            shown = ", ".join(str(row) for row in differing[:_SHOWN_ROWS]) + (", ..." if differing.size > _SHOWN_ROWS else "")
+            problems.append(
+                Problem(record.name, f"{differing.size} samples are not what the index says (in the order of the shard: {shown})")
+            )
+    return problems
+
+
+@contextmanager
+def _downloaded(store: Store, name: str, size: int) -> Iterator[tuple[IO[bytes], str]]:
+    """An object as a local file, and its sha256. A local one is read in place."""
+    if store.local is not None:
+        with store.opened(name) as file:
+            yield file, _sha256(file.read(_CHUNK) for _ in count())
+        return
+    with tempfile.TemporaryFile() as file:
+        digest = _sha256(_fetched(store, name, size, file))
+        yield file, digest
+
+
+def _fetched(store: Store, name: str, size: int, file: IO[bytes]) -> Iterator[bytes]:
+    for start in range(0, size, _CHUNK):
+        end = min(start + _CHUNK, size)
+        chunk = store.read_range(name, start, end)
+        if len(chunk) != end - start:
+            raise ShardCorrupt(f"the store says {size} bytes and gave {start + len(chunk)}")
+        file.write(chunk)
+        yield chunk
+
+
+def _sha256(chunks: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for chunk in takewhile(bool, chunks):
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,47 @@
+"""Fixtures that the whole suite shares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shards.embedded_store import SeaweedFS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real photographs: the folder named by CONTEXT_ENCODER_DATA, or ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("CONTEXT_ENCODER_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "imagenet_sample").is_dir():
+        pytest.skip(f"no photographs in {folder}: set CONTEXT_ENCODER_DATA to a folder that holds imagenet_sample and tiny_imagenet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    """A real S3 server on the loopback interface, one for the whole session: make a bucket of your own in it."""
+    with SeaweedFS(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-skips", action="store_true", help="fail when a test is skipped that needs no GPU: what continuous integration asks for"
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not session.config.getoption("--no-skips") or reporter is None:
+        return
+    skipped = [report for report in reporter.stats.get("skipped", []) if "gpu" not in report.keywords]
+    for report in skipped:
+        reporter.write_line(f"skipped, which is a failure here: {report.nodeid}: {report.longrepr}", red=True)
+    if skipped:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
