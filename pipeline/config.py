@@ -1,0 +1,366 @@
+"""One frozen tree of settings for a run: a YAML file, then dotted overrides from the command line, then never changed.
+
+The meaning, unit and default of every field are written here once; `--help`, the reference page and the errors all come from
+this text. What a wrong key or value costs is a message before any rank starts, never a run that trained something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import tyro
+import yaml
+
+MethodT = TypeVar("MethodT")
+ConfigT = TypeVar("ConfigT")
+_SHOWN_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})
+
+
+class ConfigError(ValueError):
+    """A setting that can't be used. The message names the key and says what would do."""
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """The rule that turns a player's gradients into steps."""
+
+    kind: Literal["adam", "sgd"] = "adam"
+    """Rule; weight decay is decoupled from the gradient (AdamW) with adam."""
+    learning_rate: float = 1e-4
+    """Rate at the schedule's peak."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates of the first and second moment."""
+    epsilon: float = 1e-8
+    """Adam's denominator floor."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 0.0
+    """Share of a weight that is taken off, times the rate, each step."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How every player's learning rate moves over the run, as a factor of its own rate."""
+
+    kind: Literal["constant", "cosine", "step"] = "constant"
+    """After the warm-up: constant, a half cosine down to `final_factor`, or times `step_factor` every `step_every` steps."""
+    warmup_steps: int = 0
+    """Steps of linear rise from zero."""
+    final_factor: float = 0.0
+    """Factor at the end of the cosine."""
+    step_every: int = 10_000
+    """Steps between two falls."""
+    step_factor: float = 0.5
+    """What a fall multiplies the rate by."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pictures come from and how they reach the device."""
+
+    shards: str = ""
+    """URL of a data set made by `python -m shards build`: a folder, s3://bucket/prefix, or its manifest.json."""
+    storage_options: dict[str, str] = field(default_factory=dict)
+    """Options of the store beyond its own environment and profiles, as in fsspec: endpoint_url=..., profile=..., anon=true."""
+    crop: Literal["random", "random_resized", "center"] = "random"
+    """random: a crop at the stored scale (the paper's); random_resized: 8 to 100 % of the area, aspect 3/4 to 4/3,
+    antialiased; center: for evaluation."""
+    flip: bool = True
+    """Mirror half of the pictures; never with center."""
+    lanes: int = 64
+    """Canonical streams of the order; the greatest common divisor of this and the batch is used. Part of the order's identity."""
+    shuffle_block: int = 4096
+    """Samples that are shuffled together inside a lane. Part of the order's identity."""
+    tail: Literal["drop", "pad"] = "drop"
+    """What to do with the samples of an epoch that fill no batch: leave them out this time, or fill up with the epoch's first ones."""
+    threads: int = 0
+    """Decoding threads a rank; 0 takes the node's cores divided by its ranks, at most 16."""
+    ready_batches: int = 3
+    """Batches a rank prepares ahead."""
+    cache: str = "auto"
+    """Folder for shards from a remote store, shared by the ranks of a node; `auto` is a folder in $TMPDIR, `none` reads
+    samples as ranges. Local shards are mapped in place."""
+    cache_gb: float = 20.0
+    """Bytes the cache may hold, in 10^9; the least recently used shards go first."""
+    retries: int = 8
+    """Attempts of one request to the store after the first, with exponential backoff and jitter."""
+    stall_seconds: float = 60.0
+    """Longest wait for the next bytes of a request before it is tried again."""
+    max_bad_fraction: float = 1e-4
+    """Share of the data set that may turn out unreadable while training; each is replaced, counted and named in
+    quarantine.jsonl, past this the run stops."""
+    max_pixels: int = 100_000_000
+    """Largest picture that is decoded, in pixels."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop."""
+
+    steps: int = 100_000
+    """Steps of the whole run, counted over all its attempts."""
+    global_batch: int = 256
+    """Samples a step, over all ranks. What the method sees: it never changes with the number of ranks."""
+    micro_batch: int = 256
+    """Most samples that go through a device at once. What fits: it does not change the result."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes the networks in bfloat16 with float32 weights and losses."""
+    max_gradient_norm: float = 0.0
+    """Gradients of a player are scaled down to this norm; 0 leaves them."""
+    max_nonfinite_steps: int = 10
+    """Steps in a row with a non-finite loss or gradient that are skipped before the run stops."""
+    log_every: int = 10
+    """Steps between two lines of the console and reads of the device."""
+    pictures_every: int = 1000
+    """Steps between two PNG grids in the run folder; 0 makes none."""
+    pictures: int = 8
+    """Pictures in a grid."""
+    threads: int = 1
+    """CPU threads of torch a rank. Part of the result's last bits on CPUs."""
+    timeout_minutes: float = 10.0
+    """Longest wait for another rank before the run stops."""
+    deterministic: bool = True
+    """Algorithms that give the same bits in every run; false lets cuDNN pick the fastest."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What survives."""
+
+    url: str = ""
+    """Where checkpoints go: a folder or s3://bucket/prefix; empty is RUN/checkpoints. The store's options are those of
+    data.storage_options."""
+    every: int = 1000
+    """Steps between two checkpoints; one more is saved at the end and on SIGTERM or SIGUSR1."""
+    keep_last: int = 3
+    """Newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Checkpoints of steps that this divides are kept for good; 0 keeps none."""
+    resume: str = "auto"
+    """auto: the newest checkpoint of the run folder that verifies, if there is one; none: refuse to start in a folder that
+    has any; else the folder of one checkpoint."""
+    other_decoder: bool = False
+    """Continue although the pictures were decoded by other software before, which may change the last bit of a pixel."""
+
+
+@dataclass(frozen=True)
+class MonitoringConfig:
+    """Metrics for Prometheus."""
+
+    enabled: bool = True
+    """Serve an endpoint a rank."""
+    address: str = "127.0.0.1"
+    """Address to bind. Anything but loopback opens the metrics to the network."""
+    port: int = 9400
+    """Port of the node's first rank, the others follow; 0 takes any free one. The addresses are in RUN/targets/."""
+    token_file: str = ""
+    """File whose content scrapers must send as a bearer token."""
+
+
+@dataclass(frozen=True)
+class Config(Generic[MethodT]):
+    """Everything a run depends on."""
+
+    method: MethodT
+    """Settings of the recipe itself."""
+    recipe: str = "features"
+    """The pretext task: one file of pipeline/recipes."""
+    run: str = "runs/default"
+    """Folder that holds everything the run writes; the same folder again continues the run."""
+    seed: int = 0
+    """Order, crops, masks, dropout and initial weights follow from it."""
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
+
+
+def parse(methods: Mapping[str, type], arguments: Sequence[str], program: str = "launch/pretrain.py", description: str = "") -> Config[Any]:
+    """Reads `--config FILE.yaml` and dotted overrides into one tree.
+
+    Args:
+        methods: recipe name -> the frozen dataclass of its settings.
+        arguments: the command line without the program.
+        program: its name, for help.
+        description: the first lines of help.
+
+    Raises:
+        ConfigError: unknown key in the file, wrong type, a value out of range.
+        SystemExit: --help, or an unknown or malformed argument, after it has been explained.
+    """
+    remaining, file_name = _take(arguments, "--config")
+    from_file = _read_yaml(Path(file_name)) if file_name else {}
+    _, recipe = _take(remaining, "--recipe")
+    recipe = recipe or str(from_file.get("recipe", "features"))
+    if recipe not in methods:
+        raise ConfigError(f"recipe: {recipe!r} is not a recipe{_nearest(recipe, methods)}. There are: {', '.join(sorted(methods))}")
+    config_type: Any = types.GenericAlias(Config, (methods[recipe],))
+    defaults: Config[Any] = from_mapping(Config, {**from_file, "recipe": recipe}, method=methods[recipe])
+    config: Config[Any] = tyro.cli(
+        config_type,
+        prog=program,
+        description=f"{description}\n\nA file of the same settings comes first: --config FILE.yaml",
+        default=defaults,
+        args=remaining,
+        use_underscores=True,
+        config=(tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed),
+    )
+    check(config)
+    return config
+
+
+def check(config: Config[Any]) -> None:
+    """Refuses values that no run could use.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    training, data, schedule, checkpoint = config.training, config.data, config.schedule, config.checkpoint
+    for key, value, least in (
+        ("training.steps", training.steps, 1),
+        ("training.global_batch", training.global_batch, 1),
+        ("training.micro_batch", training.micro_batch, 1),
+        ("training.log_every", training.log_every, 1),
+        ("training.pictures_every", training.pictures_every, 0),
+        ("training.pictures", training.pictures, 1),
+        ("training.threads", training.threads, 1),
+        ("training.max_gradient_norm", training.max_gradient_norm, 0),
+        ("training.max_nonfinite_steps", training.max_nonfinite_steps, 0),
+        ("data.lanes", data.lanes, 1),
+        ("data.shuffle_block", data.shuffle_block, 1),
+        ("data.threads", data.threads, 0),
+        ("data.ready_batches", data.ready_batches, 1),
+        ("data.cache_gb", data.cache_gb, 0),
+        ("data.retries", data.retries, 0),
+        ("data.max_bad_fraction", data.max_bad_fraction, 0),
+        ("data.max_pixels", data.max_pixels, 1),
+        ("schedule.warmup_steps", schedule.warmup_steps, 0),
+        ("schedule.step_every", schedule.step_every, 1),
+        ("checkpoint.every", checkpoint.every, 1),
+        ("checkpoint.keep_last", checkpoint.keep_last, 1),
+        ("checkpoint.keep_every", checkpoint.keep_every, 0),
+        ("monitoring.port", config.monitoring.port, 0),
+    ):
+        if not value >= least:  # also refuses NaN
+            raise ConfigError(f"{key}: {value} is below {least}")
+    for key, value in (("training.timeout_minutes", training.timeout_minutes), ("data.stall_seconds", data.stall_seconds)):
+        if not value > 0:
+            raise ConfigError(f"{key}: {value} is not above 0")
+    if not data.shards:
+        raise ConfigError("data.shards: give the URL of a data set: --data.shards FOLDER or s3://bucket/prefix")
+    if not config.run:
+        raise ConfigError("run: give the folder that this run writes into: --run runs/NAME")
+
+
+def to_mapping(config: Config[Any]) -> dict[str, Any]:
+    """The tree as plain values, for YAML and JSON, without what is secret in the options of the store."""
+    plain: dict[str, Any] = dataclasses.asdict(config)
+    options = plain["data"]["storage_options"]
+    plain["data"]["storage_options"] = {key: value if key in _SHOWN_OPTIONS else "(not shown)" for key, value in options.items()}
+    return plain
+
+
+def from_mapping(config_type: type[ConfigT], values: Mapping[str, Any], path: str = "", method: type | None = None) -> ConfigT:
+    """Builds a frozen dataclass from plain values; keys that are not given keep their defaults.
+
+    Args:
+        config_type: the dataclass.
+        values: as YAML or JSON gives them.
+        path: where in the tree it stands, for errors.
+        method: what the field `method` of `Config` is made of.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest right one) or a value of the wrong type.
+    """
+    fields = {item.name: item for item in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(config_type)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path or 'the file'}: {values!r} is not a table of settings")
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key not in fields:
+            raise ConfigError(f"{where}: no such setting{_nearest(str(key), fields)}")
+        kind = method if key == "method" and method is not None else hints[key]
+        made[key] = from_mapping(kind, value, where) if dataclasses.is_dataclass(kind) else _value(kind, value, where)
+    if method is not None and "method" not in made:
+        made["method"] = method()
+    try:
+        return config_type(**made)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path or 'settings'}: {error}") from error
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value in options:
+            return value
+        raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(repr, options))}{_nearest(str(value), map(str, options))}")
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        return _value(next(option for option in options if option is not type(None)), value, where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = options[:1] * len(value) if options[-1] is Ellipsis else options
+        if len(inner) == len(value):
+            return tuple(_value(each, item, where) for each, item in zip(inner, value, strict=True))
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): _value(options[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and isinstance(value, str):  # YAML reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where}: {value!r} is not {getattr(kind, '__name__', kind)}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: holds {type(values).__name__}, not a table of settings")
+    return values
+
+
+def _take(arguments: Sequence[str], name: str) -> tuple[list[str], str | None]:
+    """The arguments without `name VALUE` or `name=VALUE`, and the value."""
+    rest, value, position = [], None, 0
+    while position < len(arguments):
+        argument = arguments[position]
+        if argument == name:
+            if position + 1 == len(arguments):
+                raise ConfigError(f"{name}: a value is missing")
+            value = arguments[position + 1]
+            position += 1
+        elif argument.startswith(f"{name}="):
+            value = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+        position += 1
+    return rest, value
+
+
+def _nearest(word: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f". Did you mean {close[0]!r}?" if close else ""

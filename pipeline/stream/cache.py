@@ -1,0 +1,298 @@
+"""The shards of a remote store on this node's disk, shared by its ranks and by runs that follow.
+
+A file is named after the sha256 of its shard and appears by rename after that sha256 was seen, so a file that is
+there is whole. Its bytes may rot later: every sample's digest is checked again when it is read. One process downloads
+a shard while the others go on without it. The byte budget is hard: room is made before a download by deleting the
+least recently used shards, and what finds no room is not cached. All claims are advisory file locks, which the kernel
+drops with a killed process: nothing is ever left locked, and the next start sweeps what a killed one left half-
+written.
+
+Files are read with pread, not mapped: a file that is cut while it is mapped kills the process with SIGBUS, a short
+read is an error with a name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import hashlib
+import os
+import tempfile
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline.stream.counters import Counters
+from pipeline.stream.storage import ResumingReader
+from shards.errors import ShardCorrupt, ShardError, StoreError
+from shards.manifest import Manifest, ShardRecord
+from shards.store import TEMPORARY_PREFIX
+
+_OPEN_FILES = 256
+
+
+def default_folder() -> Path:
+    """Where shards are cached when nothing is said: one folder a user in $TMPDIR."""
+    return Path(tempfile.gettempdir()) / f"context-encoders-{getpass.getuser()}" / "shards"
+
+
+class ShardCache:
+    """Whole shards on local disk.
+
+    Args:
+        folder: shared by the ranks of a node; made when missing.
+        budget: bytes that all files in it may hold together.
+        manifest: the data set.
+        reader: of the store the shards come from.
+        counters: gets cache_hits, cache_misses, cache_evictions, cache_downloads, cache_bytes, bytes_read_cache.
+        downloads: shards that are fetched at the same time.
+
+    Raises:
+        StoreError: the folder can't be made or written.
+    """
+
+    def __init__(
+        self, folder: Path, budget: int, manifest: Manifest, reader: ResumingReader, counters: Counters, downloads: int = 2
+    ) -> None:
+        self.folder = folder
+        self.budget = budget
+        self.manifest = manifest
+        self.reader = reader
+        self.counters = counters
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._room_lock = os.open(folder / ".room.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StoreError(
+                f"{folder}: the cache can't be written ({error.strerror}). Choose another with data.cache, or data.cache none"
+            ) from error
+        with self._room():
+            self._sweep()
+        self._handles: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Condition()
+        self._wanted: deque[int] = deque()
+        self._busy: set[int] = set()
+        self._closed = False
+        self.failures: dict[int, str] = {}
+        """Why shards could not be cached, by shard; their samples are read as ranges instead."""
+        self._threads = [threading.Thread(target=self._work, name=f"cache-{number}", daemon=True) for number in range(downloads)]
+        for thread in self._threads:
+            thread.start()
+
+    def read(self, shard: int, offset: int, length: int) -> bytes | None:
+        """Bytes of a shard, None where it is not (or no longer) here."""
+        with self._lock:
+            handle = self._handles.get(shard)
+            if handle is None:
+                handle = self._open(shard)
+            if handle is None:
+                self.counters.add(cache_misses=1)
+                return None
+            self._handles.move_to_end(shard)
+            try:
+                copy = os.dup(handle)  # so that another thread may close it while this one reads
+            except OSError:
+                return None
+        try:
+            data = os.pread(copy, length, offset)
+        except OSError:
+            data = b""
+        finally:
+            os.close(copy)
+        if len(data) != length:
+            self.forget(shard)
+            return None
+        self.counters.add(cache_hits=1, bytes_read_cache=length)
+        return data
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Says what will be needed, soonest first; replaces what was said before.
+
+        Shards that are not among them may be evicted from now on; those that are not here yet are downloaded in the background.
+        """
+        needed = list(dict.fromkeys(shards))
+        with self._lock:
+            for shard in self._handles.keys() - set(needed):
+                os.close(self._handles.pop(shard))
+            self._wanted = deque(shard for shard in needed if shard not in self._handles and shard not in self.failures)
+            self._lock.notify_all()
+
+    def forget(self, shard: int) -> None:
+        """Removes a shard whose bytes turned out wrong, so that it is fetched anew."""
+        with self._lock:
+            handle = self._handles.pop(shard, None)
+            if handle is not None:
+                os.close(handle)
+            self._path(self.manifest.records[shard]).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Ends the background downloads; what is on disk stays for the next run."""
+        with self._lock:
+            self._closed = True
+            self._wanted.clear()
+            self._lock.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
+        os.close(self._room_lock)
+
+    def _path(self, record: ShardRecord) -> Path:
+        return self.folder / f"{record.sha256}.tar"
+
+    def _open(self, shard: int) -> int | None:
+        """Opens a cached shard and claims it against eviction for as long as it stays open."""
+        record = self.manifest.records[shard]
+        path = self._path(record)
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except OSError:
+            return None
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        if os.fstat(handle).st_size != record.size or not path.exists():
+            os.close(handle)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
+        os.utime(handle)
+        self._handles[shard] = handle
+        while len(self._handles) > _OPEN_FILES:
+            os.close(self._handles.popitem(last=False)[1])
+        return handle
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                while not self._wanted and not self._closed:
+                    self._lock.wait()
+                if self._closed:
+                    return
+                shard = self._wanted.popleft()
+                if shard in self._busy or self._path(self.manifest.records[shard]).exists():
+                    continue
+                self._busy.add(shard)
+            try:
+                self._download(shard)
+            except (ShardError, OSError) as error:  # a full or broken disk too: slower, never wrong
+                self.counters.add(cache_failures=1)
+                self.failures[shard] = str(error)
+            finally:
+                with self._lock:
+                    self._busy.discard(shard)
+
+    def _download(self, shard: int) -> None:
+        record = self.manifest.records[shard]
+        partial = self.folder / f"{TEMPORARY_PREFIX}{record.sha256}"
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return  # another process has it in hand
+            if self._path(record).exists() or not _same_file(handle, partial):
+                return  # another process was faster, or swept the name away before the lock was taken
+            with self._room():
+                if not self._make_room(record.size):
+                    partial.unlink(missing_ok=True)
+                    return
+                os.truncate(handle, 0)
+                os.truncate(handle, record.size)  # counts against the budget from now on
+            try:
+                seen = hashlib.sha256()
+                os.lseek(handle, 0, os.SEEK_SET)
+
+                def keep(data: bytes) -> None:
+                    if self._closed:
+                        raise _Closed
+                    seen.update(data)
+                    view = memoryview(data)
+                    while view:
+                        view = view[os.write(handle, view) :]
+
+                self.reader.copy(record.name, 0, record.size, keep)
+                if seen.hexdigest() != record.sha256:
+                    raise ShardCorrupt(
+                        f"{self.reader.store.describe(record.name)}: its sha256 is {seen.hexdigest()}, the manifest says {record.sha256}. "
+                        "Run python -m shards verify, then build or upload this shard again"
+                    )
+                os.replace(partial, self._path(record))
+                self.counters.add(cache_downloads=1)
+            except BaseException as error:
+                partial.unlink(missing_ok=True)
+                if isinstance(error, _Closed):
+                    return
+                raise
+        finally:
+            os.close(handle)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """One process of the node at a time counts and deletes."""
+        with _room_mutex:
+            fcntl.flock(self._room_lock, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._room_lock, fcntl.LOCK_UN)
+
+    def _make_room(self, size: int) -> bool:
+        """Deletes the least recently used shards that nobody has open until `size` bytes more fit."""
+        files = []
+        for path in self.folder.glob("*"):
+            with suppress(OSError):
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_size, path))
+        used = sum(size for _, size, _ in files)
+        for _, file_size, path in sorted(files, key=lambda file: file[0]):
+            if used + size <= self.budget:
+                break
+            if path.suffix == ".tar" and self._evict(path):
+                used -= file_size
+        self.counters.set(cache_bytes=used)
+        return used + size <= self.budget
+
+    def _evict(self, path: Path) -> bool:
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False  # somebody reads it
+        else:
+            path.unlink(missing_ok=True)
+            self.counters.add(cache_evictions=1)
+            return True
+        finally:
+            os.close(handle)
+
+    def _sweep(self) -> None:
+        """Removes what a killed process left half-written: partial files that nobody holds the lock of."""
+        for path in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
+            with suppress(OSError):
+                handle = os.open(path, os.O_RDWR)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)
+                except BlockingIOError:
+                    pass
+                finally:
+                    os.close(handle)
+
+
+def _same_file(handle: int, path: Path) -> bool:
+    try:
+        return os.fstat(handle).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
+
+
+class _Closed(Exception):
+    """The cache was closed while a download ran."""
+
+
+_room_mutex = threading.Lock()

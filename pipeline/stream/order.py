@@ -1,0 +1,248 @@
+"""The order of samples: a pure function of (manifest, seed, epoch, global batch), never of the machine.
+
+An epoch's shards are permuted and laid end to end: a virtual sequence of N samples. It is cut into lanes of exactly
+equal length by sample, so that ranks can't be uneven; a shard on a cut is read by two lanes. Inside a lane
+consecutive blocks of `shuffle_block` samples are permuted. A global batch takes the next `global_batch / lanes`
+samples of every lane, lane after lane, and a rank takes a contiguous share of it. So reads are sequential by shard,
+random inside a block, and a position is two integers: (epoch, samples consumed).
+
+A lane is N // lanes samples long, whatever the batch: the batch may change in mid-epoch to any multiple of the lanes
+and the order of the rest stays the same. What is left out at the end of the lanes adds up to exactly N mod
+global_batch samples, other ones each epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.keyed import permutation
+from shards.manifest import Manifest
+
+_SHARDS, _BLOCK = 1, 2  # what a permutation is for
+
+
+class OrderError(ValueError):
+    """A batch, a share or a position that the data set can't give."""
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One epoch's virtual sequence: `ends[i]` is the number of samples in the first i + 1 shards of `shards`."""
+
+    shards: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+
+class SampleOrder:
+    """Which samples make up which batch.
+
+    Args:
+        manifest: the data set.
+        seed: of the run.
+        global_batch: samples a step over all ranks.
+        lanes: canonical streams; the greatest common divisor of this and the batch is used.
+        shuffle_block: samples that are shuffled together inside a lane.
+        tail: `drop` leaves out the N mod global_batch samples of an epoch that fill no batch; `pad` fills the last batch up with
+            samples from the start of its lanes, so that no sample waits for another epoch and some come twice.
+
+    Raises:
+        OrderError: the data set holds less than one batch, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        seed: int,
+        global_batch: int,
+        lanes: int = 64,
+        shuffle_block: int = 4096,
+        tail: Literal["drop", "pad"] = "drop",
+    ) -> None:
+        if global_batch < 1 or lanes < 1 or shuffle_block < 1:
+            raise OrderError(f"global_batch {global_batch}, lanes {lanes} and shuffle_block {shuffle_block} must be 1 or more")
+        self.manifest = manifest
+        self.seed = seed
+        self.global_batch_size = global_batch
+        self.lanes = math.gcd(lanes, global_batch)
+        self.shuffle_block = shuffle_block
+        self.tail = tail
+        self.per_lane = global_batch // self.lanes
+        """Samples a batch takes from each lane."""
+        self.lane_length = -(-manifest.total_samples // self.lanes) if tail == "pad" else manifest.total_samples // self.lanes
+        """Samples of a lane in an epoch."""
+        if not self.batches_per_epoch():
+            raise OrderError(
+                f"the data set holds {manifest.total_samples} samples, less than one global batch of {global_batch}: "
+                "lower training.global_batch, or set data.tail to pad"
+            )
+        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, int, int], NDArray[np.int64]] = OrderedDict()
+
+    def batches_per_epoch(self, epoch: int = 0) -> int:
+        """Batches in an epoch; the same in every epoch of one data set."""
+        del epoch
+        if self.tail == "pad":
+            return -(-self.lane_length // self.per_lane) if self.manifest.total_samples else 0
+        return self.lane_length // self.per_lane
+
+    def global_batch(self, epoch: int, index: int) -> NDArray[np.int64]:
+        """The sample ids of one batch, over all ranks.
+
+        Args:
+            epoch: from 0.
+            index: of the batch in the epoch, from 0.
+
+        Returns:
+            int64 (global_batch,), lane after lane.
+
+        Raises:
+            OrderError: the epoch has no such batch.
+        """
+        return self.take(epoch, index * self.global_batch_size, slice(0, self.global_batch_size))
+
+    def share(self, rank: int, world_size: int, unit: int = 1) -> slice:
+        """A rank's contiguous part of every global batch. Shares differ by at most one unit.
+
+        Args:
+            rank: 0 to world_size - 1.
+            world_size: ranks.
+            unit: samples that stay together (a batch-norm group).
+
+        Raises:
+            OrderError: more ranks than units, or a batch that is no multiple of the unit.
+        """
+        return share(self.global_batch_size, rank, world_size, unit)
+
+    def take(self, epoch: int, consumed: int, part: slice) -> NDArray[np.int64]:
+        """The sample ids of a part of the batch that starts after `consumed` samples of the epoch.
+
+        Args:
+            epoch: from 0.
+            consumed: samples of the epoch that earlier batches took, a multiple of the lanes.
+            part: places of the global batch, as `share` gives them.
+
+        Returns:
+            int64 (part.stop - part.start,).
+
+        Raises:
+            OrderError: the epoch has no such batch.
+        """
+        first = self._lane_position(epoch, consumed)
+        pieces = []
+        for lane in range(part.start // self.per_lane, -(-part.stop // self.per_lane)):
+            start, stop = (min(max(edge - lane * self.per_lane, 0), self.per_lane) for edge in (part.start, part.stop))
+            pieces.append(self._lane_ids(epoch, lane, first + start, first + stop))
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+    def substitutes(self, epoch: int, consumed: int, place: int) -> Iterator[int]:
+        """What replaces an unreadable sample: the samples that follow it in its block, then those before it.
+
+        Args:
+            epoch: from 0.
+            consumed: samples of the epoch that earlier batches took.
+            place: of the unreadable sample in the global batch.
+        """
+        lane, offset = divmod(place, self.per_lane)
+        position = (self._lane_position(epoch, consumed) + offset) % self.lane_length
+        block = self._block(epoch, lane, position // self.shuffle_block)
+        within = position % self.shuffle_block
+        yield from (int(sample) for sample in np.roll(block, -within)[1:])
+
+    def shards_ahead(self, epoch: int, consumed: int, part: slice, blocks: int) -> Iterator[int]:
+        """The shards that a rank needs soon: those of the block of a position, then of the blocks after it, into the next epoch.
+
+        Args:
+            epoch: from 0.
+            consumed: samples of the epoch that earlier batches took.
+            part: the rank's places of the global batch.
+            blocks: how many blocks of every lane to look ahead, the position's own included.
+
+        Yields:
+            Places in the manifest, soonest first, some of them again.
+        """
+        block, last = consumed // self.lanes // self.shuffle_block, (self.lane_length - 1) // self.shuffle_block
+        for _ in range(blocks):
+            if block > last:
+                epoch, block = epoch + 1, 0
+            order = self._epoch(epoch)
+            for lane in range(part.start // self.per_lane, -(-part.stop // self.per_lane)):
+                start = lane * self.lane_length + block * self.shuffle_block
+                stop = min(start + self.shuffle_block, (lane + 1) * self.lane_length, self.manifest.total_samples)
+                low, high = np.searchsorted(order.ends, [start, stop - 1], side="right")
+                yield from (int(shard) for shard in order.shards[low : high + 1] if self.manifest.samples[shard])
+            block += 1
+
+    def has_batch(self, consumed: int) -> bool:
+        """Whether an epoch has one more batch after `consumed` samples of it."""
+        position = consumed // self.lanes
+        return position < self.lane_length if self.tail == "pad" else position + self.per_lane <= self.lane_length
+
+    def _lane_position(self, epoch: int, consumed: int) -> int:
+        if epoch < 0 or consumed < 0 or consumed % self.lanes or not self.has_batch(consumed):
+            raise OrderError(
+                f"epoch {epoch} has no batch of {self.global_batch_size} after {consumed} samples of {self.manifest.total_samples}"
+            )
+        return consumed // self.lanes
+
+    def _lane_ids(self, epoch: int, lane: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Ids at lane positions [start, stop); past the end of the lane they start over (tail: pad)."""
+        pieces = []
+        while start < stop:
+            position = start % self.lane_length
+            number, within = divmod(position, self.shuffle_block)
+            block = self._block(epoch, lane, number)
+            piece = block[within : within + stop - start]
+            pieces.append(piece)
+            start += len(piece)
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+    def _block(self, epoch: int, lane: int, number: int) -> NDArray[np.int64]:
+        key = (epoch, lane, number)
+        found = self._blocks.get(key)
+        if found is not None:
+            self._blocks.move_to_end(key)
+            return found
+        start = number * self.shuffle_block
+        length = min(self.shuffle_block, self.lane_length - start)
+        places = lane * self.lane_length + start + permutation(length, self.seed, _BLOCK, epoch, lane, number)
+        block = self._ids(epoch, places % self.manifest.total_samples)
+        self._blocks[key] = block
+        while len(self._blocks) > 2 * self.lanes + 2:  # this block and the next of every lane
+            self._blocks.popitem(last=False)
+        return block
+
+    def _ids(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sample ids at places of the epoch's virtual sequence."""
+        order = self._epoch(epoch)
+        at = np.searchsorted(order.ends, places, side="right")
+        shard = order.shards[at]
+        return self.manifest.starts[shard] + places - (order.ends[at] - self.manifest.samples[shard])
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        found = self._epochs.get(epoch)
+        if found is None:
+            shards = permutation(len(self.manifest.records), self.seed, _SHARDS, epoch)
+            found = self._epochs[epoch] = _Epoch(shards, np.cumsum(self.manifest.samples[shards]))
+            while len(self._epochs) > 2:
+                self._epochs.popitem(last=False)
+        return found
+
+
+def share(global_batch: int, rank: int, world_size: int, unit: int = 1) -> slice:
+    """`SampleOrder.share` for any batch."""
+    if unit < 1 or global_batch % unit:
+        raise OrderError(f"a global batch of {global_batch} is not a multiple of the batch-norm group of {unit}: make it one")
+    units = global_batch // unit
+    if not 0 <= rank < world_size:
+        raise OrderError(f"rank {rank} is not one of {world_size}")
+    if world_size > units:
+        what = "samples" if unit == 1 else f"batch-norm groups of {unit}"
+        raise OrderError(f"{world_size} ranks share {units} {what} a step: start at most {units} ranks or raise training.global_batch")
+    return slice(rank * units // world_size * unit, (rank + 1) * units // world_size * unit)

@@ -1,0 +1,212 @@
+"""Reads bytes from a store until they are all there or the store has had its chances.
+
+A request that breaks off, stalls or answers 5xx, SlowDown or too little goes on where it stopped, by range and, on
+S3, under the condition that the object is still the same (If-Match), after an exponential pause with jitter. The end
+of an object is the size in the manifest, never what the server says: a short body with a matching Content-Length is
+silent in every client. What can't pass by waiting (no such object, no permission, another object under the name) ends
+at once with the object's name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pipeline.stream.counters import Counters
+from shards.errors import ShardCorrupt, ShardError, StoreError
+from shards.store import Options, Store
+
+T = TypeVar("T")
+Sink = Callable[[bytes], Any]
+_CHUNK = 1 << 20
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 20.0
+
+
+class ShardUnavailable(StoreError):
+    """A shard can't be had after every retry. Names the shard."""
+
+
+class _Final(Exception):
+    """A failure that waiting does not mend."""
+
+
+class _Short(OSError):
+    """The store ended a body before the bytes that were asked for."""
+
+
+@dataclass
+class _Progress:
+    """How far one read has come, over all its attempts."""
+
+    position: int
+    etag: str | None = None
+    failures: list[str] = field(default_factory=list)
+
+
+def reading_store(url: str, options: Options, stall_seconds: float) -> Store:
+    """A store for a `ResumingReader`: a client of its own that leaves every retry to the reader, so that a wait is
+    bounded by what is configured and each retry is counted."""
+    if not url.startswith("s3://"):
+        return Store(url, options)
+    own = {"retries": {"max_attempts": 0}, "connect_timeout": stall_seconds, "read_timeout": stall_seconds}
+    store = Store(url, {"config_kwargs": own, "skip_instance_cache": True, **options})
+    store.fs.retries = 1
+    return store
+
+
+class ResumingReader:
+    """Byte-exact reads of the objects of one store.
+
+    Args:
+        store: where the objects are. Make reader and store in the process that uses them.
+        retries: attempts after the first without any progress in between.
+        stall_seconds: longest wait for the next bytes of a request.
+        counters: gets bytes_read_store, store_requests, store_request_seconds, store_retries.
+    """
+
+    def __init__(self, store: Store, retries: int = 8, stall_seconds: float = 60.0, counters: Counters | None = None) -> None:
+        self.store = store
+        self.retries = retries
+        self.stall_seconds = stall_seconds
+        self.counters = counters or Counters()
+        protocol = store.fs.protocol if isinstance(store.fs.protocol, tuple) else (store.fs.protocol,)
+        self._s3 = "s3" in protocol
+
+    def range(self, name: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of an object, all of them.
+
+        Raises:
+            ShardUnavailable: not to be had after the retries.
+            ShardCorrupt: the object is too short.
+        """
+        if self.store.local is not None:
+            return self._local_range(name, start, end)
+        parts: list[bytes] = []
+        self.copy(name, start, end, parts.append)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _local_range(self, name: str, start: int, end: int) -> bytes:
+        path = self.store.path(name)
+        try:
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                data = os.pread(handle, end - start, start)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise ShardUnavailable(f"{path}: {error.strerror}. Is the data set complete, and may it be read?") from error
+        self.counters.add(store_requests=1, bytes_read_store=len(data))
+        if len(data) != end - start:
+            raise ShardCorrupt(f"{path}: cut short: ends at byte {start + len(data)} of {end}. Build or copy this shard again")
+        return data
+
+    def copy(self, name: str, start: int, end: int, sink: Sink) -> None:
+        """Hands bytes [start, end) of an object to `sink`, in order, each once.
+
+        Raises:
+            ShardUnavailable: not to be had after the retries.
+            ShardCorrupt: the object is too short, or was replaced while it was read.
+        """
+        if start >= end:
+            return
+        progress = _Progress(start)
+        idle = 0
+        while progress.position < end:
+            before, began = progress.position, time.monotonic()
+            try:
+                self._attempt(name, progress, end, sink)
+            except _Final as error:
+                raise ShardUnavailable(f"{self.store.describe(name)}: {error}") from error.__cause__
+            except (ShardCorrupt, ShardUnavailable):
+                raise
+            except Exception as error:  # whatever a client library raises: none of them documents all it can
+                idle = 0 if progress.position > before else idle + 1
+                progress.failures.append(f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}")
+                if idle > self.retries:
+                    raise self._given_up(name, progress, end) from error
+                self.counters.add(store_retries=1)
+                time.sleep(random.uniform(0.5, 1.0) * min(_FIRST_PAUSE * 2**idle, _LONGEST_PAUSE))
+            finally:
+                self.counters.add(
+                    store_requests=1,
+                    store_request_seconds=time.monotonic() - began,
+                    bytes_read_store=progress.position - before,
+                )
+
+    def _given_up(self, name: str, progress: _Progress, end: int) -> ShardError:
+        size = None
+        with suppress(StoreError):
+            size = self.store.size(name)
+        what = self.store.describe(name)
+        if size is not None and size < end:
+            return ShardCorrupt(f"{what}: cut short: {size} bytes are there where {end} are needed. Build or upload this shard again")
+        return ShardUnavailable(
+            f"{what}: gave up at byte {progress.position} after {len(progress.failures)} failures, the last: {progress.failures[-1]}. "
+            "Check the store, or raise data.retries"
+        )
+
+    def _attempt(self, name: str, progress: _Progress, end: int, sink: Sink) -> None:
+        try:
+            if self._s3:
+                _in_loop(self.store.fs.loop, self._from_s3(name, progress, end, sink))
+            else:
+                self._from_any(name, progress, end, sink)
+        except FileNotFoundError as error:
+            raise _Final("no such object. Is the bucket or folder right, and the data set complete?") from error
+        except PermissionError as error:
+            reason = " ".join(str(error).split())
+            raise _Final(f"access refused ({reason}). Check the credentials and what they may do") from error
+
+    def _from_any(self, name: str, progress: _Progress, end: int, sink: Sink) -> None:
+        path = self.store.path(name)
+        while progress.position < end:
+            data = self.store.fs.cat_file(path, start=progress.position, end=min(end, progress.position + 16 * _CHUNK))
+            if not data:
+                raise _Short(f"nothing came after byte {progress.position}")
+            sink(data)
+            progress.position += len(data)
+
+    async def _from_s3(self, name: str, progress: _Progress, end: int, sink: Sink) -> None:
+        fs: Any = self.store.fs
+        bucket, key, _ = fs.split_path(self.store.path(name))
+        condition = {"IfMatch": progress.etag} if progress.etag else {}
+        response = await asyncio.wait_for(
+            fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={progress.position}-{end - 1}", **condition), self.stall_seconds
+        )
+        body = response["Body"]
+        try:
+            if progress.etag and response.get("ETag") != progress.etag:
+                raise ShardCorrupt(
+                    f"{self.store.describe(name)}: replaced by another object while it was read. Start again, or make the manifest anew"
+                )
+            progress.etag = response.get("ETag")
+            served = str(response.get("ContentRange") or "")
+            if progress.position and not served.startswith(f"bytes {progress.position}-"):
+                raise OSError(f"the store answered the range {served or 'missing'} to bytes={progress.position}-{end - 1}")
+            while progress.position < end:
+                data = await asyncio.wait_for(body.read(min(_CHUNK, end - progress.position)), self.stall_seconds)
+                if not data:
+                    raise _Short(f"the body ended at byte {progress.position} of {end}")
+                sink(data)
+                progress.position += len(data)
+            if await asyncio.wait_for(body.read(1), self.stall_seconds):
+                body.close()  # more came than was asked for
+        except BaseException:
+            body.close()  # the rest of a broken body must not go back into the pool of connections
+            raise
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, action: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine in the file system's own thread and waits for it; an interrupted wait cancels it."""
+    running = asyncio.run_coroutine_threadsafe(action, loop)
+    try:
+        return running.result()
+    except BaseException:
+        running.cancel()
+        raise

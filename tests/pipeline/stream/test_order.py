@@ -1,0 +1,158 @@
+"""The order of samples is a pure function of data set, seed, epoch and batch."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.stream.order import OrderError, SampleOrder, share
+from shards.manifest import Manifest, ShardRecord
+
+
+def make_manifest(counts: list[int]) -> Manifest:
+    return Manifest(
+        tuple(ShardRecord(f"shard-{number:06d}.tar", count * 100, f"{number:064x}", count, "") for number, count in enumerate(counts))
+    )
+
+
+manifests = st.lists(st.integers(0, 300), min_size=1, max_size=30).filter(lambda counts: sum(counts) >= 1).map(make_manifest)
+
+
+@st.composite
+def orders(draw: st.DrawFn, tail: str = "drop") -> SampleOrder:
+    manifest = draw(manifests)
+    batch = draw(st.integers(1, min(manifest.total_samples, 96)))
+    return SampleOrder(
+        manifest,
+        draw(st.integers(0, 2**40)),
+        batch,
+        draw(st.sampled_from([1, 2, 3, 8, 64])),
+        draw(st.integers(1, 200)),
+        tail,  # type: ignore[arg-type]
+    )
+
+
+def epoch_ids(order: SampleOrder, epoch: int) -> np.ndarray:
+    return np.concatenate([order.global_batch(epoch, index) for index in range(order.batches_per_epoch(epoch))])
+
+
+@settings(max_examples=150, deadline=None)
+@given(orders(), st.integers(0, 3))
+def test_an_epoch_delivers_each_sample_once_and_leaves_out_less_than_a_batch(order: SampleOrder, epoch: int) -> None:
+    ids = epoch_ids(order, epoch)
+    assert len(np.unique(ids)) == len(ids)
+    assert ids.min() >= 0
+    assert ids.max() < order.manifest.total_samples
+    assert order.manifest.total_samples - len(ids) == order.manifest.total_samples % order.global_batch_size
+
+
+@settings(max_examples=80, deadline=None)
+@given(orders(tail="pad"))
+def test_a_padded_epoch_delivers_every_sample(order: SampleOrder) -> None:
+    ids = epoch_ids(order, 0)
+    assert set(ids.tolist()) == set(range(order.manifest.total_samples))
+    assert len(ids) < order.manifest.total_samples + order.global_batch_size + order.lanes * order.per_lane
+
+
+@settings(max_examples=80, deadline=None)
+@given(orders(), st.integers(1, 12))
+def test_shares_of_any_number_of_ranks_make_up_the_global_batch(order: SampleOrder, world: int) -> None:
+    world = min(world, order.global_batch_size)
+    index = order.batches_per_epoch() - 1
+    consumed = index * order.global_batch_size
+    parts = [order.take(0, consumed, order.share(rank, world)) for rank in range(world)]
+    np.testing.assert_array_equal(np.concatenate(parts), order.global_batch(0, index))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 8))
+def test_shares_differ_by_at_most_one_unit(units: int, world: int, unit: int) -> None:
+    if world > units:
+        with pytest.raises(OrderError, match="start at most"):
+            share(units * unit, 0, world, unit)
+        return
+    shares = [share(units * unit, rank, world, unit) for rank in range(world)]
+    sizes = [part.stop - part.start for part in shares]
+    assert sum(sizes) == units * unit
+    assert all(size % unit == 0 for size in sizes)
+    assert max(sizes) - min(sizes) <= unit
+    assert all(left.stop == right.start for left, right in itertools.pairwise(shares))
+
+
+@settings(max_examples=60, deadline=None)
+@given(orders(), st.data())
+def test_the_batch_may_change_in_mid_epoch_to_any_multiple_of_the_lanes(order: SampleOrder, data: st.DataObject) -> None:
+    change = data.draw(st.integers(0, order.batches_per_epoch()))
+    other = SampleOrder(
+        order.manifest, order.seed, order.lanes * data.draw(st.integers(1, max(1, order.lane_length))), order.lanes, order.shuffle_block
+    )
+    ids = [order.global_batch(0, index) for index in range(change)]
+    consumed = change * order.global_batch_size
+    while other.has_batch(consumed):
+        ids.append(other.take(0, consumed, slice(0, other.global_batch_size)))
+        consumed += other.global_batch_size
+    delivered = np.concatenate([np.empty(0, np.int64), *ids])
+    assert len(np.unique(delivered)) == len(delivered)
+    per_lane_left = order.lane_length - consumed // order.lanes
+    assert per_lane_left < other.per_lane
+
+
+def test_a_fresh_order_gives_the_same_batch_at_any_position() -> None:
+    manifest = make_manifest([1, 5000, 3, 700, 64])
+    walked = SampleOrder(manifest, 7, 96, 64, 128)
+    for index in range(walked.batches_per_epoch(2)):
+        fresh = SampleOrder(manifest, 7, 96, 64, 128)
+        np.testing.assert_array_equal(walked.global_batch(2, index), fresh.global_batch(2, index))
+
+
+def test_seed_and_epoch_give_other_orders() -> None:
+    manifest = make_manifest([200] * 5)
+    batches = {tuple(SampleOrder(manifest, seed, 64).global_batch(epoch, 0)) for seed in range(4) for epoch in range(4)}
+    assert len(batches) == 16
+
+
+def test_the_order_is_pinned() -> None:
+    """A change of these numbers would silently give every running experiment another order."""
+    order = SampleOrder(make_manifest([10, 20, 30, 40]), 1, 8, 64, 16)
+    assert order.global_batch(0, 0).tolist() == [62, 75, 87, 33, 48, 1, 2, 24]
+    assert order.global_batch(3, 11).tolist() == [63, 81, 94, 97, 28, 8, 43, 54]
+
+
+@settings(max_examples=60, deadline=None)
+@given(orders(), st.data())
+def test_substitutes_are_the_other_samples_of_the_block(order: SampleOrder, data: st.DataObject) -> None:
+    index = data.draw(st.integers(0, order.batches_per_epoch() - 1))
+    place = data.draw(st.integers(0, order.global_batch_size - 1))
+    bad = order.global_batch(0, index)[place]
+    found = list(order.substitutes(0, index * order.global_batch_size, place))
+    assert bad not in found
+    assert len(set(found)) == len(found)
+    assert len(found) <= order.shuffle_block - 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(orders(), st.data())
+def test_the_shards_ahead_hold_the_samples_of_the_block(order: SampleOrder, data: st.DataObject) -> None:
+    index = data.draw(st.integers(0, order.batches_per_epoch() - 1))
+    world = data.draw(st.integers(1, min(5, order.global_batch_size)))
+    part = order.share(data.draw(st.integers(0, world - 1)), world)
+    consumed = index * order.global_batch_size
+    ahead = set(order.shards_ahead(0, consumed, part, blocks=2))
+    shards, _ = order.manifest.locate(order.take(0, consumed, part)[: 1 + order.shuffle_block // 2])
+    assert set(shards.tolist()) <= ahead
+
+
+def test_too_small_a_data_set_and_wrong_positions_are_refused() -> None:
+    with pytest.raises(OrderError, match="less than one global batch"):
+        SampleOrder(make_manifest([10]), 0, 11)
+    order = SampleOrder(make_manifest([100]), 0, 10)
+    with pytest.raises(OrderError, match="no batch"):
+        order.global_batch(0, 10)
+    with pytest.raises(OrderError, match="no batch"):
+        order.take(0, 3, slice(0, 1))
+    with pytest.raises(OrderError, match="multiple of the batch-norm group"):
+        order.share(0, 1, unit=3)

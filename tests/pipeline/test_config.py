@@ -1,0 +1,133 @@
+"""Settings come from a file and the command line, and what is wrong with them is said before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Config, ConfigError, OptimiserConfig, from_mapping, parse, to_mapping
+
+
+@dataclass(frozen=True)
+class Method:
+    """Settings of a recipe."""
+
+    layout: Literal["caffenet", "torchvision"] = "caffenet"
+    """Which."""
+    std: float | None = None
+    """Deviation."""
+    sizes: tuple[int, ...] = (1, 2)
+    """Some."""
+    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(learning_rate=2e-3))
+
+
+METHODS = {"features": Method, "other": OptimiserConfig}
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "settings.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    file = write(
+        tmp_path, "data: {shards: here, flip: false}\ntraining: {steps: 7, max_gradient_norm: 1e-1}\nmethod: {std: 1, sizes: [3]}\n"
+    )
+    config = parse(METHODS, ["--config", file, "--training.steps", "9", "--method.layout=torchvision"])
+    assert (config.training.steps, config.training.max_gradient_norm, config.training.global_batch) == (9, 0.1, 256)
+    assert (config.data.shards, config.data.flip) == ("here", False)
+    assert config.method == Method("torchvision", 1.0, (3,))
+    assert config.method.optimiser.learning_rate == 2e-3
+
+
+def test_the_recipe_decides_what_the_method_is() -> None:
+    assert isinstance(parse(METHODS, ["--recipe", "other", "--data.shards", "x"]).method, OptimiserConfig)
+    with pytest.raises(ConfigError, match=r"'feature' is not a recipe\. Did you mean 'features'"):
+        parse(METHODS, ["--recipe", "feature"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {shard: x}", "data.shard: no such setting. Did you mean 'shards'"),
+        ("trainin: {}", "trainin: no such setting. Did you mean 'training'"),
+        ("method: {optimiser: {learning_rat: 1}}", "method.optimiser.learning_rat: no such setting. Did you mean 'learning_rate'"),
+        ("training: {steps: many}", "training.steps: 'many' is not int"),
+        ("training: {steps: true}", "training.steps: True is not int"),
+        ("training: {steps: 1.5}", "training.steps: 1.5 is not int"),
+        ("training: {precision: fp16}", "training.precision: 'fp16' is not one of 'fp32', 'bf16'"),
+        ("training: 3", "training: 3 is not a table of settings"),
+        ("method: {optimiser: {betas: [0.9]}}", "method.optimiser.betas"),
+        ("data: {storage_options: {key: 3}}", "data.storage_options.key: 3 is not str"),
+        ("[1, 2]", "holds list, not a table"),
+        ("a: [", "not readable as YAML"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(METHODS, ["--config", write(tmp_path, text), "--data.shards", "x"])
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none.yaml: No such file"):
+        parse(METHODS, ["--config", str(tmp_path / "none.yaml")])
+    with pytest.raises(ConfigError, match="--config: a value is missing"):
+        parse(METHODS, ["--config"])
+
+
+def test_an_unknown_argument_ends_with_the_nearest_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(METHODS, ["--data.shard", "x"])
+    assert stopped.value.code == 2
+    assert "--data.shards" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "data.shards: give the URL"),
+        (["--data.shards", "x", "--training.steps", "0"], "training.steps: 0 is below 1"),
+        (["--data.shards", "x", "--training.micro_batch", "-1"], "training.micro_batch"),
+        (["--data.shards", "x", "--data.max_bad_fraction", "nan"], "data.max_bad_fraction"),
+        (["--data.shards", "x", "--data.stall_seconds", "0"], "data.stall_seconds: 0.0 is not above 0"),
+        (["--data.shards", "x", "--run", ""], "run: give the folder"),
+    ],
+)
+def test_values_that_no_run_could_use_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(METHODS, arguments)
+
+
+def test_help_tells_meaning_and_default_of_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(METHODS, ["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for expected in ("--training.global_batch", "default: 256", "never changes with the number", "--method.layout", "--config FILE.yaml"):
+        assert expected in " ".join(text.split())
+
+
+@given(st.integers(1, 10**6), st.floats(0, 10), st.sampled_from(["random", "random_resized", "center"]))
+def test_what_is_written_is_what_is_read(steps: int, norm: float, crop: str) -> None:
+    config = parse(
+        METHODS, ["--data.shards", "x", "--training.steps", str(steps), "--training.max_gradient_norm", repr(norm), "--data.crop", crop]
+    )
+    again = from_mapping(Config, yaml.safe_load(yaml.safe_dump(to_mapping(config))), method=Method)
+    assert again == config
+
+
+def test_secrets_are_not_written() -> None:
+    config = parse(
+        METHODS, ["--data.shards", "x", "--data.storage_options", "endpoint_url", "http://x", "secret", "hidden", "key", "hidden"]
+    )
+    assert config.data.storage_options["secret"] == "hidden"
+    written = to_mapping(config)
+    assert "hidden" not in str(written)
+    assert written["data"]["storage_options"]["endpoint_url"] == "http://x"
