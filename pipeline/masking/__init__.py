@@ -1,0 +1,52 @@
+"""Which pixels of a sample are dropped (section 3.2).
+
+In: a random 64-bit key for the sample and epoch, and the bool array (H, W) of its place in the batch. Out: that array with True where
+pixels are dropped. A mask is a pure function of the key and the shape, so that it depends on neither ranks, threads nor interruptions.
+Whatever has `draw(key, out)` is a generator; the three of the paper are here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+from pipeline.masking.block import RandomBlock
+from pipeline.masking.central import CentralRegion
+from pipeline.masking.coverage import check_fractions
+from pipeline.masking.region import RandomRegion
+from pipeline.masking.silhouette import Silhouette, generated_silhouettes
+
+__all__ = ["CentralRegion", "MaskConfig", "RandomBlock", "RandomRegion", "Silhouette", "generated_silhouettes", "mask_source"]
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which pixels are dropped."""
+
+    kind: Literal["region", "block", "central"] = "region"
+    """region: irregular shapes pasted anywhere (the paper's choice for features); block: several squares; central: one fixed
+    square in the middle."""
+    max_fraction: float = 0.25
+    """Largest share of the pixels that is dropped, at most 0.5; with central the share of the fixed square."""
+    min_fraction: float = 0.1
+    """Smallest share of the pixels that is dropped, at most half of the largest; not used with central."""
+    overlap: int = 0
+    """Pixels on each side of the central square that stay visible although they are predicted too; central only."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("region", "block", "central"):
+            raise ValueError(f"kind: {self.kind!r} is none of 'region', 'block', 'central'")
+        check_fractions(self.min_fraction, self.max_fraction)
+        if self.overlap < 0:
+            raise ValueError(f"overlap: {self.overlap} is negative")
+        if self.overlap and self.kind != "central":
+            raise ValueError(f"overlap: {self.overlap} pixels need kind 'central', this is {self.kind!r}")
+
+
+def mask_source(config: MaskConfig) -> RandomRegion | RandomBlock | CentralRegion:
+    """The generator that a configuration names."""
+    if config.kind == "central":
+        return CentralRegion(sqrt(config.max_fraction), config.overlap)
+    generator = RandomBlock if config.kind == "block" else RandomRegion
+    return generator(config.max_fraction, config.min_fraction)

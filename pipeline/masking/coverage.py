@@ -1,0 +1,54 @@
+"""How much of an image a mask may drop, in pixels, and a mask that always keeps to it."""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST_FRACTION = 0.5
+
+
+def check_fractions(min_fraction: float, max_fraction: float) -> None:
+    """Refuses limits that no generator could keep.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if not 0 < max_fraction <= LARGEST_FRACTION:
+        raise ValueError(f"max_fraction: {max_fraction} is not above 0 and at most {LARGEST_FRACTION}")
+    if not 0 < min_fraction <= max_fraction / 2:
+        raise ValueError(f"min_fraction: {min_fraction} is not above 0 and at most half of max_fraction ({max_fraction / 2})")
+
+
+def pixel_limits(height: int, width: int, min_fraction: float, max_fraction: float) -> tuple[int, int]:
+    """The fewest and the most pixels that a mask of a shape may drop: both fractions are rounded down, the least is 1.
+
+    Raises:
+        ValueError: the image is so small that the largest fraction of it is less than a pixel.
+    """
+    most = int(max_fraction * height * width)
+    if most < 1:
+        raise ValueError(f"max_fraction: {max_fraction} of {height}x{width} pixels is less than one pixel")
+    return max(1, int(min_fraction * height * width)), most
+
+
+def draw_rectangle(word: int, most: int, out: NDArray[np.bool_]) -> None:
+    """A rectangle, as square as the image allows, of at least `most / 2` and at most `most` pixels.
+
+    What a generator falls back to when chance gave it nothing within the limits several times.
+
+    Args:
+        word: 64 random bits, for its place.
+        most: pixels, at most half of the image.
+        out: bool (H, W), overwritten.
+    """
+    height, width = out.shape
+    tall = min(height, isqrt(most))
+    wide = min(width, most // tall)
+    tall = min(height, most // wide)
+    top = (word & 0xFFFFFFFF) * (height - tall + 1) >> 32
+    left = (word >> 32) * (width - wide + 1) >> 32
+    out.fill(False)
+    out[top : top + tall, left : left + wide] = True

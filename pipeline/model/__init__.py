@@ -1,0 +1,31 @@
+"""The networks (sections 3.1 and 5), each float32, contiguous NCHW or channels_last.
+
+In: context images, float (n, 3, H, W), and one random key a sample, int64 (n,), from which dropout and noise are drawn. Out: the predicted
+pixels, or logits. Nothing random and no statistic of a batch depends on the number of ranks or on the micro-batch.
+"""
+
+from __future__ import annotations
+
+from pipeline.model.batch_norm import GroupedBatchNorm2d, discard_statistics, fold_statistics
+from pipeline.model.channelwise import Bottleneck, ChannelwiseFullyConnected
+from pipeline.model.decoder import Decoder
+from pipeline.model.discriminator import Discriminator
+from pipeline.model.encoder import Encoder
+from pipeline.model.features_network import FeaturesNetwork
+from pipeline.model.inpainting_network import Generator
+from pipeline.model.sample_random import keyed_normals, keyed_uniforms
+
+__all__ = [
+    "Encoder",
+    "ChannelwiseFullyConnected",
+    "Bottleneck",
+    "Decoder",
+    "FeaturesNetwork",
+    "Generator",
+    "Discriminator",
+    "GroupedBatchNorm2d",
+    "fold_statistics",
+    "discard_statistics",
+    "keyed_uniforms",
+    "keyed_normals",
+]

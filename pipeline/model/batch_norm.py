@@ -1,0 +1,114 @@
+"""Batch normalisation whose statistics depend neither on the number of ranks nor on the micro-batch.
+
+Statistics are taken over consecutive groups of a fixed number of samples; ranks and micro-batches get whole groups. Training forwards
+only add up what they saw, and once a step `fold_statistics` moves the running statistics by the average over every group of the global
+batch. The cost beside `nn.BatchNorm2d` is one call for each group of a micro-batch, and the copy that joins them where there are several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GroupedBatchNorm2d(nn.Module):
+    """Normalises each channel over groups of samples, with the numbers of `nn.BatchNorm2d` where a group is the batch.
+
+    In training each group of `group` consecutive samples is normalised by its own mean and variance; in evaluation, any number of
+    samples by the running ones. Statistics are float32 whatever the input. A forward counts for the running statistics when gradients
+    are enabled and the layer's own weight wants one: another player's turn, and a forward without gradient, leave no trace.
+
+    Args:
+        channels: of the input.
+        group: samples that are normalised together.
+        momentum: share by which a step moves the running statistics.
+        epsilon: added to the variance.
+
+    Raises:
+        ValueError: from a training forward of samples that are not whole groups, or of a single value a channel.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    running_mean: Tensor
+    running_var: Tensor
+    accumulated: Tensor
+
+    def __init__(self, channels: int, group: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        if group < 1:
+            raise ValueError(f"group: {group} samples can't be normalised")
+        self.channels = channels
+        self.group = group
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        # sums over groups of mean and of unbiased variance, then the number of groups; float64, so that the order of adding leaves no trace
+        self.register_buffer("accumulated", torch.zeros(2 * channels + 1, dtype=torch.float64), persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Normalises float (n, channels, H, W)."""
+        if not self.training:
+            return F.batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.epsilon)
+        count = values.shape[0]
+        if count == 0 or count % self.group:
+            raise ValueError(
+                f"batch norm: {count} samples are not whole groups of {self.group}: make the group divide training.micro_batch "
+                "and the share of every rank, or evaluate with network.eval()"
+            )
+        if self.group * values.shape[2] * values.shape[3] < 2:
+            raise ValueError(
+                "batch norm: a group of 1 sample has one value a channel here, whose variance is unknown: take groups of 2 or more"
+            )
+        groups = (values,) if count == self.group else torch.split(values, self.group)  # one group is not copied
+        statistics = self.running_mean.new_zeros(2, len(groups), self.channels)
+        # a momentum of 1 makes the buffers of a call the statistics of its group
+        normalised = [
+            F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.epsilon)
+            for part, mean, variance in zip(groups, statistics[0], statistics[1], strict=True)
+        ]
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            sums = statistics.sum(dim=1, dtype=torch.float64).flatten()
+            self.accumulated.add_(torch.cat([sums, sums.new_full((1,), len(groups))]))
+        return normalised[0] if len(normalised) == 1 else torch.cat(normalised)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{self.channels}, group={self.group}, momentum={self.momentum}, epsilon={self.epsilon}"
+
+
+def fold_statistics(module: nn.Module, reduce: Callable[[Tensor], Tensor]) -> None:
+    """Moves the running statistics of every layer by what the forwards since the last time saw, once a step and on every rank.
+
+    Args:
+        module: a network, bare.
+        reduce: sums a float64 tensor over the ranks; called once where the network has batch norm, else not at all.
+    """
+    layers = _layers(module)
+    if not layers:
+        return
+    with torch.no_grad():
+        summed = reduce(torch.cat([layer.accumulated for layer in layers]))
+        for layer, part in zip(layers, torch.split(summed, [layer.accumulated.numel() for layer in layers]), strict=True):
+            count = part[-1]
+            mean, variance = (part[:-1] / count.clamp(min=1)).view(2, layer.channels)
+            share = layer.momentum * (count > 0)  # a layer that saw nothing stays; asking would wait for the device
+            layer.running_mean.copy_(torch.lerp(layer.running_mean.double(), mean, share))
+            layer.running_var.copy_(torch.lerp(layer.running_var.double(), variance, share))
+    discard_statistics(module)
+
+
+def discard_statistics(module: nn.Module) -> None:
+    """Forgets what the forwards since the last fold saw, for a step that is not taken."""
+    for layer in _layers(module):
+        layer.accumulated.zero_()
+
+
+def _layers(module: nn.Module) -> list[GroupedBatchNorm2d]:
+    return [layer for layer in module.modules() if isinstance(layer, GroupedBatchNorm2d)]

@@ -1,0 +1,81 @@
+"""The decoder of the features recipe: five up-convolutions (section 3.1), then a resize to the predicted resolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.batch_norm import GroupedBatchNorm2d
+from pipeline.model.initialisation import gaussian_start
+
+MAPS = (128, 64, 64, 32, 3)
+
+
+class BilinearResize(nn.Module):
+    """Resizes square maps bilinearly, pixel centres at half integers, in float32.
+
+    As two matrix products: unlike the backward pass of `F.interpolate` on a GPU, which adds in any order, they give the same bits every
+    time. When a size shrinks to less than half, pixels in between are passed over.
+
+    Args:
+        source: side of the maps that come in.
+        target: side of the maps that go out.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__()
+        place = ((torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5).clamp(min=0)
+        before, row = place.floor().long(), torch.arange(target)
+        matrix = torch.zeros(target, source, dtype=torch.float64)
+        matrix[row, before] = 1 - (place - before)
+        matrix[row, (before + 1).clamp(max=source - 1)] += place - before
+        self.register_buffer("matrix", matrix.float(), persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """float (n, C, source, source) to float32 (n, C, target, target)."""
+        with torch.autocast(maps.device.type, enabled=False):
+            return self.matrix @ maps.float() @ self.matrix.T
+
+
+class Decoder(nn.Sequential):
+    """6x6 maps to an image: 5x5 up-convolutions of stride 2 to 128 maps of 11x11, 64 of 21x21, 64 of 41x41, 32 of 81x81, 3 of 161x161.
+
+    ReLU follows each but the last, since the targets are mean-centred. Sizes and maps are a guess: the paper gives five up-convolutions
+    with ReLU.
+
+    Args:
+        channels: maps that come in.
+        target_size: side of the prediction in pixels; 161 leaves the resize out.
+        batch_norm: normalise after every up-convolution but the last, in place of its bias.
+        batch_norm_group: samples that are normalised together.
+        initial_std: deviation of the Gaussian start; None scales with the fan-in.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        channels: int = 256,
+        target_size: int = 227,
+        batch_norm: bool = False,
+        batch_norm_group: int = 64,
+        initial_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        if target_size < 1:
+            raise ValueError(f"target_size: {target_size} pixels can't be predicted")
+        size, before = 6, channels
+        for number, maps in enumerate(MAPS, start=1):
+            last = number == len(MAPS)
+            self.add_module(f"up{number}", nn.ConvTranspose2d(before, maps, 5, 2, 2, bias=last or not batch_norm))
+            if not last and batch_norm:
+                self.add_module(f"bn{number}", GroupedBatchNorm2d(maps, batch_norm_group))
+            if not last:
+                self.add_module(f"relu{number}", nn.ReLU(inplace=True))
+            size, before = 2 * size - 1, maps
+        if target_size != size:
+            self.add_module("resize", BilinearResize(size, target_size))
+        gaussian_start(self, initial_std)

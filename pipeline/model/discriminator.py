@@ -1,0 +1,41 @@
+"""The discriminator of the inpainting recipe (section 3.2.2 and the released code): is a region real or painted?"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pipeline.model.initialisation import adversarial_start
+from pipeline.model.inpainting_network import SIZES, encoder_stages, stage_maps
+
+
+class Discriminator(nn.Module):
+    """Judges regions of 64x64 or 128x128 pixels in [-1, 1]; it sees neither the context nor the mask.
+
+    Args:
+        size: side of the regions, 64 or 128.
+        width: maps of the first stage; 64 is published, smaller ones are for tests.
+        batch_norm_group: samples that are normalised together.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(self, size: int = 64, width: int = 64, batch_norm_group: int = 64) -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"size: {size} is neither 64 nor 128")
+        maps = stage_maps(size, width)
+        self.stages = encoder_stages(maps, batch_norm_group)
+        self.verdict = nn.Conv2d(maps[-1], 1, 4, bias=False)
+        adversarial_start(self)
+
+    def forward(self, *regions: Tensor) -> tuple[Tensor, ...]:
+        """Judges batches of regions, each in a pass of its own, so that real and painted ones don't share batch-norm statistics.
+
+        Args:
+            regions: float (n, 3, size, size) each.
+
+        Returns:
+            For each batch float (n,), the logit of being real.
+        """
+        return tuple(self.verdict(self.stages(each)).flatten() for each in regions)

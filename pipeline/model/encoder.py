@@ -1,0 +1,108 @@
+"""The encoder: AlexNet's five convolutional layers up to pool5 (section 3.1), laid out as Caffe's reference network or torchvision's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.model.batch_norm import GroupedBatchNorm2d
+from pipeline.model.initialisation import gaussian_start
+
+Layout = Literal["caffenet", "torchvision"]
+Pooling = Literal["max", "strided"]
+KERNELS = (11, 5, 3, 3, 3)
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """What distinguishes the two layouts: maps and groups of the five convolutions, padding of the first, normalisation."""
+
+    maps: tuple[int, int, int, int, int]
+    groups: tuple[int, int, int, int, int]
+    first_padding: int
+    normalised: bool
+
+
+_LAYOUTS: dict[str, _Maps] = {
+    "caffenet": _Maps((96, 256, 384, 384, 256), (1, 2, 1, 2, 2), 0, normalised=True),
+    "torchvision": _Maps((64, 192, 384, 256, 256), (1, 1, 1, 1, 1), 2, normalised=False),
+}
+
+
+class LocalResponseNorm(nn.Module):
+    """AlexNet's normalisation across five neighbouring maps: x / (1 + 1e-4 / 5 * sum of squares)^0.75, in float32.
+
+    The numbers of `nn.LocalResponseNorm(5, 1e-4, 0.75)` in a third of its time on CPUs: the power is made of two square roots, the sum of
+    five views.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """float (n, C, H, W) to the same."""
+        values = maps.float()
+        count = maps.shape[1]
+        squares = F.pad(values * values, (0, 0, 0, 0, 2, 2))
+        around = squares[:, :count]
+        for shift in range(1, 5):
+            around = around + squares[:, shift : shift + count]
+        root = torch.rsqrt(1 + 2e-5 * around)
+        return (values * (root * torch.sqrt(root))).to(maps.dtype)
+
+
+class Encoder(nn.Sequential):
+    """227x227x3 to 6x6x256.
+
+    Layers are named conv1 to conv5, relu1 to relu5, pool1, pool2, pool5, and norm1, norm2 (caffenet) or bn1 to bn5 where there are. No
+    layer works in place: a probe that hooks `conv3` gets what comes before the ReLU, one that hooks `relu3` what comes after.
+
+    Args:
+        layout: caffenet: 96, 256, 384, 384, 256 maps, two groups in conv2, conv4 and conv5, pooling before local response normalisation;
+            maps of 55, 27, 13, 13, 13 pixels. torchvision: 64, 192, 384, 256, 256 maps, no groups, no normalisation; conv1 is padded by 2
+            and gives 56 pixels.
+        batch_norm: normalise after every convolution instead; local response normalisation and the convolutions' biases are left out.
+        batch_norm_group: samples that are normalised together.
+        pooling: max, or strided: convolutions of the same kernel and stride, each with a ReLU, in their place.
+        initial_std: deviation of the Gaussian start, which the paper doesn't give; None scales with the fan-in.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        layout: Layout = "caffenet",
+        batch_norm: bool = False,
+        batch_norm_group: int = 64,
+        pooling: Pooling = "max",
+        initial_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        if layout not in _LAYOUTS:
+            raise ValueError(f"layout: {layout!r} is none of {', '.join(map(repr, _LAYOUTS))}")
+        if pooling not in ("max", "strided"):
+            raise ValueError(f"pooling: {pooling!r} is none of 'max', 'strided'")
+        chosen = _LAYOUTS[layout]
+        self.channels = chosen.maps[-1]
+        before = 3
+        for number, (maps, kernel, groups) in enumerate(zip(chosen.maps, KERNELS, chosen.groups, strict=True), start=1):
+            stride, padding = (4, chosen.first_padding) if number == 1 else (1, kernel // 2)
+            self.add_module(f"conv{number}", nn.Conv2d(before, maps, kernel, stride, padding, groups=groups, bias=not batch_norm))
+            if batch_norm:
+                self.add_module(f"bn{number}", GroupedBatchNorm2d(maps, batch_norm_group))
+            self.add_module(f"relu{number}", nn.ReLU())
+            if number in (1, 2, 5):
+                self._add_pooling(number, maps, pooling)
+            if number in (1, 2) and chosen.normalised and not batch_norm:
+                self.add_module(f"norm{number}", LocalResponseNorm())
+            before = maps
+        gaussian_start(self, initial_std)
+
+    def _add_pooling(self, number: int, maps: int, pooling: Pooling) -> None:
+        if pooling == "max":
+            self.add_module(f"pool{number}", nn.MaxPool2d(3, 2))
+        else:
+            self.add_module(f"pool{number}", nn.Conv2d(maps, maps, 3, 2))
+            self.add_module(f"pool{number}_relu", nn.ReLU())

@@ -1,0 +1,63 @@
+"""The published network of the features recipe (section 5.2): AlexNet's encoder, channel-wise bottleneck, five up-convolutions."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pipeline.model.channelwise import Bottleneck
+from pipeline.model.decoder import Decoder
+from pipeline.model.encoder import Encoder, Layout, Pooling
+from pipeline.model.initialisation import gaussian_start
+
+INPUT_SIZE = 227
+
+
+class FeaturesNetwork(nn.Module):
+    """Predicts an image from its context.
+
+    Args:
+        layout: of the encoder: caffenet or torchvision.
+        batch_norm: in encoder and decoder.
+        batch_norm_group: samples that are normalised together.
+        pooling: max, or strided for the pool-free variant.
+        mixing_kernel: side of the convolution after the channel-wise layer, odd.
+        dropout: probability on the channel-wise layer.
+        target_size: side of the prediction in pixels.
+        initial_std: deviation of the Gaussian start; None scales with the fan-in.
+
+    Attributes:
+        encoder: what is kept after pretraining.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        layout: Layout = "caffenet",
+        batch_norm: bool = False,
+        batch_norm_group: int = 64,
+        pooling: Pooling = "max",
+        mixing_kernel: int = 1,
+        dropout: float = 0.5,
+        target_size: int = INPUT_SIZE,
+        initial_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(layout, batch_norm, batch_norm_group, pooling, initial_std)
+        self.bottleneck = Bottleneck(self.encoder.channels, 6, mixing_kernel, dropout)
+        gaussian_start(self.bottleneck, initial_std)
+        self.decoder = Decoder(self.encoder.channels, target_size, batch_norm, batch_norm_group, initial_std)
+
+    def forward(self, context: Tensor, keys: Tensor) -> Tensor:
+        """Paints the image.
+
+        Args:
+            context: float (n, 3, 227, 227), dropped pixels filled.
+            keys: int64 (n,), what dropout is drawn from.
+
+        Returns:
+            float (n, 3, target_size, target_size).
+        """
+        painted: Tensor = self.decoder(self.bottleneck(self.encoder(context), keys))
+        return painted

@@ -1,0 +1,50 @@
+"""Where weights start (section 5: from scratch, Gaussian). Numbers come from torch's generator: seed it first."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+from torch import nn
+
+from pipeline.model.batch_norm import GroupedBatchNorm2d
+from pipeline.model.channelwise import ChannelwiseFullyConnected
+
+_Weighted = (nn.Conv2d, nn.ConvTranspose2d, ChannelwiseFullyConnected)
+
+
+def fan_in(layer: nn.Conv2d | nn.ConvTranspose2d | ChannelwiseFullyConnected) -> float:
+    """Weights that meet in one output value; of an up-convolution on average over its outputs."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return layer.weight[:, 0].numel() / (layer.stride[0] * layer.stride[1])
+    return layer.weight[0].numel() if isinstance(layer, nn.Conv2d) else layer.weight.shape[1]
+
+
+@torch.no_grad()
+def gaussian_start(network: nn.Module, deviation: float | None = None) -> None:
+    """Draws every weight from N(0, deviation) and sets biases to zero.
+
+    Args:
+        network: its convolutions, up-convolutions and channel-wise layers are drawn; batch norm is left at gain 1.
+        deviation: of all layers alike; None takes sqrt(2 / fan-in) layer by layer, which keeps the variance through ReLUs.
+
+    Raises:
+        ValueError: a deviation that is not above zero.
+    """
+    if deviation is not None and not deviation > 0:
+        raise ValueError(f"initial_std: {deviation} is not above 0")
+    for layer in network.modules():
+        if isinstance(layer, _Weighted):
+            nn.init.normal_(layer.weight, 0.0, sqrt(2 / fan_in(layer)) if deviation is None else deviation)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def adversarial_start(network: nn.Module) -> None:
+    """The start of the inpainting recipe: weights N(0, 0.02), batch-norm gains N(1, 0.02), biases 0."""
+    gaussian_start(network, 0.02)
+    for layer in network.modules():
+        if isinstance(layer, GroupedBatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, 0.02)
+            nn.init.zeros_(layer.bias)

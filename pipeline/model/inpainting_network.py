@@ -1,0 +1,100 @@
+"""The generator of the inpainting recipe (section 5.1, and the authors' released code)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.batch_norm import GroupedBatchNorm2d
+from pipeline.model.initialisation import adversarial_start
+from pipeline.model.sample_random import NOISE, keyed_normals
+
+SIZES = (64, 128)
+
+
+def stage_maps(size: int, width: int) -> list[int]:
+    """Maps after each halving of `size` pixels down to 4x4: 64, 128, 256, 512, and one more stage of 64 for 128 pixels."""
+    return [width] * (2 if size == 128 else 1) + [2 * width, 4 * width, 8 * width]
+
+
+def encoder_stages(maps: list[int], group: int) -> nn.Sequential:
+    """4x4 convolutions of stride 2 with batch norm (the first without) and LeakyReLU: float (n, 3, S, S) to (n, maps[-1], 4, 4)."""
+    stages, before = nn.Sequential(), 3
+    for number, each in enumerate(maps, start=1):
+        stages.add_module(f"conv{number}", nn.Conv2d(before, each, 4, 2, 1, bias=False))
+        if number > 1:
+            stages.add_module(f"bn{number}", GroupedBatchNorm2d(each, group))
+        stages.add_module(f"relu{number}", nn.LeakyReLU(0.2, inplace=True))
+        before = each
+    return stages
+
+
+class Generator(nn.Module):
+    """Paints the dropped region, or the whole image, of 128x128 or 64x64 pixels in [-1, 1].
+
+    Central region: 128 in, 64 out. Random region: 128 or 64 in, the same out. Convolutions have no bias, since the released code sets
+    them to zero before every step.
+
+    Args:
+        input_size: side of the context, 64 or 128.
+        output_size: side of what is painted, 64 or 128.
+        n_bottleneck: values between encoder and decoder.
+        width: maps of the first stage; 64 is published, smaller ones are for tests.
+        noise: normal numbers that are drawn for each sample and join the bottleneck through a 1x1 convolution; 0 is none (which the
+            paper found better).
+        batch_norm_group: samples that are normalised together.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        input_size: int = 128,
+        output_size: int = 64,
+        n_bottleneck: int = 4000,
+        width: int = 64,
+        noise: int = 0,
+        batch_norm_group: int = 64,
+    ) -> None:
+        super().__init__()
+        for name, size in (("input_size", input_size), ("output_size", output_size)):
+            if size not in SIZES:
+                raise ValueError(f"{name}: {size} is neither 64 nor 128")
+        if noise < 0:
+            raise ValueError(f"noise: {noise} numbers can't be drawn")
+        self.n_noise = noise
+        down, up = stage_maps(input_size, width), stage_maps(output_size, width)
+        self.encoder = encoder_stages(down, batch_norm_group)
+        self.to_bottleneck = nn.Conv2d(down[-1], n_bottleneck, 4, bias=False)
+        self.noise = nn.Conv2d(noise, noise, 1, bias=False) if noise else None
+        joined = n_bottleneck + noise
+        self.bottleneck = nn.Sequential(GroupedBatchNorm2d(joined, batch_norm_group), nn.LeakyReLU(0.2, inplace=True))
+        self.decoder = nn.Sequential()
+        before = joined
+        for number, each in enumerate(reversed(up), start=1):
+            stride, padding = (1, 0) if number == 1 else (2, 1)
+            self.decoder.add_module(f"up{number}", nn.ConvTranspose2d(before, each, 4, stride, padding, bias=False))
+            self.decoder.add_module(f"bn{number}", GroupedBatchNorm2d(each, batch_norm_group))
+            self.decoder.add_module(f"relu{number}", nn.ReLU(inplace=True))
+            before = each
+        self.decoder.add_module("image", nn.ConvTranspose2d(before, 3, 4, 2, 1, bias=False))
+        self.decoder.add_module("tanh", nn.Tanh())
+        adversarial_start(self)
+
+    def forward(self, context: Tensor, keys: Tensor) -> Tensor:
+        """Paints.
+
+        Args:
+            context: float (n, 3, input_size, input_size), dropped pixels filled.
+            keys: int64 (n,), what noise is drawn from; not used without noise.
+
+        Returns:
+            float (n, 3, output_size, output_size) in [-1, 1].
+        """
+        code = self.to_bottleneck(self.encoder(context))
+        if self.noise is not None:
+            drawn = keyed_normals(keys, self.n_noise, NOISE).to(code.dtype)[:, :, None, None]
+            code = torch.cat([code, self.noise(drawn)], dim=1)
+        painted: Tensor = self.decoder(self.bottleneck(code))
+        return painted
