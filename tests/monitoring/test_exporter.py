@@ -1,0 +1,300 @@
+"""The endpoint of a rank, over real sockets: what it serves, to whom, and that nobody can hold it up."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from monitoring import PREFIX, Exporter, ExporterError, RunMetrics
+from monitoring import exporter as module
+
+
+@pytest.fixture
+def metrics() -> RunMetrics:
+    return RunMetrics("run", 0, 1, "node")
+
+
+@pytest.fixture
+def exporter(metrics: RunMetrics) -> Iterator[Exporter]:
+    with Exporter(metrics.registry, port=0) as served:
+        yield served
+
+
+def get(exporter: Exporter, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes, http.client.HTTPMessage]:
+    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=10)
+    try:
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(), answer.headers
+    finally:
+        connection.close()
+
+
+def connect(exporter: Exporter, sent: bytes = b"") -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", exporter.port), timeout=20)
+    client.sendall(sent)
+    return client
+
+
+def wait_until_served(exporter: Exporter, seconds: float) -> float:
+    """Seconds until a scrape succeeds."""
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        try:
+            if get(exporter, "/metrics")[0] == 200:
+                return time.monotonic() - started
+        except (OSError, http.client.HTTPException):
+            pass  # refused: the answer may be lost with the connection
+        time.sleep(0.02)
+    raise AssertionError(f"no scrape succeeded within {seconds} s")
+
+
+def drip(client: socket.socket, seconds: float) -> None:
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        client.sendall(b"y")
+        time.sleep(0.05)
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_metrics_are_served_as_text_and_as_openmetrics(exporter: Exporter, metrics: RunMetrics) -> None:
+    metrics.step(step=42, epoch=0, progress=0.5, seconds=0.1, images=8, data_wait_seconds=0.0)
+    status, body, headers = get(exporter, "/metrics")
+    assert (status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    steps = {family.name: family.samples[0].value for family in parse_text(body.decode()) if family.samples}
+    assert steps[f"{PREFIX}step"] == 42
+    status, body, headers = get(exporter, "/metrics?x=1", Accept="application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
+    assert status == 200
+    assert headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert f"{PREFIX}step" in {family.name for family in parse_openmetrics(body.decode())}  # type: ignore[no-untyped-call]
+    assert get(exporter, "/metrics", Accept="text/plain; version=nonsense")[0] == 200
+
+
+def test_there_is_health_and_nothing_else(exporter: Exporter) -> None:
+    assert get(exporter, "/healthz")[:2] == (200, b"ok\n")
+    for path in ("/", "/metrics/", "/metricsx", "/../etc/passwd", "/debug"):
+        assert get(exporter, path)[0] == 404, path
+    for method in ("POST", "PUT", "DELETE"):
+        assert get(exporter, "/metrics", method)[0] == 501, method
+    assert "Python" not in get(exporter, "/")[2]["Server"]
+
+
+def test_only_loopback_is_bound_unless_told_otherwise(exporter: Exporter) -> None:
+    assert exporter.target == f"127.0.0.1:{exporter.port}"
+    own = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
+    for address in (*own, "127.0.0.2"):
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection((address, exporter.port), timeout=2)
+
+
+def test_every_address_is_a_choice_with_a_warning(metrics: RunMetrics, caplog: pytest.LogCaptureFixture) -> None:
+    with Exporter(metrics.registry, address="0.0.0.0", port=0) as exporter:  # noqa: S104
+        assert exporter.target == f"{socket.gethostname()}:{exporter.port}"
+        assert get(exporter, "/metrics")[0] == 200
+        assert "token" in caplog.text
+
+
+@pytest.mark.skipif(not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")
+def test_ipv6_is_served(metrics: RunMetrics) -> None:
+    with Exporter(metrics.registry, address="::1", port=0) as exporter:
+        assert exporter.target == f"[::1]:{exporter.port}"
+        with socket.create_connection(("::1", exporter.port), timeout=5) as client:
+            client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.0 200")
+
+
+def test_many_scrapes_at_once_are_answered_or_refused_but_never_wrong(exporter: Exporter) -> None:
+    def scrape(_: int) -> int:
+        try:
+            answered, body = get(exporter, "/metrics")[:2]
+        except (OSError, http.client.HTTPException):
+            return 503  # refused before the request was read: the answer may be lost with the connection
+        assert answered != 200 or body.endswith(b"\n")
+        assert answered != 200 or b"context_encoder_build_info" in body
+        return answered
+
+    with ThreadPoolExecutor(16) as pool:
+        statuses = list(pool.map(scrape, range(120)))
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) >= 20
+    assert get(exporter, "/metrics")[0] == 200
+
+
+def test_as_many_scrapes_as_there_are_slots_all_succeed(exporter: Exporter) -> None:
+    with ThreadPoolExecutor(module.MAX_REQUESTS - 1) as pool:
+        assert list(pool.map(lambda _: get(exporter, "/metrics")[0], range(30))) == [200] * 30
+
+
+def test_garbage_is_refused_and_does_no_harm(exporter: Exporter) -> None:
+    for garbage in (
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"A" * 70_000 + b"\r\n",
+        b"GET /metrics HTTP/9.9\r\n\r\n",
+        b"\r\n",
+        b"",
+    ):
+        with connect(exporter) as client:
+            try:
+                client.sendall(garbage)
+                client.shutdown(socket.SHUT_WR)
+                answer = client.recv(65536)
+            except OSError:
+                continue  # cut off while still sending
+            assert b" 200 " not in answer[:64], garbage[:20]
+    with connect(exporter, b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 500 + b"\r\n") as client:
+        assert b"431" in client.recv(64)
+    assert get(exporter, "/metrics")[0] == 200
+
+
+def test_a_line_break_in_the_accept_header_does_not_reach_the_answer(exporter: Exporter) -> None:
+    request = b"GET /metrics HTTP/1.0\r\nAccept: application/openmetrics-text; version=1.1.0\r\n Injected: yes\r\n\r\n"
+    with connect(exporter, request) as client, client.makefile("rb") as answer:
+        head = answer.read().partition(b"\r\n\r\n")[0]
+    assert b"\nInjected" not in head
+    assert b"\n Injected" not in head
+
+
+def test_a_token_is_needed_where_one_is_configured(metrics: RunMetrics, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("s3cret-ü\n", encoding="utf-8")
+    with Exporter(metrics.registry, port=0, token_file=token) as exporter:
+        for wrong in ({}, {"Authorization": "Bearer s3cret"}, {"Authorization": "Basic s3cret-ü"}, {"Authorization": "Bearer "}):
+            status, body, headers = get(exporter, "/metrics", **{name: text.encode().decode("latin-1") for name, text in wrong.items()})
+            assert (status, headers["WWW-Authenticate"]) == (401, "Bearer"), wrong
+            assert b"context_encoder" not in body
+        assert get(exporter, "/metrics", Authorization="Bearer s3cret-ü".encode().decode("latin-1"))[0] == 200
+        assert get(exporter, "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("content", [None, "", " \n"])
+def test_a_token_file_that_protects_nothing_is_refused(metrics: RunMetrics, tmp_path: Path, content: str | None) -> None:
+    token = tmp_path / "token"
+    if content is not None:
+        token.write_text(content)
+    with pytest.raises(ExporterError, match=str(token)):
+        Exporter(metrics.registry, port=0, token_file=token)
+
+
+def test_a_client_that_stalls_is_dropped_and_others_are_served_meanwhile(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE_SECONDS", 0.5)
+    with Exporter(metrics.registry, port=0) as exporter, connect(exporter, b"GET /metrics HTT") as stalled:
+        assert get(exporter, "/metrics")[0] == 200
+        started = time.monotonic()
+        assert stalled.recv(100) == b"", "cut off without an answer"
+        assert time.monotonic() - started < 5
+
+
+def test_stalled_clients_can_not_pile_up(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE_SECONDS", 1.0)
+    with Exporter(metrics.registry, port=0) as exporter:
+        before = threading.active_count()
+        stalled = [connect(exporter, b"GET /metr") for _ in range(30)]
+        time.sleep(0.2)
+        assert threading.active_count() - before <= module.MAX_REQUESTS
+        assert wait_until_served(exporter, 5) < 5
+        for client in stalled:
+            client.close()
+
+
+def test_what_finds_no_free_thread_is_refused_at_once(exporter: Exporter) -> None:
+    stalled = [connect(exporter, b"GET /metr") for _ in range(module.MAX_REQUESTS)]
+    time.sleep(0.1)
+    started = time.monotonic()
+    with connect(exporter) as refused:
+        assert refused.recv(100).startswith(b"HTTP/1.0 503 ")
+    assert time.monotonic() - started < 2
+    for client in stalled:
+        client.close()
+    assert wait_until_served(exporter, 2) < 2, "clients that leave make room at once"
+
+
+def test_a_client_that_drips_is_cut_off_after_the_whole_time_of_a_request(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REQUEST_SECONDS", 0.6)
+    with Exporter(metrics.registry, port=0) as exporter, connect(exporter, b"GET /metrics HTTP/1.0\r\nX: ") as client:
+        started = time.monotonic()
+        with pytest.raises(OSError, match=r"[Bb]roken pipe|reset"):
+            drip(client, 10)
+        assert 0.5 < time.monotonic() - started < 3
+
+
+def test_a_port_that_is_taken_is_replaced_by_a_free_one_with_a_warning(metrics: RunMetrics, caplog: pytest.LogCaptureFixture) -> None:
+    with Exporter(metrics.registry, port=0) as first, Exporter(metrics.registry, port=first.port) as second:
+        assert second.port != first.port
+        assert str(first.port) in caplog.text
+        assert str(second.port) in caplog.text
+        assert get(first, "/metrics")[0] == get(second, "/metrics")[0] == 200
+
+
+def test_a_free_port_is_the_one_that_was_asked_for(metrics: RunMetrics, caplog: pytest.LogCaptureFixture) -> None:
+    with Exporter(metrics.registry, port=0) as first:
+        port = first.port
+        assert get(first, "/healthz")[0] == 200
+    with Exporter(metrics.registry, port=port) as second:  # though connections of the first are still in TIME_WAIT
+        assert second.port == port
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("address", ["", "203.0.113.7", "no such host"])
+def test_an_address_that_is_not_here_is_an_error_that_names_it(metrics: RunMetrics, address: str) -> None:
+    with pytest.raises(ExporterError, match=address or "empty"):
+        Exporter(metrics.registry, address=address, port=0)
+
+
+def test_a_port_out_of_range_is_an_error(metrics: RunMetrics) -> None:
+    with pytest.raises(ExporterError, match="65536"):
+        Exporter(metrics.registry, port=65536)
+
+
+def test_nothing_is_left_after_close(metrics: RunMetrics) -> None:
+    threads, files = threading.active_count(), open_files()
+    exporter = Exporter(metrics.registry, port=0)
+    stalled = [connect(exporter, b"GET /me") for _ in range(2)]
+    assert get(exporter, "/metrics")[0] == 200
+    started = time.monotonic()
+    exporter.close()
+    exporter.close()
+    assert time.monotonic() - started < 2, "stalled clients hold nothing up"
+    assert threading.active_count() == threads
+    with pytest.raises(OSError, match="refused"):
+        connect(exporter)
+    for client in stalled:
+        client.close()
+    assert open_files() == files
+
+
+def test_a_broken_collector_is_an_answer_and_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def collect(self) -> Iterator[Metric]:
+            raise OSError("the disk is gone")
+
+    registry = CollectorRegistry()
+    registry.register(Broken())
+    with Exporter(registry, port=0) as exporter:
+        with caplog.at_level(logging.ERROR):
+            assert get(exporter, "/metrics")[0] == 500
+        assert "the disk is gone" in caplog.text
+        assert get(exporter, "/healthz")[0] == 200
+
+
+def test_requests_are_not_printed(exporter: Exporter, capfd: pytest.CaptureFixture[str]) -> None:
+    get(exporter, "/metrics")
+    get(exporter, "/nothing")
+    connect(exporter, b"GARBAGE\r\n\r\n").close()
+    time.sleep(0.1)
+    assert capfd.readouterr() == ("", "")
