@@ -1,0 +1,46 @@
+"""Pretext tasks, one file each: what a picture becomes, which players learn from it, and by which losses.
+
+A recipe's file ends in `RECIPE`, its class, whose `settings` is the frozen dataclass behind `--method.*`. The files are found by
+themselves: a new pretext task is one file here and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+import torch
+
+from pipeline.recipes.player import Recipe
+
+
+def _find() -> dict[str, Any]:
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        recipe = getattr(importlib.import_module(f"{__name__}.{module.name}"), "RECIPE", None)
+        if recipe is not None:
+            found[recipe.name] = recipe
+    return found
+
+
+RECIPES: dict[str, Any] = _find()
+"""Recipe classes by name."""
+SETTINGS: dict[str, type] = {name: recipe.settings for name, recipe in RECIPES.items()}
+"""The dataclass of each recipe's settings by the recipe's name."""
+
+
+def make(name: str, method: Any, seed: int) -> Recipe:
+    """A recipe with its players; the initial weights follow from the seed.
+
+    Args:
+        name: one of RECIPES.
+        method: an instance of SETTINGS[name].
+        seed: of the run.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+    """
+    torch.manual_seed(seed)
+    recipe: Recipe = RECIPES[name](method)
+    return recipe

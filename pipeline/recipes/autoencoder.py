@@ -1,0 +1,29 @@
+"""Recipe "autoencoder" (table 2's baseline): the features network sees the whole picture and has to give it back.
+
+Same network, data and optimiser as the features recipe; no mask, and the loss is over every pixel.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pipeline import objective
+from pipeline.recipes.features import FeaturesRecipe
+from pipeline.recipes.player import Views
+
+
+class AutoencoderRecipe(FeaturesRecipe):
+    """See the module."""
+
+    name: ClassVar[str] = "autoencoder"
+    masked: ClassVar[bool] = False
+
+    def distance(self, prediction: Tensor, views: Views) -> Tensor:
+        """The reconstruction loss over the whole picture, (n,)."""
+        return objective.weighted_reconstruction(prediction, views["target"], torch.ones((), device=prediction.device), self.method.norm)
+
+
+RECIPE = AutoencoderRecipe

@@ -1,0 +1,273 @@
+"""The run: from a configuration to a trained encoder, whatever ends it on the way.
+
+`pretrain` reads top to bottom as what happens: join the ranks, make the recipe's players, continue from the newest
+checkpoint, and take steps until there are enough or a signal asks to stop. Everything that is written goes through
+one object each: the run folder, the checkpoints, the progress on the console, the metrics.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import recipes
+from pipeline.config import Config, to_mapping
+from pipeline.recipes.player import Recipe
+from pipeline.stream.decode import DECODER
+from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
+from pipeline.stream.order import share
+from pipeline.training import distributed
+from pipeline.training.checkpoint import Checkpoint, CheckpointStore
+from pipeline.training.distributed import World
+from pipeline.training.grid import save_grid
+from pipeline.training.interruption import Interruption
+from pipeline.training.optimiser_state import state_tensors
+from pipeline.training.reporting import Reporting, Stopwatch
+from pipeline.training.resume import enter, find
+from pipeline.training.run_folder import RunFolder, RunFolderError
+from pipeline.training.step import Contestant, TrainStep, rate_factor
+from shards.keyed import key_of, mix_array
+from shards.store import Store
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: steps that were done in all.
+        finished: whether that is all of them.
+        reason: finished, or the signal that asked to stop.
+        folder: the run folder.
+        world_size: ranks of this attempt.
+        rank: of this process.
+    """
+
+    step: int
+    finished: bool
+    reason: str
+    folder: Path
+    world_size: int
+    rank: int
+
+    def __str__(self) -> str:
+        if self.finished:
+            return f"finished: {self.step} steps with {self.world_size} ranks, everything is in {self.folder}"
+        return f"stopped after step {self.step} ({self.reason}), saved: the same command continues from there"
+
+
+def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
+    """Trains a recipe from where its run folder stands to the end, or to a signal.
+
+    Args:
+        config: everything the run depends on.
+        interruption: catches the signals that ask to stop; installed before this is called.
+
+    Raises:
+        LaunchError, ConfigError, RunFolderError, CheckpointInvalid, OrderError, ShardError, NonFiniteError: each says what to do.
+    """
+    with ExitStack() as stack:
+        world = stack.enter_context(distributed.join(config.training))
+        folder = RunFolder(Path(config.run), writes=world.is_first)
+        stack.callback(folder.close)
+        recipe = recipes.make(config.recipe, config.method, config.seed)
+        loader = stack.enter_context(StreamLoader(_stream_config(config, recipe, world, folder), world.rank, world.size))
+        checkpoints = CheckpointStore(_checkpoint_store(config, folder), config.checkpoint.keep_last, config.checkpoint.keep_every)
+        found = find(config, checkpoints, world)
+        contestants = enter(recipe, found, world)
+        if found is not None:
+            loader.load_state_dict(found.facts["position"])
+        reporting = Reporting(config, world, folder, loader, found.step if found else 0)
+        stack.callback(reporting.close)
+        run = _Run(config, world, folder, recipe, loader, checkpoints, contestants, reporting, interruption)
+        return run(found)
+
+
+class _Run:
+    """The parts of one attempt, and the loop over them."""
+
+    def __init__(
+        self,
+        config: Config[Any],
+        world: World,
+        folder: RunFolder,
+        recipe: Recipe,
+        loader: StreamLoader,
+        checkpoints: CheckpointStore,
+        contestants: list[Contestant],
+        reporting: Reporting,
+        interruption: Interruption,
+    ) -> None:
+        self.config, self.world, self.folder, self.loader = config, world, folder, loader
+        self.checkpoints, self.contestants, self.reporting, self.interruption = checkpoints, contestants, reporting, interruption
+        self.saved_step = -1
+        checkpoints.report = reporting.saved
+        training = config.training
+        self.train_step = TrainStep(
+            recipe,
+            contestants,
+            world,
+            global_batch=training.global_batch,
+            largest_share=_largest_share(training.global_batch, world.size, recipe.unit),
+            micro_batch=training.micro_batch,
+            bf16=training.precision == "bf16",
+            max_gradient_norm=training.max_gradient_norm,
+            max_nonfinite_steps=training.max_nonfinite_steps,
+        )
+        self.recipe = recipe
+
+    def __call__(self, found: Checkpoint | None) -> Outcome:
+        first = found.step if found else 0
+        self._announce(found)
+        step, reason = first, "finished"
+        try:
+            if first < self.config.training.steps:
+                step, reason = self._train(first)
+            self._save(step)
+            self.checkpoints.wait(must_succeed=True)
+        except BaseException as error:
+            self.reporting.flush()
+            self.folder.event("end", step=step, reason=type(error).__name__, message=str(error))
+            raise
+        finished = step >= self.config.training.steps
+        self.folder.event("end", step=step, reason="finished" if finished else reason)
+        return Outcome(step, finished, reason, self.folder.path, self.world.size, self.world.rank)
+
+    def _train(self, step: int) -> tuple[int, str]:
+        """Takes steps until there are enough or somebody asks to stop; returns the step and why."""
+        training = self.config.training
+        watch = Stopwatch()
+        for batch in self.loader:
+            waited = watch.lap()
+            news = torch.tensor([int(self.interruption.requested is not None), _digest(batch)], dtype=torch.int64)
+            telling = self.world.start_sum(news)
+            rate = rate_factor(self.config.schedule, step, training.steps)
+            torch.manual_seed(key_of(self.config.seed, step, self.world.rank) >> 1)  # for recipes that draw from torch's own generator
+            result = self.train_step(batch, rate)
+            self.world.finish(telling)
+            step += 1
+            self.reporting.rates({each.player.name: each.player.optimiser.learning_rate * rate for each in self.contestants})
+            self.reporting.step(step, batch, result, rate, waited + watch.lap(), waited, int(news[1]))
+            if training.pictures_every and step % training.pictures_every == 0:
+                self._draw(step, batch)
+            if step >= training.steps:
+                return step, "finished"
+            if news[0]:
+                return step, self.interruption.requested or "another rank was asked to stop"
+            if step % self.config.checkpoint.every == 0:
+                self._save(step)
+        raise RunFolderError("the loader ended before the run")  # it has no end of its own
+
+    def _save(self, step: int) -> None:
+        if not self.world.is_first or step == self.saved_step:
+            return
+        self.saved_step = step
+        tensors: dict[str, Mapping[str, Tensor]] = {}
+        for each in self.contestants:
+            tensors[each.player.name] = each.network.state_dict()
+            tensors[f"{each.player.name}.optimiser"] = state_tensors(each.network, each.optimiser)
+        facts = {
+            "recipe": self.config.recipe,
+            "position": self.loader.state_dict(),
+            "config": to_mapping(self.config),
+            "world_size": self.world.size,
+            "decoder": DECODER,
+            "torch": str(torch.__version__),
+            "saved_at": time.time(),
+        }
+        self.checkpoints.save(Checkpoint(step, facts, tensors))
+
+    def _draw(self, step: int, batch: Batch) -> None:
+        """Writes the grid of what the networks paint, from the first pictures of rank 0."""
+        if not self.world.is_first:
+            return
+        networks = self.train_step.networks()
+        for network in networks.values():
+            network.eval()
+        with torch.no_grad():
+            shown = slice(0, min(self.config.training.pictures, len(batch.sample_ids)))
+            columns = self.recipe.pictures(self.train_step.views(batch, shown), networks)
+        try:
+            save_grid(self.folder.picture(step), columns)
+        except OSError as error:  # a full disk: no reason to stop
+            self.reporting.say(f"step {step}: the picture grid could not be written: {error}")
+        for network in networks.values():
+            network.train()
+
+    def _announce(self, found: Checkpoint | None) -> None:
+        config, reporting = self.config, self.reporting
+        attempt = self.folder.attempts() + 1 if self.world.is_first else 0
+        share = "" if self.world.size == 1 else f" in shares of up to {self.train_step.largest_share}"
+        reporting.say(
+            f"recipe {config.recipe}, world size {self.world.size} ({self.world.device.type}), batch {config.training.global_batch}{share}"
+        )
+        total, batches = self.loader.manifest.total_samples, self.loader.order.batches_per_epoch()
+        reporting.say(
+            f"{total} pictures in {len(self.loader.manifest.records)} shards, {batches} batches an epoch; run folder {self.folder.path}"
+        )
+        if found is not None:
+            reporting.resumed(found.step, float(found.facts["saved_at"]))
+            reporting.say(f"continues after step {found.step} of {config.training.steps}")
+            for change in _changes(found.facts["config"], to_mapping(config)):
+                reporting.say(f"changed since the checkpoint: {change}")
+            self.saved_step = found.step
+        self.folder.write_config(to_mapping(config))
+        self.folder.event(
+            "start",
+            attempt=attempt,
+            world_size=self.world.size,
+            step=found.step if found else 0,
+            position=self.loader.state_dict(),
+            global_batch=config.training.global_batch,
+            recipe=config.recipe,
+        )
+
+
+def _stream_config(config: Config[Any], recipe: Recipe, world: World, folder: RunFolder) -> StreamConfig:
+    return StreamConfig(
+        data=config.data,
+        image_size=recipe.image_size,
+        global_batch=config.training.global_batch,
+        seed=config.seed,
+        mask=recipe.mask,
+        unit=recipe.unit,
+        ranks_on_node=world.local_size,
+        quarantine=folder.quarantine,
+    )
+
+
+def _checkpoint_store(config: Config[Any], folder: RunFolder) -> Store:
+    if not config.checkpoint.url:
+        return Store(str(folder.checkpoints.absolute()))
+    return Store(config.checkpoint.url, config.data.storage_options if "://" in config.checkpoint.url else None)
+
+
+def _largest_share(global_batch: int, world_size: int, unit: int) -> int:
+    parts = (share(global_batch, rank, world_size, unit) for rank in range(world_size))
+    return max(int(part.stop - part.start) for part in parts)
+
+
+def _digest(batch: Batch) -> int:
+    """A number that, summed over the ranks, is the same for the same samples of a step."""
+    digests = mix_array(batch.sample_ids.numpy().astype(np.uint64))
+    return int(torch.from_numpy(digests.view(np.int64)).sum())  # wraps around, as the sum over the ranks does
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+    """Settings that differ, but for those that only say how far and where this attempt goes."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        where, old, new = f"{path}{key}", before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _changes(old, new, f"{where}.")
+        elif (list(old) if isinstance(old, (list, tuple)) else old) != (list(new) if isinstance(new, (list, tuple)) else new):
+            found.append(f"{where}: {old} -> {new}")
+    return found

@@ -1,0 +1,91 @@
+"""Where a run continues: the checkpoint that counts, on every rank, and the players that it fills.
+
+Rank 0 reads and the others are told, so that only rank 0 needs to see the store that checkpoints are in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Config
+from pipeline.recipes.player import Recipe
+from pipeline.stream.decode import DECODER
+from pipeline.training.checkpoint import Checkpoint, CheckpointInvalid, CheckpointStore, read, step_of
+from pipeline.training.distributed import World
+from pipeline.training.optimiser_state import load_state
+from pipeline.training.run_folder import RunFolderError
+from pipeline.training.step import Contestant, make_optimiser
+from shards.store import Store, split
+
+
+def find(config: Config[Any], checkpoints: CheckpointStore, world: World) -> Checkpoint | None:
+    """The checkpoint to continue from, on every rank; rank 0 reads and the others are told, so that only it needs to see the store."""
+    found = _read(config, checkpoints) if world.is_first else None
+    facts = world.share((found.step, dict(found.facts)) if found else None)
+    if facts is None:
+        return None
+    flat = {f"{file}\0{name}": tensor for file, tensors in found.tensors.items() for name, tensor in tensors.items()} if found else None
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in world.share_tensors(flat).items():
+        file, _, name = key.partition("\0")
+        tensors.setdefault(file, {})[name] = tensor
+    return Checkpoint(facts[0], facts[1], tensors)
+
+
+def _read(config: Config[Any], checkpoints: CheckpointStore) -> Checkpoint | None:
+    resume, where = config.checkpoint.resume, checkpoints.store.describe()
+    if resume in ("auto", "none"):
+        steps = checkpoints.steps()
+        if resume == "none" and steps:
+            raise RunFolderError(
+                f"{where}: holds checkpoints up to step {steps[-1]}. Choose another folder with --run, or --checkpoint.resume auto"
+            )
+        checkpoints.sweep()
+        found = checkpoints.newest(lambda text: print(f"warning: {text}", flush=True))
+        if found is None and steps:
+            raise CheckpointInvalid(
+                f"{where}: none of its {len(steps)} checkpoints verifies. Restore one, or start a new run with another --run"
+            )
+    else:
+        parent, name = split(resume.rstrip("/"))
+        store = Store(parent, config.data.storage_options if "://" in parent else None)
+        found = read(store, step_of(name, store.describe(name)))
+    if found is not None and found.facts["recipe"] != config.recipe:
+        raise CheckpointInvalid(
+            f"{where}: the checkpoint of step {found.step} is one of the recipe {found.facts['recipe']!r}, "
+            f"this run's is {config.recipe!r}. Choose another folder with --run, or the other recipe"
+        )
+    if found is not None and found.facts["decoder"] != DECODER and not config.checkpoint.other_decoder:
+        raise CheckpointInvalid(
+            f"{where}: step {found.step} was trained on pictures decoded by {found.facts['decoder']}, here is {DECODER}: "
+            "pixels may differ in their last bit. Install the other, or accept it with --checkpoint.other_decoder True"
+        )
+    return found
+
+
+def enter(recipe: Recipe, found: Checkpoint | None, world: World) -> list[Contestant]:
+    """Brings the players into the run: weights from the checkpoint, on the device, wrapped, with their optimisers."""
+    contestants = []
+    for player in recipe.players:
+        if found is not None:
+            _load_weights(player.name, player.network, found)
+        wrapped = world.wrap(player.network.train())
+        optimiser = make_optimiser(player.optimiser, list(player.network.parameters()))
+        if found is not None:
+            load_state(player.network, optimiser, found.tensors.get(f"{player.name}.optimiser", {}))
+        contestants.append(Contestant(player, wrapped, optimiser))
+    return contestants
+
+
+def _load_weights(name: str, network: torch.nn.Module, found: Checkpoint) -> None:
+    saved, own = found.tensors.get(name, {}), network.state_dict()
+    wrong = sorted(saved.keys() ^ own.keys()) + sorted(key for key in saved.keys() & own.keys() if saved[key].shape != own[key].shape)
+    if wrong:
+        raise CheckpointInvalid(
+            f"the checkpoint of step {found.step} does not fit the {name} of these settings: {len(wrong)} tensors differ, "
+            f"the first is {wrong[0]}. Set method.* as it was (the run folder's config.yaml), or choose another folder with --run"
+        )
+    network.load_state_dict(dict(saved))

@@ -1,0 +1,133 @@
+"""What a run leaves behind: settings, events, the history of every step, pictures, the quarantine list.
+
+`events.jsonl` has one line an attempt's start, checkpoint and end: which ranks trained which steps from which
+position. `history.jsonl` has one line a step. Both are only ever appended to; where attempts overlap, the later line
+of a step is the one that counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+
+class RunFolderError(Exception):
+    """The run folder can't be used. Says why and what to do."""
+
+
+class RunFolder:
+    """One run's folder. Rank 0 holds it, so that two runs never write into one.
+
+    Args:
+        path: made when missing.
+        writes: whether this process is the one that writes (rank 0).
+
+    Raises:
+        RunFolderError: not writable, or held by another run.
+    """
+
+    def __init__(self, path: Path, writes: bool) -> None:
+        self.path = path
+        self.writes = writes
+        self._lock: IO[str] | None = None
+        self._files: dict[str, IO[str]] = {}
+        if not writes:
+            return
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(path / ".lock", "w")  # noqa: SIM115 (held until close)
+        except OSError as error:
+            raise RunFolderError(f"{path}: the run folder can't be written ({error.strerror}). Choose another with --run") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise RunFolderError(f"{path}: another run is writing here. Wait for its end, or choose another folder with --run") from None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go when nothing else is said."""
+        return self.path / "checkpoints"
+
+    @property
+    def quarantine(self) -> Path:
+        """The list of unreadable samples."""
+        return self.path / "quarantine.jsonl"
+
+    @property
+    def targets(self) -> Path:
+        """Where Prometheus finds the endpoints of the ranks."""
+        return self.path / "targets"
+
+    def picture(self, step: int) -> Path:
+        """The PNG grid of a step."""
+        return self.path / "pictures" / f"step_{step:09d}.png"
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Keeps the settings of the newest attempt as `config.yaml`."""
+        if self.writes:
+            partial = self.path / ".config.yaml.partial"
+            partial.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+            os.replace(partial, self.path / "config.yaml")
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Appends one line to `events.jsonl`, on the disk when this returns."""
+        if self.writes:
+            self._append("events.jsonl", [{"time": time.time(), "event": kind, **facts}], durable=True)
+
+    def history(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends lines to `history.jsonl`."""
+        if self.writes:
+            self._append("history.jsonl", rows, durable=False)
+
+    def attempts(self) -> int:
+        """Attempts that were started before."""
+        return sum(row.get("event") == "start" for row in read_lines(self.path / "events.jsonl"))
+
+    def close(self) -> None:
+        """Lets another run have the folder."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+        if self._lock is not None:
+            self._lock.close()
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]], durable: bool) -> None:
+        file = self._files.get(name)
+        if file is None:
+            _end_last_line(self.path / name)
+            file = self._files[name] = open(self.path / name, "a", encoding="utf-8")  # noqa: SIM115
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON lines file; one that a crash cut short is left out."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows
+
+
+def _end_last_line(path: Path) -> None:
+    """So that what follows a line that a crash cut short starts on its own."""
+    if path.exists() and path.stat().st_size:
+        with open(path, "rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")

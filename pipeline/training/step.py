@@ -1,0 +1,238 @@
+"""One step: every player takes its turn on the batch, in micro-batches that fit the device.
+
+Every loss is a mean over the samples of the global batch. A rank scales its part by ranks / batch, so that the average over the ranks that
+DDP takes is that mean exactly, however uneven the shares are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import ConfigError, OptimiserConfig, ScheduleConfig
+from pipeline.model.batch_norm import discard_statistics, fold_statistics
+from pipeline.recipes.player import Networks, Player, Recipe, Views
+from pipeline.stream.loader import Batch
+from pipeline.training.distributed import World
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row gave a loss or gradient that is not a number."""
+
+
+@dataclass
+class Contestant:
+    """A player in training: its network on the device, wrapped for the ranks, and its optimiser."""
+
+    player: Player
+    wrapped: nn.Module
+    optimiser: torch.optim.Optimizer
+
+    @property
+    def network(self) -> nn.Module:
+        """The bare network."""
+        return self.player.network
+
+
+@dataclass
+class StepResult:
+    """What one step gave, on the device and summed over the ranks, so that reading it can wait.
+
+    Attributes:
+        names: (player, part) of each loss; the part `total` is what was minimised.
+        losses: float64 (len(names),), means over the global batch.
+        gradient_norms: by player, before clipping.
+        skipped: players whose weights were left as they were because something was not finite.
+    """
+
+    names: list[tuple[str, str]] = field(default_factory=list)
+    losses: Tensor | None = None
+    gradient_norms: dict[str, float] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def read(self) -> dict[str, dict[str, float]]:
+        """The losses as numbers: player -> part -> mean over the global batch. Waits for the device."""
+        found: dict[str, dict[str, float]] = {}
+        values = self.losses.tolist() if self.losses is not None else []
+        for (player, part), value in zip(self.names, values, strict=True):
+            found.setdefault(player, {})[part] = value
+        return found
+
+
+def micro_batches(share: int, largest_share: int, micro_batch: int, unit: int) -> list[slice]:
+    """Cuts a rank's share into micro-batches, as many on every rank.
+
+    Args:
+        share: samples of this rank.
+        largest_share: samples of the rank that has most.
+        micro_batch: most samples that go through the device at once.
+        unit: samples that stay together.
+
+    Returns:
+        Slices in order that cover the share; leading ones may be empty where another rank has more, the last never is.
+
+    Raises:
+        ConfigError: a unit does not fit a micro-batch.
+    """
+    if micro_batch < unit:
+        raise ConfigError(f"training.micro_batch: {micro_batch} is less than the batch-norm group of {unit}, which must not be divided")
+    units, count = share // unit, math.ceil(largest_share / (micro_batch // unit * unit))
+    return [slice(part * units // count * unit, (part + 1) * units // count * unit) for part in range(count)]
+
+
+def make_optimiser(config: OptimiserConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of a player's settings."""
+    if config.kind == "sgd":
+        return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        fused=parameters[0].is_cuda,
+    )
+
+
+def rate_factor(config: ScheduleConfig, step: int, steps: int) -> float:
+    """What every learning rate is multiplied by in a step.
+
+    Args:
+        config: the schedule.
+        step: from 0.
+        steps: of the whole run.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.kind == "cosine":
+        progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+        return config.final_factor + (1 - config.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+    if config.kind == "step":
+        return config.step_factor ** ((step - config.warmup_steps) // config.step_every)
+    return 1.0
+
+
+class TrainStep:
+    """Trains the players on batches.
+
+    Args:
+        recipe: makes the views.
+        contestants: the players in the order of their turns.
+        world: the ranks.
+        global_batch: samples over all ranks.
+        largest_share: samples of the rank that has most.
+        micro_batch: most samples at once.
+        bf16: compute the networks in bfloat16.
+        max_gradient_norm: 0 leaves gradients as they are.
+        max_nonfinite_steps: in a row, before NonFiniteError.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        contestants: Sequence[Contestant],
+        world: World,
+        *,
+        global_batch: int,
+        largest_share: int,
+        micro_batch: int,
+        bf16: bool,
+        max_gradient_norm: float,
+        max_nonfinite_steps: int,
+    ) -> None:
+        self.recipe = recipe
+        self.contestants = contestants
+        self.world = world
+        self.global_batch = global_batch
+        self.largest_share = largest_share
+        self.micro_batch = micro_batch
+        self.bf16 = bf16
+        self.max_gradient_norm = max_gradient_norm
+        self.max_nonfinite_steps = max_nonfinite_steps
+        self.nonfinite_in_a_row = 0
+
+    def __call__(self, batch: Batch, rate: float) -> StepResult:
+        """One step on this rank's share of a batch, with the learning rates times `rate`.
+
+        Raises:
+            NonFiniteError: once too often.
+        """
+        result = StepResult()
+        sums: list[Tensor] = []
+        parts = micro_batches(len(batch.sample_ids), self.largest_share, self.micro_batch, self.recipe.unit)
+        for contestant in self.contestants:
+            self._turn(contestant, batch, parts, rate, result, sums)
+        result.losses = self.world.sum(torch.stack(sums)) / self.global_batch
+        self._guard(result)
+        return result
+
+    def views(self, batch: Batch, part: slice) -> Views:
+        """The views of a part of a batch, on the device."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor[part].to(self.world.device, non_blocking=True)
+
+        with torch.no_grad():
+            labels = move(batch.labels) if batch.labels is not None else None
+            return self.recipe.views(move(batch.images), move(batch.masks), labels, move(batch.keys))
+
+    def networks(self, turn: Contestant | None = None) -> Networks:
+        """Every network by name: the one whose turn it is wrapped, the others bare."""
+        return {each.player.name: each.wrapped if each is turn else each.network for each in self.contestants}
+
+    def _turn(
+        self, contestant: Contestant, batch: Batch, parts: Sequence[slice], rate: float, result: StepResult, sums: list[Tensor]
+    ) -> None:
+        for each in self.contestants:
+            each.network.requires_grad_(each is contestant)
+        networks, totals = self.networks(contestant), dict[str, Tensor]()
+        for part in parts:
+            if part.start == part.stop:
+                continue
+            with self._synchronised(contestant, last=part is parts[-1]):
+                with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
+                    losses = contestant.player.loss(self.views(batch, part), networks)
+                torch.autograd.backward(losses.total.sum() * (self.world.size / self.global_batch))
+            _accumulate(totals, {"total": losses.total.detach(), **losses.parts})
+        self._update(contestant, rate, result)
+        result.names.extend((contestant.player.name, part) for part in totals)
+        sums.extend(totals.values())
+
+    def _synchronised(self, contestant: Contestant, last: bool) -> Any:
+        """Gradients are averaged over the ranks with the last micro-batch only."""
+        return nullcontext() if last or self.world.size == 1 else contestant.wrapped.no_sync()  # type: ignore[operator]
+
+    def _update(self, contestant: Contestant, rate: float, result: StepResult) -> None:
+        parameters = list(contestant.network.parameters())
+        limit = self.max_gradient_norm or math.inf
+        norm = float(nn.utils.clip_grad_norm_(parameters, limit))  # equal on every rank, so every rank decides alike
+        result.gradient_norms[contestant.player.name] = norm
+        if math.isfinite(norm):
+            for group in contestant.optimiser.param_groups:
+                group["lr"] = contestant.player.optimiser.learning_rate * rate
+            contestant.optimiser.step()
+            fold_statistics(contestant.network, self.world.sum)
+        else:
+            discard_statistics(contestant.network)
+            result.skipped.append(contestant.player.name)
+        contestant.optimiser.zero_grad(set_to_none=True)
+
+    def _guard(self, result: StepResult) -> None:
+        self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if result.skipped else 0
+        if self.nonfinite_in_a_row > self.max_nonfinite_steps:
+            raise NonFiniteError(
+                f"{self.nonfinite_in_a_row} steps in a row gave a gradient that is not finite ({', '.join(result.skipped)}): "
+                "lower the learning rate, set training.max_gradient_norm, or train in fp32. The last checkpoint is from before"
+            )
+
+
+def _accumulate(totals: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        summed = value.detach().double().sum()
+        totals[name] = totals[name] + summed if name in totals else summed
