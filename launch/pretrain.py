@@ -1,0 +1,28 @@
+"""Pretrains a context encoder: accelerate launch launch/pretrain.py --data.shards URL [--config FILE.yaml] [--SECTION.SETTING VALUE ...]"""
+
+from __future__ import annotations
+
+from pipeline.training.interruption import Interruption
+
+interruption = Interruption()
+interruption.install()  # before the imports below take their seconds: a signal must not find the default handler
+
+import sys  # noqa: E402
+
+from pipeline import recipes  # noqa: E402
+from pipeline.config import parse  # noqa: E402
+from pipeline.training.failures import reported  # noqa: E402
+from pipeline.training.loop import pretrain  # noqa: E402
+
+
+def main() -> None:
+    """Reads the settings, trains, says how it ended."""
+    with reported():
+        config = parse(recipes.SETTINGS, sys.argv[1:], description=__doc__ or "")
+        outcome = pretrain(config, interruption)
+        if outcome.rank == 0:
+            print(outcome, flush=True)
+
+
+if __name__ == "__main__":
+    main()

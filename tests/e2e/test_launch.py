@@ -1,0 +1,240 @@
+"""What a person types first, and what is refused before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.training.checkpoint import CheckpointStore, verify
+from pipeline.training.run_folder import read_lines
+from shards.embedded_store import SeaweedFS
+from shards.store import Store
+from tests.conftest import ROOT
+from tests.datasets import photographs, write_dataset
+from tests.launching import clean_environment, launch, run_alone, setting_list, start, wait_until
+
+SMALL = ["--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "16", "--method.batch_norm_group", "2"]
+BATCH = ["--training.global_batch", "8", "--training.micro_batch", "4"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures ä")
+    write_dataset(folder, photographs(60, 140, 160), [25, 30, 5])
+    return folder
+
+
+def test_plain_accelerate_launch_trains_on_one_process(shards: Path, tmp_path: Path) -> None:
+    done = launch(1, *setting_list(shards, tmp_path / "run", 4, *SMALL, *BATCH))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "world size 1 (cpu)" in done.stderr
+    assert done.stdout.count("finished: 4 steps with 1 ranks") == 1
+
+
+def test_with_the_cpu_file_two_ranks_train_and_say_so_in_the_metrics(shards: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    launcher = start(2, *setting_list(shards, run, 100_000, *SMALL, *BATCH, "--training.pictures_every", "3"), log=log)
+    try:
+        wait_until(lambda: launcher.poll() is not None or len(read_lines(run / "history.jsonl")) > 5, log)
+        targets = sorted((run / "targets").glob("*.json"))
+        assert [path.name for path in targets] == ["rank0.json", "rank1.json"]
+        for rank, path in enumerate(targets):
+            target = json.loads(path.read_text())[0]["targets"][0]
+            assert target.startswith("127.0.0.1:")
+            text = urllib.request.urlopen(f"http://{target}/metrics", timeout=10).read().decode()
+            assert re.search(rf'^context_encoder_world_size\{{.*rank="{rank}".*\}} 2.0$', text, re.MULTILINE)
+            assert re.search(r'^context_encoder_loss\{.*part="reconstruction".*player="generator".*\} 0\.\d+$', text, re.MULTILINE)
+            for name in ("step", "images_per_second", "data_wait_ratio", "checkpoint_age_seconds"):
+                assert re.search(rf"^context_encoder_{name}\{{", text, re.MULTILINE), name
+    finally:
+        launcher.terminate()
+        assert launcher.wait(timeout=60) is not None
+    assert "world size 2 (cpu)" in log.read_text()
+    assert not list((run / "targets").glob("*.json"))
+    store = Store(str(run / "checkpoints"))
+    assert verify(store, CheckpointStore(store).steps()[-1]) > 10_000
+    assert list((run / "pictures").glob("*.png"))
+
+
+@pytest.mark.server
+def test_checkpoints_and_shards_may_both_be_in_s3(s3: SeaweedFS, shards: Path, tmp_path: Path) -> None:
+    bucket = f"launch-{time.time_ns()}"
+    s3.make_bucket(bucket)
+    store = Store(f"s3://{bucket}/set", s3.options)
+    for path in shards.iterdir():
+        store.upload(path, path.name)
+    settings = [*SMALL, *BATCH, "--data.cache", str(tmp_path / "cache"), "--checkpoint.url", f"s3://{bucket}/checkpoints"]
+    for steps in (3, 5):
+        done = launch(1, *setting_list(f"s3://{bucket}/set", tmp_path / "run", steps, *settings), **s3.environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "continues after step 3" in done.stderr
+    assert CheckpointStore(Store(f"s3://{bucket}/checkpoints", s3.options)).steps() == [3, 5]
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.is_dir() or s3.secret not in path.read_text(errors="replace")
+    command = [sys.executable, "launch/checkpoints.py", "verify", f"s3://{bucket}/checkpoints"]
+    listed = subprocess.run(command, cwd=ROOT, env=clean_environment(**s3.environment), capture_output=True, text=True, check=False)
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.count("verified") == 2
+
+
+def refuse(message: str, *settings: str, code: int = 1, **environment: str) -> None:
+    """The program ends with one clear line and without a traceback."""
+    done = run_alone(*settings, **environment)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    if code == 1:
+        assert done.stderr.count("error") == 1, done.stderr
+
+
+def test_bad_settings_are_refused(shards: Path, tmp_path: Path) -> None:
+    run = ["--run", str(tmp_path / "run")]
+    refuse(r"--data\.shards", "--data.shard", str(shards), code=2)
+    (tmp_path / "bad.yaml").write_text("training: {step: 3}")
+    refuse("training.step: no such setting. Did you mean 'steps'", "--config", str(tmp_path / "bad.yaml"))
+    refuse("data.shards: give the URL", *run)
+    refuse(
+        "method.mask: max_fraction: 7.0 is not above 0",
+        "--config",
+        str(write(tmp_path, "method: {mask: {max_fraction: 7}}")),
+        "--data.shards",
+        str(shards),
+    )
+    refuse(
+        "training.micro_batch: 1 is less than the batch-norm group of 2",
+        *setting_list(shards, tmp_path / "run", 1, *SMALL),
+        *BATCH[:2],
+        "--training.micro_batch",
+        "1",
+    )
+    refuse(
+        "training.precision: the launcher was told mixed_precision bf16",
+        *setting_list(shards, tmp_path / "run", 1),
+        ACCELERATE_MIXED_PRECISION="bf16",
+    )
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "written.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_missing_data_set_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refuse("empty holds no shards. Build it with", *setting_list(tmp_path / "empty", tmp_path / "run", 1))
+    refuse("nothing/here", *setting_list(tmp_path / "nothing" / "here", tmp_path / "run", 1))
+
+
+@pytest.mark.server
+def test_a_missing_bucket_and_wrong_keys_are_named(s3: SeaweedFS, tmp_path: Path) -> None:
+    refuse("s3://no-such-bucket", *setting_list("s3://no-such-bucket/set", tmp_path / "run", 1), **s3.environment)
+    wrong = {**s3.environment, "AWS_SECRET_ACCESS_KEY": "wrong-secret"}
+    refuse("access refused .*Check the credentials", *setting_list("s3://no-such-bucket/set", tmp_path / "run", 1), **wrong)
+
+
+def test_damaged_shards_are_named(tmp_path: Path) -> None:
+    pictures = photographs(40, 140, 160)
+    pictures[7] = pictures[7][:2000]
+    settings = [*SMALL, *BATCH, "--training.steps", "5", "--run", str(tmp_path / "run"), "--data.shards"]
+    write_dataset(tmp_path / "corrupt", pictures, [40])
+    refuse(r"000000007.jpg in .*shard-000000.tar\): .*whole list is in .*quarantine.jsonl", *settings, str(tmp_path / "corrupt"))
+    assert [row["cause"] for row in read_lines(tmp_path / "run" / "quarantine.jsonl")] == ["undecodable"]
+    pictures = photographs(40, 140, 160)
+    write_dataset(tmp_path / "flipped", pictures, [40])
+    shard = tmp_path / "flipped" / "shard-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    refuse(r"its bytes are not those that were stored", *settings, str(tmp_path / "flipped"))
+    write_dataset(tmp_path / "cut", pictures, [20, 20])
+    with open(tmp_path / "cut" / "shard-000001.tar", "r+b") as file:
+        file.truncate(50_000)
+    refuse(r"shard-000001.tar: 50000 bytes long", *settings, str(tmp_path / "cut"))
+    write_dataset(tmp_path / "unindexed", pictures, [40])
+    (tmp_path / "unindexed" / "shard-000000.tar.idx").unlink()
+    refuse(r"shard-000000.tar has no readable index", *settings, str(tmp_path / "unindexed"))
+
+
+def test_more_ranks_than_samples_in_a_batch_are_refused(shards: Path, tmp_path: Path) -> None:
+    done = launch(3, *setting_list(shards, tmp_path / "run", 1, *SMALL, "--training.global_batch", "4", "--training.micro_batch", "2"))
+    assert done.returncode != 0
+    assert done.stderr.count("error: 3 ranks share 2 batch-norm groups of 2 a step: start at most 2 ranks") == 1
+
+
+def test_a_checkpoint_of_another_recipe_or_network_is_refused(shards: Path, tmp_path: Path) -> None:
+    assert run_alone(*setting_list(shards, tmp_path / "run", 1, *SMALL, *BATCH)).returncode == 0
+    refuse(
+        "the checkpoint of step 1 is one of the recipe 'inpainting', this run's is 'autoencoder'",
+        *setting_list(shards, tmp_path / "run", 2, "--recipe", "autoencoder", *BATCH),
+    )
+    wider = [*SMALL, "--method.width", "16"]
+    refuse("does not fit the discriminator of these settings", *setting_list(shards, tmp_path / "run", 2, *wider, *BATCH))
+    refuse("holds checkpoints up to step 1", *setting_list(shards, tmp_path / "run", 2, *SMALL, *BATCH, "--checkpoint.resume", "none"))
+    refuse("seed", *setting_list(shards, tmp_path / "run", 2, *SMALL, *BATCH, "--seed", "3"))
+    for path in (tmp_path / "run" / "checkpoints").rglob("*.safetensors"):
+        path.write_bytes(b"")
+    refuse("none of its 1 checkpoints verifies", *setting_list(shards, tmp_path / "run", 2, *SMALL, *BATCH))
+
+
+def test_two_runs_into_one_folder_are_refused(shards: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    first = start(1, *setting_list(shards, run, 100_000, *SMALL, *BATCH), log=log)
+    try:
+        wait_until(lambda: first.poll() is not None or read_lines(run / "history.jsonl"), log)
+        refuse("another run is writing here", *setting_list(shards, run, 5, *SMALL, *BATCH))
+    finally:
+        first.terminate()
+        first.wait(timeout=60)
+
+
+def test_processes_that_do_not_find_each_other_are_refused(shards: Path, tmp_path: Path) -> None:
+    settings = setting_list(shards, tmp_path / "run", 1, *SMALL, *BATCH)
+    refuse("WORLD_SIZE is 2 but MASTER_PORT is not set", *settings, WORLD_SIZE="2", RANK="0")
+    script = (
+        "import sys, torch.distributed as dist\n"
+        "sys.argv = ['launch/pretrain.py', *sys.argv[1:]]\n"
+        "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\n"
+        "exec(compile(open('launch/pretrain.py').read(), 'launch/pretrain.py', 'exec'))\n"
+    )
+    command = [sys.executable, "-c", script, *settings]
+    environment = clean_environment(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "the launcher set WORLD_SIZE=2, but the processes that found each other are 1" in done.stderr
+
+
+def test_gradients_that_are_not_finite_stop_the_run(shards: Path, tmp_path: Path) -> None:
+    settings = setting_list(shards, tmp_path / "run", 30, *SMALL, *BATCH, "--training.max_nonfinite_steps", "2")
+    refuse("3 steps in a row gave a gradient that is not finite", *settings, "--method.reconstruction_weight", "1e38")
+    rows = read_lines(tmp_path / "run" / "history.jsonl")
+    assert all(row["skipped"] for row in rows[-2:])
+    end = read_lines(tmp_path / "run" / "events.jsonl")[-1]
+    assert (end["event"], end["reason"]) == ("end", "NonFiniteError")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains_in_bf16(shards: Path, tmp_path: Path) -> None:
+    done = launch(1, *setting_list(shards, tmp_path / "run", 4, *SMALL, *BATCH, "--training.precision", "bf16"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "(cuda)" in done.stderr
+    assert (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_bf16_on_processors_gives_nearly_the_losses_of_fp32(shards: Path, tmp_path: Path) -> None:
+    last = {}
+    for precision in ("fp32", "bf16"):
+        settings = setting_list(shards, tmp_path / precision, 5, *SMALL, *BATCH, "--training.precision", precision)
+        assert run_alone(*settings).returncode == 0
+        last[precision] = [row["losses"]["generator"]["reconstruction"] for row in read_lines(tmp_path / precision / "history.jsonl")]
+    assert last["bf16"] == pytest.approx(last["fp32"], rel=0.1)
+    assert last["bf16"] != last["fp32"]

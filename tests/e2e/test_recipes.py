@@ -1,0 +1,71 @@
+"""Real photographs in shards of the real builder: plain WebDataset reads them, and every recipe trains on them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from pipeline.training.checkpoint import CheckpointStore, verify
+from pipeline.training.run_folder import read_lines
+from shards.index import scan
+from shards.manifest import load
+from shards.store import Store
+from tests.launching import launch, setting_list
+
+RECIPES = {
+    "features": ["--training.global_batch", "4", "--training.threads", "2", "--method.optimiser.learning_rate", "1e-3"],
+    "autoencoder": ["--training.global_batch", "4", "--training.threads", "2", "--method.optimiser.learning_rate", "1e-3"],
+    "inpainting": ["--training.global_batch", "8", "--training.threads", "2", "--method.batch_norm_group", "8"],
+}
+"""The published networks; only the batch is smaller than anybody would take."""
+PLAYER = {"features": "context_encoder", "autoencoder": "context_encoder", "inpainting": "generator"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("dataset", ["imagenet_shards", "tiny_shards"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains_for_200_steps(request: pytest.FixtureRequest, tmp_path: Path, recipe: str, dataset: str) -> None:
+    shards: Path = request.getfixturevalue(dataset)
+    settings = setting_list(shards, tmp_path / "run", 200, "--recipe", recipe, *RECIPES[recipe])
+    done = launch(1, *settings, "--training.log_every", "50", "--training.pictures_every", "100", timeout=580)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = read_lines(tmp_path / "run" / "history.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 201))
+    losses = [row["losses"][PLAYER[recipe]]["reconstruction"] for row in rows]
+    assert all(math.isfinite(value) for row in rows for parts in row["losses"].values() for value in parts.values())
+    assert sum(losses[-40:]) < 0.9 * sum(losses[:40])
+    assert len(list((tmp_path / "run" / "pictures").glob("*.png"))) == 2
+    assert read_lines(tmp_path / "run" / "events.jsonl")[-1]["reason"] == "finished"
+    store = Store(str(tmp_path / "run" / "checkpoints"))
+    assert CheckpointStore(store).steps() == [200]
+    assert verify(store, 200) > 1e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["imagenet_shards", "tiny_shards"])
+def test_plain_webdataset_reads_every_sample_with_the_same_keys_and_bytes(request: pytest.FixtureRequest, dataset: str) -> None:
+    folder: Path = request.getfixturevalue(dataset)
+    manifest = load(str(folder))
+    store = Store(str(folder))
+    total = 0
+    for shard, record in enumerate(manifest.records):
+        path = folder / record.name
+        data = path.read_bytes()
+        rows = manifest.read_index(store, shard).rows
+        with open(path, "rb") as tar:
+            ours = list(scan(tar, record.name))
+        theirs = list(webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False))
+        assert [sample["__key__"] for sample in theirs] == [sample.key for sample in ours]
+        for row, sample in zip(rows, theirs, strict=True):
+            offset, length = int(row["offset"]), int(row["length"])
+            assert sample["jpg"] == data[offset : offset + length]
+            if manifest.classes:
+                assert int(sample["cls"]) == int(row["label"])
+                assert manifest.classes[int(row["label"])] in json.loads(sample["json"])["source"]
+        total += len(theirs)
+    assert total == manifest.total_samples == (800 if dataset == "imagenet_shards" else 20_000)
