@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from pipeline.training.checkpoint import CheckpointInvalid, CheckpointStore, describe, folder_name, verify
+from pipeline.training.export import checkpoint_store
 from shards.errors import ShardError
-from shards.store import Store
 
 
 def main() -> int:
@@ -19,10 +18,9 @@ def main() -> int:
     parser.add_argument("--storage", action="append", default=[], metavar="KEY=VALUE", help="option of the store, as in fsspec")
     arguments = parser.parse_args()
     options = dict(option.partition("=")[::2] for option in arguments.storage)
-    inside = Path(arguments.run) / "checkpoints"
     sound = True
     try:
-        store = Store(str(inside) if inside.is_dir() else arguments.run, options)
+        store = checkpoint_store(arguments.run, options)
         steps = CheckpointStore(store).steps()
         for step in steps:
             try:

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from pipeline import objective
-from pipeline.config import ConfigError, OptimiserConfig
+from pipeline.config import OptimiserConfig
+from pipeline.mapping import ConfigError
 from pipeline.masking import MaskConfig, mask_source
 from pipeline.model.discriminator import Discriminator
 from pipeline.model.features_network import FeaturesNetwork

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline import objective
-from pipeline.config import ConfigError, OptimiserConfig
+from pipeline.config import OptimiserConfig
+from pipeline.mapping import ConfigError
 from pipeline.masking import MaskConfig, mask_source
 from pipeline.model.discriminator import Discriminator
 from pipeline.model.inpainting_network import Generator

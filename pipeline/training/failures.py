@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from monitoring.exporter import ExporterError
-from pipeline.config import ConfigError
+from pipeline.mapping import ConfigError
 from pipeline.stream.order import OrderError
 from pipeline.training.checkpoint import CheckpointInvalid
 from pipeline.training.distributed import LaunchError

@@ -32,7 +32,7 @@ from pipeline.training.interruption import Interruption
 from pipeline.training.optimiser_state import state_tensors
 from pipeline.training.reporting import Reporting, Stopwatch
 from pipeline.training.resume import enter, find
-from pipeline.training.run_folder import RunFolder, RunFolderError
+from pipeline.training.run_folder import RunFolder
 from pipeline.training.step import Contestant, TrainStep, rate_factor
 from shards.keyed import key_of, mix_array
 from shards.store import Store
@@ -164,7 +164,7 @@ class _Run:
                 return step, self.interruption.requested or "another rank was asked to stop"
             if step % self.config.checkpoint.every == 0:
                 self._save(step)
-        raise RunFolderError("the loader ended before the run")  # it has no end of its own
+        raise AssertionError("a loader without a number of epochs has no end")
 
     def _save(self, step: int) -> None:
         if not self.world.is_first or step == self.saved_step:

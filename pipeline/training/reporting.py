@@ -95,9 +95,9 @@ class Reporting:
         row = {"step": step, "epoch": batch.epoch, "batch": batch.index, "samples": f"{samples & (2**64 - 1):016x}", "rate": rate}
         self._waiting.append((row, result))
         if step % training.log_every == 0 or step == training.steps:
-            self._log(step, batch, rate)
+            self._log(step, batch)
 
-    def _log(self, step: int, batch: Batch, rate: float) -> None:
+    def _log(self, step: int, batch: Batch) -> None:
         images_per_second = self._config.training.global_batch * self._steps / self._seconds if self._seconds else 0.0
         share = self._wait_seconds / self._seconds if self._seconds else 0.0
         losses = self.flush(images_per_second=round(images_per_second, 2), data_wait_share=round(share, 4))
@@ -111,7 +111,6 @@ class Reporting:
             if part != "total" or len(parts) == 1
         }
         self.progress.update(step, shown, images_per_second, share, batch.epoch)
-        del rate
         self._seconds = self._wait_seconds = 0.0
         self._steps = 0
 

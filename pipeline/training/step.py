@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError, OptimiserConfig, ScheduleConfig
+from pipeline.config import OptimiserConfig, ScheduleConfig
+from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import discard_statistics, fold_statistics
 from pipeline.recipes.player import Networks, Player, Recipe, Views
 from pipeline.stream.loader import Batch

@@ -6,13 +6,18 @@ import os
 import random
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
 
+from pipeline.model import Encoder
 from pipeline.training.checkpoint import CheckpointStore, read
 from pipeline.training.run_folder import read_lines
 from shards.store import Store
+from tests.conftest import ROOT
 from tests.launching import kill_all, launch, losses, rank_processes, setting_list, start, wait_until
 
 STEPS, EVERY = 14, 3
@@ -159,3 +164,21 @@ def test_a_finished_run_is_left_alone(imagenet_shards: Path, undisturbed: dict[s
     assert done.returncode == 0
     assert f"finished: {STEPS} steps" in done.stdout
     assert losses(undisturbed["features"]) == before
+
+
+def test_the_encoder_of_a_run_loads_into_the_network(undisturbed: dict[str, Path], tmp_path: Path) -> None:
+    target = tmp_path / "encoder.safetensors"
+    command = [sys.executable, "launch/export.py", str(undisturbed["features"]), str(target)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"after {STEPS} steps" in done.stdout
+    encoder = Encoder("caffenet")
+    encoder.load_state_dict(load_file(target))
+    trained = read(Store(str(undisturbed["features"] / "checkpoints")), STEPS).tensors["context_encoder"]
+    assert encoder.conv3.weight.equal(trained["encoder.conv3.weight"])
+    with safe_open(target, "pt") as file:
+        assert file.metadata()["step"] == str(STEPS)
+    (tmp_path / "empty").mkdir()
+    refused = subprocess.run([*command[:2], str(tmp_path / "empty"), str(target)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "no checkpoint that verifies" in refused.stderr

@@ -33,7 +33,7 @@ def train(shards: Path, run: Path, ranks: int, *settings: str) -> dict[str, torc
     }
 
 
-def assert_same_training(shards: Path, folder: Path, worlds: list[int], *settings: str) -> None:
+def assert_same_training(shards: Path, folder: Path, worlds: list[int], *settings: str, weight_tolerance: float = TOLERANCE) -> None:
     weights = {ranks: train(shards, folder / f"run{ranks}", ranks, *settings) for ranks in worlds}
     expected = losses(folder / f"run{worlds[0]}")
     assert len(expected) == STEPS
@@ -47,7 +47,7 @@ def assert_same_training(shards: Path, folder: Path, worlds: list[int], *setting
         for name, tensor in weights[worlds[0]].items():
             other = weights[ranks][name]
             difference = (other.double() - tensor.double()).norm() / tensor.double().norm().clamp(min=1e-12)
-            assert float(difference) < TOLERANCE, (ranks, name)
+            assert float(difference) < weight_tolerance, (ranks, name)
 
 
 @pytest.mark.slow
@@ -61,4 +61,6 @@ def test_features_at_1_2_3_and_4_ranks(imagenet_shards: Path, tmp_path: Path) ->
 def test_inpainting_with_batch_norm_groups_at_1_2_and_3_ranks(imagenet_shards: Path, tmp_path: Path) -> None:
     network = ["--method.width", "16", "--method.bottleneck", "64", "--method.batch_norm_group", "4"]
     settings = ["--recipe", "inpainting", "--training.global_batch", "16", "--training.micro_batch", "4", *network]
-    assert_same_training(imagenet_shards, tmp_path, [1, 2, 3], *settings, *rule("optimiser"), *rule("discriminator_optimiser"))
+    rules = [*rule("optimiser"), *rule("discriminator_optimiser")]
+    # the biases of batch norm start at 0 and are sums that nearly cancel: a wrong scale shows in them as a difference of tenths
+    assert_same_training(imagenet_shards, tmp_path, [1, 2, 3], *settings, *rules, weight_tolerance=5e-3)

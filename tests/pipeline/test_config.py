@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Config, ConfigError, OptimiserConfig, from_mapping, parse, to_mapping
+from pipeline.config import Config, OptimiserConfig, parse, to_mapping
+from pipeline.mapping import ConfigError, from_mapping
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import ConfigError, ScheduleConfig
+from pipeline.config import ScheduleConfig
+from pipeline.mapping import ConfigError
 from pipeline.stream.order import share
 from pipeline.training.step import micro_batches, rate_factor
 

@@ -1,0 +1,32 @@
+"""Takes the encoder out of a checkpoint: python launch/export.py RUN encoder.safetensors [--step N]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline.training.checkpoint import CheckpointInvalid
+from pipeline.training.export import export_encoder
+from shards.errors import ShardError
+
+
+def main() -> int:
+    """Writes the weights and prints what they are; 1 when there is no checkpoint that verifies."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="a run folder, or the folder or s3:// URL of its checkpoints")
+    parser.add_argument("target", type=Path, help="the safetensors file to write")
+    parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest that verifies)")
+    parser.add_argument("--storage", action="append", default=[], metavar="KEY=VALUE", help="option of the store, as in fsspec")
+    arguments = parser.parse_args()
+    options = dict(option.partition("=")[::2] for option in arguments.storage)
+    try:
+        print(export_encoder(arguments.run, arguments.target, arguments.step, options))
+    except (CheckpointInvalid, ShardError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
