@@ -36,6 +36,15 @@ class _Final(Exception):
     """A failure that waiting does not mend."""
 
 
+class _SinkFailed(BaseException):
+    """The receiver of the bytes raised, which no retry of the store mends. Not an Exception, so that nothing takes it for
+    one of the store's."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
 class _Short(OSError):
     """The store ended a body before the bytes that were asked for."""
 
@@ -112,7 +121,15 @@ class ResumingReader:
         Raises:
             ShardUnavailable: not to be had after the retries.
             ShardCorrupt: the object is too short, or was replaced while it was read.
+            Whatever `sink` raises, at once.
         """
+
+        def handed(data: bytes) -> None:
+            try:
+                sink(data)
+            except BaseException as error:
+                raise _SinkFailed(error) from error
+
         if start >= end:
             return
         progress = _Progress(start)
@@ -120,7 +137,9 @@ class ResumingReader:
         while progress.position < end:
             before, began = progress.position, time.monotonic()
             try:
-                self._attempt(name, progress, end, sink)
+                self._attempt(name, progress, end, handed)
+            except _SinkFailed as failed:
+                raise failed.cause from None
             except _Final as error:
                 raise ShardUnavailable(f"{self.store.describe(name)}: {error}") from error.__cause__
             except (ShardCorrupt, ShardUnavailable):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from pipeline.config import TrainingConfig
 from pipeline.mapping import ConfigError
+
+T = TypeVar("T")
 
 
 class LaunchError(RuntimeError):
@@ -96,6 +98,23 @@ class World:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
+    def on_first(self, action: Callable[[], T]) -> T | None:
+        """Does something on rank 0 alone. Where it fails every rank ends: rank 0 with the error, the others without a word.
+
+        Returns:
+            What the action returned on rank 0, None on the others.
+        """
+        result: T | None = None
+        error: Exception | None = None
+        if self.is_first:
+            try:
+                result = action()
+            except Exception as raised:
+                error = raised
+        if self.share(error is not None):
+            raise error or SystemExit(1)
+        return result
+
 
 @contextmanager
 def join(training: TrainingConfig) -> Iterator[World]:
@@ -113,6 +132,7 @@ def join(training: TrainingConfig) -> Iterator[World]:
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # buffers are written whole
     torch.backends.cudnn.benchmark = not training.deterministic
     if not cpu:
         torch.cuda.set_device(local_rank)

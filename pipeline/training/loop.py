@@ -76,7 +76,8 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
     """
     with ExitStack() as stack:
         world = stack.enter_context(distributed.join(config.training))
-        folder = RunFolder(Path(config.run), writes=world.is_first)
+        path = Path(config.run)
+        folder = world.on_first(lambda: RunFolder(path, writes=True)) or RunFolder(path, writes=False)
         stack.callback(folder.close)
         recipe = recipes.make(config.recipe, config.method, config.seed)
         loader = stack.enter_context(StreamLoader(_stream_config(config, recipe, world, folder), world.rank, world.size))

@@ -23,7 +23,7 @@ from shards.store import Store, split
 
 def find(config: Config[Any], checkpoints: CheckpointStore, world: World) -> Checkpoint | None:
     """The checkpoint to continue from, on every rank; rank 0 reads and the others are told, so that only it needs to see the store."""
-    found = _read(config, checkpoints) if world.is_first else None
+    found = world.on_first(lambda: _read(config, checkpoints))
     facts = world.share((found.step, dict(found.facts)) if found else None)
     if facts is None:
         return None

@@ -238,3 +238,11 @@ def test_bf16_on_processors_gives_nearly_the_losses_of_fp32(shards: Path, tmp_pa
         last[precision] = [row["losses"]["generator"]["reconstruction"] for row in read_lines(tmp_path / precision / "history.jsonl")]
     assert last["bf16"] == pytest.approx(last["fp32"], rel=0.1)
     assert last["bf16"] != last["fp32"]
+
+
+def test_what_only_rank_0_meets_ends_every_rank_with_one_message(shards: Path, tmp_path: Path) -> None:
+    assert run_alone(*setting_list(shards, tmp_path / "run", 1, *SMALL, *BATCH)).returncode == 0
+    done = launch(2, *setting_list(shards, tmp_path / "run", 2, *SMALL, *BATCH, "--checkpoint.resume", "none"))
+    assert done.returncode != 0
+    assert done.stderr.count("holds checkpoints up to step 1") == 1
+    assert "Connection closed by peer" not in done.stderr

@@ -270,3 +270,30 @@ def test_a_range_past_the_end_of_an_object_is_an_error(s3: SeaweedFS, url: str, 
     with pytest.raises(ShardCorrupt, match="cut short"):
         reader.range(record.name, record.size - 5, record.size + 5)
     assert os.environ.get("AWS_SECRET_ACCESS_KEY") != s3.secret
+
+
+def test_what_the_receiver_raises_is_not_taken_for_the_stores_failure(s3: SeaweedFS, url: str, local: tuple[Path, Manifest]) -> None:
+    calls = []
+
+    def full_disk(data: bytes) -> None:
+        calls.append(len(data))
+        raise OSError(28, "No space left on device")
+
+    record = local[1].records[1]
+    reader = ResumingReader(Store(url, s3.options), retries=5)
+    with pytest.raises(OSError, match="No space left"):
+        reader.copy(record.name, 0, record.size, full_disk)
+    assert len(calls) == 1
+    assert reader.counters.totals().get("store_retries", 0) == 0
+
+
+def test_closing_does_not_wait_for_downloads(s3: SeaweedFS, url: str, tmp_path: Path) -> None:
+    for _ in range(5):
+        loader = StreamLoader(stream_config(url, s3.options, cache=str(tmp_path), threads=1))
+        next(iter(loader))
+        started = time.monotonic()
+        loader.close()
+        assert time.monotonic() - started < 10  # a retried download would wait for a minute
+        assert not list(tmp_path.glob(".partial*"))
+        for path in tmp_path.glob("*.tar"):
+            path.unlink()
