@@ -17,6 +17,7 @@ import tyro
 import yaml
 
 from pipeline.mapping import ConfigError, from_mapping, nearest
+from shards.store import redacted
 
 MethodT = TypeVar("MethodT")
 _SHOWN_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})
@@ -81,7 +82,7 @@ class DataConfig:
     """Batches a rank prepares ahead."""
     cache: str = "auto"
     """Folder for shards from a remote store, shared by the ranks of a node; `auto` is a folder in $TMPDIR, `none` reads
-    samples as ranges. Local shards are mapped in place."""
+    samples as ranges. Local shards are read in place."""
     cache_gb: float = 20.0
     """Bytes the cache may hold, in 10^9; the least recently used shards go first."""
     retries: int = 8
@@ -110,7 +111,7 @@ class TrainingConfig:
     max_gradient_norm: float = 0.0
     """Gradients of a player are scaled down to this norm; 0 leaves them."""
     max_nonfinite_steps: int = 10
-    """Steps in a row with a non-finite loss or gradient that are skipped before the run stops."""
+    """Steps in a row with a gradient that is not finite that are skipped before the run stops."""
     log_every: int = 10
     """Steps between two lines of the console and reads of the device."""
     pictures_every: int = 1000
@@ -139,8 +140,8 @@ class CheckpointConfig:
     keep_every: int = 0
     """Checkpoints of steps that this divides are kept for good; 0 keeps none."""
     resume: str = "auto"
-    """auto: the newest checkpoint of the run folder that verifies, if there is one; none: refuse to start in a folder that
-    has any; else the folder of one checkpoint."""
+    """auto: the newest checkpoint of the run that verifies, if there is one; none: refuse to start where there is any;
+    else the folder of a checkpoint to start from while the run has none of its own."""
     other_decoder: bool = False
     """Continue although the pictures were decoded by other software before, which may change the last bit of a pixel."""
 
@@ -220,6 +221,7 @@ def check(config: Config[Any]) -> None:
     """
     training, data, schedule, checkpoint = config.training, config.data, config.schedule, config.checkpoint
     for key, value, least in (
+        ("seed", config.seed, 0),
         ("training.steps", training.steps, 1),
         ("training.global_batch", training.global_batch, 1),
         ("training.micro_batch", training.micro_batch, 1),
@@ -249,6 +251,8 @@ def check(config: Config[Any]) -> None:
     for key, value in (("training.timeout_minutes", training.timeout_minutes), ("data.stall_seconds", data.stall_seconds)):
         if not value > 0:
             raise ConfigError(f"{key}: {value} is not above 0")
+    if config.seed >= 2**63:
+        raise ConfigError(f"seed: {config.seed} is not below 2**63")
     if not data.shards:
         raise ConfigError("data.shards: give the URL of a data set: --data.shards FOLDER or s3://bucket/prefix")
     if not config.run:
@@ -259,7 +263,10 @@ def to_mapping(config: Config[Any]) -> dict[str, Any]:
     """The tree as plain values, for YAML and JSON, without what is secret in the options of the store."""
     plain: dict[str, Any] = dataclasses.asdict(config)
     options = plain["data"]["storage_options"]
-    plain["data"]["storage_options"] = {key: value if key in _SHOWN_OPTIONS else "(not shown)" for key, value in options.items()}
+    plain["data"]["storage_options"] = {key: redacted(value) if key in _SHOWN_OPTIONS else "(not shown)" for key, value in options.items()}
+    plain["data"]["shards"] = redacted(config.data.shards)
+    for key in ("url", "resume"):
+        plain["checkpoint"][key] = redacted(plain["checkpoint"][key])
     return plain
 
 

@@ -100,9 +100,8 @@ class SeaweedFS:
         ]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_"))}
         with open(self.folder / "log", "ab") as log:
-            self._process = subprocess.Popen(
-                [_binary(), "mini", *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, env=environment
-            )
+            command = [_binary(), f"-logdir={self.folder}", "mini", *flags]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, env=environment)
         atexit.register(self.kill)
         try:
             self._wait()

@@ -1,6 +1,6 @@
 """A shard's index: where each sample's picture lies in the tar, its digest and its label, in 24 bytes a sample.
 
-With it a reader maps the shard and takes `tar[offset : offset + length]`: no tar is parsed while training. The index is written beside
+With it a reader takes `tar[offset : offset + length]`: no tar is parsed while training. The index is written beside
 its shard as `<shard>.idx` and loaded when the shard is needed, so that 10 billion samples never sit in memory. The layout is a 32-byte
 header and one row a sample, little-endian; the header's digest covers the rows, so that a damaged index is noticed without a manifest.
 The name of a sample is not kept: it is in the tar header in front of the picture (`member_name`).

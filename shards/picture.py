@@ -27,7 +27,7 @@ _READABLE = tuple(kind for kind in (*_EXTENSIONS, "JPEG2000") if kind in Image.O
 _LONGEST_SIDE = 65535  # of a JPEG
 _PILLOW_LIMIT = 178_956_970  # Pillow refuses or warns above this by itself
 _ORIENTATION = 0x0112
-_DAMAGE = re.compile("bad Huffman code|bad arithmetic code|premature end of data|instead of RST")  # libjpeg's words for lost pixels
+LOST_PIXELS = re.compile("bad Huffman code|bad arithmetic code|premature end of data|instead of RST")  # libjpeg's words for lost pixels
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -166,7 +166,7 @@ def _decode_jpeg(data: bytes, size: tuple[int, int] | None) -> NDArray[np.uint8]
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=2 if size else 1)
     except ValueError as error:
-        if _DAMAGE.search(str(error)):
+        if LOST_PIXELS.search(str(error)):
             raise  # Pillow would show grey or shifted blocks without a word
         return None
     return pixels

@@ -10,8 +10,10 @@ import importlib
 import pkgutil
 from typing import Any
 
+import numpy as np
 import torch
 
+from pipeline.mapping import ConfigError
 from pipeline.recipes.player import Recipe
 
 
@@ -39,8 +41,15 @@ def make(name: str, method: Any, seed: int) -> Recipe:
         seed: of the run.
 
     Raises:
-        ConfigError: settings that contradict each other.
+        ConfigError: settings that contradict each other, or that a network or mask can't be made of.
     """
     torch.manual_seed(seed)
-    recipe: Recipe = RECIPES[name](method)
+    try:
+        recipe: Recipe = RECIPES[name](method)
+        if recipe.mask is not None:
+            recipe.mask.draw(0, np.empty((recipe.image_size, recipe.image_size), np.bool_))
+    except ConfigError:
+        raise
+    except ValueError as error:  # what a network or a mask says of its own arguments
+        raise ConfigError(f"method: {error}") from error
     return recipe

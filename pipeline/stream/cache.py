@@ -17,6 +17,7 @@ import fcntl
 import getpass
 import hashlib
 import os
+import resource
 import tempfile
 import threading
 from collections import OrderedDict, deque
@@ -30,7 +31,7 @@ from shards.errors import ShardCorrupt, ShardError, StoreError
 from shards.manifest import Manifest, ShardRecord
 from shards.store import TEMPORARY_PREFIX
 
-_OPEN_FILES = 256
+_OPEN_FILES = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 def default_folder() -> Path:
@@ -74,6 +75,7 @@ class ShardCache:
         self._lock = threading.Condition()
         self._wanted: deque[int] = deque()
         self._busy: set[int] = set()
+        self._needed: set[int] = set()
         self._closed = False
         self.failures: dict[int, str] = {}
         """Why shards could not be cached, by shard; their samples are read as ranges instead."""
@@ -116,6 +118,10 @@ class ShardCache:
         with self._lock:
             for shard in self._handles.keys() - set(needed):
                 os.close(self._handles.pop(shard))
+            for shard in needed:
+                if shard not in self._handles:
+                    self._open(shard)  # claims what is here, before somebody's download takes its room
+            self._needed = set(needed)
             self._wanted = deque(shard for shard in needed if shard not in self._handles and shard not in self.failures)
             self._lock.notify_all()
 
@@ -151,7 +157,11 @@ class ShardCache:
             handle = os.open(path, os.O_RDONLY)
         except OSError:
             return None
-        fcntl.flock(handle, fcntl.LOCK_SH)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:  # being finished or evicted this very moment
+            os.close(handle)
+            return None
         if os.fstat(handle).st_size != record.size or not path.exists():
             os.close(handle)
             with suppress(OSError):
@@ -176,9 +186,11 @@ class ShardCache:
                 self._busy.add(shard)
             try:
                 self._download(shard)
-            except (ShardError, OSError) as error:  # a full or broken disk too: slower, never wrong
+            except ShardError as error:
                 self.counters.add(cache_failures=1)
                 self.failures[shard] = str(error)
+            except OSError:  # a full or broken disk: slower, never wrong, and tried again with the next block
+                self.counters.add(cache_failures=1)
             finally:
                 with self._lock:
                     self._busy.discard(shard)
@@ -219,6 +231,10 @@ class ShardCache:
                         "Run python -m shards verify, then build or upload this shard again"
                     )
                 os.replace(partial, self._path(record))
+                fcntl.flock(handle, fcntl.LOCK_SH)  # the name is the shard's now: others may read
+                with self._lock:
+                    if shard in self._needed:
+                        self._open(shard)
                 self.counters.add(cache_downloads=1)
             except BaseException as error:
                 partial.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.keyed import uniforms
+from shards.picture import LOST_PIXELS
 
 cv2.setNumThreads(1)  # the loader's threads are the parallelism
 
@@ -103,8 +104,9 @@ def decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
                 return pixels
         except UndecodableError:
             raise
-        except ValueError:
-            pass  # Pillow tells harmless oddities from damage
+        except ValueError as error:
+            if LOST_PIXELS.search(str(error)):
+                raise UndecodableError(str(error)) from error  # Pillow would show grey or shifted blocks without a word
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             if picture.width * picture.height > max_pixels:

@@ -32,7 +32,7 @@ from pipeline.stream.quarantine import Quarantine
 from pipeline.stream.samples import BadSample, SampleReader
 from pipeline.stream.storage import ResumingReader, reading_store
 from shards import manifest as manifests
-from shards.errors import ManifestMismatch
+from shards.errors import ManifestMismatch, ShardCorrupt
 from shards.keyed import derived_keys, key_of, sample_keys
 
 _TASK = 8  # pictures; fewer cost more in scheduling than threads win
@@ -276,7 +276,7 @@ class StreamLoader:
                 return
             except BadSample as another:
                 self.quarantine.add(another)
-        raise error
+        raise ShardCorrupt(f"no sample of its lane can be read in place of another: {error}") from error
 
 
 class _Pending:

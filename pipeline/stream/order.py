@@ -14,6 +14,7 @@ global_batch samples, other ones each epoch.
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class SampleOrder:
                 f"the data set holds {manifest.total_samples} samples, less than one global batch of {global_batch}: "
                 "lower training.global_batch, or set data.tail to pad"
             )
+        self._lock = threading.RLock()
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int, int], NDArray[np.int64]] = OrderedDict()
 
@@ -142,7 +144,7 @@ class SampleOrder:
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
     def substitutes(self, epoch: int, consumed: int, place: int) -> Iterator[int]:
-        """What replaces an unreadable sample: the samples that follow it in its block, then those before it.
+        """What replaces an unreadable sample: the others of its block from it on, then those of the blocks that follow in its lane.
 
         Args:
             epoch: from 0.
@@ -151,9 +153,11 @@ class SampleOrder:
         """
         lane, offset = divmod(place, self.per_lane)
         position = (self._lane_position(epoch, consumed) + offset) % self.lane_length
-        block = self._block(epoch, lane, position // self.shuffle_block)
-        within = position % self.shuffle_block
-        yield from (int(sample) for sample in np.roll(block, -within)[1:])
+        number, within = divmod(position, self.shuffle_block)
+        yield from np.roll(self._block(epoch, lane, number), -within)[1:].tolist()
+        blocks = -(-self.lane_length // self.shuffle_block)
+        for ahead in range(1, blocks):
+            yield from self._block(epoch, lane, (number + ahead) % blocks).tolist()
 
     def shards_ahead(self, epoch: int, consumed: int, part: slice, blocks: int) -> Iterator[int]:
         """The shards that a rank needs soon: those of the block of a position, then of the blocks after it, into the next epoch.
@@ -204,6 +208,10 @@ class SampleOrder:
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
     def _block(self, epoch: int, lane: int, number: int) -> NDArray[np.int64]:
+        with self._lock:  # substitutes are looked for by the threads that decode
+            return self._block_of(epoch, lane, number)
+
+    def _block_of(self, epoch: int, lane: int, number: int) -> NDArray[np.int64]:
         key = (epoch, lane, number)
         found = self._blocks.get(key)
         if found is not None:
@@ -226,6 +234,10 @@ class SampleOrder:
         return self.manifest.starts[shard] + places - (order.ends[at] - self.manifest.samples[shard])
 
     def _epoch(self, epoch: int) -> _Epoch:
+        with self._lock:
+            return self._epoch_of(epoch)
+
+    def _epoch_of(self, epoch: int) -> _Epoch:
         found = self._epochs.get(epoch)
         if found is None:
             shards = permutation(len(self.manifest.records), self.seed, _SHARDS, epoch)

@@ -110,6 +110,7 @@ class CheckpointStore:
         self.report = report or (lambda _: None)
         self._writer: threading.Thread | None = None
         self._failures: list[str] = []
+        self._damaged: set[int] = set()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that were committed, oldest first; none of them is verified here."""
@@ -151,6 +152,7 @@ class CheckpointStore:
         began = time.monotonic()
         try:
             report.bytes = write(self.store, checkpoint)
+            self._damaged.discard(checkpoint.step)
             self._failures.clear()
             self._prune()
         except Exception as error:  # whatever a store raises must reach the run as a failed save, not end a thread unseen
@@ -160,7 +162,9 @@ class CheckpointStore:
         self.report(report)
 
     def _prune(self) -> None:
-        for step in self.steps()[: -self.keep_last]:
+        """Damaged ones neither count among the last nor are deleted: a run that went back behind one must not lose what it went back to."""
+        sound = [step for step in self.steps() if step not in self._damaged]
+        for step in sound[: -self.keep_last]:
             if not self.keep_every or step % self.keep_every:
                 self.store.delete(f"{folder_name(step)}/{COMMIT}")  # from here on it does not exist, whatever happens to the rest
                 self.store.delete(folder_name(step))
@@ -184,11 +188,15 @@ class CheckpointStore:
 
         Args:
             skipped: told of each newer one that is damaged.
+
+        Raises:
+            StoreError: the store did not answer, which says nothing about the checkpoint: going back to an older one would lose steps.
         """
         for step in reversed(self.steps()):
             try:
                 return read(self.store, step)
-            except (CheckpointInvalid, StoreError) as error:
+            except CheckpointInvalid as error:
+                self._damaged.add(step)
                 skipped(f"{error} It is skipped and left as it is.")
         return None
 

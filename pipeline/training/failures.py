@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pipeline.training.step import NonFiniteError
 from shards.errors import ShardError
 
 _EVERYWHERE = (ConfigError, OrderError, LaunchError, ExporterError)  # every rank meets them, one says so
+_LOST_PEER = re.compile("Connection (closed|reset) by peer|Connection refused|Broken pipe|NCCL|gloo", re.IGNORECASE)
 _ANYWHERE = (ShardError, CheckpointInvalid, RunFolderError, NonFiniteError)
 
 
@@ -32,4 +34,9 @@ def reported() -> Iterator[None]:
         raise SystemExit(1) from None
     except _ANYWHERE as error:
         print(f"error{f' (rank {rank})' if several else ''}: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    except RuntimeError as error:
+        if not several or not _LOST_PEER.search(str(error)):
+            raise
+        print(f"rank {rank}: another rank has ended, its own message says why", file=sys.stderr, flush=True)
         raise SystemExit(1) from None

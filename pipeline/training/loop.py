@@ -168,6 +168,7 @@ class _Run:
         raise AssertionError("a loader without a number of epochs has no end")
 
     def _save(self, step: int) -> None:
+        self.reporting.flush()  # steps that a checkpoint holds are never taken again, so their lines must be there
         if not self.world.is_first or step == self.saved_step:
             return
         self.saved_step = step

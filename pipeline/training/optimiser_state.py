@@ -32,6 +32,13 @@ def load_state(network: nn.Module, optimiser: torch.optim.Optimizer, tensors: Ma
         if name not in parameters or (value.dim() and value.shape != parameters[name].shape):
             raise CheckpointInvalid(f"the optimiser's state of {name!r} {tuple(value.shape)} fits no parameter of this network")
         by_name.setdefault(name, {})[entry] = value
+    expected = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimiser, torch.optim.AdamW) else {"momentum_buffer"}
+    for name, entries in by_name.items():
+        if entries.keys() != expected:
+            raise CheckpointInvalid(
+                f"the optimiser's state of {name!r} holds {sorted(entries)}, this optimiser needs {sorted(expected)}: "
+                "set the optimiser's kind as it was, or choose another folder with --run"
+            )
     places = {id(parameter): place for place, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"])}
     saved = optimiser.state_dict()
     saved["state"] = {places[id(parameters[name])]: entries for name, entries in by_name.items()}

@@ -46,6 +46,7 @@ class Reporting:
         self._waiting: list[tuple[dict[str, Any], StepResult]] = []
         self._seconds = self._wait_seconds = 0.0
         self._steps = 0
+        self._told: set[int] = set()
         self.progress = Progress(config.training.steps, first_step, enabled=world.is_first)
         self._closing.callback(self.progress.close)
         logging.basicConfig(format=f"rank {world.rank}: %(message)s")
@@ -103,6 +104,7 @@ class Reporting:
         losses = self.flush(images_per_second=round(images_per_second, 2), data_wait_share=round(share, 4))
         self.metrics.losses(losses)
         self.metrics.data(self._loader.counters.totals())
+        self._tell_failures()
         self.metrics.mask_coverage(float(batch.masks.float().mean()))
         shown = {
             f"{player} {part}": value
@@ -113,6 +115,13 @@ class Reporting:
         self.progress.update(step, shown, images_per_second, share, batch.epoch)
         self._seconds = self._wait_seconds = 0.0
         self._steps = 0
+
+    def _tell_failures(self) -> None:
+        """Names shards that could not be cached, once each; their samples are read as ranges."""
+        failures = self._loader.samples.cache.failures if self._loader.samples.cache is not None else {}
+        for shard in failures.keys() - self._told:
+            self._told.add(shard)
+            self.say(f"not cached: {failures[shard]}")
 
     def flush(self, **facts: float) -> dict[str, dict[str, float]]:
         """Reads the losses that are still on the device into the history; returns those of the last step."""

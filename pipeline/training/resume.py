@@ -5,6 +5,7 @@ Rank 0 reads and the others are told, so that only rank 0 needs to see the store
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -37,19 +38,19 @@ def find(config: Config[Any], checkpoints: CheckpointStore, world: World) -> Che
 
 def _read(config: Config[Any], checkpoints: CheckpointStore) -> Checkpoint | None:
     resume, where = config.checkpoint.resume, checkpoints.store.describe()
-    if resume in ("auto", "none"):
-        steps = checkpoints.steps()
-        if resume == "none" and steps:
-            raise RunFolderError(
-                f"{where}: holds checkpoints up to step {steps[-1]}. Choose another folder with --run, or --checkpoint.resume auto"
-            )
-        checkpoints.sweep()
-        found = checkpoints.newest(lambda text: print(f"warning: {text}", flush=True))
+    steps = checkpoints.steps()
+    if resume == "none" and steps:
+        raise RunFolderError(
+            f"{where}: holds checkpoints up to step {steps[-1]}. Choose another folder with --run, or --checkpoint.resume auto"
+        )
+    checkpoints.sweep()
+    if steps or resume in ("auto", "none"):
+        found = checkpoints.newest(lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
         if found is None and steps:
             raise CheckpointInvalid(
                 f"{where}: none of its {len(steps)} checkpoints verifies. Restore one, or start a new run with another --run"
             )
-    else:
+    else:  # where the run starts; later attempts continue from its own checkpoints
         parent, name = split(resume.rstrip("/"))
         store = Store(parent, config.data.storage_options if "://" in parent else None)
         found = read(store, step_of(name, store.describe(name)))

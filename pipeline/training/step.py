@@ -88,17 +88,24 @@ def micro_batches(share: int, largest_share: int, micro_batch: int, unit: int) -
 
 
 def make_optimiser(config: OptimiserConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of a player's settings."""
-    if config.kind == "sgd":
-        return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        fused=parameters[0].is_cuda,
-    )
+    """The optimiser of a player's settings.
+
+    Raises:
+        ConfigError: a rate, beta or decay that no optimiser takes.
+    """
+    try:
+        if config.kind == "sgd":
+            return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(
+            parameters,
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            fused=parameters[0].is_cuda,
+        )
+    except ValueError as error:
+        raise ConfigError(f"method: optimiser: {error}") from error
 
 
 def rate_factor(config: ScheduleConfig, step: int, steps: int) -> float:

@@ -19,7 +19,7 @@ from shards.embedded_store import SeaweedFS
 from shards.store import Store
 from tests.conftest import ROOT
 from tests.datasets import photographs, write_dataset
-from tests.launching import clean_environment, launch, run_alone, setting_list, start, wait_until
+from tests.launching import clean_environment, launch, rank_processes, run_alone, setting_list, start, wait_until
 
 SMALL = ["--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "16", "--method.batch_norm_group", "2"]
 BATCH = ["--training.global_batch", "8", "--training.micro_batch", "4"]
@@ -246,3 +246,25 @@ def test_what_only_rank_0_meets_ends_every_rank_with_one_message(shards: Path, t
     assert done.returncode != 0
     assert done.stderr.count("holds checkpoints up to step 1") == 1
     assert "Connection closed by peer" not in done.stderr
+
+
+def test_no_line_of_the_history_is_lost_when_a_run_is_stopped_between_two_logged_steps(shards: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    settings = setting_list(shards, run, 100_000, *SMALL, *BATCH, "--training.log_every", "100000", "--checkpoint.every", "3")
+    launcher = start(1, *settings, log=log)
+    wait_until(
+        lambda: launcher.poll() is not None or [row for row in read_lines(run / "events.jsonl") if row["event"] == "checkpoint"], log
+    )
+    rank_processes(launcher)[0].terminate()
+    assert launcher.wait(timeout=60) == 0, log.read_text()
+    last = CheckpointStore(Store(str(run / "checkpoints"))).steps()[-1]
+    assert [row["step"] for row in read_lines(run / "history.jsonl")] == list(range(1, last + 1))
+
+
+def test_a_checkpoint_to_start_from_is_only_the_start(shards: Path, tmp_path: Path) -> None:
+    assert run_alone(*setting_list(shards, tmp_path / "first", 2, *SMALL, *BATCH)).returncode == 0
+    start_from = ["--checkpoint.resume", str(tmp_path / "first" / "checkpoints" / "step_000000002")]
+    for steps, expected in ((4, "continues after step 2 of 4"), (6, "continues after step 4 of 6")):
+        done = run_alone(*setting_list(shards, tmp_path / "second", steps, *SMALL, *BATCH, *start_from))
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stderr

@@ -17,9 +17,9 @@ from shards.store import Store
 from tests.launching import launch, setting_list
 
 RECIPES = {
-    "features": ["--training.global_batch", "4", "--training.threads", "2", "--method.optimiser.learning_rate", "1e-3"],
-    "autoencoder": ["--training.global_batch", "4", "--training.threads", "2", "--method.optimiser.learning_rate", "1e-3"],
-    "inpainting": ["--training.global_batch", "8", "--training.threads", "2", "--method.batch_norm_group", "8"],
+    "features": ["--training.global_batch", "2", "--training.threads", "2", "--method.optimiser.learning_rate", "1e-3"],
+    "autoencoder": ["--training.global_batch", "2", "--training.threads", "2", "--method.optimiser.learning_rate", "1e-3"],
+    "inpainting": ["--training.global_batch", "4", "--training.threads", "2", "--method.batch_norm_group", "4"],
 }
 """The published networks; only the batch is smaller than anybody would take."""
 PLAYER = {"features": "context_encoder", "autoencoder": "context_encoder", "inpainting": "generator"}

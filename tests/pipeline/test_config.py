@@ -129,6 +129,8 @@ def test_secrets_are_not_written() -> None:
         METHODS, ["--data.shards", "x", "--data.storage_options", "endpoint_url", "http://x", "secret", "hidden", "key", "hidden"]
     )
     assert config.data.storage_options["secret"] == "hidden"
+    shown = parse(METHODS, ["--data.shards", "https://user:hidden@host/set", "--checkpoint.url", "s3://bucket/x?sig=hidden"])
+    assert "hidden" not in str(to_mapping(shown))
     written = to_mapping(config)
     assert "hidden" not in str(written)
     assert written["data"]["storage_options"]["endpoint_url"] == "http://x"

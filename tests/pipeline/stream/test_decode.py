@@ -139,3 +139,23 @@ def test_mutated_pictures_give_pixels_or_an_error(photograph: bytes, data: st.Da
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(UndecodableError):
         assert decode(bytes(damaged[: data.draw(st.integers(1, len(damaged)))]), LIMIT).dtype == np.uint8
+
+
+def test_a_jpeg_that_lost_pixels_is_refused_as_the_builder_refuses_it(photograph: bytes) -> None:
+    from shards.picture import PictureRejected, PictureRules, prepare
+
+    rules = PictureRules(resize=None)
+    alike = refused = 0
+    for place in range(700, len(photograph) - 2, len(photograph) // 60):
+        damaged = photograph[:place] + b"\xff\xd9" + photograph[place + 2 :]
+        verdicts = []
+        for attempt in (lambda data: prepare(data, rules), lambda data: decode(data, LIMIT)):
+            try:
+                attempt(damaged)
+                verdicts.append(True)
+            except (PictureRejected, UndecodableError):
+                verdicts.append(False)
+        alike += verdicts[0] >= verdicts[1]  # what trains is nothing that a builder would have refused
+        refused += not verdicts[1]
+    assert refused > 20
+    assert alike >= 58

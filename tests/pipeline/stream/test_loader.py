@@ -275,3 +275,44 @@ def test_nothing_is_left_behind_when_iteration_is_abandoned(dataset: Path, quiet
             take(loader, 5)
     gc.collect()
     assert process.num_fds() == files
+
+
+def test_bad_samples_are_counted_over_ranks_and_attempts(damaged: tuple[Path, set[int]], tmp_path: Path) -> None:
+    folder, bad = damaged
+    config = replace(stream_config(folder, max_bad_fraction=2.5 / 101), quarantine=tmp_path / "quarantine.jsonl")
+
+    def one_after_another() -> None:
+        for rank in range(4):  # none of the four meets three by itself
+            with StreamLoader(config, rank, 4) as loader:
+                take(loader, 4)
+
+    with pytest.raises(QuarantineFull, match="3 of 101 samples"):
+        one_after_another()
+    for rank in range(4):
+        with StreamLoader(config, rank, 4) as loader:
+            assert len(loader.quarantine) == 3
+    with open(tmp_path / "quarantine.jsonl", "a") as file:
+        file.write('{"sample_id": 1')  # a crash cut this line short
+    wide = replace(config, data=replace(config.data, max_bad_fraction=0.1))
+    with StreamLoader(wide) as loader:
+        take(loader, 8)
+    rows = [line for line in (tmp_path / "quarantine.jsonl").read_text().splitlines() if line.endswith("}")]
+    assert sorted(json.loads(row)["sample_id"] for row in rows) == sorted(bad)
+
+
+def test_a_bad_sample_alone_in_its_block_is_replaced_from_the_next(damaged: tuple[Path, set[int]]) -> None:
+    folder, bad = damaged
+    with StreamLoader(stream_config(folder, max_bad_fraction=0.1, shuffle_block=1)) as loader:
+        delivered = torch.cat([batch.sample_ids for batch in take(loader, 8)])
+    assert not bad & set(delivered.tolist())
+
+
+def test_bad_samples_keep_no_batch_in_memory(damaged: tuple[Path, set[int]]) -> None:
+    folder, _ = damaged
+    with StreamLoader(stream_config(folder, max_bad_fraction=0.1)) as loader:
+        take(loader, 8)
+        gc.collect()
+        first = sum(isinstance(item, torch.Tensor) for item in gc.get_objects())
+        take(loader, 24)
+        gc.collect()
+        assert sum(isinstance(item, torch.Tensor) for item in gc.get_objects()) <= first + 2

@@ -202,3 +202,52 @@ def test_other_formats_and_names_are_refused(tmp_path: Path) -> None:
     store.write(f"{folder_name(1)}/{COMMIT}", json.dumps({"format": "else"}).encode())
     with pytest.raises(CheckpointInvalid, match="damaged"):
         describe(store, 1)
+
+
+def test_going_back_behind_a_damaged_checkpoint_loses_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for step in (100, 137):
+        write(store, checkpoint(step))
+    (tmp_path / folder_name(137) / "player.safetensors").write_bytes(b"damaged")
+    checkpoints = CheckpointStore(store, keep_last=1)
+    found = checkpoints.newest(lambda _: None)
+    assert found is not None
+    assert found.step == 100
+    checkpoints.save(checkpoint(120))
+    checkpoints.wait()
+    assert checkpoints.steps() == [120, 137]
+    again = CheckpointStore(store).newest(lambda _: None)
+    assert again is not None
+    assert again.step == 120
+    checkpoints.save(checkpoint(137))
+    checkpoints.wait()
+    assert checkpoints.steps() == [137]
+    assert verify(store, 137) > 2000
+
+
+@pytest.mark.server
+def test_a_store_that_does_not_answer_is_no_reason_to_go_back(s3: SeaweedFS, tmp_path: Path) -> None:
+    bucket = f"silent-{time.time_ns()}"
+    s3.make_bucket(bucket)
+    store = Store(f"s3://{bucket}/run", s3.options)
+    for step in (1, 2):
+        write(store, checkpoint(step))
+
+    class Silent(Store):
+        def read(self, name: str) -> bytes:
+            if name.endswith("player.safetensors"):
+                return Store(self.url, {**s3.options, "endpoint_url": "http://127.0.0.1:9"}).read(name)
+            return super().read(name)
+
+    with pytest.raises(StoreError, match=r"player\.safetensors"):
+        CheckpointStore(Silent(store.url, s3.options)).newest(lambda _: None)
+
+
+def test_while_a_checkpoint_is_written_anew_it_does_not_exist(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    write(store, checkpoint(5))
+    (tmp_path / folder_name(5) / "player.optimiser.safetensors").unlink()
+    (tmp_path / folder_name(5) / "player.optimiser.safetensors").mkdir()  # so that the second file can't be written
+    with pytest.raises(StoreError):
+        write(store, checkpoint(5))
+    assert CheckpointStore(store).steps() == []

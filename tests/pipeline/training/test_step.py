@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from pipeline.config import ScheduleConfig
+from pipeline.config import OptimiserConfig, ScheduleConfig, TrainingConfig
 from pipeline.mapping import ConfigError
+from pipeline.model.batch_norm import GroupedBatchNorm2d
+from pipeline.recipes.player import Losses, Player
+from pipeline.stream.loader import Batch
 from pipeline.stream.order import share
-from pipeline.training.step import micro_batches, rate_factor
+from pipeline.training.distributed import World, join
+from pipeline.training.step import Contestant, NonFiniteError, TrainStep, make_optimiser, micro_batches, rate_factor
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 8), st.integers(1, 100))
@@ -45,3 +52,105 @@ def test_schedules() -> None:
     assert rate_factor(cosine, 109, 110) < 0.101
     falling = ScheduleConfig("step", step_every=10, step_factor=0.5)
     assert [rate_factor(falling, step, 100) for step in (0, 9, 10, 19, 20)] == [1.0, 1.0, 0.5, 0.5, 0.25]
+
+
+class Line:
+    """A recipe of one linear player: its gradient is known by hand."""
+
+    name = "line"
+    image_size, unit, mask = 4, 1, None
+
+    def __init__(self) -> None:
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(48, 1, bias=False), GroupedBatchNorm(1))
+        nn.init.constant_(self.network[1].weight, 0.01)
+        self.players = (Player("line", self.network, self.loss, OptimiserConfig(kind="sgd", learning_rate=0.5, momentum=0.0)),)
+
+    def views(self, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> dict[str, Tensor]:
+        return {"images": images.float() / 255}
+
+    def loss(self, views: dict[str, Tensor], networks: dict[str, nn.Module]) -> Losses:
+        return Losses(networks["line"](views["images"]).flatten() * self.factor, {})
+
+    factor = 1.0
+
+
+class GroupedBatchNorm(nn.Module):
+    """Passes on; accumulates like batch norm, so that a test sees what becomes of it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = GroupedBatchNorm2d(channels, 1)
+        self.norm.requires_grad_(True)
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.norm(values[:, :, None, None].expand(-1, -1, 2, 2))
+        return values
+
+
+def make_step(recipe: Line, world: World, micro_batch: int = 3, **settings: float) -> TrainStep:
+    player = recipe.players[0]
+    contestant = Contestant(player, player.network, make_optimiser(player.optimiser, [recipe.network[1].weight]))
+    options = {"max_gradient_norm": 0.0, "max_nonfinite_steps": 1, **settings}
+    return TrainStep(recipe, [contestant], world, global_batch=8, largest_share=8, micro_batch=micro_batch, bf16=False, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with join(TrainingConfig()) as found:
+        yield found
+
+
+@pytest.fixture
+def batch() -> Batch:
+    torch.manual_seed(3)
+    images = torch.randint(0, 256, (8, 4, 4, 3), dtype=torch.uint8)
+    ids = torch.arange(8)
+    return Batch(images, torch.zeros(8, 4, 4, dtype=torch.bool), None, ids, 0, 0, ids)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+def test_the_step_is_the_rate_times_the_mean_gradient(world: World, batch: Batch, micro_batch: int) -> None:
+    recipe = Line()
+    result = make_step(recipe, world, micro_batch)(batch, rate=0.5)
+    gradient = (batch.images.float() / 255).flatten(1).mean(0)
+    assert torch.allclose(recipe.network[1].weight[0], 0.01 - 0.5 * 0.5 * gradient, atol=1e-6)
+    assert result.gradient_norms["line"] == pytest.approx(float(gradient.norm()), rel=1e-5)
+    assert result.read()["line"]["total"] == pytest.approx(float((batch.images.float() / 255).flatten(1).sum(1).mean() * 0.01), rel=1e-5)
+
+
+def test_a_large_gradient_is_scaled_down_to_the_limit(world: World, batch: Batch) -> None:
+    recipe = Line()
+    result = make_step(recipe, world, max_gradient_norm=0.1)(batch, rate=1.0)
+    assert result.gradient_norms["line"] > 1
+    assert float((recipe.network[1].weight - 0.01).norm()) == pytest.approx(0.5 * 0.1, rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_leaves_weights_and_statistics_alone(world: World, batch: Batch) -> None:
+    recipe = Line()
+    step = make_step(recipe, world, max_nonfinite_steps=1)
+    recipe.factor = float("inf")
+    result = step(batch, rate=1.0)
+    assert result.skipped == ["line"]
+    assert torch.all(recipe.network[1].weight == 0.01)
+    recipe.factor = 1.0
+    norm = recipe.network[2].norm
+    assert float(norm.accumulated.abs().sum()) == 0
+    assert float(norm.running_mean) == 0
+    step(batch, rate=1.0)
+    assert float(norm.running_mean) != 0
+    assert step.nonfinite_in_a_row == 0
+    recipe.factor = float("nan")
+    step(batch, rate=1.0)
+    with pytest.raises(NonFiniteError, match="2 steps in a row"):
+        step(batch, rate=1.0)
+
+
+def test_an_optimiser_that_cannot_be_made_is_named() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    for config in (
+        OptimiserConfig(betas=(1.5, 0.9)),
+        OptimiserConfig(learning_rate=float("nan")),
+        OptimiserConfig(kind="sgd", momentum=-1.0),
+    ):
+        with pytest.raises(ConfigError, match="method: optimiser: Invalid"):
+            make_optimiser(config, [parameter])
