@@ -36,28 +36,17 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 def launch(ranks: int, *settings: str, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs to the end."""
-    return subprocess.run(
-        pretrain_command(ranks, *settings),
-        cwd=ROOT,
-        env=clean_environment(**environment),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    return _run(pretrain_command(ranks, *settings), timeout, environment)
 
 
 def run_alone(*settings: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
     """The program without a launcher: what a rank says and how it ends."""
-    return subprocess.run(
-        [sys.executable, "launch/pretrain.py", *settings, "--monitoring.port", "0"],
-        cwd=ROOT,
-        env=clean_environment(**environment),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    return _run([sys.executable, "launch/pretrain.py", *settings, "--monitoring.port", "0"], timeout, environment)
+
+
+def _run(command: list[str], timeout: float, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    settings = clean_environment(**environment)
+    return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def start(ranks: int, *settings: str, log: Path, **environment: str) -> subprocess.Popen[bytes]:
