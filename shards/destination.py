@@ -153,6 +153,10 @@ def make_way(store: Store, plan: Plan, settings: Settings) -> None:
     if store.size(manifests.NAME) is not None:
         with suppress(ManifestMismatch):
             manifest = manifests.decode(store.read(manifests.NAME), manifests.NAME, store.url)
+            if manifest.indexed:
+                raise ShardError(
+                    f"{store.describe()}: holds tars that were indexed, not built: they are not removed. Build into another folder"
+                )
             names |= {name for record in manifest.records for name in (record.name, record.index_name)}
         store.delete(manifests.NAME)
     prefixes.add(str(_read_plan(store).get("prefix", plan.settings.prefix)))

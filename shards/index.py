@@ -12,20 +12,22 @@ import io
 import re
 import struct
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Protocol, cast
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from shards.errors import ManifestMismatch, ShardCorrupt
+from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
+from shards.tar_member import TarMember
 
 SUFFIX = ".idx"
 PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm"})
 LABEL_EXTENSIONS = frozenset({"cls"})
 NO_LABEL = -1
+NO_DIGEST = 0  # of a sample whose bytes were never read
 
 # offset and length in bytes of the picture in the tar, xxh3 of its bytes, class or -1
 ROW = np.dtype([("offset", "<u8"), ("digest", "<u8"), ("length", "<u4"), ("label", "<i4")])
@@ -33,11 +35,14 @@ _HEADER = struct.Struct("<8sQQQ")  # magic, samples, size of the shard in bytes,
 _MAGIC = b"CE-IDX\x00\x01"
 _BLOCK = tarfile.BLOCKSIZE
 _META = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
+_CHUNK = 1 << 20
+_LONGEST_HEADER = 16 << 20  # bytes of a long name or of pax records
+_LONGEST_LABEL = 64  # bytes of a label that are looked at
 
 
 def digest(data: bytes | memoryview) -> int:
-    """The 64-bit xxh3 that guards one sample from the store to the decoder."""
-    return xxhash.xxh3_64_intdigest(data)
+    """The 64-bit xxh3 that guards one sample from the store to the decoder; never `NO_DIGEST`."""
+    return xxhash.xxh3_64_intdigest(data) or 1
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,35 @@ def decode(data: bytes, name: str) -> ShardIndex:
     return ShardIndex(rows, shard_bytes)
 
 
+class TarFile(Protocol):
+    """What a tar is read through. Members are visited in order, so a reader that only goes forward will do."""
+
+    def read(self, count: int, /) -> bytes: ...
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def tell(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How samples become rows.
+
+    Attributes:
+        picture: extension of the one picture of a sample that is taken; None takes the only one there is.
+        labels: read the labels; else every sample goes without.
+        digests: read the pictures for their digests; else they are `NO_DIGEST`.
+        open_ended: accept a tar that ends after a member, without the blocks of zeros that prove that nothing is missing.
+    """
+
+    picture: str | None = None
+    labels: bool = True
+    digests: bool = True
+    open_ended: bool = False
+
+
+class _Unusable(ShardError):
+    """A sample that can't become a row. The message is the reason alone."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One sample of a tar as WebDataset groups it: neighbouring members that share a key."""
@@ -97,12 +131,27 @@ class Sample:
     members: dict[str, tuple[int, int]]  # extension -> (offset, length) of its bytes in the tar
 
 
-def walk(tar: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
+class _Headers:
+    """A tar as `tarfile` sees it, which reads an extended header of whatever length a damaged one claims."""
+
+    def __init__(self, tar: TarFile, name: str, size: int) -> None:
+        self._tar, self._name, self._size = tar, name, size
+        self.seek, self.tell = tar.seek, tar.tell
+
+    def read(self, count: int, /) -> bytes:
+        at = self._tar.tell()
+        if count > _LONGEST_HEADER or (count > _BLOCK and count > self._size - at):
+            raise ShardCorrupt(f"{self._name}: a header of {count} bytes at byte {at} of {self._size}: damaged or cut short")
+        return self._tar.read(count)
+
+
+def walk(tar: TarFile, name: str, open_ended: bool = False) -> Iterator[tarfile.TarInfo]:
     """Goes over the members of an uncompressed tar whose bytes lie in it one after the other, and checks that it is whole.
 
     Args:
-        tar: a seekable file; may be moved while the walk pauses.
+        tar: a seekable file; may be moved forward, up to the end of the member, while the walk pauses.
         name: what to call it in errors.
+        open_ended: as in `Rules`.
 
     Raises:
         ShardCorrupt: not a tar, cut short, damaged, or holding sparse files.
@@ -110,7 +159,7 @@ def walk(tar: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
     size = tar.seek(0, io.SEEK_END)
     tar.seek(0)
     try:
-        with tarfile.open(fileobj=tar, mode="r:") as archive:
+        with tarfile.open(fileobj=cast(IO[bytes], _Headers(tar, name, size)), mode="r:", tarinfo=TarMember) as archive:
             for member in archive:
                 # a damaged header may name a negative size, which would send tarfile round in circles
                 if member.size < 0 or (member.isreg() and member.offset_data + member.size > size):
@@ -120,28 +169,32 @@ def walk(tar: IO[bytes], name: str) -> Iterator[tarfile.TarInfo]:
                 yield member
                 archive.members.clear()  # type: ignore[attr-defined]  # or every header of a large archive stays in memory
             end = archive.offset
-    except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:  # what tarfile raises for damaged headers
-        raise ShardCorrupt(f"{name}: not a readable tar: {error}") from error
+    except (tarfile.TarError, ValueError, LookupError, OverflowError, EOFError, RecursionError) as error:  # of damaged headers
+        raise ShardCorrupt(f"{name}: not a readable tar, or cut short: {error}") from error
     # tarfile stops without an error at a damaged or missing header; only a block of zeros is the end of an archive
     tar.seek(end)
     closing = tar.read(_BLOCK)
+    if open_ended and end == size:
+        return
     if len(closing) < _BLOCK or closing.strip(b"\0"):
         raise ShardCorrupt(f"{name}: cut short or damaged at byte {end} of {size}: the end of the archive is missing")
 
 
-def scan(tar: IO[bytes], name: str) -> Iterator[Sample]:
+def scan(tar: TarFile, name: str, visit: Callable[[str, int, int], None] | None = None, open_ended: bool = False) -> Iterator[Sample]:
     """Goes over the samples of a WebDataset tar, grouped as the webdataset library groups them.
 
     Args:
         tar: a seekable file.
         name: what to call it in errors.
+        visit: called with (extension, offset, length) of every member of a sample when it is met, before anything behind it is read.
+        open_ended: as in `Rules`.
 
     Raises:
         ShardCorrupt: as `walk`, or holding a key in two places or a member twice.
     """
     current = Sample("", {})
     seen: set[str] = set()
-    for member in walk(tar, name):
+    for member in walk(tar, name, open_ended):
         folder, _, base = member.name.rpartition("/")
         stem, dot, extension = base.partition(".")
         if not member.isreg() or not dot or not stem or _META.match(member.name):
@@ -151,17 +204,20 @@ def scan(tar: IO[bytes], name: str) -> Iterator[Sample]:
             if current.members:
                 yield current
             if key in seen:
-                raise ShardCorrupt(f"{name}: the key {key} comes twice")
+                raise ShardCorrupt(f"{name}: the key {key} comes twice. Files of one sample must follow one another: tar --sort=name")
             seen.add(key)
             current = Sample(key, {})
-        if extension.lower() in current.members:
+        extension = extension.lower()
+        if extension in current.members:
             raise ShardCorrupt(f"{name}: {member.name} comes twice")
-        current.members[extension.lower()] = (member.offset_data, member.size)
+        current.members[extension] = (member.offset_data, member.size)
+        if visit is not None:
+            visit(extension, member.offset_data, member.size)
     if current.members:
         yield current
 
 
-def make(tar: IO[bytes], name: str) -> ShardIndex:
+def make(tar: TarFile, name: str) -> ShardIndex:
     """Makes the index of a tar by reading it.
 
     Args:
@@ -169,37 +225,94 @@ def make(tar: IO[bytes], name: str) -> ShardIndex:
         name: what to call it in errors.
 
     Raises:
-        ShardCorrupt: as `scan`, or a sample without exactly one picture, or a label that is no integer.
+        ShardCorrupt: as `index_of`, or a sample without exactly one picture, or a label that is no integer.
     """
+
+    def refuse(key: str, reason: str) -> None:
+        raise ShardCorrupt(f"{name}: sample {key} {reason}")
+
+    return index_of(tar, name, Rules(), refuse)
+
+
+def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str], None]) -> ShardIndex:
+    """Makes the index of a tar in one pass that only goes forward.
+
+    Args:
+        tar: from the beginning; read to its end.
+        name: what to call it in errors.
+        rules: what becomes a row.
+        reject: called with (key, reason) for every sample that can't become one; it gets no row.
+
+    Raises:
+        ShardCorrupt: as `scan`, or with something behind the end of the archive.
+    """
+    size = tar.seek(0, io.SEEK_END)
+    pictures = frozenset({rules.picture}) if rules.picture else PICTURE_EXTENSIONS
+    digests: dict[int, int] = {}
+    labels: dict[int, bytes] = {}
+
+    def visit(extension: str, offset: int, length: int) -> None:
+        if extension in pictures and rules.digests:
+            digests[offset] = _digest_of(tar, offset, length)
+        elif extension in LABEL_EXTENSIONS and rules.labels:
+            tar.seek(offset)
+            labels[offset] = tar.read(min(length, _LONGEST_LABEL))
+
     rows = []
-    for sample in scan(tar, name):
-        pictures = [place for extension, place in sample.members.items() if extension in PICTURE_EXTENSIONS]
-        if len(pictures) != 1:
-            raise ShardCorrupt(f"{name}: sample {sample.key} has {len(pictures)} pictures where one is needed: {sorted(sample.members)}")
-        (offset, length), label = pictures[0], NO_LABEL
-        if length >= 2**32:
-            raise ShardCorrupt(f"{name}: the picture of {sample.key} has {length} bytes: 4 GiB is the most")
-        for extension in LABEL_EXTENSIONS & sample.members.keys():
-            label = _label(_read(tar, *sample.members[extension]), f"{name}: {sample.key}.{extension}")
-        rows.append((offset, digest(_read(tar, offset, length)), length, label))
-    return ShardIndex(np.array(rows, dtype=ROW), tar.seek(0, io.SEEK_END))
+    for sample in scan(tar, name, visit, rules.open_ended):
+        try:
+            rows.append(_row(sample, pictures, digests, labels))
+        except _Unusable as error:
+            reject(sample.key, str(error))
+        for place, _ in sample.members.values():
+            digests.pop(place, None)
+            labels.pop(place, None)
+    while rest := tar.read(_CHUNK):
+        if rest.count(0) != len(rest):
+            raise ShardCorrupt(
+                f"{name}: bytes follow the end of the archive, which no reader sees. Were tars joined without tar --concatenate?"
+            )
+    return ShardIndex(np.array(rows, dtype=ROW), size)
+
+
+def _row(sample: Sample, pictures: frozenset[str], digests: dict[int, int], labels: dict[int, bytes]) -> tuple[int, int, int, int]:
+    places = [place for extension, place in sample.members.items() if extension in pictures]
+    if len(places) != 1:
+        raise _Unusable(f"has {len(places)} pictures where one is needed: {sorted(sample.members)}")
+    offset, length = places[0]
+    if not 0 < length < 2**32:
+        raise _Unusable(f"has a picture of {length} bytes: 1 byte is the least and 4 GiB the most")
+    label = NO_LABEL
+    for extension in LABEL_EXTENSIONS & sample.members.keys():
+        text = labels.get(sample.members[extension][0])
+        label = NO_LABEL if text is None else _label(text)
+    return offset, digests.get(offset, NO_DIGEST), length, label
 
 
 def member_name(header: bytes) -> str:
-    """The name in the 512 bytes of tar header that stand in front of a sample's picture."""
-    return header[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
+    """The name in the 512 bytes of tar header that stand in front of a sample's picture; the first 100 bytes of one that is longer."""
+    name, prefix = (header[start:end].split(b"\0", 1)[0] for start, end in ((0, 100), (345, 500)))
+    split = header[257:263] == b"ustar\0" and prefix  # GNU keeps other things there
+    return (prefix + b"/" + name if split else name).decode("utf-8", "replace")
 
 
-def _read(tar: IO[bytes], offset: int, length: int) -> bytes:
+def _digest_of(tar: TarFile, offset: int, length: int) -> int:
+    """`digest` of a part of a tar, without holding it in memory."""
     tar.seek(offset)
-    return tar.read(length)
+    if length <= _CHUNK:
+        return digest(tar.read(length))
+    state = xxhash.xxh3_64()
+    while length > 0 and (data := tar.read(min(length, _CHUNK))):
+        state.update(data)
+        length -= len(data)
+    return state.intdigest() or 1
 
 
-def _label(data: bytes, name: str) -> int:
+def _label(data: bytes) -> int:
     try:
         value = int(data)
     except ValueError:
-        raise ShardCorrupt(f"{name}: {data[:20]!r} is not a class number") from None
+        raise _Unusable(f"has the label {data[:20]!r}, which is not a class number") from None
     if not 0 <= value < 2**31:
-        raise ShardCorrupt(f"{name}: class {value} is outside 0 to 2**31-1")
+        raise _Unusable(f"has the class {value}, which is outside 0 to 2**31-1")
     return value

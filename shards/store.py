@@ -80,6 +80,10 @@ class Store:
         """All bytes of one object."""
         return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name))))
 
+    def whole(self, name: str) -> bytes | None:
+        """All bytes of one object, None where there is no such object."""
+        return None if self.size(name) is None else self.read(name)
+
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of one object; what the store sends, which may be short: compare with what is known."""
         return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name), start=start, end=end)))
@@ -124,7 +128,7 @@ class Store:
     @contextmanager
     def opened(self, name: str) -> Iterator[IO[bytes]]:
         """A seekable file to read one object from, in blocks that suit a reader who goes forward."""
-        with self._reported(name):
+        with self.reported(name):
             if self.local is not None:
                 with open(self.path(name), "rb") as plain:
                     yield plain
@@ -150,7 +154,7 @@ class Store:
         """A file that becomes the object `name` when the block ends, and leaves nothing when it raises."""
         folder = self.local
         if folder is None:
-            with self._reported(name):
+            with self.reported(name):
                 file = self.fs.open(self.path(name), "wb")
                 try:
                     yield file
@@ -162,7 +166,7 @@ class Store:
             return
         target = Path(self.path(name))
         partial = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-        with self._reported(name):
+        with self.reported(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with open(partial, "xb") as file:
@@ -190,7 +194,7 @@ class Store:
             source.unlink()
             return
         target = Path(self.path(name))
-        with self._reported(name):
+        with self.reported(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(source, "rb") as file:
                 os.fsync(file.fileno())
@@ -229,7 +233,8 @@ class Store:
         self.fs.invalidate_cache()
 
     @contextmanager
-    def _reported(self, name: str) -> Iterator[None]:
+    def reported(self, name: str) -> Iterator[None]:
+        """What a client raises in the block about `name` leaves it as a StoreError."""
         try:
             yield
         except StoreError:
@@ -246,7 +251,7 @@ class Store:
             raise StoreError(f"{self.describe(name)}: {_reason(error)}") from error
 
     def _try(self, name: str, action: Callable[[], T]) -> T:
-        with self._reported(name):
+        with self.reported(name):
             try:
                 return action()
             except (TypeError, ValueError) as error:  # how clients report an option they don't know, when they first connect

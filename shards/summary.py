@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -12,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from shards.errors import ManifestMismatch
-from shards.index import NO_LABEL
+from shards.index import NO_LABEL, Sample, scan
+from shards.index_records import rules_of
 from shards.manifest import Manifest, load
 from shards.progress import megabytes, printable
 from shards.store import Options, Store, redacted
+from shards.tar_reader import TarReader
 
-_BLOCK = tarfile.BLOCKSIZE
 _READ_THREADS = 16
 _SHOWN_CLASSES = 3
 _LONGEST_NOTE = 1 << 20  # bytes of a sample's json that are read
@@ -35,9 +35,12 @@ class SampleSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """A data set in numbers. `class_counts` has one entry a class, in the manifest's order; `unlabelled` samples have none."""
+    """A data set in numbers. `class_counts` has one entry a class, in the manifest's order; `unlabelled` samples have none; `unread` shards
+    were indexed without reading them whole, so their samples have no digests."""
 
     url: str
+    shards_url: str
+    unread: int
     shards: int
     samples: int
     bytes: int
@@ -70,6 +73,8 @@ def summarise(manifest: Manifest, options: Options | None = None) -> Summary:
             picture_bytes += int(index.rows["length"].sum(dtype=np.int64))
     return Summary(
         redacted(manifest.url),
+        redacted(manifest.shards_url),
+        sum(not record.sha256 for record in manifest.records),
         len(manifest.records),
         manifest.total_samples,
         manifest.total_bytes,
@@ -88,30 +93,35 @@ def samples_of(manifest: Manifest, shard: int, count: int, options: Options | No
 
     Raises:
         ManifestMismatch: there is no such shard, or its index is missing or damaged.
+        ShardCorrupt: the shard is damaged.
         StoreError: the store can't be read.
     """
     if not 0 <= shard < len(manifest.records):
         raise ManifestMismatch(f"there is no shard {shard}: the data set has {len(manifest.records)}, counted from 0")
-    store, name = Store(manifest.url, options), manifest.records[shard].name
+    record, rows = manifest.records[shard], manifest.read_index(Store(manifest.url, options), shard).rows[:count]
+    tars = Store(manifest.shards_url, options)
+    tar = TarReader(tars, record.name, record.size, whole=False)
+    samples = scan(tar, tars.describe(record.name), open_ended=rules_of(manifest, record).open_ended)
     found = []
-    for row in manifest.read_index(store, shard).rows[:count]:
+    for row in rows:
         offset, length, number = int(row["offset"]), int(row["length"]), int(row["label"])
-        header = tarfile.TarInfo.frombuf(store.read_range(name, offset - _BLOCK, offset), "utf-8", "replace")
-        key = header.name.rpartition("/")[0] + "/" + header.name.rpartition("/")[2].partition(".")[0]
+        sample = next((sample for sample in samples if (offset, length) in sample.members.values()), None)  # passes over rejected ones
+        if sample is None:
+            raise ManifestMismatch(f"{tars.describe(record.name)}: holds no sample at byte {offset}, where its index has one. Verify it")
         label = None if number == NO_LABEL else manifest.classes[number] if number < len(manifest.classes) else str(number)
-        about = _about(store, name, key.lstrip("/"), offset + -(-length // _BLOCK) * _BLOCK)
-        found.append(SampleSummary(key.lstrip("/"), length, label, about))
+        found.append(SampleSummary(sample.key, length, label, _about(tar, sample)))
     return found
 
 
-def _about(store: Store, name: str, key: str, place: int) -> Mapping[str, Any]:
-    """The json that follows a picture in the tar, as `build` writes it; nothing where another program wrote the tar otherwise."""
+def _about(tar: TarReader, sample: Sample) -> Mapping[str, Any]:
+    """What a sample's json says, nothing where it has none."""
+    place, size = sample.members.get("json", (0, 0))
+    if not 0 < size <= _LONGEST_NOTE:
+        return {}
+    tar.seek(place)
     try:
-        header = tarfile.TarInfo.frombuf(store.read_range(name, place, place + _BLOCK), "utf-8", "replace")
-        if header.name != f"{key}.json" or not 0 < header.size <= _LONGEST_NOTE:
-            return {}
-        table = json.loads(store.read_range(name, place + _BLOCK, place + _BLOCK + header.size))
-    except (tarfile.TarError, ValueError):
+        table = json.loads(tar.read(size))
+    except (ValueError, RecursionError):
         return {}
     return table if isinstance(table, dict) else {}
 
@@ -140,6 +150,10 @@ def as_text(summary: Summary, samples: list[SampleSummary], shard: int = 0) -> s
         f"  rejected  {summary.rejected:,}",
         f"  identity  {summary.fingerprint}",
     ]
+    if summary.shards_url != summary.url:
+        lines.insert(1, f"  tars      {summary.shards_url}")
+    if summary.unread:
+        lines.append(f"  digests   unknown in {summary.unread:,} shards: damaged bytes there are noticed only where they don't decode")
     lines += _class_lines(summary)
     lines.append("  settings  " + ", ".join(f"{key}={_shown(value)}" for key, value in summary.settings.items()))
     lines.append(f"  first samples of shard {shard}:")

@@ -1,7 +1,8 @@
 """Proves that a data set is what its manifest says: every shard, every index, every sample. Mends an index where nothing else is wrong.
 
 A shard is read through a bounded buffer, and its digest, its samples and its index are compared; all that is wrong is reported, not only
-the first. An index that is lost or damaged is a function of its shard, so it can be made again whenever the shard is sound.
+the first. An index that is lost or damaged is a function of its shard, so it can be made again whenever the shard is sound. A shard that
+was indexed without reading it whole has no digest to compare: only its size, version and structure are checked, and the report says so.
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ from shards import index as shard_index
 from shards.build import read_rejected
 from shards.destination import REJECTED
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
-from shards.index import ShardIndex
+from shards.index import ShardIndex, TarFile
+from shards.index_records import rules_of
 from shards.manifest import NAME, Manifest, ShardRecord, load
 from shards.progress import ProgressReport
 from shards.store import Options, Store, split
+from shards.tar_listing import Tar, look_up
+from shards.tar_reader import TarReader
 from shards.task import FOLDER
 
 _CHUNK = 8 << 20
 _SHOWN_ROWS = 10
+_SIZE_THREADS = 16
 
 
 @dataclass(frozen=True, order=True)
@@ -49,11 +54,13 @@ class Report:
         manifest: of the data set.
         problems: sorted by object; empty where all is well.
         repaired: indexes that were made again.
+        unproven: shards whose bytes nothing is known of, since they were indexed without reading them.
     """
 
     manifest: Manifest
     problems: tuple[Problem, ...]
     repaired: tuple[str, ...]
+    unproven: int = 0
 
 
 def verify(url: str, options: Options | None = None, workers: int = 0, repair_index: bool = False, quiet: bool = False) -> Report:
@@ -72,13 +79,15 @@ def verify(url: str, options: Options | None = None, workers: int = 0, repair_in
     """
     manifest = load(url, options)
     store = Store(split(url)[0] if url.endswith(".json") else url, options)
+    tars = store if manifest.shards_url == manifest.url else Store(manifest.shards_url, options)
     sizes = dict(store.list())
     problems = _check_objects(manifest, store, sizes)
+    sizes |= _tar_sizes(manifest, tars) if tars is not store else {}
     repaired: list[str] = []
     report = ProgressReport("samples", manifest.total_samples, quiet=quiet)
     pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))  # reading and hashing both leave the interpreter free
     try:
-        check = functools.partial(_check_shard, manifest, store, sizes, repair_index)
+        check = functools.partial(_check_shard, manifest, store, tars, sizes, repair_index)
         for record, findings in zip(manifest.records, pool.map(check, range(len(manifest.records))), strict=True):
             problems += findings.problems
             repaired += findings.repaired
@@ -86,7 +95,17 @@ def verify(url: str, options: Options | None = None, workers: int = 0, repair_in
     finally:
         report.close()
         pool.shutdown(cancel_futures=True)
-    return Report(manifest, tuple(sorted(problems)), tuple(repaired))
+    unproven = sum(not record.sha256 for record in manifest.records)
+    return Report(manifest, tuple(sorted(problems)), tuple(repaired), unproven)
+
+
+def _tar_sizes(manifest: Manifest, tars: Store) -> dict[str, int]:
+    try:
+        return dict(tars.list())
+    except StoreError:  # some stores let objects be read but not listed
+        with ThreadPoolExecutor(_SIZE_THREADS) as pool:
+            names = [record.name for record in manifest.records]
+            return {name: size for name, size in zip(names, pool.map(tars.size, names), strict=True) if size is not None}
 
 
 def _check_objects(manifest: Manifest, store: Store, sizes: Mapping[str, int]) -> list[Problem]:
@@ -103,6 +122,8 @@ def _check_objects(manifest: Manifest, store: Store, sizes: Mapping[str, int]) -
             problems.append(Problem(REJECTED, str(error)))
     for name in sorted(sizes.keys() - known):
         ours = name.startswith(f"{FOLDER}/")
+        if not ours and manifest.indexed:
+            continue  # the folder is somebody else's
         what = "left over from an interrupted build: run that again to finish it" if ours else "the manifest does not know it"
         problems.append(Problem(name, what))
     return problems
@@ -114,7 +135,7 @@ class _Findings:
     repaired: list[str]
 
 
-def _check_shard(manifest: Manifest, store: Store, sizes: Mapping[str, int], repair_index: bool, shard: int) -> _Findings:
+def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[str, int], repair_index: bool, shard: int) -> _Findings:
     record, findings = manifest.records[shard], _Findings([], [])
     stored, trouble = _stored_index(manifest, store, sizes, shard)
     actual: ShardIndex | None = None
@@ -123,11 +144,17 @@ def _check_shard(manifest: Manifest, store: Store, sizes: Mapping[str, int], rep
         findings.problems.append(Problem(record.name, "missing"))
     else:
         try:
-            with _downloaded(store, record.name, sizes[record.name]) as (tar, sha256):
-                sound = (sizes[record.name], sha256) == (record.size, record.sha256)
+            if record.sha256:
+                with _downloaded(tars, record.name, sizes[record.name]) as (tar, sha256):
+                    sound = (sizes[record.name], sha256) == (record.size, record.sha256)
+                    if not sound:
+                        findings.problems.append(Problem(record.name, _difference(record, sizes[record.name])))
+                    actual = _index_of(manifest, record, tar)
+            else:
+                sound = look_up(tars, record.name) == Tar(record.name, record.size, record.version)
                 if not sound:
-                    findings.problems.append(Problem(record.name, _difference(record, sizes[record.name])))
-                actual = shard_index.make(tar, record.name)
+                    findings.problems.append(Problem(record.name, _replaced(record, sizes[record.name])))
+                actual = _index_of(manifest, record, TarReader(tars, record.name, sizes[record.name], whole=False))
         except (ShardCorrupt, StoreError) as error:
             findings.problems.append(Problem(record.name, str(error)))
     if actual is not None:
@@ -158,6 +185,19 @@ def _difference(record: ShardRecord, size: int) -> str:
     if size != record.size:
         return f"has {size} bytes, the manifest says {record.size}"
     return "its sha256 is not the manifest's: bytes have changed"
+
+
+def _replaced(record: ShardRecord, size: int) -> str:
+    if size != record.size:
+        return f"has {size} bytes, the manifest says {record.size}: replaced since it was indexed. Index it again"
+    return "another object than the one that was indexed (its version differs). Index it again"
+
+
+def _index_of(manifest: Manifest, record: ShardRecord, tar: TarFile) -> ShardIndex:
+    """The index that the shard should have, by the rules of its manifest."""
+    if not manifest.indexed:
+        return shard_index.make(tar, record.name)
+    return shard_index.index_of(tar, record.name, rules_of(manifest, record), lambda _key, _reason: None)
 
 
 def _check_samples(manifest: Manifest, record: ShardRecord, actual: ShardIndex, stored: ShardIndex | None) -> list[Problem]:

@@ -1,0 +1,235 @@
+"""Which tars a person means by some URLs: a folder, a glob, or the braces with which webdataset names shards.
+
+The order is that of the names. Names are relative to the folder in front of the first brace or star of all URLs: it stays the same when a
+list grows, so a sample keeps its id.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import braceexpand
+
+from shards.errors import SourceError, StoreError
+from shards.store import TEMPORARY_PREFIX, Options, Store, join, redacted
+
+_MAGIC = re.compile(r"[{*?\[]")
+_COMPRESSED = re.compile(r"\.(?:tgz|tbz2?|txz|tzst|tar\.(?:gz|bz2|xz|zst|zstd|lz4))$", re.IGNORECASE)
+_MOST_NAMES = 1_000_000  # takes half a minute to expand
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+_FEW = 16  # names that are asked for one by one rather than by listing their folder
+_THREADS = 16
+_SHOWN = 10
+Info = Mapping[str, Any]
+
+
+@dataclass(frozen=True, order=True)
+class Tar:
+    """One tar: its name below the folder of the listing, bytes, and what the store calls this state of it."""
+
+    name: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True)
+class TarListing:
+    """The tars, sorted by name.
+
+    Attributes:
+        url: the folder that their names are relative to.
+        tars: at least one.
+        compressed: compressed tars that lie among them and are left out.
+    """
+
+    url: str
+    tars: tuple[Tar, ...]
+    compressed: int
+
+
+def version_of(info: Info) -> str:
+    """What a store says about an object's state, as `fsspec` describes the object: the ETag without quotes, else size and time."""
+    etag = info.get("ETag") or info.get("etag")
+    if etag:
+        return str(etag).strip('"')
+    times = (info.get(key) for key in ("mtime", "LastModified", "last_modified", "updated", "created"))
+    return f"{info.get('size')}-{next((time for time in times if time is not None), '')}"
+
+
+def look_up(store: Store, name: str) -> Tar | None:
+    """What the store says now of the tar `name`, None where it is not there.
+
+    Raises:
+        StoreError: the store can't be read.
+    """
+    store.fs.invalidate_cache()
+    info = _info(store, name)
+    return None if info is None else Tar(name, int(info["size"] or 0), version_of(info))
+
+
+def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing:
+    """Finds the tars that URLs name.
+
+    Args:
+        urls: folders, globs, brace lists or single tars of one store.
+        options: fsspec options of the store.
+
+    Raises:
+        SourceError: nothing is there, something named is missing, or the URLs are not usable.
+        StoreError: the store can't be read.
+    """
+    places = [_absolute(url) for url in urls]
+    folder = _common(places)
+    store = Store(folder, options)
+    store.fs.invalidate_cache()
+    found: dict[str, Info] = {}
+    for place in places:
+        found.update(_find(store, place, folder))
+    unsized = [name for name, info in found.items() if info.get("size") is None]  # a web server's listing has names only
+    found.update(_named(store, unsized))
+    compressed = sum(1 for name in found if _COMPRESSED.search(name))
+    tars = sorted(Tar(name, int(info["size"] or 0), version_of(info)) for name, info in found.items() if name.lower().endswith(".tar"))
+    shown = " ".join(redacted(url) for url in urls)
+    if not tars and compressed:
+        raise SourceError(
+            f"{shown}: {compressed} compressed tars and no plain one. Samples are read from their place in the file, which compression "
+            "hides, and pictures hardly shrink: unpack them (gunzip, unzstd, ...) and index the .tar files"
+        )
+    if not tars:
+        raise SourceError(f"{shown}: no .tar is there. Name the folder that holds the shards, or the shards: shard-{{000000..000099}}.tar")
+    odd = next((tar.name for tar in tars if not tar.name.isprintable() or {"", ".", ".."} & set(tar.name.split("/"))), None)
+    if odd is not None:
+        raise SourceError(f"{shown}: the tar {odd!r} has a name that a manifest can't hold. Rename it")
+    return TarListing(folder, tuple(tars), compressed)
+
+
+def _absolute(url: str) -> str:
+    """The URL with a local path made whole.
+
+    Raises:
+        SourceError: it runs a program, chains file systems, or holds credentials.
+    """
+    if url.startswith("pipe:") or "::" in url:
+        raise SourceError(f"{redacted(url)}: URLs that run programs or chain file systems are not opened. Give the plain URL: s3://...")
+    scheme, separator, rest = url.partition("://")
+    if not url or (separator and not rest.strip("/")):
+        raise SourceError(f"{url!r}: names no folder. Give something like s3://bucket/train")
+    if not separator:
+        return os.path.abspath(Path(url).expanduser())  # noqa: PTH100 - links stay as they were named
+    if "@" in rest.partition("/")[0]:
+        raise SourceError(f"{redacted(url)}: credentials in the URL would be written into the manifest. Give them with --storage KEY=VALUE")
+    return f"{scheme}://{rest.rstrip('/')}"
+
+
+def _is_pattern(place: str) -> bool:
+    return bool(_MAGIC.search(place)) and not ("://" not in place and Path(place).exists())
+
+
+def _base(place: str) -> str:
+    """The folder that names of tars may be relative to."""
+    if _is_pattern(place):
+        return _MAGIC.split(place, maxsplit=1)[0].rpartition("/")[0]
+    return place.rpartition("/")[0] if _is_tar(place) else place
+
+
+def _is_tar(place: str) -> bool:
+    return place.lower().endswith(".tar") or bool(_COMPRESSED.search(place))
+
+
+def _common(places: Sequence[str]) -> str:
+    parts = [_base(place).split("/") for place in places]
+    shared = [names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False))]
+    remote = "://" in places[0]
+    if len(shared) < (3 if remote else 2):
+        shown = " ".join(redacted(place) for place in places)
+        raise SourceError(f"{shown}: no folder or bucket in common, which a data set needs. Index them one by one and train on several")
+    return "/".join(shared)
+
+
+def _find(store: Store, place: str, folder: str) -> dict[str, Info]:
+    """Name -> what the store says of everything that one URL means."""
+    if not _is_pattern(place):
+        if _is_tar(place) and (info := _info(store, place[len(folder) + 1 :])) is not None:
+            return {place[len(folder) + 1 :]: info}
+        found = _below(store, place[len(folder) + 1 :], deep=True)
+        if not found:
+            raise SourceError(f"{redacted(place)}: nothing is there. Check the bucket, the folder and the spelling")
+        return found
+    if any(abs(int(last) - int(first)) > _MOST_NAMES for first, last in _RANGE.findall(place)):
+        raise _too_many(place)
+    try:
+        names = list(itertools.islice(braceexpand.braceexpand(place), _MOST_NAMES + 1)) if "{" in place else [place]
+    except ValueError as error:
+        raise SourceError(f"{redacted(place)}: {error}. Write ranges as {{000000..000099}} and lists as {{train,val}}") from error
+    if len(names) > _MOST_NAMES:
+        raise _too_many(place)
+    globs = [name for name in names if re.search(r"[*?\[]", name)]
+    found = {}
+    for pattern in globs:
+        found.update(_matching(store, pattern[len(folder) + 1 :]))
+    exact = [name[len(folder) + 1 :] for name in names if name not in set(globs)]
+    other = [name for name in exact if not _is_tar(name)]
+    if other:
+        raise SourceError(f"{redacted(join(folder, other[0]))}: not the name of a .tar")
+    return found | _named(store, exact)
+
+
+def _too_many(place: str) -> SourceError:
+    return SourceError(f"{redacted(place)}: names more than {_MOST_NAMES:,} shards. Name the folder, or a glob")
+
+
+def _named(store: Store, names: Sequence[str]) -> dict[str, Info]:
+    """What the store says of objects that are named one by one; every one must be there."""
+    found: dict[str, Info] = {}
+    for parent, count in Counter(name.rpartition("/")[0] for name in names).items():
+        if count > _FEW:
+            try:
+                found.update((name, info) for name, info in _below(store, parent, deep=False).items() if info.get("size") is not None)
+            except StoreError:
+                continue  # some stores let objects be read but not listed
+    unknown = [name for name in names if name not in found]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found.update((name, info) for name, info in zip(unknown, pool.map(lambda name: _info(store, name), unknown), strict=True) if info)
+    missing = sorted(name for name in names if name not in found)
+    if missing:
+        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        raise SourceError(f"{store.describe()}: {len(missing)} of the {len(names)} shards that were named are missing: {shown}")
+    return {name: found[name] for name in names}
+
+
+def _info(store: Store, name: str) -> Info | None:
+    with store.reported(name):
+        try:
+            info: Info = store.fs.info(store.path(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    return None if info["type"] == "directory" else info
+
+
+def _below(store: Store, folder: str, deep: bool) -> dict[str, Info]:
+    with store.reported(folder):
+        try:
+            found = store.fs.find(store.path(folder), maxdepth=None if deep else 1, detail=True)
+        except FileNotFoundError:
+            return {}
+    return dict(_files(store, found))
+
+
+def _matching(store: Store, pattern: str) -> dict[str, Info]:
+    with store.reported(pattern):
+        return dict(_files(store, store.fs.glob(store.path(pattern), detail=True)))
+
+
+def _files(store: Store, found: Mapping[str, Info]) -> Iterator[tuple[str, Info]]:
+    start = len(store.root.rstrip("/")) + 1
+    for path, info in found.items():
+        if info["type"] != "directory" and not path.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
+            yield path[start:], info
