@@ -1,14 +1,14 @@
 """From the bytes of a picture to the square crop that is trained on.
 
-JPEGs go through libjpeg-turbo (simplejpeg), everything else, and JPEGs that it refuses, through Pillow. Where the shards were built at the
-training size a crop costs no resize at all; where one is needed it is antialiased (area average when shrinking).
+JPEGs go through libjpeg-turbo, which decodes only what the crop needs; everything else, and JPEGs that it refuses, through Pillow, whole.
+Where the shards were built at the training size a crop costs no resize at all; where one is needed it is antialiased. Which library decodes
+is chosen once a run and recorded with it: the pixels of two libraries, or of two versions, may differ in the last bit.
 """
 
 from __future__ import annotations
 
 import io
-import math
-import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,19 +18,17 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.keyed import uniforms
+from pipeline.mapping import ConfigError
+from pipeline.stream import region
+from pipeline.stream.crop import Box, Crop, choose
+from pipeline.stream.jpeg import Frame, decode_rows, decode_whole, read_frame
+from pipeline.stream.resize import resize
+from pipeline.stream.scratch import Scratch
 from shards.picture import LOST_PIXELS
 
-cv2.setNumThreads(1)  # the loader's threads are the parallelism
-
-DECODER = f"simplejpeg {getattr(simplejpeg, '__version__', 'unknown')}, opencv {cv2.__version__}"
-"""What decodes, recorded with a run: decoders differ in the last bit of a pixel."""
-
-_CROP = 1  # purpose of the random numbers drawn here
-_TRIES = 10
+DecoderName = Literal["simplejpeg", "nvimgcodec"]
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-_thread = threading.local()
-Crop = Literal["random", "random_resized", "center"]
+_resized = Scratch()
 
 
 class UndecodableError(ValueError):
@@ -38,47 +36,74 @@ class UndecodableError(ValueError):
 
 
 @dataclass(frozen=True)
-class Box:
-    """What is cut out of a decoded picture, in pixels, and whether it is mirrored."""
+class Decoder:
+    """What turns bytes into crops; every thread may use the same one at once.
 
-    top: int
-    left: int
-    height: int
-    width: int
-    mirror: bool
+    Attributes:
+        description: libraries and versions that decide the pixels, to be recorded with a run.
+        part: pixels of a box of a JPEG, or None to decode it whole.
+    """
+
+    description: str
+    part: Callable[[bytes, Frame, Box], NDArray[np.uint8] | None]
+
+    def crop(self, data: bytes, out: NDArray[np.uint8], crop: Crop, flip: bool, key: int, max_pixels: int) -> None:
+        """Decodes a picture and writes its crop into a batch.
+
+        Args:
+            data: the picture's bytes.
+            out: uint8 (size, size, 3), contiguous, written in place.
+            crop: as `choose`.
+            flip: as `choose`.
+            key: as `choose`.
+            max_pixels: as `decode`.
+
+        Raises:
+            UndecodableError: as `decode`; `out` is then left as it was. Data that the crop doesn't need isn't looked at.
+        """
+        size = out.shape[0]
+        frame = read_frame(data)
+        part = None
+        if frame is not None:
+            _check_size(frame.height, frame.width, max_pixels)
+            box = choose(crop, flip, key, frame.height, frame.width, size)
+            part = self.part(data, frame, box)
+        if part is None:
+            pixels = decode(data, max_pixels)
+            box = choose(crop, flip, key, pixels.shape[0], pixels.shape[1], size)
+            part = pixels[box.top : box.bottom, box.left : box.right]
+        if part.shape == out.shape:
+            if box.mirror:
+                cv2.flip(part, 1, dst=out)  # ten times as fast as a reversed copy
+            else:
+                out[:] = part
+        elif box.mirror:
+            whole = _resized.take(out.shape)
+            resize(part, whole)
+            cv2.flip(whole, 1, dst=out)
+        else:
+            resize(part, out)
 
 
-def choose(crop: Crop, flip: bool, key: int, height: int, width: int, size: int) -> Box:
-    """The part of a picture that becomes the crop: a pure function of its key and its size.
+def make_decoder(name: DecoderName = "simplejpeg") -> Decoder:
+    """The decoder of a run.
 
     Args:
-        crop: random: a square of `size`, or of the shorter side where that is less; random_resized: 8 to 100 % of the area at aspect 3/4 to
-            4/3; center: the square of random in the middle, never mirrored.
-        flip: mirror with probability 1/2.
-        key: the sample's, from `shards.keyed.sample_keys`.
-        height: of the picture in pixels.
-        width: of the picture in pixels.
-        size: side of the crop in pixels.
+        name: simplejpeg: always there; nvimgcodec: the extra `decode`, faster where much of a picture lies outside the crop.
+
+    Raises:
+        ConfigError: nvimgcodec was asked for and isn't installed.
     """
-    side = min(size, height, width)
-    if crop == "center":
-        return Box((height - side) // 2, (width - side) // 2, side, side, False)
-    draws = uniforms(key, _CROP, 3 + 2 * _TRIES if crop == "random_resized" else 3)
-    mirror = flip and bool(draws[0] < 0.5)
-    box_height = box_width = side
-    if crop == "random_resized":
-        box_height, box_width = _resized_box(draws[3:], height, width)
-    return Box(int(draws[1] * (height - box_height + 1)), int(draws[2] * (width - box_width + 1)), box_height, box_width, mirror)
-
-
-def _resized_box(draws: NDArray[np.float64], height: int, width: int) -> tuple[int, int]:
-    for area_draw, aspect_draw in draws.reshape(_TRIES, 2):
-        area = height * width * (0.08 + 0.92 * area_draw)
-        aspect = math.exp(math.log(4 / 3) * (2 * aspect_draw - 1))
-        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            return box_height, box_width
-    return min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))  # the whole, at the nearest allowed aspect
+    # the resize has a number of its own, since it decides pixels too
+    always = f"simplejpeg {getattr(simplejpeg, '__version__', 'unknown')}, opencv {cv2.__version__}, smoothed resize 1"
+    if name == "simplejpeg":
+        return Decoder(always, decode_rows)
+    version = region.version()
+    if version is None:
+        raise ConfigError(
+            "data.decoder: nvImageCodec is not installed: pip install 'context-encoders[decode]', or set data.decoder to simplejpeg"
+        )
+    return Decoder(f"nvimgcodec {version}, {always}", region.decode_region)
 
 
 def decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
@@ -97,11 +122,9 @@ def decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     if data[:3] == b"\xff\xd8\xff":
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if height * width > max_pixels:
-                raise UndecodableError(f"{width} x {height} pixels are more than data.max_pixels = {max_pixels}")
+            _check_size(height, width, max_pixels)
             if colours in ("YCbCr", "RGB", "Gray"):
-                pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", buffer=_scratch(height * width * 3))
-                return pixels
+                return decode_whole(data, height, width)
         except UndecodableError:
             raise
         except ValueError as error:
@@ -109,8 +132,7 @@ def decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
                 raise UndecodableError(str(error)) from error  # Pillow would show grey or shifted blocks without a word
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            if picture.width * picture.height > max_pixels:
-                raise UndecodableError(f"{picture.width} x {picture.height} pixels are more than data.max_pixels = {max_pixels}")
+            _check_size(picture.height, picture.width, max_pixels)
             return np.asarray(picture.convert("RGB"))
     except UndecodableError:
         raise
@@ -118,36 +140,6 @@ def decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         raise UndecodableError(f"{type(error).__name__}: {error}") from error
 
 
-def _scratch(size: int) -> NDArray[np.uint8]:
-    """Memory of this thread for one decoded picture: fresh pages for each would cost a sixth of the decoding."""
-    memory: NDArray[np.uint8] | None = getattr(_thread, "memory", None)
-    if memory is None or memory.size < size:
-        memory = _thread.memory = np.empty(size, np.uint8)
-    return memory
-
-
-def decode_crop(data: bytes, out: NDArray[np.uint8], crop: Crop, flip: bool, key: int, max_pixels: int) -> None:
-    """Decodes a picture and writes its crop into a batch.
-
-    Args:
-        data: the picture's bytes.
-        out: uint8 (size, size, 3), written in place.
-        crop: as `choose`.
-        flip: as `choose`.
-        key: as `choose`.
-        max_pixels: as `decode`.
-
-    Raises:
-        UndecodableError: as `decode`; `out` is then left as it was.
-    """
-    pixels = decode(data, max_pixels)
-    size = out.shape[0]
-    box = choose(crop, flip, key, pixels.shape[0], pixels.shape[1], size)
-    part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    if part.shape[:2] != (size, size):
-        shrinks = part.shape[0] >= size and part.shape[1] >= size
-        part = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    if box.mirror:
-        cv2.flip(part, 1, dst=out)  # ten times as fast as a reversed copy
-    else:
-        out[:] = part
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise UndecodableError(f"{width} x {height} pixels are more than data.max_pixels = {max_pixels}")

@@ -1,0 +1,83 @@
+"""Which part of a picture is trained on: a pure function of the sample's key and the picture's size, never of the machine."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+from shards.keyed import words
+
+Crop = Literal["random", "random_resized", "center"]
+_CROP = 1  # purpose of the random numbers drawn here
+_PLACE = 3  # numbers for mirror, top and left; then two for each try of a size
+_TRIES = 10
+_LOG_ASPECT = math.log(4 / 3)  # of the widest
+
+
+class Box(NamedTuple):
+    """What is cut out of a decoded picture, in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirror: bool
+
+    @property
+    def bottom(self) -> int:
+        """The first row below."""
+        return self.top + self.height
+
+    @property
+    def right(self) -> int:
+        """The first column beyond."""
+        return self.left + self.width
+
+
+def choose(crop: Crop, flip: bool, key: int, height: int, width: int, size: int) -> Box:
+    """The part of a picture that becomes the crop: a pure function of its key and its size.
+
+    Args:
+        crop: random: a square of `size`, or of the shorter side where that is less; random_resized: 8 to 100 % of the area at aspect 3/4 to
+            4/3; center: the square of random in the middle, never mirrored.
+        flip: mirror with probability 1/2.
+        key: the sample's, from `shards.keyed.sample_keys`.
+        height: of the picture in pixels.
+        width: of the picture in pixels.
+        size: side of the crop in pixels.
+    """
+    side = min(size, height, width)
+    if crop == "center":
+        return Box((height - side) // 2, (width - side) // 2, side, side, False)
+    resized = crop == "random_resized"
+    # the first try of a size nearly always fits, and a key's first numbers don't depend on how many are drawn
+    draws = _draws(key, _PLACE + 2 if resized else _PLACE)
+    box_height = box_width = side
+    if resized:
+        fitting = _size(draws[_PLACE], draws[_PLACE + 1], height, width) or _later_size(key, height, width)
+        box_height, box_width = fitting
+    return Box(
+        int(draws[1] * (height - box_height + 1)), int(draws[2] * (width - box_width + 1)), box_height, box_width, flip and draws[0] < 0.5
+    )
+
+
+def _draws(key: int, count: int) -> list[float]:
+    """The first numbers of `shards.keyed.uniforms`: for so few, and one by one, an array costs more than the numbers."""
+    return [(word >> 11) * 2.0**-53 for word in words(key, _CROP, count)]
+
+
+def _size(area_draw: float, aspect_draw: float, height: int, width: int) -> tuple[int, int] | None:
+    area = height * width * (0.08 + 0.92 * area_draw)
+    aspect = math.exp(_LOG_ASPECT * (2 * aspect_draw - 1))
+    box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    return (box_height, box_width) if 0 < box_width <= width and 0 < box_height <= height else None
+
+
+def _later_size(key: int, height: int, width: int) -> tuple[int, int]:
+    """The size of the first of the other tries that fits."""
+    draws = _draws(key, _PLACE + 2 * _TRIES)
+    for place in range(_PLACE + 2, len(draws), 2):
+        fitting = _size(draws[place], draws[place + 1], height, width)
+        if fitting is not None:
+            return fitting
+    return min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))  # the whole, at the nearest allowed aspect
