@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_FLAGS ?=
+# processes that run tests, a file at a time; many tests wait for a program to start
+WORKERS ?= 2
 SOURCES := shards pipeline monitoring launch tests
 
 .PHONY: venv demo test lint clean
@@ -18,7 +20,7 @@ demo: venv
 	$(BIN)/python launch/demo.py $(if $(IMAGES),--images '$(IMAGES)')
 
 test: venv
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=85 $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term --cov-fail-under=85 $(PYTEST_FLAGS)
 
 lint: venv
 	$(BIN)/ruff check $(SOURCES)

@@ -68,7 +68,7 @@ DEFINITIONS = (
         "counter",
         "Samples that could not be used and were replaced.",
         ("cause",),
-        {"bad_samples_digest": ("digest",), "bad_samples_undecodable": ("undecodable",)},
+        {"bad_samples_digest": ("digest",), "bad_samples_undecodable": ("undecodable",), "bad_samples_unavailable": ("unavailable",)},
     ),
     Definition(
         "read_bytes_total",

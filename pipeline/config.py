@@ -7,6 +7,8 @@ this text. What a wrong key or value costs is a message before any rank starts, 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +60,18 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """One of several data sets that are mixed."""
+
+    shards: str = ""
+    """URL of its data set, as data.shards."""
+    weight: float = 1.0
+    """Its share of every batch against the other sources' weights."""
+    storage_options: dict[str, str] = field(default_factory=dict)
+    """Options of its store, on top of data.storage_options."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where pictures come from and how they reach the device."""
 
@@ -65,6 +79,9 @@ class DataConfig:
     """URL of a data set made by `python -m shards build`: a folder, s3://bucket/prefix, or its manifest.json."""
     storage_options: dict[str, str] = field(default_factory=dict)
     """Options of the store beyond its own environment and profiles, as in fsspec: endpoint_url=..., profile=..., anon=true."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Several data sets by name instead of data.shards, each with its shards and its weight. Every batch takes the same number of
+    samples of each; the order of the names is part of the run's identity."""
     crop: Literal["random", "random_resized", "center"] = "random"
     """random: a crop at the stored scale (the paper's); random_resized: 8 to 100 % of the area, aspect 3/4 to 4/3,
     antialiased; center: for evaluation."""
@@ -76,10 +93,15 @@ class DataConfig:
     """Samples that are shuffled together inside a lane. Part of the order's identity."""
     tail: Literal["drop", "pad"] = "drop"
     """What to do with the samples of an epoch that fill no batch: leave them out this time, or fill up with the epoch's first ones."""
+    decoder: Literal["simplejpeg", "nvimgcodec"] = "simplejpeg"
+    """simplejpeg decodes the rows that a crop needs; nvimgcodec (the extra `decode`, no GPU needed) its rectangle, which is faster
+    on full-size pictures but accepts pictures that were stored damaged. A run keeps the one it began with."""
     threads: int = 0
     """Decoding threads a rank; 0 takes the node's cores divided by its ranks, at most 16."""
     ready_batches: int = 3
     """Batches a rank prepares ahead."""
+    requests: int = 32
+    """Requests to a remote store that a rank has under way at the same time for samples that its cache does not hold."""
     cache: str = "auto"
     """Folder for shards from a remote store, shared by the ranks of a node; `auto` is a folder in $TMPDIR, `none` reads
     samples as ranges. Local shards are read in place."""
@@ -92,6 +114,9 @@ class DataConfig:
     max_bad_fraction: float = 1e-4
     """Share of the data set that may turn out unreadable while training; each is replaced, counted and named in
     quarantine.jsonl, past this the run stops."""
+    unavailable: Literal["stop", "substitute"] = "stop"
+    """What to do when a shard can't be had after every retry: stop the run with its name, or count its samples as unreadable and go on
+    as long as max_bad_fraction allows. The samples that are trained on then depend on the moment."""
     max_pixels: int = 100_000_000
     """Largest picture that is decoded, in pixels."""
 
@@ -198,6 +223,7 @@ def parse(methods: Mapping[str, type], arguments: Sequence[str], program: str = 
     recipe = recipe or str(from_file.get("recipe", "features"))
     if recipe not in methods:
         raise ConfigError(f"recipe: {recipe!r} is not a recipe{nearest(recipe, methods)}. There are: {', '.join(sorted(methods))}")
+    _name_sources(from_file, remaining)
     config_type: Any = types.GenericAlias(Config, (methods[recipe],))
     defaults: Config[Any] = from_mapping(Config, {**from_file, "recipe": recipe}, method=methods[recipe])
     config: Config[Any] = tyro.cli(
@@ -235,6 +261,7 @@ def check(config: Config[Any]) -> None:
         ("data.shuffle_block", data.shuffle_block, 1),
         ("data.threads", data.threads, 0),
         ("data.ready_batches", data.ready_batches, 1),
+        ("data.requests", data.requests, 1),
         ("data.cache_gb", data.cache_gb, 0),
         ("data.retries", data.retries, 0),
         ("data.max_bad_fraction", data.max_bad_fraction, 0),
@@ -253,21 +280,42 @@ def check(config: Config[Any]) -> None:
             raise ConfigError(f"{key}: {value} is not above 0")
     if config.seed >= 2**63:
         raise ConfigError(f"seed: {config.seed} is not below 2**63")
-    if not data.shards:
-        raise ConfigError("data.shards: give the URL of a data set: --data.shards FOLDER or s3://bucket/prefix")
+    _check_sources(data)
     if not config.run:
         raise ConfigError("run: give the folder that this run writes into: --run runs/NAME")
+
+
+def _check_sources(data: DataConfig) -> None:
+    if bool(data.shards) == bool(data.sources):
+        what = "is given beside data.sources: name every data set there" if data.shards else "give the URL of a data set"
+        raise ConfigError(f"data.shards: {what}: --data.shards FOLDER or s3://bucket/prefix")
+    for name, source in data.sources.items():
+        if not re.fullmatch(r"\w+", name):
+            raise ConfigError(f"data.sources: {name!r} is no name: letters, digits and _ will do")
+        if not source.shards:
+            raise ConfigError(f"data.sources.{name}.shards: give the URL of a data set")
+        if not 0 < source.weight < math.inf:
+            raise ConfigError(f"data.sources.{name}.weight: {source.weight} is not above 0")
 
 
 def to_mapping(config: Config[Any]) -> dict[str, Any]:
     """The tree as plain values, for YAML and JSON, without what is secret in the options of the store."""
     plain: dict[str, Any] = dataclasses.asdict(config)
-    options = plain["data"]["storage_options"]
-    plain["data"]["storage_options"] = {key: redacted(value) if key in _SHOWN_OPTIONS else "(not shown)" for key, value in options.items()}
-    plain["data"]["shards"] = redacted(config.data.shards)
+    for place in (plain["data"], *plain["data"]["sources"].values()):
+        options = place["storage_options"]
+        place["storage_options"] = {key: redacted(value) if key in _SHOWN_OPTIONS else "(not shown)" for key, value in options.items()}
+        place["shards"] = redacted(place["shards"])
     for key in ("url", "resume"):
         plain["checkpoint"][key] = redacted(plain["checkpoint"][key])
     return plain
+
+
+def _name_sources(values: dict[str, Any], arguments: Sequence[str]) -> None:
+    """Makes a place for each source that only the command line names, so that its settings have somewhere to go."""
+    named = [found[1] for argument in arguments if (found := re.match(r"--data\.sources\.(\w+)\.", argument))]
+    if named and isinstance(data := values.setdefault("data", {}), dict) and isinstance(sources := data.setdefault("sources", {}), dict):
+        for name in named:
+            sources.setdefault(name, {})
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def from_mapping(config_type: type[ConfigT], values: Mapping[str, Any], path: st
         if key not in fields:
             raise ConfigError(f"{where}: no such setting{nearest(str(key), fields)}")
         kind = method if key == "method" and method is not None else hints[key]
-        made[key] = from_mapping(kind, value, where) if dataclasses.is_dataclass(kind) else _value(kind, value, where)
+        made[key] = _made(kind, value, where)
     if method is not None and "method" not in made:
         made["method"] = method()
     try:
@@ -47,6 +47,10 @@ def from_mapping(config_type: type[ConfigT], values: Mapping[str, Any], path: st
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path or 'settings'}: {error}") from error
+
+
+def _made(kind: Any, value: Any, where: str) -> Any:
+    return from_mapping(kind, value, where) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else _value(kind, value, where)
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
@@ -64,7 +68,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         if len(inner) == len(value):
             return tuple(_value(each, item, where) for each, item in zip(inner, value, strict=True))
     if origin is dict and isinstance(value, Mapping):
-        return {str(key): _value(options[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): _made(options[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is float and isinstance(value, str):  # YAML reads 1e-4 as text
         try:
             return float(value)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +24,14 @@ from torch import Tensor
 
 from pipeline.config import DataConfig
 from pipeline.stream.buffers import BufferPool
-from pipeline.stream.cache import ShardCache, default_folder
 from pipeline.stream.counters import Counters
-from pipeline.stream.decode import UndecodableError, decode_crop
-from pipeline.stream.order import OrderError, SampleOrder
+from pipeline.stream.decode import UndecodableError, make_decoder
+from pipeline.stream.fetch import Fetcher
+from pipeline.stream.order import share
 from pipeline.stream.quarantine import Quarantine
-from pipeline.stream.samples import BadSample, SampleReader
-from pipeline.stream.storage import ResumingReader, reading_store
-from shards import manifest as manifests
-from shards.errors import ManifestMismatch, ShardCorrupt
+from pipeline.stream.samples import BadSample
+from pipeline.stream.source import Position, Source, open_sources, shares, spread
+from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
 from shards.keyed import derived_keys, key_of, sample_keys
 
 _TASK = 8  # pictures; fewer cost more in scheduling than threads win
@@ -60,7 +59,7 @@ class StreamConfig:
         unit: samples that a rank must not divide.
         ranks_on_node: share the node's cores.
         quarantine: file that names unreadable samples; None keeps the list in memory.
-        epochs: epochs after which the iterator ends; None never ends.
+        epochs: epochs (of the first source) after which the iterator ends; None never ends.
     """
 
     data: DataConfig
@@ -81,10 +80,11 @@ class Batch:
     Attributes:
         images: uint8 (n, H, W, 3), RGB; pinned where there is a GPU.
         masks: bool (n, H, W), True where pixels are dropped.
-        labels: int64 (n,), -1 where unknown; None where the data set has no classes.
-        sample_ids: int64 (n,), of what was delivered: a substitute's own id where one stands in.
-        epoch: of the data set, from 0.
-        index: of the batch in the epoch, from 0.
+        labels: int64 (n,), -1 where unknown; None where a data set has no classes.
+        sample_ids: int64 (n,), of what was delivered: a substitute's own id where one stands in. Those of a second source begin where
+            the first's end.
+        epoch: of the data set, from 0; of the first one where several are mixed.
+        index: of the batch in that epoch, from 0.
         keys: int64 (n,), random keys for whatever else a model draws a sample.
     """
 
@@ -115,38 +115,61 @@ class StreamLoader:
         data = config.data
         self.config = config
         self.counters = Counters()
-        self.manifest = manifests.load(data.shards, data.storage_options)
-        self._make_order(data.lanes)
-        self.part = self.order.share(rank, world_size, config.unit)
-        store = reading_store(self.manifest.url, data.storage_options, data.stall_seconds)
-        reader = ResumingReader(store, data.retries, data.stall_seconds, self.counters)
-        cache = None
-        if store.local is None and data.cache != "none":
-            folder = default_folder() if data.cache == "auto" else Path(data.cache).expanduser()
-            cache = ShardCache(folder, int(data.cache_gb * 1e9), self.manifest, reader, self.counters)
-        self.samples = SampleReader(self.manifest, reader, cache, self.counters)
-        self.quarantine = Quarantine(config.quarantine, self.manifest.total_samples, data.max_bad_fraction, self.counters)
+        self.decoder = make_decoder(data.decoder)
+        """Its `description` is to be kept with what was trained on its pixels."""
+        self.part = share(config.global_batch, rank, world_size, config.unit)
+        self.sources = open_sources(data, config.seed, self.counters)
+        try:
+            self._place([data.lanes] * len(self.sources))
+            self.quarantine = Quarantine(config.quarantine, self.total_samples, data.max_bad_fraction, self.counters)
+        except BaseException:
+            for source in self.sources:
+                source.close()
+            raise
         threads = data.threads or max(1, min(16, len(os.sched_getaffinity(0)) // config.ranks_on_node))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        remote = any(source.samples.reader.store.local is None for source in self.sources)
+        self._fetcher = Fetcher(data.requests) if remote else None
         self._buffers = BufferPool(pinned=torch.cuda.is_available())
-        self._epoch, self._consumed = 0, 0
-        self._prefetched: tuple[int, int] | None = None
+        self._positions: tuple[Position, ...] = ((0, 0),) * len(self.sources)
+        self._started = 0
 
-    def _make_order(self, lanes: int) -> None:
-        data = self.config.data
-        self.order = SampleOrder(self.manifest, self.config.seed, self.config.global_batch, lanes, data.shuffle_block, data.tail)
+    def _place(self, lanes: Sequence[int]) -> None:
+        """Gives every source its share of the batch."""
+        weights = [source.weight for source in self.config.data.sources.values()] or [1.0]
+        counts = shares(weights, self.config.global_batch, self.config.data.lanes)
+        for source, count, places, its_lanes in zip(self.sources, counts, spread(counts), lanes, strict=True):
+            source.place(count, places, self.part, its_lanes)
+
+    def describe(self) -> list[str]:
+        """What a batch is made of, one line a source."""
+        lines = []
+        for source in self.sources:
+            name = f"{source.name}: {source.order.global_batch_size} of every {self.config.global_batch} samples, " if source.name else ""
+            what = f"{source.manifest.total_samples} pictures in {len(source.manifest.records)} shards"
+            lines.append(f"{name}{what}, {source.order.batches_per_epoch()} batches an epoch")
+        return lines
+
+    def cache_failures(self) -> dict[tuple[str, int], str]:
+        """Why shards could not be cached, by source and shard; their samples are read as ranges instead."""
+        caches = ((source.name, source.samples.cache) for source in self.sources)
+        return {(name, shard): why for name, cache in caches if cache is not None for shard, why in cache.failures.items()}
+
+    @property
+    def total_samples(self) -> int:
+        """Samples of all sources."""
+        return sum(source.manifest.total_samples for source in self.sources)
 
     def state_dict(self) -> dict[str, int]:
         """The position and what makes it meaningful; the same on every rank."""
-        return {
-            "epoch": self._epoch,
-            "consumed": self._consumed,
+        state = {
             "seed": self.config.seed,
-            "lanes": self.order.lanes,
-            "shuffle_block": self.order.shuffle_block,
+            "shuffle_block": self.config.data.shuffle_block,
             "pad": int(self.config.data.tail == "pad"),
-            "data_set": self.manifest.fingerprint,
         }
+        for source, position in zip(self.sources, self._positions, strict=True):
+            state.update(source.state(position))
+        return state
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continues from a position; the number of ranks may be another, and the batch any multiple of the lanes.
@@ -156,29 +179,24 @@ class StreamLoader:
             OrderError: the batch does not fit the lanes.
         """
         mine = self.state_dict()
-        settings = {
-            "seed": "seed",
-            "shuffle_block": "data.shuffle_block",
-            "pad": "data.tail",
-            "data_set": f"data.shards ({self.samples.reader.store.describe()} holds other shards now)",
-        }
-        for key, setting in settings.items():
+        for key, setting in {"seed": "seed", "shuffle_block": "data.shuffle_block", "pad": "data.tail"}.items():
             if int(state[key]) != mine[key]:
                 raise ManifestMismatch(f"the position to continue from was reached with another {setting}: set it back, or start a new run")
-        lanes = int(state["lanes"])
-        if self.config.global_batch % lanes:
-            raise OrderError(
-                f"the run was started with {lanes} lanes: a global batch of {self.config.global_batch} must be a multiple of it"
-            )
-        self._make_order(lanes)
-        self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
-        self._prefetched = None
+        found = [source.lanes_and_position(state) for source in self.sources]
+        if len(state) != len(mine):
+            raise ManifestMismatch("the position to continue from was reached with other data.sources: set them back, or start a new run")
+        self._place([lanes for lanes, _ in found])
+        self._positions = tuple(position for _, position in found)
 
     def close(self) -> None:
         """Ends the threads. The loader can't be used afterwards."""
+        for source in self.sources:
+            source.abandon()
+        if self._fetcher is not None:
+            self._fetcher.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        if self.samples.cache is not None:
-            self.samples.cache.close()
+        for source in self.sources:
+            source.close()
 
     def __enter__(self) -> StreamLoader:
         return self
@@ -189,74 +207,88 @@ class StreamLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the position on, epoch after epoch."""
         ahead: deque[_Pending] = deque()
-        position = (self._epoch, self._consumed)
+        positions = self._positions
+        wanted = self.config.data.ready_batches if self._fetcher is None else 1  # the first batch has the store to itself
+        self._hold_downloads(True)
         try:
             while True:
-                while len(ahead) < self.config.data.ready_batches:
-                    epoch, consumed = self._next(*position)
-                    if self.config.epochs is not None and epoch >= self.config.epochs:
+                while len(ahead) < wanted:
+                    positions = self._each(Source.next, positions)
+                    if self.config.epochs is not None and positions[0][0] >= self.config.epochs:
                         break
-                    ahead.append(self._start(epoch, consumed))
-                    position = (epoch, consumed + self.config.global_batch)
+                    ahead.append(self._start(positions))
+                    positions = self._each(Source.after, positions)
                 if not ahead:
                     return
                 self.counters.set(queue_depth=sum(pending.done() for pending in ahead))
                 pending = ahead.popleft()
-                batch = pending.batch(self.config.global_batch, labelled=bool(self.manifest.classes))
-                self._epoch, self._consumed = self._next(pending.epoch, pending.consumed + self.config.global_batch)
+                batch = pending.batch(self.sources[0].order.global_batch_size, labelled=self._labelled)
+                wanted = self.config.data.ready_batches
+                self._hold_downloads(False)
+                self._positions = self._each(Source.after, pending.positions)
                 yield batch
         finally:
             for pending in ahead:
                 pending.cancel()
 
-    def _next(self, epoch: int, consumed: int) -> tuple[int, int]:
-        """The position itself, or the start of the next epoch where this one has no batch left."""
-        return (epoch, consumed) if self.order.has_batch(consumed) else (epoch + 1, 0)
+    @property
+    def _labelled(self) -> bool:
+        return all(source.manifest.classes for source in self.sources)
 
-    def _start(self, epoch: int, consumed: int) -> _Pending:
+    def _each(self, move: Callable[[Source, Position], Position], positions: Sequence[Position]) -> tuple[Position, ...]:
+        return tuple(move(source, position) for source, position in zip(self.sources, positions, strict=True))
+
+    def _hold_downloads(self, held: bool) -> None:
+        for source in self.sources:
+            if source.samples.cache is not None:
+                source.samples.cache.hold_back(held)
+
+    def _start(self, positions: tuple[Position, ...]) -> _Pending:
         """Hands the batch that follows a position to the threads."""
-        self._prefetch(epoch, consumed)
-        ids = self.order.take(epoch, consumed, self.part)
-        size = self.config.image_size
-        images = self._buffers.take((len(ids), size, size, 3), torch.uint8)
-        masks = self._buffers.take((len(ids), size, size), torch.bool)
-        pending = _Pending(epoch, consumed, images, masks)
-        shards, rows = self.manifest.locate(ids)
-        keys = sample_keys(self.config.seed, epoch, ids)
-        by_place_in_store = np.lexsort((rows, shards))  # a task's samples lie near each other
-        for start in range(0, len(ids), _TASK):
-            places = by_place_in_store[start : start + _TASK]
-            pending.tasks.append(self._pool.submit(self._fill, pending, places, shards[places], rows[places], keys[places]))
+        self._started += 1
+        count, size = self.part.stop - self.part.start, self.config.image_size
+        images = self._buffers.take((count, size, size, 3), torch.uint8)
+        masks = self._buffers.take((count, size, size), torch.bool)
+        pending = _Pending(positions, images, masks)
+        for source, (epoch, consumed) in zip(self.sources, positions, strict=True):
+            source.prefetch((epoch, consumed))
+            ids = source.order.take(epoch, consumed, source.part)
+            shards, rows = source.manifest.locate(ids)
+            keys = sample_keys(source.seed, epoch, ids)
+            absent = source.samples.absent(shards)
+            if self._fetcher is not None and absent.any():
+                places, data = source.places[absent], self._fetcher.start(source.samples, self._started, shards[absent], rows[absent])
+                pending.fetched.update(zip(places.tolist(), data, strict=True))
+            by_place_in_store = np.lexsort((rows, shards))  # a task's samples lie near each other
+            for start in range(0, len(ids), _TASK):
+                task = by_place_in_store[start : start + _TASK]
+                columns = (source.places[task], shards[task], rows[task], keys[task])
+                pending.tasks.append(self._pool.submit(self._fill, pending, source, *columns))
         return pending
 
-    def _prefetch(self, epoch: int, consumed: int) -> None:
-        """Names the shards of this block and the next to the cache, once a block."""
-        block = (epoch, consumed // self.order.lanes // self.order.shuffle_block)
-        if self.samples.cache is not None and block != self._prefetched:
-            self._prefetched = block
-            self.samples.cache.prefetch(self.order.shards_ahead(epoch, consumed, self.part, blocks=2))
-
-    def _fill(self, pending: _Pending, *columns: NDArray[Any]) -> None:
+    def _fill(self, pending: _Pending, source: Source, *columns: NDArray[Any]) -> None:
         """Reads, decodes and masks some pictures of a batch: columns place, shard, row, key."""
         started = time.thread_time()
         for place, shard, row, key in zip(*(column.tolist() for column in columns), strict=True):
             try:
-                self._fill_one(pending, place, shard, row, key)
+                self._fill_one(pending, source, place, shard, row, key, pending.fetched.pop(place, None))
             except BadSample as error:
-                self._substitute(pending, place, error)
+                self._substitute(pending, source, place, error)
         self.counters.add(decode_seconds=time.thread_time() - started, images=len(columns[0]))
 
-    def _fill_one(self, pending: _Pending, place: int, shard: int, row: int, key: int) -> None:
+    def _fill_one(
+        self, pending: _Pending, source: Source, place: int, shard: int, row: int, key: int, fetched: Future[bytes] | None = None
+    ) -> None:
         data = self.config.data
-        sample_id = int(self.manifest.starts[shard]) + row
+        sample_id = source.first_id + int(source.manifest.starts[shard]) + row
         known = self.quarantine.find(sample_id)
-        if known is not None:
+        if known is not None and known.cause != "undecodable":  # whether the part that a crop needs decodes is another question each epoch
             raise known
-        picture, label = self.samples.read(sample_id, shard, row)
+        picture, label = self._read(source, sample_id, shard, row, fetched)
         try:
-            decode_crop(picture, pending.image_rows[place], data.crop, data.flip, key, data.max_pixels)
+            self.decoder.crop(picture, pending.image_rows[place], data.crop, data.flip, key, data.max_pixels)
         except UndecodableError as error:
-            raise self.samples.bad(sample_id, shard, row, "undecodable", str(error)) from error
+            raise source.samples.bad(sample_id, shard, row, "undecodable", str(error)) from error
         if self.config.mask is None:
             pending.mask_rows[place] = False
         else:
@@ -265,25 +297,39 @@ class StreamLoader:
         pending.labels[place] = label
         pending.keys[place] = key
 
-    def _substitute(self, pending: _Pending, place: int, error: BadSample) -> None:
+    def _read(self, source: Source, sample_id: int, shard: int, row: int, fetched: Future[bytes] | None) -> tuple[bytes, int]:
+        if self.config.data.unavailable == "stop":
+            return source.samples.read(sample_id, shard, row, fetched)
+        try:
+            if (lost := source.lost.get(shard)) is not None:
+                raise lost
+            return source.samples.read(sample_id, shard, row, fetched)
+        except ShardError as error:
+            source.lost[shard] = error  # asked for once, not once a sample
+            name = source.samples.reader.store.describe(source.manifest.records[shard].name)
+            raise BadSample(sample_id, f"row {row}", name, "unavailable", str(error)) from error
+
+    def _substitute(self, pending: _Pending, source: Source, place: int, error: BadSample) -> None:
         """Fills a place whose sample is bad with the next good one of its block, the same whoever does it."""
         self.quarantine.add(error)
-        for candidate in self.order.substitutes(pending.epoch, pending.consumed, self.part.start + place):
-            (shard,), (row,) = self.manifest.locate([candidate])
+        (number,) = np.flatnonzero(source.places == place).tolist()
+        epoch, consumed = pending.positions[self.sources.index(source)]
+        for candidate in source.order.substitutes(epoch, consumed, source.part.start + number):
+            (shard,), (row,) = source.manifest.locate([candidate])
             try:
-                (key,) = sample_keys(self.config.seed, pending.epoch, [candidate])
-                self._fill_one(pending, place, int(shard), int(row), int(key))
+                (key,) = sample_keys(source.seed, epoch, [candidate])
+                self._fill_one(pending, source, place, int(shard), int(row), int(key))
                 return
             except BadSample as another:
                 self.quarantine.add(another)
-        raise ShardCorrupt(f"no sample of its lane can be read in place of another: {error}") from error
+        raise ShardCorrupt(f"no sample can be read in place of another: {error}") from error
 
 
 class _Pending:
     """A batch in the making: where its position was, what the threads write into, and their tasks."""
 
-    def __init__(self, epoch: int, consumed: int, images: Tensor, masks: Tensor) -> None:
-        self.epoch, self.consumed = epoch, consumed
+    def __init__(self, positions: tuple[Position, ...], images: Tensor, masks: Tensor) -> None:
+        self.positions = positions
         self.images, self.masks = images, masks
         self.image_rows: NDArray[np.uint8] = images.numpy()
         self.mask_rows: NDArray[np.bool_] = masks.numpy()
@@ -291,6 +337,7 @@ class _Pending:
         self.sample_ids = np.empty(count, np.int64)
         self.labels = np.empty(count, np.int64)
         self.keys = np.empty(count, np.uint64)
+        self.fetched: dict[int, Future[bytes]] = {}
         self.tasks: list[Future[None]] = []
 
     def done(self) -> bool:
@@ -299,9 +346,12 @@ class _Pending:
     def cancel(self) -> None:
         for task in self.tasks:
             task.cancel()
+        for data in list(self.fetched.values()):
+            data.cancel()
 
-    def batch(self, global_batch: int, labelled: bool) -> Batch:
-        """The batch, when its last task is done; raises what a task raised."""
+    def batch(self, first_share: int, labelled: bool) -> Batch:
+        """The batch, when its last task is done; raises what a task raised. `first_share`: samples of the first source in a
+        global batch."""
         for task in self.tasks:
             task.result()
         return Batch(
@@ -309,7 +359,7 @@ class _Pending:
             masks=self.masks,
             labels=torch.from_numpy(self.labels) if labelled else None,
             sample_ids=torch.from_numpy(self.sample_ids),
-            epoch=self.epoch,
-            index=self.consumed // global_batch,
+            epoch=self.positions[0][0],
+            index=self.positions[0][1] // first_share,
             keys=torch.from_numpy(derived_keys(self.keys, _MODEL).view(np.int64)),
         )

@@ -144,7 +144,8 @@ class SampleOrder:
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
     def substitutes(self, epoch: int, consumed: int, place: int) -> Iterator[int]:
-        """What replaces an unreadable sample: the others of its block from it on, then those of the blocks that follow in its lane.
+        """What replaces an unreadable sample: the others of its block from it on, then the blocks that follow in its lane, then
+        the lanes that follow.
 
         Args:
             epoch: from 0.
@@ -158,6 +159,9 @@ class SampleOrder:
         blocks = -(-self.lane_length // self.shuffle_block)
         for ahead in range(1, blocks):
             yield from self._block(epoch, lane, (number + ahead) % blocks).tolist()
+        for other in range(1, self.lanes):
+            for block in range(blocks):
+                yield from self._block(epoch, (lane + other) % self.lanes, block).tolist()
 
     def shards_ahead(self, epoch: int, consumed: int, part: slice, blocks: int) -> Iterator[int]:
         """The shards that a rank needs soon: those of the block of a position, then of the blocks after it, into the next epoch.

@@ -11,19 +11,23 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.stream.cache import ShardCache
 from pipeline.stream.counters import Counters
-from pipeline.stream.storage import ResumingReader
+from pipeline.stream.storage import ResumingReader, ShardUnavailable
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
-from shards.index import ShardIndex, digest, file_size, member_name
+from shards.index import NO_DIGEST, ShardIndex, digest, file_size, member_name
 from shards.manifest import Manifest
 
-_INDEX_BYTES = 64 << 20
+INDEX_BUDGET = 64 << 20
+"""Bytes of the indexes that a rank keeps."""
 _TAR_HEADER = 512
 
 
 class BadSample(Exception):
-    """A sample that can't be used: its id, its name, its shard and the cause (`digest` or `undecodable`)."""
+    """A sample that can't be used: its id, its name, its shard and the cause (`digest`, `undecodable` or `unavailable`)."""
 
     def __init__(self, sample_id: int, name: str, shard: str, cause: str, reason: str) -> None:
         super().__init__(f"sample {sample_id} ({name} in {shard}): {reason}")
@@ -36,43 +40,82 @@ class SampleReader:
     Args:
         manifest: the data set.
         reader: of the store that holds the shards.
+        index_reader: of the store that holds their indexes.
         cache: of whole shards; None reads every sample from the store.
-        counters: gets cache_repairs.
+        counters: gets cache_misses, cache_repairs.
     """
 
-    def __init__(self, manifest: Manifest, reader: ResumingReader, cache: ShardCache | None, counters: Counters) -> None:
+    def __init__(
+        self, manifest: Manifest, reader: ResumingReader, index_reader: ResumingReader, cache: ShardCache | None, counters: Counters
+    ) -> None:
         self.manifest = manifest
         self.reader = reader
+        self.index_reader = index_reader
         self.cache = cache
         self.counters = counters
         self._lock = threading.Lock()
         self._indexes: OrderedDict[int, Future[ShardIndex]] = OrderedDict()
         self._index_bytes = 0
 
-    def read(self, sample_id: int, shard: int, row: int) -> tuple[bytes, int]:
+    def absent(self, shards: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which samples must come from a remote store, because the node's cache does not hold their shard.
+
+        Args:
+            shards: int64 (n,), of the samples.
+
+        Returns:
+            bool (n,); all False where the shards lie on this machine.
+        """
+        if self.reader.store.local is not None:
+            return np.zeros(len(shards), np.bool_)
+        if self.cache is None:
+            return np.ones(len(shards), np.bool_)
+        different, places = np.unique(shards, return_inverse=True)
+        held = np.array([self.cache.holds(shard) for shard in different.tolist()], np.bool_)
+        missing: NDArray[np.bool_] = ~held[places]
+        self.counters.add(cache_misses=int(missing.sum()))
+        return missing
+
+    def read_range(self, shard: int, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a shard from its store.
+
+        Raises:
+            ShardError: they can't be had.
+        """
+        record = self.manifest.records[shard]
+        # where no digest tells that the shard is still the one that was indexed, the store must
+        return self.reader.range(record.name, start, stop, "" if record.sha256 else record.version)
+
+    def read(self, sample_id: int, shard: int, row: int, fetched: Future[bytes] | None = None) -> tuple[bytes, int]:
         """The picture's bytes and its label (-1 where unknown).
 
         Args:
             sample_id: for errors.
             shard: of the manifest.
             row: of the shard's index.
+            fetched: the bytes, where they were asked for ahead.
 
         Raises:
             BadSample: its bytes are wrong in the store itself.
             ShardError: the shard or its index can't be had.
         """
-        name = self.manifest.records[shard].name
+        data = fetched.result() if fetched is not None else None
         offset, expected, length, label = self.index(shard).rows[row].tolist()
-        cached = self.cache.read(shard, offset, length) if self.cache is not None else None
-        if cached is not None:
-            if digest(cached) == expected:
-                return cached, label
-            self.counters.add(cache_repairs=1)
-            if self.cache is not None:
+        attempts = 2
+        if data is not None:
+            attempts = 1
+        elif self.cache is not None:
+            data = self.cache.read(shard, offset, length)
+        if data is not None:
+            if expected in (NO_DIGEST, digest(data)):
+                return data, label
+            if fetched is None and self.cache is not None:
+                attempts = 1
+                self.counters.add(cache_repairs=1)
                 self.cache.forget(shard)
-        for _ in range(2 if cached is None else 1):
-            data = self.reader.range(name, offset, offset + length)
-            if digest(data) == expected:
+        for _ in range(attempts):
+            data = self.read_range(shard, offset, offset + length)
+            if expected in (NO_DIGEST, digest(data)):
                 return data, label
         raise self.bad(sample_id, shard, row, "digest", "its bytes are not those that were stored (digest)")
 
@@ -80,8 +123,11 @@ class SampleReader:
         """The error for a sample, with the name that its tar header gives it."""
         name = self.manifest.records[shard].name
         offset = int(self.index(shard).rows[row]["offset"])
-        header = self.reader.range(name, offset - _TAR_HEADER, offset)
-        return BadSample(sample_id, member_name(header), self.reader.store.describe(name), cause, reason)
+        try:
+            member = member_name(self.reader.range(name, offset - _TAR_HEADER, offset))
+        except ShardError:
+            member = f"row {row}"  # the sample is bad whether or not its name can be had
+        return BadSample(sample_id, member, self.reader.store.describe(name), cause, reason)
 
     def index(self, shard: int) -> ShardIndex:
         """A shard's index, read once however many threads ask and kept while it is in use.
@@ -113,11 +159,19 @@ class SampleReader:
 
     def _load(self, shard: int) -> ShardIndex:
         record = self.manifest.records[shard]
-        try:
-            data = self.reader.range(record.index_name, 0, file_size(record.samples))
-        except ShardError as error:
-            raise ManifestMismatch(f"the shard {record.name} has no readable index. {error}") from error
-        index = self.manifest.decode_index(data, shard, self.reader.store.describe(record.index_name))
+        for attempts_left in (1, 0):
+            try:
+                data = self.index_reader.range(record.index_name, 0, file_size(record.samples))
+            except ShardError as error:
+                if isinstance(error, ShardUnavailable) and not isinstance(error.__cause__, FileNotFoundError):
+                    raise  # the store is out of order, not the data set
+                raise ManifestMismatch(f"the shard {record.name} has no readable index. {error}") from error
+            try:
+                index = self.manifest.decode_index(data, shard, self.index_reader.store.describe(record.index_name))
+                break
+            except ManifestMismatch:  # a bit that flipped on its way is no damage to the index
+                if not attempts_left:
+                    raise
         if self.reader.store.local is not None:
             size = self.reader.store.size(record.name)
             if size != record.size:
@@ -129,7 +183,7 @@ class SampleReader:
         return index
 
     def _drop_oldest(self) -> None:
-        while self._index_bytes > _INDEX_BYTES and len(self._indexes) > 1:
+        while self._index_bytes > INDEX_BUDGET and len(self._indexes) > 1:
             oldest = next(iter(self._indexes))
             if not self._indexes[oldest].done():
                 return

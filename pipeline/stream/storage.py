@@ -9,23 +9,28 @@ at once with the object's name.
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import os
 import random
+import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline.stream.counters import Counters
+from pipeline.stream.s3 import Body, ClientBody, PlainGets
 from shards.errors import ShardCorrupt, ShardError, StoreError
 from shards.store import Options, Store
 
-T = TypeVar("T")
 Sink = Callable[[bytes], Any]
 _CHUNK = 1 << 20
+_CONNECTIONS = 64
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 20.0
+_NO_CREDENTIALS = frozenset(
+    {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError", "ProfileNotFound"}
+)
 
 
 class ShardUnavailable(StoreError):
@@ -55,6 +60,8 @@ class _Progress:
 
     position: int
     etag: str | None = None
+    doubtful: bool = False
+    """Whether the last request brought nothing: the next one is the client's."""
     failures: list[str] = field(default_factory=list)
 
 
@@ -64,7 +71,9 @@ def reading_store(url: str, options: Options, stall_seconds: float) -> Store:
     if not url.startswith("s3://"):
         return Store(url, options)
     own = {"retries": {"max_attempts": 0}, "connect_timeout": stall_seconds, "read_timeout": stall_seconds}
-    store = Store(url, {"config_kwargs": own, "skip_instance_cache": True, **options})
+    own |= {"max_pool_connections": _CONNECTIONS, "signature_version": "s3v4"}  # of signed URLs, too
+    store = Store(url, {"skip_instance_cache": True, **options})
+    store.fs.config_kwargs = {**own, **store.fs.config_kwargs}
     store.fs.retries = 1
     return store
 
@@ -86,18 +95,54 @@ class ResumingReader:
         self.counters = counters or Counters()
         protocol = store.fs.protocol if isinstance(store.fs.protocol, tuple) else (store.fs.protocol,)
         self._s3 = "s3" in protocol
+        self._abandoned = threading.Event()
+        self._plain = PlainGets(store.fs, stall_seconds) if self._s3 and PlainGets.possible(store.fs) else None
 
-    def range(self, name: str, start: int, end: int) -> bytes:
+    def abandon(self) -> None:
+        """Ends what still waits for another attempt; the reader can't be used afterwards."""
+        self._abandoned.set()
+
+    def whole(self, name: str) -> bytes | None:
+        """All bytes of an object whose size nobody knows, None where there is no such object.
+
+        Raises:
+            StoreError: not to be had after the retries.
+        """
+        for attempt in itertools.count():
+            try:
+                size = self.store.size(name)
+                break
+            except StoreError as error:
+                cause = error.__cause__
+                final = isinstance(cause, PermissionError | FileNotFoundError) or type(cause).__name__ in _NO_CREDENTIALS
+                if final or attempt == self.retries:
+                    raise
+                self._pause(attempt + 1, name)
+        return None if size is None else self.range(name, 0, size)
+
+    def _pause(self, failures: int, name: str) -> None:
+        """Waits before another attempt; the longer, the more failed in a row."""
+        self.counters.add(store_retries=1)
+        if self._abandoned.wait(random.uniform(0.5, 1.0) * min(_FIRST_PAUSE * 2**failures, _LONGEST_PAUSE)):
+            raise ShardUnavailable(f"{self.store.describe(name)}: not read any more, the run is ending")
+
+    def range(self, name: str, start: int, end: int, version: str = "") -> bytes:
         """Bytes [start, end) of an object, all of them.
+
+        Args:
+            name: of the object.
+            start: first byte.
+            end: the byte behind the last.
+            version: ETag that the object must have in S3; empty takes any.
 
         Raises:
             ShardUnavailable: not to be had after the retries.
-            ShardCorrupt: the object is too short.
+            ShardCorrupt: the object is too short, or another one.
         """
         if self.store.local is not None:
             return self._local_range(name, start, end)
         parts: list[bytes] = []
-        self.copy(name, start, end, parts.append)
+        self.copy(name, start, end, parts.append, version)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _local_range(self, name: str, start: int, end: int) -> bytes:
@@ -105,7 +150,8 @@ class ResumingReader:
         try:
             handle = os.open(path, os.O_RDONLY)
             try:
-                data = os.pread(handle, end - start, start)
+                there = min(end, os.fstat(handle).st_size)  # a damaged manifest may ask for more than memory holds
+                data = os.pread(handle, max(0, there - start), start)
             finally:
                 os.close(handle)
         except OSError as error:
@@ -115,8 +161,8 @@ class ResumingReader:
             raise ShardCorrupt(f"{path}: cut short: ends at byte {start + len(data)} of {end}. Build or copy this shard again")
         return data
 
-    def copy(self, name: str, start: int, end: int, sink: Sink) -> None:
-        """Hands bytes [start, end) of an object to `sink`, in order, each once.
+    def copy(self, name: str, start: int, end: int, sink: Sink, version: str = "") -> None:
+        """Hands bytes [start, end) of an object to `sink`, in order, each once; arguments as in `range`.
 
         Raises:
             ShardUnavailable: not to be had after the retries.
@@ -132,7 +178,7 @@ class ResumingReader:
 
         if start >= end:
             return
-        progress = _Progress(start)
+        progress = _Progress(start, f'"{version}"' if version and self._s3 else None)
         idle = 0
         while progress.position < end:
             before, began = progress.position, time.monotonic()
@@ -149,8 +195,7 @@ class ResumingReader:
                 progress.failures.append(f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}")
                 if idle > self.retries:
                     raise self._given_up(name, progress, end) from error
-                self.counters.add(store_retries=1)
-                time.sleep(random.uniform(0.5, 1.0) * min(_FIRST_PAUSE * 2**idle, _LONGEST_PAUSE))
+                self._pause(idle, name)
             finally:
                 self.counters.add(
                     store_requests=1,
@@ -173,7 +218,7 @@ class ResumingReader:
     def _attempt(self, name: str, progress: _Progress, end: int, sink: Sink) -> None:
         try:
             if self._s3:
-                _in_loop(self.store.fs.loop, self._from_s3(name, progress, end, sink))
+                self._from_s3(name, progress, end, sink)
             else:
                 self._from_any(name, progress, end, sink)
         except FileNotFoundError as error:
@@ -181,6 +226,12 @@ class ResumingReader:
         except PermissionError as error:
             reason = " ".join(str(error).split())
             raise _Final(f"access refused ({reason}). Check the credentials and what they may do") from error
+        except Exception as error:
+            if _precondition_failed(error):
+                raise ShardCorrupt(self._replaced(name)) from error
+            if type(error).__name__ in _NO_CREDENTIALS:
+                raise _Final(f"{' '.join(str(error).split())}. Give the store credentials (profile, environment or role)") from error
+            raise
 
     def _from_any(self, name: str, progress: _Progress, end: int, sink: Sink) -> None:
         path = self.store.path(name)
@@ -191,41 +242,42 @@ class ResumingReader:
             sink(data)
             progress.position += len(data)
 
-    async def _from_s3(self, name: str, progress: _Progress, end: int, sink: Sink) -> None:
+    def _from_s3(self, name: str, progress: _Progress, end: int, sink: Sink) -> None:
         fs: Any = self.store.fs
         bucket, key, _ = fs.split_path(self.store.path(name))
-        condition = {"IfMatch": progress.etag} if progress.etag else {}
-        response = await asyncio.wait_for(
-            fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={progress.position}-{end - 1}", **condition), self.stall_seconds
-        )
-        body = response["Body"]
+        wanted = f"bytes={progress.position}-{end - 1}"
+        body: Body | None = None
+        if self._plain is not None and not progress.doubtful:
+            progress.doubtful = True  # unless this works
+            body = self._plain.get(bucket, key, wanted, progress.etag)
+        if body is None:
+            body = ClientBody(fs, bucket, key, wanted, progress.etag, self.stall_seconds)
         try:
-            if progress.etag and response.get("ETag") != progress.etag:
-                raise ShardCorrupt(
-                    f"{self.store.describe(name)}: replaced by another object while it was read. Start again, or make the manifest anew"
-                )
-            progress.etag = response.get("ETag")
-            served = str(response.get("ContentRange") or "")
-            if progress.position and not served.startswith(f"bytes {progress.position}-"):
-                raise OSError(f"the store answered the range {served or 'missing'} to bytes={progress.position}-{end - 1}")
+            if progress.etag and body.etag != progress.etag:
+                raise ShardCorrupt(self._replaced(name))
+            # also for the first bytes: an error page with status 200 or 206 has none
+            if not body.content_range.startswith(f"bytes {progress.position}-"):
+                raise OSError(f"the store answered the range {body.content_range or 'missing'} to {wanted}")
+            progress.etag = body.etag
             while progress.position < end:
-                data = await asyncio.wait_for(body.read(min(_CHUNK, end - progress.position)), self.stall_seconds)
+                data = body.read(min(_CHUNK, end - progress.position))
                 if not data:
                     raise _Short(f"the body ended at byte {progress.position} of {end}")
                 sink(data)
                 progress.position += len(data)
-            if await asyncio.wait_for(body.read(1), self.stall_seconds):
-                body.close()  # more came than was asked for
+                progress.doubtful = False
         except BaseException:
             body.close()  # the rest of a broken body must not go back into the pool of connections
             raise
+        with suppress(Exception):  # all the bytes are here, whatever becomes of the connection
+            body.finish()
+
+    def _replaced(self, name: str) -> str:
+        what = "replaced by another object since it was listed or while it was read"
+        return f"{self.store.describe(name)}: {what}. Start again, or make the manifest anew"
 
 
-def _in_loop(loop: asyncio.AbstractEventLoop, action: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine in the file system's own thread and waits for it; an interrupted wait cancels it."""
-    running = asyncio.run_coroutine_threadsafe(action, loop)
-    try:
-        return running.result()
-    except BaseException:
-        running.cancel()
-        raise
+def _precondition_failed(error: BaseException) -> bool:
+    """Whether an error of s3fs is a 412: the object has another ETag."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return bool(answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412)

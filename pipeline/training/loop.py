@@ -21,7 +21,6 @@ from torch import Tensor
 from pipeline import recipes
 from pipeline.config import Config, to_mapping
 from pipeline.recipes.player import Recipe
-from pipeline.stream.decode import DECODER
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
 from pipeline.stream.order import share
 from pipeline.training import distributed
@@ -82,7 +81,7 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
         recipe = recipes.make(config.recipe, config.method, config.seed)
         loader = stack.enter_context(StreamLoader(_stream_config(config, recipe, world, folder), world.rank, world.size))
         checkpoints = CheckpointStore(_checkpoint_store(config, folder), config.checkpoint.keep_last, config.checkpoint.keep_every)
-        found = find(config, checkpoints, world)
+        found = find(config, checkpoints, world, loader.decoder.description)
         contestants = enter(recipe, found, world)
         if found is not None:
             loader.load_state_dict(found.facts["position"])
@@ -181,7 +180,7 @@ class _Run:
             "position": self.loader.state_dict(),
             "config": to_mapping(self.config),
             "world_size": self.world.size,
-            "decoder": DECODER,
+            "decoder": self.loader.decoder.description,
             "torch": str(torch.__version__),
             "saved_at": time.time(),
         }
@@ -211,10 +210,9 @@ class _Run:
         reporting.say(
             f"recipe {config.recipe}, world size {self.world.size} ({self.world.device.type}), batch {config.training.global_batch}{share}"
         )
-        total, batches = self.loader.manifest.total_samples, self.loader.order.batches_per_epoch()
-        reporting.say(
-            f"{total} pictures in {len(self.loader.manifest.records)} shards, {batches} batches an epoch; run folder {self.folder.path}"
-        )
+        for line in self.loader.describe():
+            reporting.say(line)
+        reporting.say(f"run folder {self.folder.path}")
         if found is not None:
             reporting.resumed(found.step, float(found.facts["saved_at"]))
             reporting.say(f"continues after step {found.step} of {config.training.steps}")

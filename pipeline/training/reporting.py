@@ -46,7 +46,7 @@ class Reporting:
         self._waiting: list[tuple[dict[str, Any], StepResult]] = []
         self._seconds = self._wait_seconds = 0.0
         self._steps = 0
-        self._told: set[int] = set()
+        self._told: set[tuple[str, int]] = set()
         self.progress = Progress(config.training.steps, first_step, enabled=world.is_first)
         self._closing.callback(self.progress.close)
         logging.basicConfig(format=f"rank {world.rank}: %(message)s")
@@ -118,7 +118,7 @@ class Reporting:
 
     def _tell_failures(self) -> None:
         """Names shards that could not be cached, once each; their samples are read as ranges."""
-        failures = self._loader.samples.cache.failures if self._loader.samples.cache is not None else {}
+        failures = self._loader.cache_failures()
         for shard in failures.keys() - self._told:
             self._told.add(shard)
             self.say(f"not cached: {failures[shard]}")

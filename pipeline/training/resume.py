@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.recipes.player import Recipe
-from pipeline.stream.decode import DECODER
 from pipeline.training.checkpoint import Checkpoint, CheckpointInvalid, CheckpointStore, read, step_of
 from pipeline.training.distributed import World
 from pipeline.training.optimiser_state import load_state
@@ -22,9 +21,10 @@ from pipeline.training.step import Contestant, make_optimiser
 from shards.store import Store, split
 
 
-def find(config: Config[Any], checkpoints: CheckpointStore, world: World) -> Checkpoint | None:
-    """The checkpoint to continue from, on every rank; rank 0 reads and the others are told, so that only it needs to see the store."""
-    found = world.on_first(lambda: _read(config, checkpoints))
+def find(config: Config[Any], checkpoints: CheckpointStore, world: World, decoder: str) -> Checkpoint | None:
+    """The checkpoint to continue from, on every rank; rank 0 reads and the others are told, so that only it needs to see the store.
+    `decoder` describes what decodes pictures here."""
+    found = world.on_first(lambda: _read(config, checkpoints, decoder))
     facts = world.share((found.step, dict(found.facts)) if found else None)
     if facts is None:
         return None
@@ -36,7 +36,7 @@ def find(config: Config[Any], checkpoints: CheckpointStore, world: World) -> Che
     return Checkpoint(facts[0], facts[1], tensors)
 
 
-def _read(config: Config[Any], checkpoints: CheckpointStore) -> Checkpoint | None:
+def _read(config: Config[Any], checkpoints: CheckpointStore, decoder: str) -> Checkpoint | None:
     resume, where = config.checkpoint.resume, checkpoints.store.describe()
     steps = checkpoints.steps()
     if resume == "none" and steps:
@@ -59,10 +59,11 @@ def _read(config: Config[Any], checkpoints: CheckpointStore) -> Checkpoint | Non
             f"{where}: the checkpoint of step {found.step} is one of the recipe {found.facts['recipe']!r}, "
             f"this run's is {config.recipe!r}. Choose another folder with --run, or the other recipe"
         )
-    if found is not None and found.facts["decoder"] != DECODER and not config.checkpoint.other_decoder:
+    if found is not None and found.facts["decoder"] != decoder and not config.checkpoint.other_decoder:
         raise CheckpointInvalid(
-            f"{where}: step {found.step} was trained on pictures decoded by {found.facts['decoder']}, here is {DECODER}: "
-            "pixels may differ in their last bit. Install the other, or accept it with --checkpoint.other_decoder True"
+            f"{where}: step {found.step} was trained on pictures decoded by {found.facts['decoder']}, here is {decoder}: "
+            "pixels may differ in their last bit. Set data.decoder back or install the other version, or accept it with "
+            "--checkpoint.other_decoder True"
         )
     return found
 

@@ -20,6 +20,7 @@ from pipeline.config import DataConfig
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
 from pipeline.stream.order import OrderError
 from pipeline.stream.quarantine import QuarantineFull
+from shards.__main__ import main
 from shards.errors import ManifestMismatch, ShardCorrupt
 from shards.keyed import uniforms
 from shards.manifest import load
@@ -314,3 +315,38 @@ def test_bad_samples_keep_no_batch_in_memory(damaged: tuple[Path, set[int]]) -> 
         gc.collect()
         pictures = [item for item in gc.get_objects() if type(item) is torch.Tensor and item.shape == (24, 64, 64, 3)]
         assert len(pictures) < 40  # kept by other tests' fixtures; four bad samples that kept a batch each epoch would add 40
+
+
+def test_a_shard_that_is_gone_stops_the_run_or_is_replaced_sample_by_sample(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", photographs(101), [1, 40, 3, 37, 20])
+    (tmp_path / "set" / "shard-000004.tar").unlink()
+    config = replace(stream_config(tmp_path / "set", max_bad_fraction=0.3), quarantine=tmp_path / "quarantine.jsonl")
+    with StreamLoader(config) as loader, pytest.raises(ShardCorrupt, match=r"shard-000004.tar: missing"):
+        take(loader, 8)
+    with StreamLoader(replace(config, data=replace(config.data, unavailable="substitute"))) as loader:
+        delivered = torch.cat([batch.sample_ids for batch in take(loader, 8)])
+        assert loader.counters.totals()["bad_samples_unavailable"] == len(loader.quarantine)
+    assert len(delivered) == 8 * 24
+    assert max(delivered.tolist()) == 80
+    rows = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert {row["sample_id"] for row in rows} <= set(range(81, 101))
+    assert all(row["cause"] == "unavailable" and "shard-000004.tar: missing" in row["reason"] for row in rows)
+    narrow = replace(config, quarantine=None, data=replace(config.data, unavailable="substitute", max_bad_fraction=0.01))
+    with StreamLoader(narrow) as loader, pytest.raises(QuarantineFull, match=r"shard-000004.tar: missing"):
+        take(loader, 8)
+
+
+@pytest.mark.parametrize("digests", ["read", "none"])
+def test_tars_of_somebody_else_are_read_by_indexes_that_lie_elsewhere(
+    dataset: Path, reference: list[Batch], tmp_path: Path, digests: str
+) -> None:
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    for tar in dataset.glob("*.tar"):
+        (tars / tar.name).write_bytes(tar.read_bytes())
+    assert main(["index", str(tars), "--to", str(tmp_path / "indexes"), "--digests", digests]) == 0
+    with StreamLoader(stream_config(tmp_path / "indexes")) as loader:
+        for found, expected in zip(take(loader, len(reference)), reference, strict=True):
+            assert torch.equal(found.sample_ids, expected.sample_ids)
+            assert torch.equal(found.images, expected.images)
+    assert sorted(path.name for path in tars.iterdir()) == sorted(path.name for path in dataset.glob("*.tar"))

@@ -124,14 +124,16 @@ def test_the_order_is_pinned() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(orders(), st.data())
-def test_substitutes_are_the_other_samples_of_the_lane_its_block_first(order: SampleOrder, data: st.DataObject) -> None:
+def test_substitutes_come_from_the_block_then_the_lane_then_the_other_lanes(order: SampleOrder, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, order.batches_per_epoch() - 1))
     place = data.draw(st.integers(0, order.global_batch_size - 1))
     bad = order.global_batch(0, index)[place]
     found = list(order.substitutes(0, index * order.global_batch_size, place))
-    assert bad not in found
-    assert len(set(found)) == len(found)
-    assert len(found) == order.lane_length - 1
+    own_lane = found[: order.lane_length - 1]
+    assert bad not in own_lane
+    assert len(set(own_lane)) == len(own_lane)
+    assert len(found) == order.lanes * order.lane_length - 1
+    assert {int(bad), *found} >= {sample for other in range(order.batches_per_epoch()) for sample in order.global_batch(0, other).tolist()}
     position = index * order.per_lane + place % order.per_lane
     block = position // order.shuffle_block
     neighbours = [  # every sample of the bad one's own block, from the batches themselves

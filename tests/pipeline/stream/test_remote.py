@@ -95,7 +95,6 @@ def test_same_batches_from_s3_without_a_cache(s3: SeaweedFS, url: str, reference
     with StreamLoader(stream_config(url, s3.options, cache="none")) as loader:
         assert_same(take(loader), reference)
         totals = loader.counters.totals()
-    assert totals["store_requests"] >= 10 * 32
     assert totals["bytes_read_store"] > 100_000
 
 
@@ -186,9 +185,8 @@ def test_a_flipped_byte_in_the_store_is_quarantined(s3: SeaweedFS, local: tuple[
     with StreamLoader(replace(config, quarantine=tmp_path / "list.jsonl")) as loader:
         take(loader, 4)
         assert loader.counters.totals()["bad_samples_digest"] == 1
-        wait_for(lambda: loader.samples.cache is not None and loader.samples.cache.failures)
-        assert loader.samples.cache is not None
-        assert "its sha256 is" in loader.samples.cache.failures[3]
+        wait_for(loader.cache_failures)
+        assert "its sha256 is" in loader.cache_failures()["", 3]
     assert record.name in (tmp_path / "list.jsonl").read_text()
     with StreamLoader(stream_config(url, s3.options, cache="none")) as loader, pytest.raises(QuarantineFull, match=record.name):
         take(loader, 4)
