@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from shards.errors import ManifestMismatch
-from shards.index import NO_LABEL, Sample, scan
+from shards.index import NO_LABEL
 from shards.index_records import rules_of
 from shards.manifest import Manifest, load
 from shards.progress import megabytes, printable
 from shards.store import Options, Store, redacted
 from shards.tar_reader import TarReader
+from shards.tar_samples import Sample, scan
 
 _READ_THREADS = 16
 _SHOWN_CLASSES = 3

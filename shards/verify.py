@@ -24,13 +24,14 @@ from shards import index as shard_index
 from shards.build import read_rejected
 from shards.destination import REJECTED
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
-from shards.index import ShardIndex, TarFile
+from shards.index import ShardIndex
 from shards.index_records import rules_of
 from shards.manifest import NAME, Manifest, ShardRecord, load
 from shards.progress import ProgressReport
 from shards.store import Options, Store, split
 from shards.tar_listing import Tar, look_up
 from shards.tar_reader import TarReader
+from shards.tar_samples import TarFile
 from shards.task import FOLDER
 
 _CHUNK = 8 << 20

@@ -11,9 +11,9 @@ import posixpath
 from typing import IO
 
 from shards.errors import ShardCorrupt, SourceError
-from shards.index import walk
 from shards.sources.listing import ListingBuilder, extension_of
 from shards.store import Store
+from shards.tar_samples import walk
 
 _COMPRESSED = {
     b"\x1f\x8b": "gzip (unpack it with: gunzip)",

@@ -11,9 +11,9 @@ import webdataset
 
 from pipeline.training.checkpoint import CheckpointStore, verify
 from pipeline.training.run_folder import read_lines
-from shards.index import scan
 from shards.manifest import load
 from shards.store import Store
+from shards.tar_samples import scan
 from tests.launching import launch, setting_list
 
 RECIPES = {

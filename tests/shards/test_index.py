@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from shards import index
 from shards.errors import ManifestMismatch, ShardCorrupt
 from shards.index import NO_LABEL, ROW, ShardIndex
+from shards.tar_samples import scan
 from tests.shards.trees import tar_of
 
 MEMBERS = {"000.cls": b"3", "000.jpg": b"picture zero", "000.json": b"{}", "001.jpg": b"picture one" * 100, "001.json": b"{}"}
@@ -87,7 +88,7 @@ def test_samples_are_grouped_as_webdataset_groups_them(tmp_path: object) -> None
     with open(path, "wb") as file:
         file.write(tar_of(odd))
     with open(path, "rb") as file:
-        ours = {sample.key: sorted(sample.members) for sample in index.scan(file, "x.tar")}
+        ours = {sample.key: sorted(sample.members) for sample in scan(file, "x.tar")}
     theirs = {
         sample["__key__"]: sorted(key for key in sample if not key.startswith("__"))
         for sample in webdataset.WebDataset(path, shardshuffle=False)
