@@ -4,9 +4,9 @@ BIN := .venv/bin
 PYTEST_FLAGS ?=
 # processes that run tests, a file at a time; many tests wait for a program to start
 WORKERS ?= 2
-SOURCES := shards pipeline monitoring launch tests
+SOURCES := shards pipeline monitoring launch tests benchmarks
 
-.PHONY: venv demo test lint clean
+.PHONY: venv demo test lint bench clean
 
 venv: .venv/installed
 
@@ -27,5 +27,19 @@ lint: venv
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
+# peers of the streaming benchmark have an environment of their own: their requirements clash with constraints.txt
+bench: venv .venv-bench/installed
+	$(BIN)/python benchmarks/streaming.py --ffcv-python .venv-bench-ffcv/bin/python $(BENCH_FLAGS)
+
+.venv-bench/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"]))' > .venv-bench/bench.txt
+	grep -E '^(torch|pillow)==' constraints.txt > .venv-bench/pins.txt
+	.venv-bench/bin/python -m pip install --quiet --constraint .venv-bench/pins.txt --requirement .venv-bench/bench.txt
+	$(PYTHON) -m venv .venv-bench-ffcv
+	.venv-bench-ffcv/bin/python -m pip install --quiet ffcv==1.0.2 pillow > .venv-bench-ffcv/build.log 2>&1 || \
+		{ printf 'ffcv does not build: '; grep -m1 -E 'RuntimeError|fatal error|error:' .venv-bench-ffcv/build.log; }
+	touch $@
+
 clean:
-	rm -rf .venv .demo .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-bench .venv-bench-ffcv .demo .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -8,7 +8,7 @@ is chosen once a run and recorded with it: the pixels of two libraries, or of tw
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,28 +61,52 @@ class Decoder:
         Raises:
             UndecodableError: as `decode`; `out` is then left as it was. Data that the crop doesn't need isn't looked at.
         """
-        size = out.shape[0]
-        frame = read_frame(data)
-        part = None
-        if frame is not None:
-            _check_size(frame.height, frame.width, max_pixels)
-            box = choose(crop, flip, key, frame.height, frame.width, size)
-            part = self.part(data, frame, box)
-        if part is None:
-            pixels = decode(data, max_pixels)
-            box = choose(crop, flip, key, pixels.shape[0], pixels.shape[1], size)
-            part = pixels[box.top : box.bottom, box.left : box.right]
-        if part.shape == out.shape:
-            if box.mirror:
-                cv2.flip(part, 1, dst=out)  # ten times as fast as a reversed copy
+        (reason,) = self.crops([data], [out], crop, flip, [key], max_pixels)
+        if reason is not None:
+            raise UndecodableError(reason)
+
+    def crops(
+        self, data: Sequence[bytes], out: Sequence[NDArray[np.uint8]], crop: Crop, flip: bool, keys: Sequence[int], max_pixels: int
+    ) -> list[str | None]:
+        """`crop` of several pictures: why each is undecodable, or None. The headers are all read first, since a decode clears the
+        processor's caches of everything else."""
+        frames = [read_frame(each) for each in data]
+        boxes = [
+            choose(crop, flip, key, frame.height, frame.width, place.shape[0]) if frame is not None else None
+            for frame, key, place in zip(frames, keys, out, strict=True)
+        ]
+        reasons: list[str | None] = []
+        for each, place, key, frame, planned in zip(data, out, keys, frames, boxes, strict=True):
+            box, part = planned, None
+            try:
+                if frame is not None and box is not None:
+                    _check_size(frame.height, frame.width, max_pixels)
+                    part = self.part(each, frame, box)
+                if part is None or box is None:
+                    pixels = decode(each, max_pixels)
+                    box = choose(crop, flip, key, pixels.shape[0], pixels.shape[1], place.shape[0])
+                    part = pixels[box.top : box.bottom, box.left : box.right]
+            except UndecodableError as error:
+                reasons.append(str(error))
             else:
-                out[:] = part
-        elif box.mirror:
-            whole = _resized.take(out.shape)
-            resize(part, whole)
-            cv2.flip(whole, 1, dst=out)
+                _write(part, place, box.mirror)
+                reasons.append(None)
+        return reasons
+
+
+def _write(part: NDArray[np.uint8], out: NDArray[np.uint8], mirror: bool) -> None:
+    """Brings what was cut out to the size of the crop."""
+    if part.shape == out.shape:
+        if mirror:
+            cv2.flip(part, 1, dst=out)  # ten times as fast as a reversed copy
         else:
-            resize(part, out)
+            out[:] = part
+    elif mirror:
+        whole = _resized.take(out.shape)
+        resize(part, whole)
+        cv2.flip(whole, 1, dst=out)
+    else:
+        resize(part, out)
 
 
 def make_decoder(name: DecoderName = "simplejpeg") -> Decoder:

@@ -97,6 +97,7 @@ class Source:
 
         index_reader = reader_of(manifests.place(config.shards)[0])
         self.manifest: Manifest = manifests.load(config.shards, reader=index_reader)
+        self._starts: list[int] = self.manifest.starts.tolist()
         elsewhere = self.manifest.shards_url != self.manifest.url
         reader = reader_of(self.manifest.shards_url) if elsewhere else index_reader
         cache = None
@@ -127,6 +128,10 @@ class Source:
         self.part = slice(start, stop)
         self.places = places[start:stop] - rank_part.start
         self._prefetched = None
+
+    def sample_id(self, shard: int, row: int) -> int:
+        """The id of a sample in the whole stream."""
+        return self.first_id + self._starts[shard] + row
 
     def state(self, position: Position) -> dict[str, int]:
         """The position and what makes it meaningful, under the source's name."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -22,11 +23,13 @@ from typing import Any
 from pipeline.stream.counters import Counters
 from pipeline.stream.s3 import Body, ClientBody, PlainGets
 from shards.errors import ShardCorrupt, ShardError, StoreError
+from shards.index import SUFFIX as INDEX_SUFFIX
 from shards.store import Options, Store
 
 Sink = Callable[[bytes], Any]
 _CHUNK = 1 << 20
 _CONNECTIONS = 64
+_OPEN_FILES = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 20.0
 _NO_CREDENTIALS = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError", "ProfileNotFound"}
@@ -78,6 +81,17 @@ def reading_store(url: str, options: Options, stall_seconds: float) -> Store:
     return store
 
 
+class _LocalFile:
+    """An open file, closed when nobody reads from it and nobody keeps it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.handle = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if (handle := getattr(self, "handle", -1)) >= 0:
+            os.close(handle)
+
+
 class ResumingReader:
     """Byte-exact reads of the objects of one store.
 
@@ -96,11 +110,15 @@ class ResumingReader:
         protocol = store.fs.protocol if isinstance(store.fs.protocol, tuple) else (store.fs.protocol,)
         self._s3 = "s3" in protocol
         self._abandoned = threading.Event()
+        self._local = store.local is not None
+        self._files: dict[str, _LocalFile] = {}
+        self._files_lock = threading.Lock()
         self._plain = PlainGets(store.fs, stall_seconds) if self._s3 and PlainGets.possible(store.fs) else None
 
     def abandon(self) -> None:
         """Ends what still waits for another attempt; the reader can't be used afterwards."""
         self._abandoned.set()
+        self._files.clear()
 
     def whole(self, name: str) -> bytes | None:
         """All bytes of an object whose size nobody knows, None where there is no such object.
@@ -139,27 +157,35 @@ class ResumingReader:
             ShardUnavailable: not to be had after the retries.
             ShardCorrupt: the object is too short, or another one.
         """
-        if self.store.local is not None:
+        if self._local:
             return self._local_range(name, start, end)
         parts: list[bytes] = []
         self.copy(name, start, end, parts.append, version)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _local_range(self, name: str, start: int, end: int) -> bytes:
-        path = self.store.path(name)
         try:
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                there = min(end, os.fstat(handle).st_size)  # a damaged manifest may ask for more than memory holds
-                data = os.pread(handle, max(0, there - start), start)
-            finally:
-                os.close(handle)
+            file = self._files.get(name) or self._opened(name)
+            there = min(end, os.fstat(file.handle).st_size)  # a damaged manifest may ask for more than memory holds
+            data = os.pread(file.handle, max(0, there - start), start)
         except OSError as error:
+            path = self.store.path(name)
             raise ShardUnavailable(f"{path}: {error.strerror}. Is the data set complete, and may it be read?") from error
         self.counters.add(store_requests=1, bytes_read_store=len(data))
         if len(data) != end - start:
+            path = self.store.path(name)
             raise ShardCorrupt(f"{path}: cut short: ends at byte {start + len(data)} of {end}. Build or copy this shard again")
         return data
+
+    def _opened(self, name: str) -> _LocalFile:
+        file = _LocalFile(self.store.path(name))
+        if name.endswith(INDEX_SUFFIX):
+            return file  # read once
+        with self._files_lock:
+            self._files[name] = file
+            while len(self._files) > _OPEN_FILES:
+                del self._files[next(iter(self._files))]
+        return file
 
     def copy(self, name: str, start: int, end: int, sink: Sink, version: str = "") -> None:
         """Hands bytes [start, end) of an object to `sink`, in order, each once; arguments as in `range`.

@@ -131,8 +131,10 @@ def test_a_small_cache_evicts_what_is_used_least_and_never_exceeds_its_budget(
     most = 0
     with StreamLoader(stream_config(url, s3.options, cache=str(tmp_path), cache_gb=budget / 1e9, shuffle_block=2)) as loader:
         for _ in itertools.islice(loader, 20):
-            with suppress(FileNotFoundError):  # evicted between the two looks
-                most = max(most, sum(path.stat().st_size for path in tmp_path.iterdir()))
+            with open(tmp_path / ".room.lock") as room:
+                fcntl.flock(room, fcntl.LOCK_EX)  # nothing is evicted or begun while the files are counted
+                with suppress(FileNotFoundError):  # renamed between the two looks
+                    most = max(most, sum(path.stat().st_size for path in tmp_path.iterdir()))
             time.sleep(0.05)
         totals = loader.counters.totals()
     assert 0 < most <= budget
