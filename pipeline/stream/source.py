@@ -200,18 +200,27 @@ class Source:
         return f"{self.name}.{fact}" if self.name else fact
 
 
+def named_sources(data: DataConfig) -> Mapping[str, SourceConfig]:
+    """The data sets of a configuration by name; the only one is called by the empty name."""
+    return data.sources or {"": SourceConfig(shards=data.shards)}
+
+
+def source_seed(seed: int, number: int) -> int:
+    """The seed of the order, crops and masks of a run's source; the first one's is the run's own."""
+    return seed if number == 0 else key_of(seed, _SOURCE_SEED, number) >> 1
+
+
 def open_sources(data: DataConfig, seed: int, counters: Counters) -> list[Source]:
     """The data sets that a configuration names, each with ids and random numbers of its own.
 
     Raises:
         ShardError: one of them can't be had or is damaged.
     """
-    named = data.sources or {"": SourceConfig(shards=data.shards)}
+    named = named_sources(data)
     found: list[Source] = []
     try:
         for number, (name, config) in enumerate(named.items()):
-            own_seed = seed if number == 0 else key_of(seed, _SOURCE_SEED, number) >> 1
-            source = Source(name, config, data, own_seed, counters)
+            source = Source(name, config, data, source_seed(seed, number), counters)
             if found:
                 source.first_id = found[-1].first_id + found[-1].manifest.total_samples
             found.append(source)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,9 +30,9 @@ from pipeline.training.interruption import Interruption
 from pipeline.training.optimiser_state import state_tensors
 from pipeline.training.reporting import Reporting, Stopwatch
 from pipeline.training.resume import enter, find
-from pipeline.training.run_folder import RunFolder
+from pipeline.training.run_folder import RunFolder, samples_digest
 from pipeline.training.step import Contestant, TrainStep, rate_factor
-from shards.keyed import key_of, mix_array
+from shards.keyed import key_of
 from shards.store import Store
 
 
@@ -147,7 +146,7 @@ class _Run:
         watch = Stopwatch()
         for batch in self.loader:
             waited = watch.lap()
-            news = torch.tensor([int(self.interruption.requested is not None), _digest(batch)], dtype=torch.int64)
+            news = torch.tensor([int(self.interruption.requested is not None), samples_digest(batch.sample_ids.numpy())], dtype=torch.int64)
             telling = self.world.start_sum(news)
             rate = rate_factor(self.config.schedule, step, training.steps)
             torch.manual_seed(key_of(self.config.seed, step, self.world.rank) >> 1)  # for recipes that draw from torch's own generator
@@ -206,6 +205,7 @@ class _Run:
     def _announce(self, found: Checkpoint | None) -> None:
         config, reporting = self.config, self.reporting
         attempt = self.folder.attempts() + 1 if self.world.is_first else 0
+        reporting.attempt = attempt
         share = "" if self.world.size == 1 else f" in shares of up to {self.train_step.largest_share}"
         reporting.say(
             f"recipe {config.recipe}, world size {self.world.size} ({self.world.device.type}), batch {config.training.global_batch}{share}"
@@ -227,6 +227,7 @@ class _Run:
             step=found.step if found else 0,
             position=self.loader.state_dict(),
             global_batch=config.training.global_batch,
+            shares={source.name: source.order.global_batch_size for source in self.loader.sources},
             recipe=config.recipe,
         )
 
@@ -253,12 +254,6 @@ def _checkpoint_store(config: Config[Any], folder: RunFolder) -> Store:
 def _largest_share(global_batch: int, world_size: int, unit: int) -> int:
     parts = (share(global_batch, rank, world_size, unit) for rank in range(world_size))
     return max(int(part.stop - part.start) for part in parts)
-
-
-def _digest(batch: Batch) -> int:
-    """A number that, summed over the ranks, is the same for the same samples of a step."""
-    digests = mix_array(batch.sample_ids.numpy().astype(np.uint64))
-    return int(torch.from_numpy(digests.view(np.int64)).sum())  # wraps around, as the sum over the ranks does
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

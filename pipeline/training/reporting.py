@@ -25,7 +25,7 @@ from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.training.checkpoint import SaveReport
 from pipeline.training.distributed import World
 from pipeline.training.progress import Progress
-from pipeline.training.run_folder import RunFolder
+from pipeline.training.run_folder import RunFolder, samples_text
 from pipeline.training.step import StepResult
 
 
@@ -46,6 +46,8 @@ class Reporting:
         self._waiting: list[tuple[dict[str, Any], StepResult]] = []
         self._seconds = self._wait_seconds = 0.0
         self._steps = 0
+        self.attempt = 0
+        """Which attempt of the run this is, kept with every line of the history."""
         self._told: set[tuple[str, int]] = set()
         self.progress = Progress(config.training.steps, first_step, enabled=world.is_first)
         self._closing.callback(self.progress.close)
@@ -93,7 +95,14 @@ class Reporting:
             images=len(batch.sample_ids),
             data_wait_seconds=wait_seconds,
         )
-        row = {"step": step, "epoch": batch.epoch, "batch": batch.index, "samples": f"{samples & (2**64 - 1):016x}", "rate": rate}
+        row = {
+            "step": step,
+            "attempt": self.attempt,
+            "epoch": batch.epoch,
+            "batch": batch.index,
+            "samples": samples_text(samples),
+            "rate": rate,
+        }
         self._waiting.append((row, result))
         if step % training.log_every == 0 or step == training.steps:
             self._log(step, batch)

@@ -15,7 +15,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
+
+from shards.keyed import mix_array
 
 
 class RunFolderError(Exception):
@@ -108,6 +112,21 @@ class RunFolder:
         file.flush()
         if durable:
             os.fsync(file.fileno())
+
+
+def samples_digest(sample_ids: NDArray[np.int64]) -> int:
+    """A signed 64-bit number that, summed over the ranks, is the same for the same samples of a step; the history keeps it.
+
+    Args:
+        sample_ids: int64 (n,), of one rank.
+    """
+    digests = mix_array(sample_ids.astype(np.uint64))
+    return int(digests.view(np.int64).sum())  # wraps around, as the sum over the ranks does
+
+
+def samples_text(digest: int) -> str:
+    """How the history writes a digest of samples: 16 hexadecimal digits."""
+    return f"{digest & (2**64 - 1):016x}"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

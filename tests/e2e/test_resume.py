@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from pipeline.model import Encoder
 from pipeline.training.checkpoint import CheckpointStore, read
+from pipeline.training.ledger import account
 from pipeline.training.run_folder import read_lines
 from shards.store import Store
 from tests.conftest import ROOT
@@ -59,6 +60,13 @@ def assert_equal_runs(run: Path, expected: Path) -> None:
         for name, tensor in tensors.items():
             assert one.tensors[file][name].equal(tensor), (file, name)
     assert one.facts["position"] == other.facts["position"]
+    assert_every_step_counts_once(run)
+
+
+def assert_every_step_counts_once(run: Path) -> None:
+    found = account(run)
+    assert found.problems == []
+    assert found.steps == STEPS
 
 
 def steps_done(run: Path) -> int:
@@ -155,6 +163,12 @@ def test_another_number_of_ranks_continues_with_the_same_samples(
     assert {step: row["samples"] for step, row in found.items()} == {step: row["samples"] for step, row in expected.items()}
     last = [rows[STEPS]["losses"]["context_encoder"]["total"] for rows in (found, expected)]
     assert last[0] == pytest.approx(last[1], rel=1e-4)
+    assert_every_step_counts_once(run)
+    command = [sys.executable, "launch/ledger.py", str(run)]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert f"{STEPS} steps count, of 2 attempts with 2, 3 ranks" in said.stdout
+    assert "every counted step saw exactly the samples that the order has for it" in said.stdout
 
 
 @pytest.mark.slow
