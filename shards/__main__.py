@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
@@ -257,9 +258,9 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from pipeline.stream.simulation.command import run  # noqa: PLC0415 - it is about the order, which stands after the shards
-
-    return run(options.arguments, _options)
+    # by name: it is about the order of samples, which stands after the shards and must not be needed by them
+    command = importlib.import_module("pipeline.stream.simulation.command")
+    return int(command.run(options.arguments, _options))
 
 
 if __name__ == "__main__":

@@ -154,20 +154,45 @@ class CheckpointStore:
             report.bytes = write(self.store, checkpoint)
             self._damaged.discard(checkpoint.step)
             self._failures.clear()
-            self._prune()
+            self.prune()
         except Exception as error:  # whatever a store raises must reach the run as a failed save, not end a thread unseen
             report.error = f"{type(error).__name__}: {error}"
             self._failures.append(report.error)
         report.seconds, report.finished = time.monotonic() - began, time.time()
         self.report(report)
 
-    def _prune(self) -> None:
-        """Damaged ones neither count among the last nor are deleted: a run that went back behind one must not lose what it went back to."""
+    def prune(self) -> None:
+        """Deletes what the rule does not keep."""
+        for step in self.superfluous():
+            self.store.delete(f"{folder_name(step)}/{COMMIT}")  # from here on it does not exist, whatever happens to the rest
+            self.store.delete(folder_name(step))
+
+    def superfluous(self) -> list[int]:
+        """Steps that the rule does not keep. Damaged ones neither count among the last nor are named: a run that went back behind one must
+        not lose what it went back to."""
         sound = [step for step in self.steps() if step not in self._damaged]
-        for step in sound[: -self.keep_last]:
-            if not self.keep_every or step % self.keep_every:
-                self.store.delete(f"{folder_name(step)}/{COMMIT}")  # from here on it does not exist, whatever happens to the rest
-                self.store.delete(folder_name(step))
+        return [step for step in sound[: -self.keep_last] if not self.keep_every or step % self.keep_every]
+
+    def verify_newest(self, skipped: Callable[[str], None]) -> int:
+        """Verifies from the newest on until as many are sound as the rule keeps; returns how many are.
+
+        Args:
+            skipped: told of each that is damaged.
+
+        Raises:
+            StoreError: the store did not answer.
+        """
+        sound = 0
+        for step in reversed(self.steps()):
+            if sound == self.keep_last:
+                break
+            try:
+                verify(self.store, step)
+                sound += 1
+            except CheckpointInvalid as error:
+                self._damaged.add(step)
+                skipped(f"{error} It is left as it is.")
+        return sound
 
     def sweep(self) -> None:
         """Removes what a killed save left: folders that were never committed. Called by the one writer, before it writes."""

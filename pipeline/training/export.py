@@ -10,15 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.training.checkpoint import Checkpoint, CheckpointInvalid, CheckpointStore, read
-from shards.store import Options, Store
+from pipeline.training.run_folder import checkpoint_store
+from shards.store import Options
 
 _PREFIX = "encoder."
-
-
-def checkpoint_store(run: str, options: Options | None = None) -> Store:
-    """The store of a run's checkpoints, from its run folder or from the URL of the checkpoints themselves."""
-    inside = Path(run) / "checkpoints"
-    return Store(str(inside) if inside.is_dir() else run, options)
 
 
 def export_encoder(run: str, target: Path, step: int | None = None, options: Options | None = None) -> str:

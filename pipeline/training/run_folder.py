@@ -20,6 +20,7 @@ import yaml
 from numpy.typing import NDArray
 
 from shards.keyed import mix_array
+from shards.store import Options, Store
 
 
 class RunFolderError(Exception):
@@ -112,6 +113,21 @@ class RunFolder:
         file.flush()
         if durable:
             os.fsync(file.fileno())
+
+
+def checkpoint_store(run: str, options: Options | None = None) -> Store:
+    """The store of a run's checkpoints.
+
+    Args:
+        run: the run folder, or the folder or URL of the checkpoints themselves.
+        options: of the store.
+    """
+    inside, settings = Path(run) / "checkpoints", Path(run) / "config.yaml"
+    if "://" not in run and settings.is_file():
+        kept = yaml.safe_load(settings.read_text(encoding="utf-8"))
+        if url := kept["checkpoint"]["url"]:
+            return Store(url, options)
+    return Store(str(inside) if inside.is_dir() else run, options)
 
 
 def samples_digest(sample_ids: NDArray[np.int64]) -> int:

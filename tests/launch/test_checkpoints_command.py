@@ -1,0 +1,97 @@
+"""`launch/checkpoints.py`: finds a run's checkpoints wherever they are, and never prunes what a run could need."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from launch.checkpoints import main
+from pipeline.training.checkpoint import Checkpoint, CheckpointStore, folder_name, write
+from pipeline.training.run_folder import RunFolder
+from shards.store import Store
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["launch/checkpoints.py", *arguments])
+    return main()
+
+
+def fill(store: Store, steps: range) -> None:
+    for step in steps:
+        write(store, Checkpoint(step, {"recipe": "features"}, {"player": {"weight": torch.full((3,), float(step))}}))
+
+
+def damage(store: Store, step: int) -> None:
+    path = Path(store.path(f"{folder_name(step)}/player.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run whose checkpoints are elsewhere."""
+    with_record = tmp_path / "run"
+    with_record.mkdir()
+    (with_record / "events.jsonl").write_text('{"event": "start"}\n')
+    (with_record / "config.yaml").write_text(yaml.safe_dump({"checkpoint": {"url": str(tmp_path / "elsewhere")}}))
+    return with_record
+
+
+@pytest.fixture
+def store(run: Path) -> Store:
+    found = Store(str(run.parent / "elsewhere"))
+    fill(found, range(10, 61, 10))
+    return found
+
+
+def test_checkpoints_elsewhere_are_found(
+    run: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "verify", str(run)) == 0
+    assert capsys.readouterr().out.count("verified") == 6
+    damage(store, 40)
+    assert call(monkeypatch, "verify", str(run)) == 1
+    assert "step_000000040  DAMAGED" in capsys.readouterr().out
+
+
+def test_prune_keeps_the_newest_that_verify(
+    run: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(store, 60)
+    arguments = ["prune", str(run), "--keep-last", "2", "--keep-every", "20"]
+    assert call(monkeypatch, *arguments, "--dry-run") == 0
+    assert CheckpointStore(store).steps() == [10, 20, 30, 40, 50, 60]
+    said = capsys.readouterr()
+    assert "step_000000060" in said.err
+    assert call(monkeypatch, *arguments) == 0
+    assert capsys.readouterr().out.count(" deleted") == said.out.count("would be deleted") == 2
+    assert CheckpointStore(store).steps() == [20, 40, 50, 60]  # 60 is damaged: not counted, not deleted
+
+
+def test_prune_deletes_nothing_where_too_few_verify_or_the_run_goes_on(
+    run: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (20, 30, 40, 50):
+        damage(store, step)
+    assert call(monkeypatch, "prune", str(run), "--keep-last", "3") == 0
+    assert len(CheckpointStore(store).steps()) == 6
+    holder = RunFolder(run, writes=True)
+    try:
+        assert call(monkeypatch, "prune", str(run), "--keep-last", "1") == 1
+    finally:
+        holder.close()
+    assert "another run is writing here" in capsys.readouterr().err
+    assert len(CheckpointStore(store).steps()) == 6
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "prune", str(run), "--keep-last", "0")
+
+
+def test_a_run_without_checkpoints_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert call(monkeypatch, "list", str(tmp_path / "empty")) == 1
+    assert "no checkpoints" in capsys.readouterr().err
