@@ -38,7 +38,7 @@ bench: venv .venv-bench/installed
 	.venv-bench/bin/python -m pip install --quiet --constraint .venv-bench/pins.txt --requirement .venv-bench/bench.txt
 	$(PYTHON) -m venv .venv-bench-ffcv
 	.venv-bench-ffcv/bin/python -m pip install --quiet ffcv==1.0.2 pillow > .venv-bench-ffcv/build.log 2>&1 || \
-		{ printf 'ffcv does not build: '; grep -m1 -E 'RuntimeError|fatal error|error:' .venv-bench-ffcv/build.log; }
+		{ printf 'ffcv does not build: '; grep -m1 -E 'RuntimeError|fatal error|error:' .venv-bench-ffcv/build.log || tail -1 .venv-bench-ffcv/build.log; }
 	touch $@
 
 clean:
