@@ -22,7 +22,7 @@ from shards import manifest as manifests
 from shards.errors import ManifestMismatch, ShardError
 from shards.manifest import Manifest
 from shards.plan import Plan
-from shards.store import TEMPORARY_PREFIX, Store
+from shards.store import LEFT_BEHIND, TEMPORARY_PREFIX, Store
 from shards.task import FOLDER, TaskRecord
 
 REJECTED = "rejected.jsonl"
@@ -61,14 +61,14 @@ def scratch_folder(destination: Store) -> Iterator[str]:
             destination.make_folder()
             if not _lock(stack, destination.local):
                 raise ShardError(f"{destination.describe()}: another build is writing there. Wait for it, or stop it, then run this again")
-            stack.callback(_sweep, destination.local)
-            _sweep(destination.local)
+            stack.callback(sweep, destination.local)
+            sweep(destination.local)
             yield str(destination.local)
             return
         for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
             with ExitStack() as inner, suppress(OSError):
                 if left.stat().st_uid == os.getuid() and _lock(inner, left):  # a killed build left it; a live one would hold the lock
-                    _sweep(left)
+                    sweep(left)
                     left.rmdir()
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX))
         _lock(stack, Path(folder))
@@ -87,9 +87,11 @@ def _lock(stack: ExitStack, folder: Path) -> bool:
     return True
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
+    """Removes the half-written files of a process that was killed, and nothing of anybody else."""
     for partial in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        partial.unlink(missing_ok=True)
+        if LEFT_BEHIND.fullmatch(partial.name):
+            partial.unlink(missing_ok=True)
 
 
 def find_finished(store: Store, settings: Settings) -> Manifest | None:

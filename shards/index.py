@@ -29,7 +29,7 @@ NO_DIGEST = 0  # of a sample whose bytes were never read
 # offset and length in bytes of the picture in the tar, xxh3 of its bytes, class or -1
 ROW = np.dtype([("offset", "<u8"), ("digest", "<u8"), ("length", "<u4"), ("label", "<i4")])
 _HEADER = struct.Struct("<8sQQQ")  # magic, samples, size of the shard in bytes, xxh3 of the rows
-_MAGIC = b"CE-IDX\x00\x01"
+MAGIC = b"CE-IDX\x00\x01"
 _CHUNK = 1 << 20
 _LONGEST_LABEL = 64  # bytes of a label that are looked at
 
@@ -52,7 +52,7 @@ class ShardIndex:
     def encode(self) -> bytes:
         """The bytes of the index file."""
         body = self.rows.astype(ROW, copy=False).tobytes()
-        return _HEADER.pack(_MAGIC, len(self.rows), self.shard_bytes, digest(body)) + body
+        return _HEADER.pack(MAGIC, len(self.rows), self.shard_bytes, digest(body)) + body
 
 
 def file_size(samples: int) -> int:
@@ -74,7 +74,7 @@ def decode(data: bytes, name: str) -> ShardIndex:
     def refuse(why: str) -> ManifestMismatch:
         return ManifestMismatch(f"{name}: {why}. Make it again with: python -m shards verify --repair-index URL")
 
-    if len(data) < _HEADER.size or data[:8] != _MAGIC:
+    if len(data) < _HEADER.size or data[:8] != MAGIC:
         raise refuse("not a shard index")
     _, count, shard_bytes, expected = _HEADER.unpack_from(data)
     body = memoryview(data)[_HEADER.size :]
@@ -152,6 +152,8 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
 
     rows = []
     for sample in scan(tar, name, visit, rules.open_ended):
+        if not sample.members and not sample.links & pictures:
+            continue
         try:
             rows.append(_row(sample, pictures, digests, labels))
         except _Unusable as error:
@@ -169,6 +171,8 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
 
 def _row(sample: Sample, pictures: frozenset[str], digests: dict[int, int], labels: dict[int, bytes]) -> tuple[int, int, int, int]:
     places = [place for extension, place in sample.members.items() if extension in pictures]
+    if not places and sample.links & pictures:
+        raise _Unusable("is a link to another member, which holds no bytes of its own (make the tar with --hard-dereference --dereference)")
     if len(places) != 1:
         raise _Unusable(f"has {len(places)} pictures where one is needed: {sorted(sample.members)}")
     offset, length = places[0]

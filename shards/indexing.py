@@ -1,8 +1,9 @@
 """Makes a data set of tars that somebody else wrote: reads them once, writes an index of each and a manifest, and changes none.
 
-Each index is committed with a record, so that whatever ends the work, the same command goes on with the tars that are missing; the manifest
-is written last. A tar whose name, size and version are those of an earlier manifest is not read again, so a set that grows costs what is
-new. Samples that can't be used are left out, counted and listed; tars that can't be read end in an error that names all of them.
+Each index is committed with a record, so that whatever ends the work, the same command goes on with the tars that are missing; indexes go
+to their places when all are there, and the manifest is written last. A tar whose name, size and version are those of an earlier manifest is
+not read again, so a set that grows costs what is new. Samples that can't be used are left out, counted and listed; tars that can't be read
+end in an error that names all of them.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from shards import destination
 from shards import index as shard_index
 from shards import manifest as manifests
 from shards.destination import REJECTED
-from shards.errors import ShardCorrupt, ShardError, StoreError
-from shards.index import Rules, ShardIndex
-from shards.index_records import Done, begin, find_finished, find_interrupted, words
+from shards.errors import ShardCorrupt, ShardError, SourceError, StoreError
+from shards.index import SUFFIX, Rules, ShardIndex
+from shards.index_records import Done, begin, choose, clear, find_begun, find_finished, find_interrupted, place_all, refuse_foreign, words
 from shards.manifest import Manifest, ShardRecord
 from shards.progress import ProgressReport, megabytes
 from shards.store import Options, Store, join, redacted
-from shards.tar_listing import Tar, TarListing, list_tars, look_up
+from shards.tar_listing import Tar, TarListing, absolute, list_tars, look_up
 from shards.tar_reader import TarReader
 from shards.task import FOLDER
 
@@ -92,22 +93,40 @@ def index(request: IndexRequest) -> IndexResult:
         ShardError: tars can't be read (all are named), the destination holds something else, or no sample can be used.
     """
     listing = list_tars(request.urls, request.options)
-    store = Store(request.destination or listing.url, request.destination_options)
+    inner = next((tar.name for tar in listing.tars if tar.name.startswith(f"{FOLDER}/")), None)
+    if inner is not None:
+        raise SourceError(
+            f"{redacted(join(listing.url, inner))}: lies in {FOLDER}, which is for unfinished work. Move it, or name the others: '*.tar'"
+        )
+    url = _destination(listing, request)
+    store = Store(url, request.destination_options)
     with destination.scratch_folder(store):
-        old, known = find_finished(store, listing.url, request.rules)
         sizes = dict(store.list())
-        begin(store, request.rules, sizes, beside=request.destination is None)
-        known.update(find_interrupted(store, request.rules, sizes))
-        done = {
-            tar.name: known[tar.name] for tar in listing.tars if tar.name in known and known[tar.name].answers(tar, request.rules, sizes)
-        }
+        begun = find_begun(store, sizes)
+        old, finished = find_finished(store, listing.url, request.rules)
+        interrupted = find_interrupted(store, request.rules, sizes)
+        done = choose(store, listing.tars, request.rules, sizes, (interrupted, finished), begun)
+        listed_before = begun or bool(old and old.rejected)
+        written = [tar.name + SUFFIX for tar in listing.tars if tar.name not in done or done[tar.name].new]
+        refuse_foreign(store, sizes, listed_before, written)
+        begin(store, request.rules, sizes, beside=url == listing.url)
         todo = [tar for tar in listing.tars if tar.name not in done]
         done.update(_run(store, listing, todo, request))
         ordered = [done[tar.name] for tar in listing.tars]
-        manifest = _finish(store, listing, ordered, request)
+        manifest = _finish(store, listing, ordered, request, listed_before)
     names = {tar.name for tar in listing.tars}
     gone = sum(record.name not in names for record in old.records) if old else 0
     return IndexResult(manifest, _first(ordered), len(todo), gone, listing.compressed)
+
+
+def _destination(listing: TarListing, request: IndexRequest) -> str:
+    """URL of the folder for manifest and indexes: that of the listing where both are one folder, by whatever name."""
+    if request.destination is None:
+        return listing.url
+    url = request.destination if "://" in request.destination else absolute(request.destination)
+    ours, theirs = Store(url, request.destination_options), Store(listing.url, request.options)
+    same = ours.root == theirs.root if ours.local is None else theirs.local is not None and ours.local.resolve() == theirs.local.resolve()
+    return listing.url if same and type(ours.fs) is type(theirs.fs) else url
 
 
 def read_tar(
@@ -185,9 +204,8 @@ def _index_tar(store: Store, tars: Store, rules: Rules, passed: Callable[[int], 
     found, sha256 = read_tar(tars, tar, rules, lambda key, reason: rejected.append((key, reason)), passed)
     rows = found.encode()
     record = ShardRecord(tar.name, tar.size, sha256, len(found), hashlib.sha256(rows).hexdigest(), tar.version)
-    store.write(record.index_name, rows)
-    done = Done(record, tuple(rejected))
-    done.write(store, rules)
+    done = Done(record, tuple(rejected), new=True)
+    done.write(store, rules, rows)
     return done
 
 
@@ -200,10 +218,12 @@ def _first(done: Iterable[Done]) -> list[tuple[str, str, str]]:
     return found[:_SHOWN]
 
 
-def _finish(store: Store, listing: TarListing, done: Sequence[Done], request: IndexRequest) -> Manifest:
-    """Writes the list of rejected samples, then the manifest; then the traces of the work go."""
+def _finish(store: Store, listing: TarListing, done: Sequence[Done], request: IndexRequest, listed_before: bool) -> Manifest:
+    """Puts the indexes in their places, writes the list of rejected samples, then the manifest; then the traces of the work go."""
     rejected = sum(len(one.rejected) for one in done)
     samples = sum(one.shard.samples for one in done)
+    if not samples:
+        clear(store)  # of no use to another run; a data set that is there is as it was
     if rejected and (request.strict or not samples):
         named = "\n".join(f"  {name}: sample {key} {reason}" for key, name, reason in _first(done))
         what = "no sample can be used" if not samples else f"{rejected} samples can't be used, which --strict makes an error"
@@ -216,6 +236,7 @@ def _finish(store: Store, listing: TarListing, done: Sequence[Done], request: In
         **words(request.rules),
     }
     manifest = Manifest(tuple(one.shard for one in done), store.url, (), settings, rejected, listing.url)
+    place_all(store, done)
     if rejected:
         with store.writing(REJECTED) as file:
             for one in done:
@@ -223,9 +244,9 @@ def _finish(store: Store, listing: TarListing, done: Sequence[Done], request: In
                     row = {"source": f"{one.shard.name}: {key}", "tar": one.shard.name, "key": key, "reason": reason}
                     file.write(json.dumps(row).encode() + b"\n")
     store.write(manifests.NAME, manifest.encode())
-    if not rejected:
-        store.delete(REJECTED)
-    store.delete(FOLDER)
+    if not rejected and listed_before:
+        store.remove([REJECTED])
+    clear(store)
     return manifest
 
 
@@ -257,5 +278,11 @@ def as_text(result: IndexResult) -> list[str]:
         lines.append(
             f"  no digests of the samples in {unread:,} tars: bytes that change in the store, the network or a cache are noticed "
             "only where a picture does not decode, which is rare; a tar that was replaced, by its size and version"
+        )
+    unversioned = sum(not record.version for record in manifest.records)
+    if unversioned:
+        lines.append(
+            f"  no time and no ETag of {unversioned:,} tars is told by their store: each run reads them again, since one that was replaced "
+            "by another of the same length looks the same" + (", to training as well" if unread else "")
         )
     return [*lines, f"next: python -m shards verify {shown}"]

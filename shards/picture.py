@@ -28,6 +28,7 @@ _LONGEST_SIDE = 65535  # of a JPEG
 _PILLOW_LIMIT = 178_956_970  # Pillow refuses or warns above this by itself
 _ORIENTATION = 0x0112
 LOST_PIXELS = re.compile("bad Huffman code|bad arithmetic code|premature end of data|instead of RST")  # libjpeg's words for lost pixels
+_SOS, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE  # JPEG markers
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -142,7 +143,7 @@ def _resized(data: bytes, image: Image.Image, shorter: int, quality: int) -> Sto
     if pixels is None:  # another format, or a JPEG that is odd in a harmless way
         image.load()
         turn = _TURNS.get(_orientation(image))
-        rgb = _to_rgb(image)
+        rgb = to_rgb(image)
     else:
         turn = _TURNS.get(_orientation(image))
         if not larger and turn is None:
@@ -166,10 +167,45 @@ def _decode_jpeg(data: bytes, size: tuple[int, int] | None) -> NDArray[np.uint8]
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=2 if size else 1)
     except ValueError as error:
-        if LOST_PIXELS.search(str(error)):
-            raise  # Pillow would show grey or shifted blocks without a word
+        refuse_lost_pixels(data, error)
         return None
     return pixels
+
+
+def refuse_lost_pixels(data: bytes, warning: ValueError) -> None:
+    """Raises for a JPEG that has lost pixels: Pillow would show them as grey or shifted blocks without a word.
+
+    Args:
+        data: of the JPEG.
+        warning: libjpeg's first; a harmless one about the header may stand before the one that counts.
+
+    Raises:
+        ValueError: libjpeg's words for what is lost.
+    """
+    if LOST_PIXELS.search(str(warning)):
+        raise warning
+    try:
+        simplejpeg.decode_jpeg(_bare(data), "RGB")
+    except ValueError as error:
+        if LOST_PIXELS.search(str(error)):
+            raise
+
+
+def _bare(data: bytes) -> bytes:
+    """A JPEG without what a decoder can do without in its header: comments, application data but for Adobe's, stray bytes."""
+    kept, place = bytearray(data[:2]), 2
+    while (place := data.find(b"\xff", place)) >= 0 and place + 4 <= len(data):
+        marker = data[place + 1]
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:
+            place += 1
+            continue
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == _SOS:
+            return bytes(kept + data[place:])
+        if marker == _ADOBE or not (0xE0 <= marker <= 0xEF or marker == _COMMENT):
+            kept += data[place:end]
+        place = end
+    return data
 
 
 def _orientation(image: Image.Image) -> int:
@@ -179,7 +215,12 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Eight bits a colour, on white where a picture is transparent; 16-bit values are scaled.
+
+    Raises:
+        PictureRejected: values without an agreed range.
+    """
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

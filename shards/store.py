@@ -12,7 +12,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,8 +22,11 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from shards.errors import StoreError
+from shards.local_walk import files_below
 
 TEMPORARY_PREFIX = ".partial-"
+LEFT_BEHIND = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}(?:.+-)?[0-9a-f]{{32}}")
+"""Names of temporary files that were written here; any other name belongs to somebody else."""
 Options = Mapping[str, Any]
 _TEXT_OPTIONS = frozenset({"key", "secret", "token", "username", "password", "profile", "account_name", "account_key"})
 _CLIENT_ERRORS = ("botocore", "aiobotocore", "aiohttp", "fsspec", "asyncio", "gcsfs", "azure", "adlfs")
@@ -54,10 +57,10 @@ class Store:
             raise StoreError(f"{redacted(url)}: URLs that run programs or chain file systems are not opened")
         self.url = url.rstrip("/") if url.rstrip("/") else url
         self.options = {key: _typed(key, value) for key, value in (options or {}).items()}
-        located = str(Path(self.url).expanduser()) if self.url.startswith("~") else self.url
         try:
+            located = str(Path(self.url).expanduser()) if self.url.startswith("~") else self.url
             self.fs, self.root = fsspec.core.url_to_fs(located, **self.options)
-        except (ImportError, ValueError, TypeError, OSError) as error:
+        except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:  # the last of a home that is nobody's
             raise StoreError(f"{redacted(url)}: {_reason(error)}") from error
         self.root = self.root.rstrip("/") or "/"
 
@@ -102,9 +105,15 @@ class Store:
         return self._try(name, ask)
 
     def list(self, folder: str = "", deep: bool = True) -> list[tuple[str, int]]:
-        """(name, size in bytes) of everything below a folder (or only right in it), sorted by name; temporary files left out."""
+        """(name, size in bytes) of everything below a folder (or only right in it), sorted by name; temporary files left out.
+
+        Links of a local folder are followed. The size of what a store lists without one is 0.
+        """
 
         def walk() -> list[tuple[str, int]]:
+            if self.local is not None:
+                files = files_below(self.local, self.path(folder)[len(self.root.rstrip("/")) + 1 :], None if deep else 1)
+                return sorted((name, status.st_size if status else 0) for name, status in files)
             try:
                 found = self.fs.find(self.path(folder), maxdepth=None if deep else 1, detail=True)
             except FileNotFoundError:
@@ -206,6 +215,21 @@ class Store:
                 self.upload(source, name)
                 source.unlink()
             sync_folder(target.parent)
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first bytes of one object, all of it where it is shorter."""
+        return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name), start=0, end=count)) if self.size(name) else b"")
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes objects by name, several at once, and nothing that lies below them; one that is missing is no error."""
+
+        def remove(name: str) -> None:
+            with self.reported(name), suppress(FileNotFoundError):
+                self.fs.rm_file(self.path(name))
+
+        with ThreadPoolExecutor(_DELETE_THREADS) as pool:
+            list(pool.map(remove, names))
+        self.fs.invalidate_cache()
 
     def delete(self, name: str) -> None:
         """Removes one object, or a folder with all below it; nothing happens where there is none."""

@@ -17,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import braceexpand
+from fsspec.utils import glob_translate
 
 from shards.errors import SourceError, StoreError
+from shards.local_walk import files_below
 from shards.store import TEMPORARY_PREFIX, Options, Store, join, redacted
 
 _MAGIC = re.compile(r"[{*?\[]")
 _COMPRESSED = re.compile(r"\.(?:tgz|tbz2?|txz|tzst|tar\.(?:gz|bz2|xz|zst|zstd|lz4))$", re.IGNORECASE)
 _MOST_NAMES = 1_000_000  # takes half a minute to expand
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+_MOST_DIGITS = 18  # of a number in a range
+# what clients of S3, Azure, Google, HTTP, FTP, Hadoop and WebDAV call the time of the last change
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "Last-Modified", "modify", "modificationTime", "modified", "created")
 _FEW = 16  # names that are asked for one by one rather than by listing their folder
 _THREADS = 16
 _SHOWN = 10
@@ -56,12 +61,15 @@ class TarListing:
 
 
 def version_of(info: Info) -> str:
-    """What a store says about an object's state, as `fsspec` describes the object: the ETag without quotes, else size and time."""
+    """What a store says about an object's state, as `fsspec` describes the object: the ETag without quotes, else size and time.
+
+    Empty where the store tells neither: such an object is never known to be the one that it was.
+    """
     etag = info.get("ETag") or info.get("etag")
     if etag:
         return str(etag).strip('"')
-    times = (info.get(key) for key in ("mtime", "LastModified", "last_modified", "updated", "created"))
-    return f"{info.get('size')}-{next((time for time in times if time is not None), '')}"
+    time = next((info[key] for key in _TIMES if info.get(key) is not None), None)
+    return "" if time is None else f"{info.get('size')}-{time}"
 
 
 def look_up(store: Store, name: str) -> Tar | None:
@@ -86,7 +94,7 @@ def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing
         SourceError: nothing is there, something named is missing, or the URLs are not usable.
         StoreError: the store can't be read.
     """
-    places = [_absolute(url) for url in urls]
+    places = [absolute(url) for url in urls]
     folder = _common(places)
     store = Store(folder, options)
     store.fs.invalidate_cache()
@@ -111,7 +119,7 @@ def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing
     return TarListing(folder, tuple(tars), compressed)
 
 
-def _absolute(url: str) -> str:
+def absolute(url: str) -> str:
     """The URL with a local path made whole.
 
     Raises:
@@ -123,14 +131,18 @@ def _absolute(url: str) -> str:
     if not url or (separator and not rest.strip("/")):
         raise SourceError(f"{url!r}: names no folder. Give something like s3://bucket/train")
     if not separator:
-        return os.path.abspath(Path(url).expanduser())  # noqa: PTH100 - links stay as they were named
+        try:
+            return os.path.abspath(Path(url).expanduser())  # noqa: PTH100 - links stay as they were named
+        except RuntimeError as error:
+            raise SourceError(f"{url}: no such user's folder. Give the whole path") from error
     if "@" in rest.partition("/")[0]:
         raise SourceError(f"{redacted(url)}: credentials in the URL would be written into the manifest. Give them with --storage KEY=VALUE")
     return f"{scheme}://{rest.rstrip('/')}"
 
 
 def _is_pattern(place: str) -> bool:
-    return bool(_MAGIC.search(place)) and not ("://" not in place and Path(place).exists())
+    # not Path.exists, to which a long list in braces is an error and no pattern
+    return bool(_MAGIC.search(place)) and not ("://" not in place and os.path.exists(place))  # noqa: PTH110
 
 
 def _base(place: str) -> str:
@@ -163,7 +175,8 @@ def _find(store: Store, place: str, folder: str) -> dict[str, Info]:
         if not found:
             raise SourceError(f"{redacted(place)}: nothing is there. Check the bucket, the folder and the spelling")
         return found
-    if any(abs(int(last) - int(first)) > _MOST_NAMES for first, last in _RANGE.findall(place)):
+    ranges = _RANGE.findall(place)
+    if any(max(len(first), len(last)) > _MOST_DIGITS or abs(int(last) - int(first)) > _MOST_NAMES for first, last in ranges):
         raise _too_many(place)
     try:
         names = list(itertools.islice(braceexpand.braceexpand(place), _MOST_NAMES + 1)) if "{" in place else [place]
@@ -215,6 +228,8 @@ def _info(store: Store, name: str) -> Info | None:
 
 
 def _below(store: Store, folder: str, deep: bool) -> dict[str, Info]:
+    if store.local is not None:
+        return dict(_local(store, folder, None if deep else 1))
     with store.reported(folder):
         try:
             found = store.fs.find(store.path(folder), maxdepth=None if deep else 1, detail=True)
@@ -224,8 +239,29 @@ def _below(store: Store, folder: str, deep: bool) -> dict[str, Info]:
 
 
 def _matching(store: Store, pattern: str) -> dict[str, Info]:
-    with store.reported(pattern):
-        return dict(_files(store, store.fs.glob(store.path(pattern), detail=True)))
+    try:
+        if store.local is not None:
+            start = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+            depth = None if "**" in pattern else pattern.count("/", len(start) + bool(start)) + 1
+            matches = re.compile(glob_translate(pattern)).match
+            return {name: info for name, info in _local(store, start, depth) if matches(name)}
+        with store.reported(pattern):
+            return dict(_files(store, store.fs.glob(store.path(pattern), detail=True)))
+    except (ValueError, re.error) as error:
+        raise SourceError(f"{store.describe(pattern)}: not a pattern: {error}") from error
+
+
+def _local(store: Store, folder: str, depth: int | None) -> Iterator[tuple[str, Info]]:
+    try:
+        for name, status in files_below(Path(store.root), folder, depth, strict=True):
+            if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
+                continue
+            if status is not None:
+                yield name, {"type": "file", "size": status.st_size, "mtime": status.st_mtime}
+            elif name.lower().endswith(".tar"):
+                raise SourceError(f"{store.describe(name)}: a link that leads nowhere. Mend or remove it")
+    except OSError as error:
+        raise SourceError(f"{error.filename or store.describe(folder)}: can't be listed: {error.strerror or error}") from error
 
 
 def _files(store: Store, found: Mapping[str, Info]) -> Iterator[tuple[str, Info]]:

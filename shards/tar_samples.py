@@ -10,7 +10,7 @@ import io
 import re
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Protocol, cast
 
 from shards.errors import ShardCorrupt
@@ -35,6 +35,7 @@ class Sample:
 
     key: str
     members: dict[str, tuple[int, int]]  # extension -> (offset, length) of its bytes in the tar
+    links: frozenset[str] = frozenset()  # extensions of members that are links and hold no bytes, which webdataset passes over
 
 
 class _Headers:
@@ -87,7 +88,7 @@ def walk(tar: TarFile, name: str, open_ended: bool = False) -> Iterator[tarfile.
 
 
 def scan(tar: TarFile, name: str, visit: Callable[[str, int, int], None] | None = None, open_ended: bool = False) -> Iterator[Sample]:
-    """Goes over the samples of a WebDataset tar, grouped as the webdataset library groups them.
+    """Goes over the samples of a WebDataset tar, grouped as the webdataset library groups them; then over keys that only links have.
 
     Args:
         tar: a seekable file.
@@ -100,15 +101,24 @@ def scan(tar: TarFile, name: str, visit: Callable[[str, int, int], None] | None 
     """
     current = Sample("", {})
     seen: set[str] = set()
+    links: dict[str, set[str]] = {}
+
+    def linked(sample: Sample) -> Sample:
+        return replace(sample, links=frozenset(links[sample.key])) if sample.key in links else sample
+
     for member in walk(tar, name, open_ended):
         folder, _, base = member.name.rpartition("/")
         stem, dot, extension = base.partition(".")
-        if not member.isreg() or not dot or not stem or _META.match(member.name):
+        if not dot or not stem or _META.match(member.name):
             continue
         key = f"{folder}/{stem}" if folder else stem
+        if member.islnk() or member.issym():
+            links.setdefault(key, set()).add(extension.lower())
+        if not member.isreg():
+            continue
         if key != current.key:
             if current.members:
-                yield current
+                yield linked(current)
             if key in seen:
                 raise ShardCorrupt(f"{name}: the key {key} comes twice. Files of one sample must follow one another: tar --sort=name")
             seen.add(key)
@@ -120,4 +130,7 @@ def scan(tar: TarFile, name: str, visit: Callable[[str, int, int], None] | None 
         if visit is not None:
             visit(extension, member.offset_data, member.size)
     if current.members:
-        yield current
+        yield linked(current)
+    for key, extensions in links.items():
+        if key not in seen:
+            yield Sample(key, {}, frozenset(extensions))

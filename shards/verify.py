@@ -1,8 +1,9 @@
 """Proves that a data set is what its manifest says: every shard, every index, every sample. Mends an index where nothing else is wrong.
 
-A shard is read through a bounded buffer, and its digest, its samples and its index are compared; all that is wrong is reported, not only
-the first. An index that is lost or damaged is a function of its shard, so it can be made again whenever the shard is sound. A shard that
-was indexed without reading it whole has no digest to compare: only its size, version and structure are checked, and the report says so.
+A shard is read once, forward, through a bounded buffer and without a copy on disk; its digest, its samples and its index are compared, and
+all that is wrong is reported, not only the first. An index that is lost or damaged is a function of its shard, so it can be made again
+whenever the shard is sound. A shard that was indexed without reading it whole has no digest to compare: only its size, version and
+structure are checked, and the report says so.
 """
 
 from __future__ import annotations
@@ -10,13 +11,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count, takewhile
-from typing import IO
 
 import numpy as np
 
@@ -34,7 +31,6 @@ from shards.tar_reader import TarReader
 from shards.tar_samples import TarFile
 from shards.task import FOLDER
 
-_CHUNK = 8 << 20
 _SHOWN_ROWS = 10
 _SIZE_THREADS = 16
 
@@ -83,7 +79,7 @@ def verify(url: str, options: Options | None = None, workers: int = 0, repair_in
     tars = store if manifest.shards_url == manifest.url else Store(manifest.shards_url, options)
     sizes = dict(store.list())
     problems = _check_objects(manifest, store, sizes)
-    sizes |= _tar_sizes(manifest, tars) if tars is not store else {}
+    sizes |= _tar_sizes(manifest, tars, sizes if tars is store else None)
     repaired: list[str] = []
     report = ProgressReport("samples", manifest.total_samples, quiet=quiet)
     pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))  # reading and hashing both leave the interpreter free
@@ -100,13 +96,17 @@ def verify(url: str, options: Options | None = None, workers: int = 0, repair_in
     return Report(manifest, tuple(sorted(problems)), tuple(repaired), unproven)
 
 
-def _tar_sizes(manifest: Manifest, tars: Store) -> dict[str, int]:
+def _tar_sizes(manifest: Manifest, tars: Store, listed: Mapping[str, int] | None) -> dict[str, int]:
+    """Sizes of the shards that are there; `listed` where their folder was listed already."""
+    names = [record.name for record in manifest.records]
     try:
-        return dict(tars.list())
+        listed = dict(tars.list()) if listed is None else listed
+        unsized = {name for name in names if listed.get(name) == 0}  # a web server lists names without sizes
     except StoreError:  # some stores let objects be read but not listed
-        with ThreadPoolExecutor(_SIZE_THREADS) as pool:
-            names = [record.name for record in manifest.records]
-            return {name: size for name, size in zip(names, pool.map(tars.size, names), strict=True) if size is not None}
+        listed, unsized = {}, set(names)
+    with ThreadPoolExecutor(_SIZE_THREADS) as pool:
+        asked = {name: size for name, size in zip(unsized, pool.map(tars.size, unsized), strict=True) if size is not None}
+    return {name: size for name, size in listed.items() if name not in unsized} | asked
 
 
 def _check_objects(manifest: Manifest, store: Store, sizes: Mapping[str, int]) -> list[Problem]:
@@ -146,11 +146,13 @@ def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[s
     else:
         try:
             if record.sha256:
-                with _downloaded(tars, record.name, sizes[record.name]) as (tar, sha256):
-                    sound = (sizes[record.name], sha256) == (record.size, record.sha256)
+                reader = TarReader(tars, record.name, sizes[record.name], whole=True)
+                try:
+                    actual = _index_of(manifest, record, reader)
+                finally:  # a damaged tar may end the reading early, and its digest is wanted all the same
+                    sound = (sizes[record.name], reader.sha256()) == (record.size, record.sha256)
                     if not sound:
                         findings.problems.append(Problem(record.name, _difference(record, sizes[record.name])))
-                    actual = _index_of(manifest, record, tar)
             else:
                 sound = look_up(tars, record.name) == Tar(record.name, record.size, record.version)
                 if not sound:
@@ -215,32 +217,3 @@ def _check_samples(manifest: Manifest, record: ShardRecord, actual: ShardIndex, 
                 Problem(record.name, f"{differing.size} samples are not what the index says (in the order of the shard: {shown})")
             )
     return problems
-
-
-@contextmanager
-def _downloaded(store: Store, name: str, size: int) -> Iterator[tuple[IO[bytes], str]]:
-    """An object as a local file, and its sha256. A local one is read in place."""
-    if store.local is not None:
-        with store.opened(name) as file:
-            yield file, _sha256(file.read(_CHUNK) for _ in count())
-        return
-    with tempfile.TemporaryFile() as file:
-        digest = _sha256(_fetched(store, name, size, file))
-        yield file, digest
-
-
-def _fetched(store: Store, name: str, size: int, file: IO[bytes]) -> Iterator[bytes]:
-    for start in range(0, size, _CHUNK):
-        end = min(start + _CHUNK, size)
-        chunk = store.read_range(name, start, end)
-        if len(chunk) != end - start:
-            raise ShardCorrupt(f"the store says {size} bytes and gave {start + len(chunk)}")
-        file.write(chunk)
-        yield chunk
-
-
-def _sha256(chunks: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for chunk in takewhile(bool, chunks):
-        digest.update(chunk)
-    return digest.hexdigest()

@@ -8,6 +8,7 @@ mostly decodes to other pixels without an error.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from concurrent.futures import Future
 
@@ -17,13 +18,16 @@ from numpy.typing import NDArray
 from pipeline.stream.cache import ShardCache
 from pipeline.stream.counters import Counters
 from pipeline.stream.storage import ResumingReader, ShardUnavailable
-from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
+from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
 from shards.index import NO_DIGEST, ShardIndex, digest, file_size, member_name
 from shards.manifest import Manifest
+from shards.tar_listing import look_up
 
 INDEX_BUDGET = 64 << 20
 """Bytes of the indexes that a rank keeps."""
 _TAR_HEADER = 512
+_ATTEMPTS = 5  # to learn the version of a tar
+_PAUSE = 0.5  # seconds after the first failure
 
 
 class BadSample(Exception):
@@ -56,6 +60,8 @@ class SampleReader:
         self._lock = threading.Lock()
         self._indexes: OrderedDict[int, Future[ShardIndex]] = OrderedDict()
         self._index_bytes = 0
+        protocol = reader.store.fs.protocol
+        self._asks_for_versions = "s3" in (protocol if isinstance(protocol, tuple) else (protocol,))
 
     def absent(self, shards: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which samples must come from a remote store, because the node's cache does not hold their shard.
@@ -134,7 +140,8 @@ class SampleReader:
 
         Raises:
             ManifestMismatch: missing, damaged or another shard's.
-            ShardCorrupt: the shard on this machine is not as long as it should be.
+            ShardCorrupt: the shard on this machine is not as long as it should be, or one without a digest was replaced.
+            ShardUnavailable: the store does not tell.
         """
         with self._lock:
             found = self._indexes.get(shard)
@@ -172,7 +179,9 @@ class SampleReader:
             except ManifestMismatch:  # a bit that flipped on its way is no damage to the index
                 if not attempts_left:
                     raise
-        if self.reader.store.local is not None:
+        if not record.sha256 and not self._asks_for_versions:
+            self._check_version(shard)
+        elif self.reader.store.local is not None:
             size = self.reader.store.size(record.name)
             if size != record.size:
                 found = "missing" if size is None else f"{size} bytes long"
@@ -181,6 +190,21 @@ class SampleReader:
                     "Build or copy this shard again"
                 )
         return index
+
+    def _check_version(self, shard: int) -> None:
+        """Only the store can tell of a shard without a digest whether it is the one that was indexed; S3 does with every request."""
+        record, shown = self.manifest.records[shard], self.reader.store.describe(self.manifest.records[shard].name)
+        for attempt in range(_ATTEMPTS):
+            try:
+                now = look_up(self.reader.store, record.name)
+                break
+            except StoreError as error:
+                if attempt == _ATTEMPTS - 1:
+                    raise ShardUnavailable(f"{shown}: its size and time can't be had. {error}") from error
+                time.sleep(_PAUSE * 2**attempt)
+        if now is None or (now.size, now.version) != (record.size, record.version):
+            what = "missing" if now is None else f"another tar than the one that was indexed ({now.size} bytes, {record.size} before)"
+            raise ShardCorrupt(f"{shown}: {what}, and no digest tells its samples. Index it again: python -m shards index")
 
     def _drop_oldest(self) -> None:
         while self._index_bytes > INDEX_BUDGET and len(self._indexes) > 1:

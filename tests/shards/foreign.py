@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import re
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +98,38 @@ def counted() -> Iterator[list[tuple[str, int]]]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Store, "read_range", read_range)
         yield read
+
+
+@contextmanager
+def served(folder: Path, times: bool = True) -> Iterator[str]:
+    """A folder behind a web server that lists names without sizes, and may tell no times."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def send_header(self, keyword: str, value: str) -> None:
+            if times or keyword != "Last-Modified":
+                super().send_header(keyword, value)
+
+        def send_head(self) -> Any:
+            asked, path = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")), Path(self.translate_path(self.path))
+            if asked is None or not path.is_file():
+                return super().send_head()
+            data = path.read_bytes()
+            part = data[int(asked[1]) : int(asked[2]) + 1]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(part) - 1}/{len(data)}")
+            self.send_header("Content-Length", str(len(part)))
+            self.end_headers()
+            return io.BytesIO(part)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

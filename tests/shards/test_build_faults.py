@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -98,15 +99,17 @@ def test_temporary_files_of_a_killed_build_are_swept_and_those_of_a_live_one_res
     from shards.destination import scratch_folder
 
     out = tmp_path / "out"
-    write_folder(out, {".partial-shard-000000.tar-1": b"left"})
+    left = f".partial-shard-000000.tar-{uuid.uuid4().hex}"
+    write_folder(out, {left: b"left", ".partial-notes.txt": b"somebody else's"})
     with scratch_folder(Store(str(out))):
-        assert not (out / ".partial-shard-000000.tar-1").exists()
+        assert not (out / left).exists()
+        assert (out / ".partial-notes.txt").exists()
         (out / ".partial-mine").write_bytes(b"growing")
         with pytest.raises(ShardError, match="another build is writing there"):
             run(tree, out)
         assert (out / ".partial-mine").exists()
     run(tree, out)
-    assert not [name for name in contents(out) if ".partial" in name]
+    assert [name for name in contents(out) if ".partial" in name] == [".partial-mine", ".partial-notes.txt"]
 
 
 @pytest.mark.server
@@ -117,7 +120,7 @@ def test_what_a_killed_build_into_a_store_left_on_this_disk_is_swept(
 
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    left = write_folder(tmp_path / "scratch" / "context-encoder-shards-left", {".partial-shard-000000.tar-1": b"left"})
+    left = write_folder(tmp_path / "scratch" / "context-encoder-shards-left", {f".partial-shard-000000.tar-{uuid.uuid4().hex}": b"left"})
     with destination.scratch_folder(Store("s3://scratch", s3.options)) as alive:
         assert not left.exists()
         (Path(alive) / ".partial-growing").write_bytes(b"1")
@@ -159,7 +162,7 @@ def test_a_build_killed_in_the_middle_ends_like_an_undisturbed_one(tmp_path: Pat
 def test_an_interrupt_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     import signal
 
-    tree = write_folder(tmp_path / "in", classed(400))
+    tree = write_folder(tmp_path / "in", classed(2000))
     out = tmp_path / "out"
     process = subprocess.Popen(build_command(tree, out, workers=1), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

@@ -16,8 +16,9 @@ import pytest
 from shards import manifest
 from shards.embedded_store import SeaweedFS
 from shards.store import Store
-from tests.shards.foreign import ours, run, theirs, write_shards
-from tests.shards.trees import contents
+from shards.verify import verify
+from tests.shards.foreign import ours, picture, run, theirs, write_shards
+from tests.shards.trees import contents, tar_of
 
 # counts every range that is read and every object that is written or deleted, and kills itself in front of one of them
 PROGRAM = """
@@ -39,7 +40,7 @@ def watched(kind, plain):
         return plain(store, name, *rest)
     return step
 
-for kind in ("read_range", "write", "delete"):
+for kind in ("read_range", "write", "remove"):
     setattr(Store, kind, watched(kind, getattr(Store, kind)))
 sys.exit(main(["index", *sys.argv[3:], "--workers", "1"]))
 """
@@ -52,21 +53,47 @@ def index(log: Path, fatal: int, *arguments: str) -> tuple[int, list[str]]:
     return done.returncode, log.read_text().splitlines() if log.exists() else []
 
 
-# in front of: the first write; the first tar; its record; the third tar; the manifest; the end
-@pytest.mark.parametrize("fatal", [1, 2, 4, 8, 14, 15])
+# in front of: the first write; the first tar; its record; the third tar; the first index in its place; the manifest; the end
+@pytest.mark.parametrize("fatal", [1, 2, 4, 8, 14, 18, 19])
 def test_killed_at_any_step_it_goes_on_with_what_is_missing(tmp_path: Path, fatal: int) -> None:
     paths = write_shards(tmp_path / "tars", 4)
     killed, before = index(tmp_path / "log", fatal, str(tmp_path / "tars"), "--to", str(tmp_path / "out"))
     assert (killed, len(before)) == (-signal.SIGKILL, fatal - 1)
-    records = [name for name, _ in Store(str(tmp_path / "out")).list("_build") if name != "_build/index.json"]
+    records = [name for name, _ in Store(str(tmp_path / "out")).list("_build") if name.endswith(".json") and name != "_build/index.json"]
     finished = (tmp_path / "out" / "manifest.json").exists()
-    assert finished == (fatal == 15)
+    assert finished == (fatal == 19)
     code, steps = index(tmp_path / "log", 0, str(tmp_path / "tars"), "--to", str(tmp_path / "out"))
     read = [step for step in steps if step.startswith("read_range")]
     assert (code, len(read)) == (0, 4 - len(records))
     run(tmp_path / "tars", tmp_path / "fresh")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
     assert ours(tmp_path / "out") == theirs(paths)
+
+
+def test_the_list_of_rejected_samples_is_there_before_the_manifest_that_counts_it(tmp_path: Path) -> None:
+    write_shards(tmp_path / "tars", 3)
+    (tmp_path / "tars" / "x.tar").write_bytes(tar_of({"bad.json": b"", "ok.jpg": picture(1)}))
+    assert index(tmp_path / "log", 18, str(tmp_path / "tars"), "--to", str(tmp_path / "out"))[0] == -signal.SIGKILL
+    assert (tmp_path / "out" / "rejected.jsonl").exists()
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert index(tmp_path / "log", 0, str(tmp_path / "tars"), "--to", str(tmp_path / "out"))[0] == 0
+    run(tmp_path / "tars", tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+# in front of: the second tar; the third index in its place; the manifest
+@pytest.mark.parametrize("fatal", [5, 16, 18])
+def test_a_stopped_run_with_other_rules_never_makes_a_sound_set_unsound(tmp_path: Path, fatal: int) -> None:
+    write_shards(tmp_path / "tars", 4)
+    sound = run(tmp_path / "tars").manifest
+    assert index(tmp_path / "log", fatal, str(tmp_path / "tars"), "--labels", "none")[0] == -signal.SIGKILL
+    left = [problem.name for problem in verify(str(tmp_path / "tars"), quiet=True).problems]
+    in_place = sum(not name.startswith("_build/") for name in left)  # indexes of the other rules, put there several at once
+    assert in_place in {5: {0}, 16: {0, 1, 2}, 18: {4}}[fatal]
+    run(tmp_path / "tars")
+    assert verify(str(tmp_path / "tars"), quiet=True).problems == ()
+    assert manifest.load(str(tmp_path / "tars")).fingerprint == sound.fingerprint
+    assert not (tmp_path / "tars" / "_build").exists()
 
 
 def test_a_half_written_index_is_swept_away(tmp_path: Path) -> None:
@@ -88,7 +115,7 @@ def test_a_polite_stop_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Pa
     running = subprocess.Popen(command, stderr=subprocess.PIPE)
 
     def stop_after_some() -> None:
-        while len(list((tmp_path / "tars").glob("*.idx"))) < 5:
+        while len(list((tmp_path / "tars").glob("_build/*.idx"))) < 5:
             time.sleep(0.01)
         running.send_signal(signal.SIGTERM)
 
@@ -111,7 +138,7 @@ def test_killed_over_a_store_it_goes_on_and_leaves_no_trace(tmp_path: Path, s3: 
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     killed, _ = index(tmp_path / "log", 9, f"{url}/train")
-    records = [path for path in files.find("killed-index/train/_build") if not path.endswith("index.json")]
+    records = [path for path in files.find("killed-index/train/_build") if path.endswith(".json") and not path.endswith("index.json")]
     assert (killed, len(records)) == (-signal.SIGKILL, 2)
     code, steps = index(tmp_path / "log", 0, f"{url}/train")
     read = [step.partition(" ")[2] for step in steps if step.startswith("read_range")]
