@@ -20,6 +20,9 @@ _EXAMPLES = """examples:
 """
 
 
+_MEASURED = ("latency", "bandwidth", "connection_bandwidth")
+
+
 def run(arguments: Sequence[str], storage: Callable[[Sequence[str]], Mapping[str, str]]) -> int:
     """Predicts a run and prints what it found.
 
@@ -34,17 +37,18 @@ def run(arguments: Sequence[str], storage: Callable[[Sequence[str]], Mapping[str
         ShardError: an option, or the data set, is not what it should be.
     """
     options = _parser().parse_args(arguments)
-    setup = Setup(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Setup)})
+    given = {field.name: value for field in dataclasses.fields(Setup) if (value := getattr(options, field.name)) is not None}
+    setup = Setup(**given)
     known = storage(options.storage)
     subject = _subject(options, known)
-    measured = None
+    measured, kept = None, [name for name in _MEASURED if options.measure and name in given]
     if options.measure:
+        if subject.local:
+            raise SimulationError(f"--measure reads a bucket: {subject.name} lies on this machine and is read in place, leave it out")
         measured = measure(subject.manifest, known, setup.connections)
-        setup = dataclasses.replace(
-            setup, latency=measured.latency, bandwidth=measured.bandwidth, connection_bandwidth=measured.connection_bandwidth
-        )
+        setup = dataclasses.replace(setup, **{name: getattr(measured, name) for name in _MEASURED if name not in kept})
     found = simulate(subject, setup)
-    print(json.dumps(as_mapping(found, measured), indent=1) if options.json else as_text(found, measured))
+    print(json.dumps(as_mapping(found, measured, kept), indent=1) if options.json else as_text(found, measured, kept))
     return 0
 
 
@@ -64,6 +68,19 @@ def _subject(options: argparse.Namespace, storage: Mapping[str, str]) -> Subject
     return made_up(**figures)
 
 
+def _number(text: str) -> float:
+    """An integer to its last digit, `1e9` as the integer that it is, and any other number as it is: `Setup` says which it needs."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from error
+    return int(value) if value.is_integer() else value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m shards simulate",
@@ -72,18 +89,20 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("url", metavar="URL", nargs="?", help="the folder of a data set, or its manifest.json")
-    parser.add_argument("--samples", type=float, metavar="N", help="of a data set that does not exist yet; 1e9 is read")
-    parser.add_argument("--shard-samples", type=float, metavar="N", help="samples of one of its shards")
-    parser.add_argument("--sample-bytes", type=float, metavar="BYTES", help="mean bytes of one of its pictures")
+    parser.add_argument("--samples", type=_number, metavar="N", help="of a data set that does not exist yet; 1e9 is read")
+    parser.add_argument("--shard-samples", type=_number, metavar="N", help="samples of one of its shards")
+    parser.add_argument("--sample-bytes", type=_number, metavar="BYTES", help="mean bytes of one of its pictures")
     parser.add_argument(
-        "--measure", action="store_true", help="take latency and bandwidth from the data set's bucket: some seconds, 256 MB at most"
+        "--measure",
+        action="store_true",
+        help="take latency and bandwidth, where they are not given, from the data set's bucket: some seconds, 256 MB at most",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument(
         "--storage", action="append", default=[], metavar="KEY=VALUE", help="fsspec option of the store, as for build; repeatable"
     )
     for field in dataclasses.fields(Setup):
-        kind = int if isinstance(field.default, int) else float
+        kind = _number if isinstance(field.default, int) else float
         text = f"{field.metadata['help']} (default: {field.default:g})".replace("%", "%%")
-        parser.add_argument(option(field.name), type=kind, default=field.default, metavar=field.metadata["unit"], help=text)
+        parser.add_argument(option(field.name), type=kind, metavar=field.metadata["unit"], help=text)
     return parser

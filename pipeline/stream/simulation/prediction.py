@@ -21,7 +21,7 @@ _DOWNLOADS = 2  # shards that a rank's cache fetches at the same time
 _MOST_ORDERED = 20_000_000  # samples of the first blocks that are put in order for the first batch
 _MANIFEST_ROW = 190  # bytes of a shard in the manifest
 GPU = "the GPUs"
-FIRST, LATER, NO_CACHE = "first epoch", "later epochs", "no cache"
+FIRST, LATER, NO_CACHE, IN_PLACE = "first epoch", "later epochs", "no cache", "in place"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class Preemption:
 
 @dataclass(frozen=True)
 class Prediction:
-    """All that `simulate` finds out. Bytes, samples, seconds; `paces` by name: `first epoch`, `later epochs`, `no cache`."""
+    """All that `simulate` finds out. Bytes, samples, seconds; `paces` by name: `first epoch`, `later epochs`, `no cache`;
+    `in place` alone for shards in a folder of this machine."""
 
     setup: Setup
     subject: Subject
@@ -98,48 +99,56 @@ class Prediction:
 
     @property
     def cached(self) -> bool:
-        """Whether there is a cache."""
-        return self.setup.cache_gb > 0
+        """Whether there is a cache; shards that lie on this machine get none."""
+        return self.setup.cache_gb > 0 and not self.subject.local
 
     @property
     def now(self) -> Pace:
         """The pace that most of the run goes at."""
-        return self.paces.get(LATER) or self.paces.get(FIRST) or self.paces[NO_CACHE]
+        return next(self.paces[name] for name in (IN_PLACE, LATER, FIRST, NO_CACHE) if name in self.paces)
 
     @property
     def cache_needed(self) -> int:
-        """Bytes of the largest working set that was seen."""
-        return max(self.walk.working_sets)
+        """Bytes of the largest working set that was seen; 0 where shards are read in place."""
+        return 0 if self.subject.local else max(self.walk.working_sets)
 
 
 def simulate(subject: Subject, setup: Setup) -> Prediction:
     """Predicts a run.
 
     Raises:
-        SimulationError: the data set has less than a batch, or holds no byte.
+        SimulationError: the data set has less than a batch, or more bytes than 62 bits count.
     """
     total = subject.manifest.total_samples
+    if subject.manifest.total_bytes >= 2**62:
+        raise SimulationError(f"{subject.name} holds {subject.manifest.total_bytes:,} bytes, 2^62 or more: simulate a part of it")
     if total < setup.global_batch:
         raise SimulationError(f"{subject.name} holds {total:,} samples, less than one --global-batch of {setup.global_batch:,}: lower it")
     try:
-        order = SampleOrder(subject.manifest, setup.seed, setup.global_batch, setup.lanes, setup.shuffle_block)
+        return _simulated(subject, setup)
     except OrderError as error:
-        raise SimulationError(str(error)) from error
+        raise SimulationError(f"--global-batch {setup.global_batch:,}, --lanes {setup.lanes:,}: {error}") from error
+
+
+def _simulated(subject: Subject, setup: Setup) -> Prediction:
+    order = SampleOrder(subject.manifest, setup.seed, setup.global_batch, setup.lanes, setup.shuffle_block)
     ranks = node_parts(order, setup.nodes, setup.ranks_per_node)
-    replay = NodeReplay(subject, order, ranks, int(setup.cache_gb * 1e9) if setup.cache_gb else None, setup.ready_batches)
+    cached = setup.cache_gb > 0 and not subject.local
+    replay = NodeReplay(subject, order, ranks, int(setup.cache_gb * 1e9) if cached else None, setup.ready_batches)
     walk = replay.run(setup.epochs)
-    bare_walk = NodeReplay(subject, order, ranks, None).run(1) if setup.cache_gb else walk
+    bare_walk = NodeReplay(subject, order, ranks, None).run(1) if cached else walk
     clock = _Clock(setup, order, ranks)
-    bare = clock.pace(bare_walk.epochs[0])
+    # of a folder on this machine nothing is asked of a store
+    bare = clock.pace(Traffic(samples=bare_walk.epochs[0].samples) if subject.local else bare_walk.epochs[0])
     paces = {}
-    if setup.cache_gb:
+    if cached:
         first = walk.epochs[0]
         if walk.exact:
             first = clock.with_cold_reads(walk, first, bare)
         paces[FIRST] = clock.pace(first)
         if len(walk.epochs) > 1:
             paces[LATER] = clock.pace(walk.epochs[-1])
-    paces[NO_CACHE] = bare
+    paces[IN_PLACE if subject.local else NO_CACHE] = bare
     prediction = Prediction(
         setup=setup,
         subject=subject,
@@ -151,7 +160,7 @@ def simulate(subject: Subject, setup: Setup) -> Prediction:
         walk=walk,
         shards_touched=replay.blocks.shards_touched(0),
         paces=paces,
-        first_batch=clock.first_batch(bare.traffic),
+        first_batch=clock.first_batch(bare.traffic, subject.local),
         quality=quality(order),
         preemption=None,
     )
@@ -165,8 +174,7 @@ class _Clock:
 
     def __init__(self, setup: Setup, order: SampleOrder, ranks: list[slice]) -> None:
         self.setup, self.order, self.ranks = setup, order, ranks
-        world = setup.world_size
-        self.rank_samples = max(part.stop - part.start for part in (order.share(rank, world) for rank in range(world)))
+        self.rank_samples = -(-order.global_batch_size // setup.world_size)
         """Samples a step of the rank that has most: the others wait for it."""
         self.node_samples = ranks[-1].stop - ranks[0].start
         self.bandwidth = setup.bandwidth * 1e6
@@ -218,7 +226,7 @@ class _Clock:
             cold += samples * min(1.0, (arrived / bare.step + self.setup.ready_batches) / steps)
         return cold
 
-    def first_batch(self, bare: Traffic) -> FirstBatch:
+    def first_batch(self, bare: Traffic, local: bool) -> FirstBatch:
         """The first batch of an empty node: nothing else is read before it is there."""
         setup, manifest, latency = self.setup, self.order.manifest, self.setup.latency / 1e3
         node = slice(self.ranks[0].start, self.ranks[-1].stop)
@@ -231,6 +239,8 @@ class _Clock:
         ranges = bare.scaled(self.node_samples)
         requests = ranges.ranges + len(shards)
         decoding = self.rank_samples / setup.decode_rate if setup.decode_rate else 0.0
+        if local:
+            return FirstBatch(decoding, decoding, len(shards))
         limit = requests * setup.nodes / setup.requests_per_second if setup.requests_per_second else 0.0
         opened = latency * 2 + len(manifest.records) * _MANIFEST_ROW / self.bandwidth  # the manifest: is it there, and its bytes
         together = setup.connections * len(self.ranks)

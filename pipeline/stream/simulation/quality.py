@@ -28,7 +28,7 @@ class Quality:
         shards_per_batch: least, mean and most different shards that a global batch draws from.
         perfect_shards_per_batch: the mean of a perfect shuffle.
         meeting: probability that two samples of a shard are in the same batch.
-        perfect_meeting: the same for a perfect shuffle.
+        perfect_meeting: the same for a perfect shuffle, of which the end fills no batch either.
         moved: mean distance, in samples of the lane, from where shards laid end to end put a sample to where the block's shuffle does.
         perfect_moved: the same for a perfect shuffle of the data set.
         batches: that were counted; 0 where the figures are expectations.
@@ -51,10 +51,11 @@ def quality(order: SampleOrder) -> Quality:
     total, batch, batches = order.manifest.total_samples, order.global_batch_size, order.batches_per_epoch()
     pairs = float((counts.astype(np.float64) * (counts - 1)).sum())
     block = min(order.shuffle_block, order.lane_length)
-    epoch_cost = -(-order.lane_length // block) * block * order.lanes
+    batch_cost = max(block * order.lanes, batch)
+    epoch_cost = max(-(-order.lane_length // block) * block * order.lanes, batch)
     chosen = range(batches)
     if batches > _WHOLE_EPOCH or epoch_cost > PERMUTED:
-        affordable = min(_MOST_BATCHES, batches, PERMUTED // (block * order.lanes))
+        affordable = min(_MOST_BATCHES, batches, PERMUTED // batch_cost)
         chosen = np.unique(np.linspace(0, batches - 1, affordable).astype(int)).tolist() if affordable else []
     if len(chosen):
         met, different = [], []
@@ -69,11 +70,12 @@ def quality(order: SampleOrder) -> Quality:
         mean, meetings = _expected(order)
         spread = (mean, mean, mean)
     sizes, alike = np.unique(counts, return_counts=True)
+    kept = batches * batch / total  # that a sample is in any batch; the other one is in the same with (batch - 1) / (total - 1)
     return Quality(
         spread,
         sum(often * (1 - missed(total, int(size), batch)) for size, often in zip(sizes.tolist(), alike.tolist(), strict=True)),
         meetings * batches / pairs if pairs else 0.0,
-        (batch - 1) / (total - 1) if total > 1 and pairs else 0.0,
+        kept * (batch - 1) / (total - 1) if total > 1 and pairs else 0.0,
         _moved(order.lane_length, order.shuffle_block),
         _moved(total, total),
         len(chosen),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ import numpy as np
 from pipeline.stream.samples import INDEX_BUDGET
 from pipeline.stream.simulation.prediction import LATER, NO_CACHE, Pace, Prediction
 from pipeline.stream.simulation.probe import Measurement
+from pipeline.stream.simulation.settings import option
 from shards.progress import megabytes, printable
 
 _FEW_SHARDS, _COSTLY = 16, 0.1
+_NOT_MODELLED = "data.tail: pad (the end of an epoch is taken to be left out, as by drop), data.sources (one data set is read)"
 
 
-def as_text(found: Prediction, measured: Measurement | None = None) -> str:
-    """For people."""
+def as_text(found: Prediction, measured: Measurement | None = None, kept: Sequence[str] = ()) -> str:
+    """For people; `kept` names the figures that were given and so not taken from what was measured."""
     setup, manifest = found.setup, found.subject.manifest
     lines = [
         found.subject.name,
@@ -26,44 +29,59 @@ def as_text(found: Prediction, measured: Measurement | None = None) -> str:
         f"  {setup.nodes:,} nodes x {setup.ranks_per_node} ranks; the figures are of the node that has most to read: {found.node_lanes} of "
         f"{found.lanes} lanes, {found.node_samples:,} samples a batch",
         f"  store: {_limits(found)}",
-        *_measured(measured),
+        *_measured(measured, kept),
         "",
         *_table(found),
         "",
         f"  shards a node needs     {found.shards_touched:,} an epoch",
         f"  working set             {_spread(found)} (shards of a block of its lanes and of the next: least, mean, most)",
         f"  cache needed            {megabytes(found.cache_needed)}; {_given(found)}",
-        f"  first batch             {found.first_batch.ranged:.1f} s by ranges, from {found.first_batch.shards:,} shards; "
-        f"{found.first_batch.whole_shards:.1f} s if it waited for whole shards",
+        f"  first batch             {_first_batch(found)}",
         *_quality(found),
         *_preemption(found),
         "",
         *[f"  advice: {sentence}" for sentence in advice(found)],
         f"  exact: {_exact(found)}",
         f"  estimated: {_estimated(found)}",
+        f"  not modelled: {_not_modelled(found)}",
     ]
     return "\n".join(printable(line) for line in lines)
 
 
 def _limits(found: Prediction) -> str:
     setup = found.setup
+    if found.subject.local:
+        manifest = found.subject.manifest
+        samples, volume = manifest.total_samples, manifest.total_bytes * found.subject.picture_share
+        return (
+            "none. The tars lie on this machine and are read in place: no downloads, no cache, no limits of a store. For the same data "
+            f"set in a bucket give, instead of the folder, --samples {samples} --shard-samples {-(-samples // len(manifest.records))} "
+            f"--sample-bytes {max(1, round(volume / samples))}. {_rates(found)}"
+        )
     parts = [f"{setup.bandwidth:,.4g} MB/s a node"]
     parts += [f"{setup.store_bandwidth:,.4g} MB/s in all"] if setup.store_bandwidth else []
     parts += [f"{setup.connection_bandwidth:,.4g} MB/s a request"] if setup.connection_bandwidth else []
     parts.append(f"{setup.latency:.4g} ms a request, {setup.connections} ranges at a time a rank")
     parts += [f"{setup.requests_per_second:,.6g} requests/s in all"] if setup.requests_per_second else []
+    return ", ".join(parts) + f". {_rates(found)}"
+
+
+def _rates(found: Prediction) -> str:
+    setup = found.setup
     decoding = f"it decodes {setup.decode_rate:,.6g}/s" if setup.decode_rate else "decoding is no limit"
-    return ", ".join(parts) + f". A rank trains on {setup.images_per_second:,.6g} images/s, {decoding}"
+    return f"A rank trains on {setup.images_per_second:,.6g} images/s, {decoding}"
 
 
-def _measured(measured: Measurement | None) -> list[str]:
+def _measured(measured: Measurement | None, kept: Sequence[str]) -> list[str]:
     if measured is None:
         return []
+    over = [f"  given, so not taken from what was measured: {', '.join(map(option, kept))}"] if kept else []
     again = f", {measured.retries} asked again" if measured.retries else ""
     return [
         f"  measured: latency {measured.latency:.1f} ms, 95th percentile {measured.latency_p95:.1f} ms ({measured.reads} reads); "
         f"{measured.bandwidth:,.0f} MB/s by {measured.threads} requests at a time, {measured.connection_bandwidth:,.0f} MB/s by one "
-        f"({megabytes(measured.bytes)} read{again})"
+        f"({megabytes(measured.bytes)} read{again})",
+        *over,
     ]
 
 
@@ -92,12 +110,21 @@ def _table(found: Prediction) -> list[str]:
 
 def _given(found: Prediction) -> str:
     given = found.setup.cache_gb * 1e9
+    if found.subject.local:
+        return "the shards are read in place, --cache-gb is not used"
     if not found.cached:
         return "none is given: all samples are read by ranges"
     if given >= found.cache_needed:
         return f"{megabytes(round(given))} are enough"
     ranged = found.now.traffic.ranged / max(found.now.traffic.samples, 1)
     return f"{megabytes(round(given))} are NOT enough: {100 * ranged:.0f} % of the samples are read by ranges"
+
+
+def _first_batch(found: Prediction) -> str:
+    first = found.first_batch
+    if found.subject.local:
+        return f"{first.ranged:.1f} s for decoding, from {first.shards:,} shards"
+    return f"{first.ranged:.1f} s by ranges, from {first.shards:,} shards; {first.whole_shards:.1f} s if it waited for whole shards"
 
 
 def _quality(found: Prediction) -> list[str]:
@@ -130,7 +157,7 @@ def _preemption(found: Prediction) -> list[str]:
 
 def advice(found: Prediction) -> list[str]:
     """What to do first, in at most two sentences."""
-    setup, pace, bare = found.setup, found.now, found.paces[NO_CACHE]
+    setup, pace = found.setup, found.now
     enough = max(1, math.ceil(found.cache_needed * 1.1 / 1e9)) if found.cache_needed > 5e8 else math.ceil(found.cache_needed * 11e-8) / 100
     said: list[str] = []
     if found.preemption is not None and found.preemption.throughput >= 1:
@@ -151,6 +178,7 @@ def advice(found: Prediction) -> list[str]:
         said.append(f"kills cost {100 * found.preemption.throughput:.0f} % of throughput: {what}.")
     if found.quality.shards_per_batch[1] < min(_FEW_SHARDS, found.quality.perfect_shards_per_batch / 2):
         said.append(f"a batch draws from {found.quality.shards_per_batch[1]:.1f} shards only: raise --lanes or --shuffle-block.")
+    bare = found.paces.get(NO_CACHE, pace)
     if not said and found.cached and bare.stall < 0.005 and pace.traffic.bytes > bare.traffic.bytes * 1.2:
         said.append("the store is fast enough to go without a cache, which reads fewer bytes: --cache-gb 0.")
     return said[:2] or ["nothing to change: the GPUs don't wait for data."]
@@ -171,7 +199,7 @@ def _remedy(found: Prediction, pace: Pace, enough: float) -> str:
 
 def _exact(found: Prediction) -> str:
     parts = ["lanes, shards a node needs"]
-    if found.walk.exact:
+    if found.walk.exact and not found.subject.local:
         parts.append(
             "whole shards, and samples read by ranges (the cache replayed block by block over " + _epochs(len(found.walk.epochs)) + ")"
         )
@@ -182,7 +210,7 @@ def _exact(found: Prediction) -> str:
 
 def _estimated(found: Prediction) -> str:
     parts = [
-        "all times and rates, how many neighbours a range joins",
+        "how many neighbours a range joins",
         f"bytes of pictures ({100 * found.subject.picture_share:.1f} % of a shard; {found.subject.picture_source})",
     ]
     if found.cached:
@@ -193,10 +221,16 @@ def _estimated(found: Prediction) -> str:
         )
     if found.paces.get(LATER) and found.setup.epochs > len(found.walk.epochs):
         parts.append(f"epochs after the first {len(found.walk.epochs)}: as the last of these")
+    if found.subject.local:
+        parts = []
     if not found.quality.exact:
         counted = f"{found.quality.batches} batches" if found.quality.batches else "the expectation over all shuffles of a block"
         parts.append(f"the shuffle (from {counted})")
-    return "; ".join(parts)
+    return "; ".join(["all times and rates", *parts])
+
+
+def _not_modelled(found: Prediction) -> str:
+    return _NOT_MODELLED + (", the disk that the shards lie on" if found.subject.local else "")
 
 
 def _epochs(count: int) -> str:
@@ -216,8 +250,8 @@ def _seconds(value: float) -> str:
     return f"{value * 1e3:,.1f} ms" if value < 1 else f"{value:,.1f} s"
 
 
-def as_mapping(found: Prediction, measured: Measurement | None = None) -> dict[str, Any]:
-    """For programs: plain numbers, in bytes, seconds, samples and shares from 0 to 1."""
+def as_mapping(found: Prediction, measured: Measurement | None = None, kept: Sequence[str] = ()) -> dict[str, Any]:
+    """For programs: plain numbers, in bytes, seconds, samples and shares from 0 to 1. `kept` as for `as_text`."""
     sets = found.walk.working_sets
 
     def of(pace: Pace) -> dict[str, Any]:
@@ -233,16 +267,18 @@ def as_mapping(found: Prediction, measured: Measurement | None = None) -> dict[s
             "shards": len(manifest.records),
             "bytes": manifest.total_bytes,
             "picture_share": found.subject.picture_share,
+            "read_in_place": found.subject.local,
         },
         "setup": dataclasses.asdict(found.setup),
         "measured": None if measured is None else dataclasses.asdict(measured),
+        "given_not_measured": list(kept),
         "order": {"lanes": found.lanes, "lane_length": found.lane_length, "batches": found.batches},
         "node": {"lanes": found.node_lanes, "samples_a_batch": found.node_samples},
         "epochs": {name: of(pace) for name, pace in found.paces.items()},
         "shards_touched": found.shards_touched,
         "working_set": {"least": min(sets), "mean": float(np.mean(sets)), "most": max(sets), "moments": len(sets)},
         "cache_needed": found.cache_needed,
-        "cache_enough": found.cached and found.setup.cache_gb * 1e9 >= found.cache_needed,
+        "cache_enough": found.subject.local or (found.cached and found.setup.cache_gb * 1e9 >= found.cache_needed),
         "index_working_set": found.walk.index_need,
         "first_batch": dataclasses.asdict(found.first_batch),
         "shuffle": dataclasses.asdict(found.quality),
@@ -251,4 +287,5 @@ def as_mapping(found: Prediction, measured: Measurement | None = None) -> dict[s
         "advice": advice(found),
         "exact": _exact(found),
         "estimated": _estimated(found),
+        "not_modelled": _not_modelled(found),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from concurrent.futures import Future
@@ -9,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.stream.order as order_module
 from pipeline.stream import fetch
 from pipeline.stream.order import SampleOrder
-from pipeline.stream.simulation import Setup, SimulationError, Subject, made_up, simulate, stored
+from pipeline.stream.simulation import Measurement, Setup, SimulationError, Subject, command, made_up, simulate, stored
 from pipeline.stream.simulation.blocks import NodeBlocks, node_parts
-from pipeline.stream.simulation.prediction import FIRST, LATER, NO_CACHE
+from pipeline.stream.simulation.prediction import FIRST, IN_PLACE, LATER, NO_CACHE
 from pipeline.stream.simulation.quality import missed, quality
 from pipeline.stream.simulation.ranges import JoinedRanges
 from pipeline.stream.simulation.report import advice, as_mapping, as_text
@@ -27,6 +29,7 @@ from shards.__main__ import main
 from shards.errors import ManifestMismatch, ShardError
 from shards.index import file_size
 from shards.manifest import Manifest, ShardRecord
+from tests.datasets import photographs, write_dataset
 
 
 def subject(counts: list[int], sample: int = 1_000_000) -> Subject:
@@ -68,6 +71,12 @@ def test_one_shard_in_one_lane_is_what_a_person_counts() -> None:
         ({"requests_per_second": 4}, "the store's limit of requests", 12 / 4),
         ({"store_bandwidth": 1}, "the store's bandwidth", None),
         ({"connection_bandwidth": 1}, "the latency of requests", None),
+        # 8 shards of 5 MB and 8 seconds of latency over 4 steps, two at a time
+        (
+            {"cache_gb": 1, "latency": 1000, "connection_bandwidth": 1, "connections": 64},
+            "two downloads at a time a rank",
+            (8 + 40) / 4 / 2,
+        ),
     ],
 )
 def test_each_limit_binds_where_it_is_the_lowest(figures: dict[str, float], bound: str, step: float | None) -> None:
@@ -75,7 +84,7 @@ def test_each_limit_binds_where_it_is_the_lowest(figures: dict[str, float], boun
     known = {"images_per_second": 10, "latency": 10, "connections": 2, "cache_gb": 0, "shuffle_block": 40}
     found = simulate(subject([5] * 8), setup(**{**known, **figures}))
     pace = found.now
-    assert pace.traffic.requests == 48
+    assert pace.traffic.downloads + found.paces[NO_CACHE].traffic.requests == (56 if "cache_gb" in figures else 48)
     assert pace.bound == bound
     if step is not None:
         assert pace.step == pytest.approx(step)
@@ -85,14 +94,46 @@ def test_each_limit_binds_where_it_is_the_lowest(figures: dict[str, float], boun
     assert expected in sentence
 
 
-def test_a_block_of_a_whole_lane_is_a_perfect_shuffle() -> None:
-    found = [quality(SampleOrder(subject([6] * 50).manifest, seed, 30, 1, 300)) for seed in range(40)]
+def test_the_first_batch_is_what_a_person_counts() -> None:
+    """From one shard of 40 MB: the manifest, an index and ten ranges of 0.8 MB that are far apart."""
+    known = {"latency": 100, "bandwidth": 1, "connections": 4, "decode_rate": 20, "requests_per_second": 0}
+    size = file_size(40)
+    opened = 0.2 + 190 / 1e6  # is the manifest there, then its one row
+    whole = opened + 0.2 + (40e6 + size) / 1e6 + 10 / 20
+    first = simulate(subject([40]), setup(**known)).first_batch
+    assert first.shards == 1
+    # a turn for the index, three for ten ranges of which four are under way at a time
+    assert first.ranged == pytest.approx(opened + 4 * 0.1 + (8e6 + size) / 1e6 + 10 / 20)
+    assert first.whole_shards == pytest.approx(whole)
+    limited = simulate(subject([40]), setup(**{**known, "requests_per_second": 2})).first_batch
+    assert limited.ranged == pytest.approx(opened + 11 / 2 + (8e6 + size) / 1e6 + 10 / 20)
+    slow = simulate(subject([40]), setup(**{**known, "bandwidth": 100, "connection_bandwidth": 1})).first_batch
+    assert slow.ranged == pytest.approx(0.2 + 190 / 1e8 + 4 * 0.1 + (8e6 + size) / 4e6 + 10 / 20)
+    assert slow.whole_shards == pytest.approx(0.2 + 190 / 1e8 + 0.2 + (40e6 + size) / 2e6 + 10 / 20)
+
+
+@pytest.mark.parametrize(("samples", "size"), [(1, 1), (1, 512), (7, 513), (40, 1000), (29, 30_000)])
+def test_made_up_shards_are_as_long_as_written_ones(samples: int, size: int) -> None:
+    """Of webdataset's own writer, with the members that `python -m shards build` gives a sample."""
+    tar = io.BytesIO()
+    with webdataset.TarWriter(tar, encoder=False, mtime=0) as writer:
+        for number in range(samples):
+            writer.write({"__key__": f"{number:09d}", "jpg": bytes(size), "json": b'{"source": "a/b.jpg", "label": "a"}', "cls": b"7"})
+    one = made_up(3 * samples, samples, size)
+    assert [record.size for record in one.manifest.records] == [len(tar.getvalue())] * 3
+    assert one.picture_share == pytest.approx(samples * size / len(tar.getvalue()))
+
+
+@pytest.mark.parametrize("batch", [30, 160, 299])
+def test_a_block_of_a_whole_lane_is_a_perfect_shuffle(batch: int) -> None:
+    """With a batch of 160 nearly half of the 300 samples is left out of the epoch."""
+    found = [quality(SampleOrder(subject([6] * 50).manifest, seed, batch, 1, 300)) for seed in range(40)]
     mean = np.mean([one.shards_per_batch[1] for one in found])
     assert found[0].exact
     assert mean == pytest.approx(found[0].perfect_shards_per_batch, rel=0.01)
     assert np.mean([one.meeting for one in found]) == pytest.approx(found[0].perfect_meeting, rel=0.05)
     assert found[0].moved == found[0].perfect_moved
-    assert found[0].perfect_shards_per_batch == pytest.approx(50 * (1 - missed(300, 6, 30)))
+    assert found[0].perfect_shards_per_batch == pytest.approx(50 * (1 - missed(300, 6, batch)))
     assert missed(5, 2, 2) == pytest.approx(3 / 10)
     assert missed(5, 2, 4) == 0
 
@@ -355,7 +396,27 @@ def test_windows_of_an_epoch_stand_for_all_of_it(monkeypatch: pytest.MonkeyPatch
         (["--samples", "1e4", "--nodes", "0"], "--nodes 0: give 1 or more"),
         (["--bandwidth", "0"], "--bandwidth 0: give a number above 0"),
         (["--latency", "-1"], "--latency -1: give 0 or more"),
-        (["--cache-gb", "inf"], "--cache-gb inf: give 0 or more"),
+        (["--cache-gb", "inf"], "--cache-gb inf: give 4,000,000,000 or less"),
+        (["--cache-gb", "1e300"], r"--cache-gb 1e\+300: give 4,000,000,000 or less"),
+        (["--latency", "nan"], "--latency nan: give 9,007,199,254,740,991 or less"),
+        (["--store-bandwidth", "5e-324"], "--store-bandwidth .*: give 0, or 1e-09 or more"),
+        (["--global-batch", "1.5"], "--global-batch 1.5: give a whole number"),
+        (["--global-batch", "1e300"], "--global-batch of more than 19 digits: give 8,000,000 or less"),
+        (["--nodes", "9" * 400], "--nodes of more than 19 digits: give 100,000 or less"),
+        (["--connections", "9" * 330], "--connections of more than 19 digits: give 9,007,199,254,740,991 or less"),
+        (["--epochs", "9" * 5000], "--epochs inf: give 9,007,199,254,740,991 or less"),
+        (["--seed", str(2**63)], "--seed 9223372036854775808: give 9,223,372,036,854,775,807 or less"),
+        (["--seed=-1"], "--seed -1: give 0 or more"),
+        (
+            ["--samples", "1e4", "--shard-samples", "10", "--sample-bytes", "1e18"],
+            "--sample-bytes 1000000000000000000: give a whole number",
+        ),
+        (
+            ["--samples", "9" * 400, "--shard-samples", "10", "--sample-bytes", "10"],
+            "--samples of more than 19 digits: give a whole number",
+        ),
+        (["--samples", "1e15", "--shard-samples", "1e12", "--sample-bytes", "3e4", "--global-batch", "16"], r"are 2\^62 bytes or more"),
+        (["--samples", "1e18", "--shard-samples", "1e12", "--sample-bytes", "3e4", "--global-batch", "16"], "--samples 10+: give a whole"),
         (["--nodes", "2", "--global-batch", "8"], "16 ranks .* raise it to 16 or more"),
         (["x", "--storage", "endpoint"], "KEY=VALUE"),
     ],
@@ -365,6 +426,66 @@ def test_figures_that_can_not_be_are_one_message(arguments: list[str], message: 
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert re.search(message, error)
+
+
+def test_the_largest_figures_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    """A figure at its limit may make no sense; it must not end in an error that nobody wrote, nor take a permutation of all."""
+    sizes = ["--samples", "1e14", "--shard-samples", "1e12", "--sample-bytes", "30000"]
+    batch = ["--global-batch", "1e6", "--ranks-per-node", "8", "--seed", str(2**63 - 1), "--connections", str(2**53 - 1)]
+    times = ["--store-bandwidth", "1e-9", "--epochs", str(2**53 - 1), "--cache-gb", "4e9", "--checkpoint-steps", "9e15"]
+    assert main(["simulate", *sizes, *batch, *times, "--preemption-minutes", "9e15", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # no NaN, no Infinity
+    assert table["setup"]["global_batch"] == 1_000_000
+    assert table["setup"]["seed"] == 2**63 - 1
+    with pytest.raises(SimulationError, match="2\\^62 or more"):
+        simulate(subject([2**45] * 2, 2**17), setup())
+
+
+def test_whole_numbers_are_read_in_any_notation(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--samples", "1e4", "--shard-samples", "1e2", "--sample-bytes", "3e4"]
+    assert main(["simulate", *sizes, "--global-batch", "1e3", "--nodes", "2.0", "--seed", "9007199254740993", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["setup"]
+    assert (told["global_batch"], told["nodes"], told["seed"]) == (1000, 2, 2**53 + 1)
+    assert isinstance(told["global_batch"], int)
+    with pytest.raises(SystemExit):
+        main(["simulate", *sizes, "--nodes", "two"])
+    assert "argument --nodes: 'two' is no number" in capsys.readouterr().err
+
+
+def test_shards_of_a_local_folder_are_said_to_be_read_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(tmp_path / "set", photographs(24, 60, 60), [8, 8, 8])
+    known = ["simulate", str(tmp_path / "set"), "--global-batch", "8", "--ranks-per-node", "1", "--latency", "5000", "--cache-gb", "1e-6"]
+    assert main(known) == 0
+    text = capsys.readouterr().out
+    assert "read in place: no downloads, no cache, no limits of a store" in text
+    assert "--samples 24 --shard-samples 8 --sample-bytes " in text
+    assert "the GPUs don't wait" in text
+    assert "by ranges" not in text.replace("samples read by ranges", "")
+    assert main([*known, "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["data_set"]["read_in_place"] is True
+    assert list(table["epochs"]) == [IN_PLACE]
+    assert (table["epochs"][IN_PLACE]["samples"], table["epochs"][IN_PLACE]["requests"], table["epochs"][IN_PLACE]["stall"]) == (24, 0, 0)
+    assert (table["cache_needed"], table["cache_enough"], table["first_batch"]["ranged"]) == (0, True, 0)
+    assert main([*known, "--measure"]) == 1
+    assert "--measure reads a bucket: " in capsys.readouterr().err
+
+
+def test_figures_that_are_given_are_not_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The store is replaced by what it gave; test_simulation_real.py asks a real one."""
+    monkeypatch.setattr(command, "stored", lambda *_: subject([40]))
+    monkeypatch.setattr(command, "measure", lambda *_: Measurement(5.0, 9.0, 40, 200.0, 50.0, 4, 1000, 0))
+    known = ["simulate", "s3://bucket/set", "--measure", "--global-batch", "8", "--latency", "30"]  # 30 is the default as well
+    assert main([*known, "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert (table["setup"]["latency"], table["setup"]["bandwidth"], table["setup"]["connection_bandwidth"]) == (30, 200, 50)
+    assert table["given_not_measured"] == ["latency"]
+    assert main([*known, "--bandwidth", "7"]) == 0
+    text = capsys.readouterr().out
+    assert "given, so not taken from what was measured: --latency, --bandwidth" in text
+    assert "7 MB/s a node, 50 MB/s a request, 30 ms a request" in text
+    assert main([*known[:-2], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["given_not_measured"] == []
 
 
 def test_a_place_without_a_data_set_is_named(tmp_path: Path) -> None:
@@ -400,6 +521,8 @@ def test_the_command_answers_for_people_and_for_programs(capsys: pytest.CaptureF
         "a kill every 60 min",
         "advice:",
         "exact:",
+        "not modelled: data.tail: pad",
+        "data.sources",
     ):
         assert word in text
     assert main([*known, "--json"]) == 0

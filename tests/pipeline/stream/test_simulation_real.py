@@ -90,7 +90,7 @@ def test_latency_and_bandwidth_are_taken_from_the_bucket(
     for name, value in {"MOST_BYTES": 20_000_000, "_ALONE_BYTES": 4_000_000, "_TOGETHER_SECONDS": 1.0, "_LATENCY_SECONDS": 1.0}.items():
         monkeypatch.setattr(probe, name, value)
     storage = [argument for key, value in s3.options.items() for argument in ("--storage", f"{key}={value}")]
-    assert main(["simulate", url, "--measure", "--json", "--global-batch", "32", "--latency", "9999", *storage]) == 0
+    assert main(["simulate", url, "--measure", "--json", "--global-batch", "32", *storage]) == 0
     table = json.loads(capsys.readouterr().out)
     measured = table["measured"]
     assert 0 < measured["latency"] <= measured["latency_p95"] < 5000
@@ -100,5 +100,11 @@ def test_latency_and_bandwidth_are_taken_from_the_bucket(
     assert table["setup"]["latency"] == measured["latency"]
     assert table["setup"]["bandwidth"] == measured["bandwidth"]
     assert table["data_set"]["samples"] == sum(COUNTS)
+    assert not table["data_set"]["read_in_place"]
+    assert main(["simulate", url, "--measure", "--json", "--global-batch", "32", "--latency", "9999", *storage]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["setup"]["latency"] == 9999
+    assert table["setup"]["bandwidth"] == table["measured"]["bandwidth"]
+    assert table["given_not_measured"] == ["latency"]
     with pytest.raises(ShardError, match="simulated/set"):
         probe.measure(stored(url, s3.options).manifest, {**s3.options, "secret": "wrong"})
