@@ -20,7 +20,7 @@ demo: venv
 	$(BIN)/python launch/demo.py $(if $(IMAGES),--images '$(IMAGES)')
 
 test: venv
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term --cov-fail-under=85 $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85 $(PYTEST_FLAGS)
 
 lint: venv
 	$(BIN)/ruff check $(SOURCES)

@@ -273,11 +273,13 @@ def check(config: Config[Any]) -> None:
         ("checkpoint.keep_every", checkpoint.keep_every, 0),
         ("monitoring.port", config.monitoring.port, 0),
     ):
-        if not value >= least:  # also refuses NaN
-            raise ConfigError(f"{key}: {value} is below {least}")
+        if not least <= value < math.inf:  # also refuses NaN
+            raise ConfigError(f"{key}: {value} is below {least}, or not finite")
     for key, value in (("training.timeout_minutes", training.timeout_minutes), ("data.stall_seconds", data.stall_seconds)):
-        if not value > 0:
-            raise ConfigError(f"{key}: {value} is not above 0")
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{key}: {value} is not above 0, or not finite")
+    if not data.cache:
+        raise ConfigError("data.cache: give a folder, auto or none")
     if config.seed >= 2**63:
         raise ConfigError(f"seed: {config.seed} is not below 2**63")
     _check_sources(data)

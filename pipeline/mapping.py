@@ -69,6 +69,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             return tuple(_value(each, item, where) for each, item in zip(inner, value, strict=True))
     if origin is dict and isinstance(value, Mapping):
         return {str(key): _made(options[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is str and isinstance(value, bool) and where.rpartition(".")[0].endswith("storage_options"):
+        return str(value).lower()  # `anon: true`, as people write it in YAML
     if kind is float and isinstance(value, str):  # YAML reads 1e-4 as text
         try:
             return float(value)

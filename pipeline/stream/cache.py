@@ -17,6 +17,7 @@ import fcntl
 import getpass
 import hashlib
 import os
+import re
 import resource
 import tempfile
 import threading
@@ -26,17 +27,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.stream.counters import Counters
-from pipeline.stream.storage import ResumingReader
+from pipeline.stream.storage import ReaderAbandoned, ResumingReader
 from shards.errors import ShardCorrupt, ShardError, StoreError
 from shards.manifest import Manifest, ShardRecord
 from shards.store import TEMPORARY_PREFIX
 
 _OPEN_FILES = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+_OWN = re.compile(rf"({re.escape(TEMPORARY_PREFIX)})?[0-9a-f]{{64}}(\.tar)?")  # names that are ours to delete
 
 
 def default_folder() -> Path:
     """Where shards are cached when nothing is said: one folder a user in $TMPDIR."""
-    return Path(tempfile.gettempdir()) / f"context-encoders-{getpass.getuser()}" / "shards"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        user = str(os.getuid())
+    return Path(tempfile.gettempdir()) / f"context-encoders-{user}" / "shards"
 
 
 class ShardCache:
@@ -49,14 +55,16 @@ class ShardCache:
         reader: of the store the shards come from.
         counters: gets cache_hits, cache_misses, cache_evictions, cache_downloads, cache_bytes, bytes_read_cache.
         downloads: shards that are fetched at the same time.
+        parts: caches and readers of this process that share its open files.
 
     Raises:
         StoreError: the folder can't be made or written.
     """
 
     def __init__(
-        self, folder: Path, budget: int, manifest: Manifest, reader: ResumingReader, counters: Counters, downloads: int = 2
+        self, folder: Path, budget: int, manifest: Manifest, reader: ResumingReader, counters: Counters, downloads: int = 2, parts: int = 1
     ) -> None:
+        self._open_files = max(1, _OPEN_FILES // parts)
         self.folder = folder
         self.budget = budget
         self.manifest = manifest
@@ -148,6 +156,8 @@ class ShardCache:
     def close(self) -> None:
         """Ends the background downloads; what is on disk stays for the next run."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             self._wanted.clear()
             self._lock.notify_all()
@@ -158,8 +168,14 @@ class ShardCache:
         self._handles.clear()
         os.close(self._room_lock)
 
+    def _identity(self, record: ShardRecord) -> str:
+        """64 hexadecimal digits; where no sha256 is known, of the place, too: two stores may call different shards by one name."""
+        if record.sha256:
+            return record.identity
+        return hashlib.sha256(f"{self.manifest.shards_url}\0{record.identity}".encode()).hexdigest()
+
     def _path(self, record: ShardRecord) -> Path:
-        return self.folder / f"{record.identity}.tar"
+        return self.folder / f"{self._identity(record)}.tar"
 
     def _open(self, shard: int) -> int | None:
         """Opens a cached shard and claims it against eviction for as long as it stays open."""
@@ -181,7 +197,7 @@ class ShardCache:
             return None
         os.utime(handle)
         self._handles[shard] = handle
-        while len(self._handles) > _OPEN_FILES:
+        while len(self._handles) > self._open_files:
             os.close(self._handles.popitem(last=False)[1])
         return handle
 
@@ -198,6 +214,8 @@ class ShardCache:
                 self._busy.add(shard)
             try:
                 self._download(shard)
+            except ReaderAbandoned:
+                return
             except ShardError as error:
                 self.counters.add(cache_failures=1)
                 self.failures[shard] = str(error)
@@ -209,7 +227,7 @@ class ShardCache:
 
     def _download(self, shard: int) -> None:
         record = self.manifest.records[shard]
-        partial = self.folder / f"{TEMPORARY_PREFIX}{record.identity}"
+        partial = self.folder / f"{TEMPORARY_PREFIX}{self._identity(record)}"
         handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             try:
@@ -263,7 +281,8 @@ class ShardCache:
             while view:
                 view = view[os.write(handle, view) :]
 
-        self.reader.copy(record.name, 0, record.size, keep)
+        self.reader.copy(record.name, 0, record.size, keep, "" if record.sha256 else record.version)
+        os.fsync(handle)  # a name that survives a power cut stands for bytes that do
         return seen.hexdigest()
 
     @contextmanager
@@ -277,18 +296,20 @@ class ShardCache:
                 fcntl.flock(self._room_lock, fcntl.LOCK_UN)
 
     def _make_room(self, size: int) -> bool:
-        """Deletes the least recently used shards that nobody has open until `size` bytes more fit."""
+        """Deletes the least recently used shards that nobody has open until `size` bytes more fit; none where they can't."""
         files = []
         for path in self.folder.glob("*"):
             with suppress(OSError):
                 status = path.stat()
-                files.append((status.st_mtime_ns, status.st_size, path))
+                if _OWN.fullmatch(path.name):  # whatever else lies here is somebody's
+                    files.append((status.st_mtime_ns, status.st_size, path))
         used = sum(size for _, size, _ in files)
-        for _, file_size, path in sorted(files, key=lambda file: file[0]):
-            if used + size <= self.budget:
-                break
-            if path.suffix == ".tar" and self._evict(path):
-                used -= file_size
+        if size <= self.budget:
+            for _, file_size, path in sorted(files, key=lambda file: file[0]):
+                if used + size <= self.budget:
+                    break
+                if path.suffix == ".tar" and self._evict(path):
+                    used -= file_size
         self.counters.set(cache_bytes=used)
         return used + size <= self.budget
 
@@ -311,6 +332,8 @@ class ShardCache:
     def _sweep(self) -> None:
         """Removes what a killed process left half-written: partial files that nobody holds the lock of."""
         for path in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
+            if not _OWN.fullmatch(path.name):
+                continue
             with suppress(OSError):
                 handle = os.open(path, os.O_RDWR)
                 try:

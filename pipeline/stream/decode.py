@@ -24,7 +24,7 @@ from pipeline.stream.crop import Box, Crop, choose
 from pipeline.stream.jpeg import Frame, decode_rows, decode_whole, read_frame
 from pipeline.stream.resize import resize
 from pipeline.stream.scratch import Scratch
-from shards.picture import LOST_PIXELS
+from shards.picture import refuse_lost_pixels, to_rgb
 
 DecoderName = Literal["simplejpeg", "nvimgcodec"]
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -118,8 +118,8 @@ def make_decoder(name: DecoderName = "simplejpeg") -> Decoder:
     Raises:
         ConfigError: nvimgcodec was asked for and isn't installed.
     """
-    # the resize has a number of its own, since it decides pixels too
-    always = f"simplejpeg {getattr(simplejpeg, '__version__', 'unknown')}, opencv {cv2.__version__}, smoothed resize 1"
+    # the resize and the conversion of odd formats have numbers of their own, since they decide pixels too
+    always = f"simplejpeg {getattr(simplejpeg, '__version__', 'unknown')}, opencv {cv2.__version__}, smoothed resize 1, conversion 2"
     if name == "simplejpeg":
         return Decoder(always, decode_rows)
     version = region.version()
@@ -152,12 +152,14 @@ def decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         except UndecodableError:
             raise
         except ValueError as error:
-            if LOST_PIXELS.search(str(error)):
-                raise UndecodableError(str(error)) from error  # Pillow would show grey or shifted blocks without a word
+            try:
+                refuse_lost_pixels(data, error)
+            except ValueError as lost:
+                raise UndecodableError(str(lost)) from lost
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             _check_size(picture.height, picture.width, max_pixels)
-            return np.asarray(picture.convert("RGB"))
+            return np.asarray(to_rgb(picture))
     except UndecodableError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever a damaged file leads them to

@@ -1,8 +1,9 @@
 """Decoding only what a crop needs of a JPEG, without another library: the rows down to the crop's last one.
 
-libjpeg-turbo stops where the header says that the picture ends, so the height in a copy of the header is set to the crop's lower edge, plus
-the rows that smooth upsampling of the colours looks at. The crop's pixels are those of the whole decode to the bit. What lies below isn't
-decoded, so damage there isn't seen: the sample's digest has vouched for the bytes, and the builder decodes every picture whole.
+libjpeg-turbo stops where the header says that the picture ends, so the height in a copy of the header is set to the
+crop's lower edge, plus the rows that smooth upsampling of the colours looks at. The crop's pixels are those of the
+whole decode to the bit. What lies below isn't decoded, so damage there isn't seen, nor damage in the crop that shows
+only further down: the sample's digest has vouched for the bytes, and the builder decodes every picture whole.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from pipeline.stream.fetch import Fetcher
 from pipeline.stream.order import share
 from pipeline.stream.quarantine import Quarantine
 from pipeline.stream.samples import BadSample
-from pipeline.stream.source import Position, Source, open_sources, shares, spread
+from pipeline.stream.source import Position, Source, granule, open_sources, shares, spread
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
 from shards.keyed import derived_keys, key_of, sample_keys
 
@@ -120,7 +120,7 @@ class StreamLoader:
         self.part = share(config.global_batch, rank, world_size, config.unit)
         self.sources = open_sources(data, config.seed, self.counters)
         try:
-            self._place([data.lanes] * len(self.sources))
+            self._place([granule(len(self.sources), config.global_batch, data.lanes)] * len(self.sources))
             self.quarantine = Quarantine(config.quarantine, self.total_samples, data.max_bad_fraction, self.counters)
         except BaseException:
             for source in self.sources:
@@ -212,24 +212,31 @@ class StreamLoader:
         self._hold_downloads(True)
         try:
             while True:
-                while len(ahead) < wanted:
-                    positions = self._each(Source.next, positions)
-                    if self.config.epochs is not None and positions[0][0] >= self.config.epochs:
-                        break
-                    ahead.append(self._start(positions))
-                    positions = self._each(Source.after, positions)
+                positions = self._fill_up(ahead, wanted, positions)
                 if not ahead:
                     return
                 self.counters.set(queue_depth=sum(pending.done() for pending in ahead))
                 pending = ahead.popleft()
                 batch = pending.batch(self.sources[0].order.global_batch_size, labelled=self._labelled)
-                wanted = self.config.data.ready_batches
+                if wanted == 1:
+                    wanted = self.config.data.ready_batches
+                    positions = self._fill_up(ahead, wanted - 1, positions)  # while the first is trained on
                 self._hold_downloads(False)
                 self._positions = self._each(Source.after, pending.positions)
                 yield batch
         finally:
             for pending in ahead:
                 pending.cancel()
+
+    def _fill_up(self, ahead: deque[_Pending], wanted: int, positions: tuple[Position, ...]) -> tuple[Position, ...]:
+        """Starts batches from a position on until as many as wanted are under way; returns the position behind them."""
+        while len(ahead) < wanted:
+            positions = self._each(Source.next, positions)
+            if self.config.epochs is not None and positions[0][0] >= self.config.epochs:
+                break
+            ahead.append(self._start(positions))
+            positions = self._each(Source.after, positions)
+        return positions
 
     @property
     def _labelled(self) -> bool:
@@ -310,10 +317,10 @@ class StreamLoader:
             return source.samples.read(sample_id, shard, row, fetched)
         try:
             if (lost := source.lost.get(shard)) is not None:
-                raise lost
+                raise ShardCorrupt(lost)
             return source.samples.read(sample_id, shard, row, fetched)
         except ShardError as error:
-            source.lost[shard] = error  # asked for once, not once a sample
+            source.lost[shard] = str(error)  # asked for once, not once a sample
             name = source.samples.reader.store.describe(source.manifest.records[shard].name)
             raise BadSample(sample_id, f"row {row}", name, "unavailable", str(error)) from error
 
@@ -324,6 +331,8 @@ class StreamLoader:
         epoch, consumed = pending.positions[self.sources.index(source)]
         for candidate in source.order.substitutes(epoch, consumed, source.part.start + number):
             (shard,), (row,) = source.manifest.locate([candidate])
+            if int(shard) in source.lost:
+                continue  # its samples are counted when their own turn comes
             (key,) = sample_keys(source.seed, epoch, [candidate])
             bad = self._fill_places(pending, source, [(place, int(shard), int(row), int(key))])
             if not bad:

@@ -23,10 +23,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.keyed import permutation
+from shards.keyed import key_of, permutation
 from shards.manifest import Manifest
 
-_SHARDS, _BLOCK = 1, 2  # what a permutation is for
+_SHARDS, _BLOCK, _SUBSTITUTE = 1, 2, 3  # what a permutation is for
 
 
 class OrderError(ValueError):
@@ -144,8 +144,8 @@ class SampleOrder:
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
     def substitutes(self, epoch: int, consumed: int, place: int) -> Iterator[int]:
-        """What replaces an unreadable sample: the others of its block from it on, then the blocks that follow in its lane, then
-        the lanes that follow.
+        """What replaces an unreadable sample: the others of its block, then the blocks that follow in its lane, then the lanes that
+        follow; each block from another place for each sample, so that many bad neighbours aren't all replaced by one.
 
         Args:
             epoch: from 0.
@@ -155,13 +155,15 @@ class SampleOrder:
         lane, offset = divmod(place, self.per_lane)
         position = (self._lane_position(epoch, consumed) + offset) % self.lane_length
         number, within = divmod(position, self.shuffle_block)
-        yield from np.roll(self._block(epoch, lane, number), -within)[1:].tolist()
+        own = self._block(epoch, lane, number)
+        key = key_of(self.seed, _SUBSTITUTE, epoch, int(own[within]))
+        yield from _turned(np.delete(own, within), key)
         blocks = -(-self.lane_length // self.shuffle_block)
         for ahead in range(1, blocks):
-            yield from self._block(epoch, lane, (number + ahead) % blocks).tolist()
+            yield from _turned(self._block(epoch, lane, (number + ahead) % blocks), key)
         for other in range(1, self.lanes):
             for block in range(blocks):
-                yield from self._block(epoch, (lane + other) % self.lanes, block).tolist()
+                yield from _turned(self._block(epoch, (lane + other) % self.lanes, block), key)
 
     def shards_ahead(self, epoch: int, consumed: int, part: slice, blocks: int) -> Iterator[int]:
         """The shards that a rank needs soon: those of the block of a position, then of the blocks after it, into the next epoch.
@@ -249,6 +251,12 @@ class SampleOrder:
             while len(self._epochs) > 2:
                 self._epochs.popitem(last=False)
         return found
+
+
+def _turned(ids: NDArray[np.int64], key: int) -> list[int]:
+    """The ids from a place on that the key chooses, and around."""
+    found: list[int] = np.roll(ids, -(key % max(1, len(ids)))).tolist()
+    return found
 
 
 def share(global_batch: int, rank: int, world_size: int, unit: int = 1) -> slice:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import re
+import socket
 import ssl
 import threading
 import time
@@ -20,6 +21,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 T = TypeVar("T")
 _SIGNED_SECONDS = 900
@@ -134,7 +136,16 @@ class PlainGets:
         self._lock = threading.Lock()
         self._urls: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = defaultdict(list)
+        self._live: WeakSet[http.client.HTTPConnection] = WeakSet()
         self._proven, self._doubts = False, 0
+
+    def abandon(self) -> None:
+        """Ends the requests that are under way: whoever waits for them gets an error at once."""
+        for connection in list(self._live):
+            sock = connection.sock
+            if sock is not None:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     @staticmethod
     def possible(fs: Any) -> bool:
@@ -161,11 +172,7 @@ class PlainGets:
         url = urlsplit(self._url(bucket, key))
         headers = {"Range": wanted, "Accept-Encoding": "identity", **({"If-Match": etag} if etag else {})}
         idle = self._idle[url.scheme, url.netloc]
-        try:
-            answer, connection = self._ask(url.scheme, url.netloc, f"{url.path}?{url.query}", headers, idle)
-        except BaseException:
-            self._doubts += 1
-            raise
+        answer, connection = self._ask(url.scheme, url.netloc, f"{url.path}?{url.query}", headers, idle)
         body = PlainBody(answer, connection, idle)
         if answer.status == http.client.PARTIAL_CONTENT:
             self._proven = True
@@ -187,6 +194,7 @@ class PlainGets:
                 connection, fresh = idle.pop(), False
             except IndexError:
                 connection, fresh = self._connection(scheme, host), True
+            self._live.add(connection)
             try:
                 connection.request("GET", target, headers=headers)
                 return connection.getresponse(), connection

@@ -21,7 +21,7 @@ from pipeline.stream.order import OrderError, SampleOrder
 from pipeline.stream.samples import SampleReader
 from pipeline.stream.storage import ResumingReader, reading_store
 from shards import manifest as manifests
-from shards.errors import ManifestMismatch, ShardError
+from shards.errors import ManifestMismatch
 from shards.keyed import key_of
 from shards.manifest import Manifest
 
@@ -30,6 +30,14 @@ _SOURCE_SEED = 4  # purpose of random numbers, beside the loader's
 
 Position = tuple[int, int]
 """(epoch, samples consumed) of one source."""
+
+
+def granule(sources: int, global_batch: int, lanes: int) -> int:
+    """What every source's share is a multiple of, and its number of lanes; all of them for a source alone."""
+    canonical = math.gcd(lanes, global_batch)
+    if sources == 1:
+        return canonical
+    return max(step for step in range(1, max(1, canonical // _GRANULES) + 1) if canonical % step == 0)
 
 
 def shares(weights: Sequence[float], global_batch: int, lanes: int) -> list[int]:
@@ -43,18 +51,17 @@ def shares(weights: Sequence[float], global_batch: int, lanes: int) -> list[int]
     Raises:
         OrderError: more sources than the batch has room for.
     """
-    canonical = math.gcd(lanes, global_batch)
-    granule = max(step for step in range(1, max(1, canonical // _GRANULES) + 1) if canonical % step == 0)
-    units = global_batch // granule
+    step = granule(len(weights), global_batch, lanes)
+    units = global_batch // step
     if units < len(weights):
         raise OrderError(f"a global batch of {global_batch} has no room for {len(weights)} sources: raise training.global_batch")
     exact = [weight / sum(weights) * units for weight in weights]
     counts = [max(1, int(wanted)) for wanted in exact]
     while sum(counts) != units:
-        step = 1 if sum(counts) < units else -1
-        free = [place for place, count in enumerate(counts) if count + step >= 1]
-        counts[max(free, key=lambda place: step * (exact[place] - counts[place]))] += step
-    return [count * granule for count in counts]
+        change = 1 if sum(counts) < units else -1
+        free = [place for place, count in enumerate(counts) if count + change >= 1]
+        counts[max(free, key=lambda place: change * (exact[place] - counts[place]))] += change
+    return [count * step for count in counts]
 
 
 def spread(counts: Sequence[int]) -> list[NDArray[np.int64]]:
@@ -81,19 +88,20 @@ class Source:
         data: how it is read.
         seed: of its order, crops and masks.
         counters: get what the reader and the cache count.
+        parts: sources of this process that share its open files.
 
     Raises:
         ShardError: the data set can't be had or is damaged.
     """
 
-    def __init__(self, name: str, config: SourceConfig, data: DataConfig, seed: int, counters: Counters) -> None:
+    def __init__(self, name: str, config: SourceConfig, data: DataConfig, seed: int, counters: Counters, parts: int = 1) -> None:
         options = {**data.storage_options, **config.storage_options}
         self.name = name
         self.seed = seed
         self._data = data
 
         def reader_of(url: str) -> ResumingReader:
-            return ResumingReader(reading_store(url, options, data.stall_seconds), data.retries, data.stall_seconds, counters)
+            return ResumingReader(reading_store(url, options, data.stall_seconds), data.retries, data.stall_seconds, counters, parts)
 
         index_reader = reader_of(manifests.place(config.shards)[0])
         self.manifest: Manifest = manifests.load(config.shards, reader=index_reader)
@@ -103,11 +111,11 @@ class Source:
         cache = None
         if reader.store.local is None and data.cache != "none":
             folder = default_folder() if data.cache == "auto" else Path(data.cache).expanduser()
-            cache = ShardCache(folder, int(data.cache_gb * 1e9), self.manifest, reader, counters)
+            cache = ShardCache(folder, int(data.cache_gb * 1e9), self.manifest, reader, counters, parts=parts)
         self.samples = SampleReader(self.manifest, reader, index_reader, cache, counters)
         self.first_id = 0
         """What is added to this source's sample ids to make them unlike every other source's."""
-        self.lost: dict[int, ShardError] = {}
+        self.lost: dict[int, str] = {}
         """Why shards can't be had, where the run goes on without them."""
         self._prefetched: Position | None = None
 
@@ -141,6 +149,8 @@ class Source:
             "lanes": self.order.lanes,
             "data_set": self.manifest.fingerprint,
         }
+        if self.name:
+            facts["seed"] = self.seed  # follows from its place among the sources
         return {self._key(fact): value for fact, value in facts.items()}
 
     def lanes_and_position(self, state: Mapping[str, int]) -> tuple[int, Position]:
@@ -161,6 +171,8 @@ class Source:
                 f"the position to continue from was reached with another {where} "
                 f"({self.samples.index_reader.store.describe()} holds other shards now): set it back, or start a new run"
             )
+        if self.name and int(state[self._key("seed")]) != self.seed:
+            raise ManifestMismatch("data.sources: their order is part of the run and was another one: set it back, or start a new run")
         lanes, count = int(state[self._key("lanes")]), self.order.global_batch_size
         if count % lanes:
             what = f"its share of the batch, {count} samples," if self.name else f"a global batch of {count}"
@@ -220,7 +232,7 @@ def open_sources(data: DataConfig, seed: int, counters: Counters) -> list[Source
     found: list[Source] = []
     try:
         for number, (name, config) in enumerate(named.items()):
-            source = Source(name, config, data, source_seed(seed, number), counters)
+            source = Source(name, config, data, source_seed(seed, number), counters, len(named))
             if found:
                 source.first_id = found[-1].first_id + found[-1].manifest.total_samples
             found.append(source)

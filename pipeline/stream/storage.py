@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.stream.counters import Counters
-from pipeline.stream.s3 import Body, ClientBody, PlainGets
+from pipeline.stream.s3 import Body, ClientBody, PlainGets, in_loop
 from shards.errors import ShardCorrupt, ShardError, StoreError
 from shards.index import SUFFIX as INDEX_SUFFIX
 from shards.store import Options, Store
@@ -38,6 +38,10 @@ _NO_CREDENTIALS = frozenset(
 
 class ShardUnavailable(StoreError):
     """A shard can't be had after every retry. Names the shard."""
+
+
+class ReaderAbandoned(Exception):
+    """The run is ending: nothing is wrong with the store or the shard."""
 
 
 class _Final(Exception):
@@ -71,7 +75,7 @@ class _Progress:
 def reading_store(url: str, options: Options, stall_seconds: float) -> Store:
     """A store for a `ResumingReader`: a client of its own that leaves every retry to the reader, so that a wait is
     bounded by what is configured and each retry is counted."""
-    if not url.startswith("s3://"):
+    if not url.startswith(("s3://", "s3a://")):
         return Store(url, options)
     own = {"retries": {"max_attempts": 0}, "connect_timeout": stall_seconds, "read_timeout": stall_seconds}
     own |= {"max_pool_connections": _CONNECTIONS, "signature_version": "s3v4"}  # of signed URLs, too
@@ -100,9 +104,13 @@ class ResumingReader:
         retries: attempts after the first without any progress in between.
         stall_seconds: longest wait for the next bytes of a request.
         counters: gets bytes_read_store, store_requests, store_request_seconds, store_retries.
+        parts: readers of this process that share its open files.
     """
 
-    def __init__(self, store: Store, retries: int = 8, stall_seconds: float = 60.0, counters: Counters | None = None) -> None:
+    def __init__(
+        self, store: Store, retries: int = 8, stall_seconds: float = 60.0, counters: Counters | None = None, parts: int = 1
+    ) -> None:
+        self._open_files = max(1, _OPEN_FILES // parts)
         self.store = store
         self.retries = retries
         self.stall_seconds = stall_seconds
@@ -118,6 +126,8 @@ class ResumingReader:
     def abandon(self) -> None:
         """Ends what still waits for another attempt; the reader can't be used afterwards."""
         self._abandoned.set()
+        if self._plain is not None:
+            self._plain.abandon()
         self._files.clear()
 
     def whole(self, name: str) -> bytes | None:
@@ -141,8 +151,8 @@ class ResumingReader:
     def _pause(self, failures: int, name: str) -> None:
         """Waits before another attempt; the longer, the more failed in a row."""
         self.counters.add(store_retries=1)
-        if self._abandoned.wait(random.uniform(0.5, 1.0) * min(_FIRST_PAUSE * 2**failures, _LONGEST_PAUSE)):
-            raise ShardUnavailable(f"{self.store.describe(name)}: not read any more, the run is ending")
+        if self._abandoned.wait(random.uniform(0.5, 1.0) * min(_FIRST_PAUSE * 2 ** min(failures, 16), _LONGEST_PAUSE)):
+            raise ReaderAbandoned(f"{self.store.describe(name)}: not read any more, the run is ending")
 
     def range(self, name: str, start: int, end: int, version: str = "") -> bytes:
         """Bytes [start, end) of an object, all of them.
@@ -183,7 +193,7 @@ class ResumingReader:
             return file  # read once
         with self._files_lock:
             self._files[name] = file
-            while len(self._files) > _OPEN_FILES:
+            while len(self._files) > self._open_files:
                 del self._files[next(iter(self._files))]
         return file
 
@@ -214,9 +224,11 @@ class ResumingReader:
                 raise failed.cause from None
             except _Final as error:
                 raise ShardUnavailable(f"{self.store.describe(name)}: {error}") from error.__cause__
-            except (ShardCorrupt, ShardUnavailable):
+            except (ShardCorrupt, ShardUnavailable, ReaderAbandoned):
                 raise
             except Exception as error:  # whatever a client library raises: none of them documents all it can
+                if self._abandoned.is_set():
+                    raise ReaderAbandoned(f"{self.store.describe(name)}: the run is ending") from error
                 idle = 0 if progress.position > before else idle + 1
                 progress.failures.append(f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}")
                 if idle > self.retries:
@@ -262,9 +274,15 @@ class ResumingReader:
     def _from_any(self, name: str, progress: _Progress, end: int, sink: Sink) -> None:
         path = self.store.path(name)
         while progress.position < end:
-            data = self.store.fs.cat_file(path, start=progress.position, end=min(end, progress.position + 16 * _CHUNK))
+            fs, stop = self.store.fs, min(end, progress.position + 16 * _CHUNK)
+            if fs.async_impl:
+                data = in_loop(fs, fs._cat_file(path, start=progress.position, end=stop), self.stall_seconds)
+            else:
+                data = fs.cat_file(path, start=progress.position, end=stop)
             if not data:
                 raise _Short(f"nothing came after byte {progress.position}")
+            if len(data) > stop - progress.position:
+                raise _Final("the server sends whole files where ranges are asked for: shards can't be read from it")
             sink(data)
             progress.position += len(data)
 

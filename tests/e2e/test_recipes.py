@@ -17,13 +17,11 @@ from shards.tar_samples import scan
 from tests.launching import launch, setting_list
 
 RECIPES = {
-    "features": ["--training.global_batch", "2", "--training.threads", "2", "--method.optimiser.learning_rate", "1e-3"],
-    "autoencoder": ["--training.global_batch", "2", "--training.threads", "2", "--method.optimiser.learning_rate", "1e-3"],
+    "features": ["--training.global_batch", "2", "--method.optimiser.learning_rate", "1e-3"],
+    "autoencoder": ["--training.global_batch", "2", "--method.optimiser.learning_rate", "1e-3"],
     "inpainting": [
         "--training.global_batch",
         "4",
-        "--training.threads",
-        "2",
         "--method.batch_norm_group",
         "4",
         "--method.width",

@@ -134,3 +134,14 @@ def test_secrets_are_not_written() -> None:
     written = to_mapping(config)
     assert "hidden" not in str(written)
     assert written["data"]["storage_options"]["endpoint_url"] == "http://x"
+
+
+def test_storage_options_may_be_written_as_yaml_truth_values(tmp_path: Path) -> None:
+    config = parse(METHODS, ["--config", write(tmp_path, "data: {shards: x, storage_options: {anon: true}}")])
+    assert config.data.storage_options == {"anon": "true"}
+
+
+@pytest.mark.parametrize("line", ["--data.cache_gb=inf", "--data.stall_seconds=inf", "--data.cache="])
+def test_what_is_not_finite_or_empty_is_refused(line: str) -> None:
+    with pytest.raises(ConfigError, match=line.strip("-").partition("=")[0]):
+        parse(METHODS, ["--data.shards", "x", line])

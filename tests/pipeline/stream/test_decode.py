@@ -176,3 +176,25 @@ def test_the_decoder_is_chosen_by_name_and_says_what_it_is(monkeypatch: pytest.M
     monkeypatch.setattr(region, "version", lambda: None)
     with pytest.raises(ConfigError, match=re.escape("pip install 'context-encoders[decode]'")):
         make_decoder("nvimgcodec")
+
+
+def test_a_harmless_warning_does_not_hide_lost_pixels() -> None:
+    data = bytearray(photographs(1, 128, 128)[0])
+    place = data.index(b"JFIF\0") + 5
+    data[place] = 3  # a version that libjpeg warns of first
+    assert decode(bytes(data), LIMIT).shape == (128, 128, 3)
+    cut = bytes(data[: len(data) // 2]) + b"\xff\xd9"
+    with pytest.raises(UndecodableError, match=r"premature end|Corrupt|bad Huffman"):
+        decode(cut, LIMIT)
+    with pytest.raises(UndecodableError, match=r"premature end|Corrupt|bad Huffman"):
+        DECODER.crop(cut, np.zeros((120, 120, 3), np.uint8), "center", False, 1, LIMIT)
+
+
+def test_odd_formats_become_the_pixels_that_the_builder_would_store() -> None:
+    deep = Image.fromarray((np.arange(64 * 64, dtype=np.uint32).reshape(64, 64) * 16).astype(np.uint16))
+    grey = decode(encoded(deep, "PNG"), LIMIT)[..., 0].copy()
+    assert grey.min() == 0
+    assert 250 <= grey.max() <= 255
+    assert abs(float(grey.mean()) - 127.5) < 2
+    clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    assert (decode(encoded(clear, "PNG"), LIMIT) == 255).all()

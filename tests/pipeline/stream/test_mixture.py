@@ -209,3 +209,20 @@ def test_sources_come_from_a_file_and_from_the_command_line(tmp_path: Path) -> N
 def test_impossible_sources_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(SETTINGS, arguments)
+
+
+def test_sources_in_another_order_are_refused(folders: dict[str, Path]) -> None:
+    with StreamLoader(stream_config(folders)) as loader:
+        state = loader.state_dict()
+    turned = stream_config(folders)
+    turned = replace(turned, data=replace(turned.data, sources=dict(reversed(turned.data.sources.items()))))
+    with StreamLoader(turned) as loader, pytest.raises(ManifestMismatch, match="order"):
+        loader.load_state_dict(state)
+
+
+def test_a_mixture_goes_on_with_any_batch_that_is_a_multiple_of_the_lanes(folders: dict[str, Path]) -> None:
+    config = stream_config(folders, lanes=8)
+    _, state = take(config, 1, 1)
+    for batch in (8, 16, 40):
+        _, other = take(replace(config, global_batch=batch), 2, 1, state)
+        assert other["birds.epoch"] <= 1

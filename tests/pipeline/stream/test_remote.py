@@ -160,13 +160,13 @@ def test_a_byte_that_rots_in_the_cache_is_noticed_and_fetched_again(
 
 
 def test_what_a_killed_download_left_is_swept_and_what_is_being_written_is_not(s3: SeaweedFS, url: str, tmp_path: Path) -> None:
-    (tmp_path / ".partial-dead").write_bytes(b"half")
-    with open(tmp_path / ".partial-alive", "wb") as alive:
+    (tmp_path / f".partial-{'0' * 64}").write_bytes(b"half")
+    with open(tmp_path / f".partial-{'a' * 64}", "wb") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)
         with StreamLoader(stream_config(url, s3.options, cache=str(tmp_path))) as loader:
             take(loader, 1)
-        assert (tmp_path / ".partial-alive").exists()
-    assert not (tmp_path / ".partial-dead").exists()
+        assert (tmp_path / f".partial-{'a' * 64}").exists()
+    assert not (tmp_path / f".partial-{'0' * 64}").exists()
 
 
 def test_a_cache_that_cannot_be_written_is_named(s3: SeaweedFS, url: str, tmp_path: Path) -> None:
@@ -297,3 +297,34 @@ def test_closing_does_not_wait_for_downloads(s3: SeaweedFS, url: str, tmp_path: 
         assert not list(tmp_path.glob(".partial*"))
         for path in tmp_path.glob("*.tar"):
             path.unlink()
+
+
+def test_the_cache_never_deletes_what_is_not_its_own(s3: SeaweedFS, url: str, local: tuple[Path, Manifest], tmp_path: Path) -> None:
+    strangers = [tmp_path / "thesis.tar", tmp_path / ".partial-otherjob"]
+    for path in strangers:
+        path.write_bytes(b"x" * 100_000)
+        os.utime(path, (1, 1))
+    budget = 2.2 * max(record.size for record in local[1].records)
+    with StreamLoader(stream_config(url, s3.options, cache=str(tmp_path), cache_gb=budget / 1e9, shuffle_block=2)) as loader:
+        for _ in itertools.islice(loader, 20):
+            time.sleep(0.02)
+        assert loader.counters.totals()["cache_evictions"] > 0
+        loader.close()
+        loader.close()
+    assert all(path.exists() for path in strangers)
+
+
+def test_ending_a_run_while_the_store_is_away_quarantines_nothing(
+    own_server: SeaweedFS, local: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    url = upload(own_server, "ending", local[0])
+    config = stream_config(url, own_server.options, cache="none", retries=50, unavailable="substitute", max_bad_fraction=1.0)
+    with StreamLoader(replace(config, quarantine=tmp_path / "list.jsonl")) as loader:
+        iterator = iter(loader)
+        next(iterator)
+        own_server.kill()
+        time.sleep(1.5)  # requests fail and wait for their next attempt
+        began = time.monotonic()
+        loader.close()
+        assert time.monotonic() - began < 20
+    assert not (tmp_path / "list.jsonl").exists()
