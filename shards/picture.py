@@ -128,6 +128,8 @@ def _unchanged(data: bytes, image: Image.Image) -> StoredPicture:
         simplejpeg.decode_jpeg(data)  # stricter than Pillow, and what reads it while training
     else:
         image.load()
+        if image.format in {"JPEG", "MPO"}:
+            _decode_jpeg(data, None)  # raises where pixels are lost
     return StoredPicture(data, extension)
 
 

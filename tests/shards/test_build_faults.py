@@ -164,7 +164,13 @@ def test_an_interrupt_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None
 
     tree = write_folder(tmp_path / "in", classed(2000))
     out = tmp_path / "out"
-    process = subprocess.Popen(build_command(tree, out, workers=1), stderr=subprocess.PIPE, text=True)
+    # who runs the tests in the background ignores SIGINT, and so would the program
+    process = subprocess.Popen(
+        build_command(tree, out, workers=1),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
     deadline = time.monotonic() + 60
     while not list(out.glob("_build/0*.json")) and time.monotonic() < deadline:
         time.sleep(0.002)

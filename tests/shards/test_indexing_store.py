@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
 from shards import manifest
 from shards.__main__ import main
@@ -119,6 +120,7 @@ def test_the_command_from_tars_to_a_sound_data_set(
 ) -> None:
     for name, value in {**s3.environment, "AWS_ACCESS_KEY_ID": s3.reader_key, "AWS_SECRET_ACCESS_KEY": s3.reader_secret}.items():
         monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # clients of other tests have the keys that they were made with
     out = str(tmp_path / "out")
     assert main(["index", f"{bucket}/*.tar"]) == 1
     errors = capsys.readouterr().err

@@ -79,7 +79,7 @@ def test_nothing_grows_over_fifty_epochs_from_a_store_through_a_cache_that_evict
     budget = 2.5 * max(record.size for record in local[1].records)
     rows = observe(shards=store.url, storage_options=s3.options, cache=str(tmp_path / "cache"), cache_gb=budget / 1e9)
     assert_flat(rows, capsys)
-    assert rows[-1]["totals"]["cache_evictions"] > EPOCHS
+    assert rows[-1]["totals"]["cache_evictions"] > 10
     assert rows[-1]["totals"]["cache_misses"] > EPOCHS  # samples read as ranges meanwhile
     assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= budget
 
