@@ -189,6 +189,10 @@ class SampleOrder:
                 yield from (int(shard) for shard in order.shards[low : high + 1] if self.manifest.samples[shard])
             block += 1
 
+    def settled(self, position: tuple[int, int]) -> tuple[int, int]:
+        """A position (epoch, samples consumed) itself, or the start of the next epoch where its own has no batch left."""
+        return position if self.has_batch(position[1]) else (position[0] + 1, 0)
+
     def has_batch(self, consumed: int) -> bool:
         """Whether an epoch has one more batch after `consumed` samples of it."""
         position = consumed // self.lanes

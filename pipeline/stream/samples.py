@@ -60,8 +60,6 @@ class SampleReader:
         self._lock = threading.Lock()
         self._indexes: OrderedDict[int, Future[ShardIndex]] = OrderedDict()
         self._index_bytes = 0
-        protocol = reader.store.fs.protocol
-        self._asks_for_versions = "s3" in (protocol if isinstance(protocol, tuple) else (protocol,))
 
     def absent(self, shards: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which samples must come from a remote store, because the node's cache does not hold their shard.
@@ -179,7 +177,7 @@ class SampleReader:
             except ManifestMismatch:  # a bit that flipped on its way is no damage to the index
                 if not attempts_left:
                     raise
-        if not record.sha256 and not self._asks_for_versions:
+        if not record.sha256 and not self.reader.s3:
             self._check_version(shard)
         elif self.reader.store.local is not None:
             size = self.reader.store.size(record.name)

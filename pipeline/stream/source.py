@@ -191,7 +191,7 @@ class Source:
 
     def next(self, position: Position) -> Position:
         """The position itself, or the start of the next epoch where this one has no batch left."""
-        return position if self.order.has_batch(position[1]) else (position[0] + 1, 0)
+        return self.order.settled(position)
 
     def after(self, position: Position) -> Position:
         """The position behind the batch at a position."""

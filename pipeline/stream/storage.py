@@ -116,12 +116,13 @@ class ResumingReader:
         self.stall_seconds = stall_seconds
         self.counters = counters or Counters()
         protocol = store.fs.protocol if isinstance(store.fs.protocol, tuple) else (store.fs.protocol,)
-        self._s3 = "s3" in protocol
+        self.s3 = "s3" in protocol
+        """Whether every request can say which version of an object it is about."""
         self._abandoned = threading.Event()
         self._local = store.local is not None
         self._files: dict[str, _LocalFile] = {}
         self._files_lock = threading.Lock()
-        self._plain = PlainGets(store.fs, stall_seconds) if self._s3 and PlainGets.possible(store.fs) else None
+        self._plain = PlainGets(store.fs, stall_seconds) if self.s3 and PlainGets.possible(store.fs) else None
 
     def abandon(self) -> None:
         """Ends what still waits for another attempt; the reader can't be used afterwards."""
@@ -214,7 +215,7 @@ class ResumingReader:
 
         if start >= end:
             return
-        progress = _Progress(start, f'"{version}"' if version and self._s3 else None)
+        progress = _Progress(start, f'"{version}"' if version and self.s3 else None)
         idle = 0
         while progress.position < end:
             before, began = progress.position, time.monotonic()
@@ -255,7 +256,7 @@ class ResumingReader:
 
     def _attempt(self, name: str, progress: _Progress, end: int, sink: Sink) -> None:
         try:
-            if self._s3:
+            if self.s3:
                 self._from_s3(name, progress, end, sink)
             else:
                 self._from_any(name, progress, end, sink)

@@ -102,11 +102,7 @@ class _Source:
             int(state["shuffle_block"]),
             "pad" if state["pad"] else "drop",
         )
-        return self.settled((int(state[f"{prefix}epoch"]), int(state[f"{prefix}consumed"])))
-
-    def settled(self, position: Position) -> Position:
-        """A position itself, or the start of the next epoch where its own has no batch left."""
-        return position if self.order.has_batch(position[1]) else (position[0] + 1, 0)
+        return self.order.settled((int(state[f"{prefix}epoch"]), int(state[f"{prefix}consumed"])))
 
     def take(self) -> NDArray[np.int64]:
         """The sample ids at the position, of the whole stream."""
@@ -210,7 +206,7 @@ def _enter(found: Account, sources: Sequence[_Source], start: Mapping[str, Any],
     if int(start["step"]) != step - 1:
         found.problems.append(f"attempt {start['attempt']} began behind step {start['step']}, but its first line is of step {step}")
     for source in sources:
-        reached = source.settled(source.position) if continues else None
+        reached = source.order.settled(source.position) if continues else None
         began = source.enter(start)
         if reached is not None and began != reached:
             where = f"{began} of {source.name}" if source.name else f"{began}"
@@ -221,7 +217,7 @@ def _enter(found: Account, sources: Sequence[_Source], start: Mapping[str, Any],
 
 
 def _settle(found: Account, source: _Source) -> None:
-    settled = source.settled(source.position)
+    settled = source.order.settled(source.position)
     if settled != source.position:
         _end_epoch(found, source, complete=True)
         source.position = settled
@@ -267,10 +263,8 @@ def _count(source: _Source, ids: NDArray[np.int64]) -> None:
 def _end_epoch(found: Account, source: _Source, complete: bool) -> None:
     counts, total = source.counts, source.manifest.total_samples
     if counts is None:
-        seen = min(total, source.batches * source.order.global_batch_size)
-        found.epochs.append(Epoch(source.name, source.position[0], source.batches, complete, seen, 0, total - seen))
+        seen, repeated = min(total, source.batches * source.order.global_batch_size), 0
     else:
-        seen = int(np.count_nonzero(counts))
-        repeated = int(np.count_nonzero(counts > 1))
-        found.epochs.append(Epoch(source.name, source.position[0], source.batches, complete, seen, repeated, total - seen))
+        seen, repeated = int(np.count_nonzero(counts)), int(np.count_nonzero(counts > 1))
+    found.epochs.append(Epoch(source.name, source.position[0], source.batches, complete, seen, repeated, total - seen))
     source.counts, source.batches = None, 0
