@@ -306,9 +306,12 @@ def test_the_cache_never_deletes_what_is_not_its_own(s3: SeaweedFS, url: str, lo
         os.utime(path, (1, 1))
     budget = 2.2 * max(record.size for record in local[1].records)
     with StreamLoader(stream_config(url, s3.options, cache=str(tmp_path), cache_gb=budget / 1e9, shuffle_block=2)) as loader:
-        for _ in itertools.islice(loader, 20):
+        deadline = time.monotonic() + 60
+        for _ in loader:  # downloads run behind the batches, at the machine's pace
+            if loader.counters.totals().get("cache_evictions", 0) > 0:
+                break
+            assert time.monotonic() < deadline, "no shard was evicted from a cache of two"
             time.sleep(0.02)
-        assert loader.counters.totals()["cache_evictions"] > 0
         loader.close()
         loader.close()
     assert all(path.exists() for path in strangers)
