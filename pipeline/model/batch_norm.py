@@ -3,13 +3,18 @@
 Statistics are taken over consecutive groups of a fixed number of samples; ranks and micro-batches get whole groups. Training forwards
 only add up what they saw, and once a step `fold_statistics` moves the running statistics by the average over every group of the global
 batch. The cost beside `nn.BatchNorm2d` is one call for each group of a micro-batch, and the copy that joins them where there are several.
+
+The alternative, a group of 0, is what SyncBatchNorm does: one group of every sample that is under way, on whichever rank. Its result then
+depends on the ranks and on the micro-batch, and it costs four small all-reduces a layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +28,7 @@ class GroupedBatchNorm2d(nn.Module):
 
     Args:
         channels: of the input.
-        group: samples that are normalised together.
+        group: samples that are normalised together; 0: all of a call, over every rank. Then the ranks must call alike.
         momentum: share by which a step moves the running statistics.
         epsilon: added to the variance.
 
@@ -39,7 +44,7 @@ class GroupedBatchNorm2d(nn.Module):
 
     def __init__(self, channels: int, group: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
         super().__init__()
-        if group < 1:
+        if group < 0:
             raise ValueError(f"group: {group} samples can't be normalised")
         self.channels = channels
         self.group = group
@@ -56,31 +61,81 @@ class GroupedBatchNorm2d(nn.Module):
         """Normalises float (n, channels, H, W)."""
         if not self.training:
             return F.batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.epsilon)
+        over_ranks = self.group == 0 and _ranks() > 1
+        normalised, statistics = self._over_ranks(values) if over_ranks else self._in_groups(values)
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            sums = statistics.sum(dim=1, dtype=torch.float64).flatten()
+            self.accumulated.add_(torch.cat([sums, sums.new_full((1,), statistics.shape[1])]))
+        return normalised
+
+    def _in_groups(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The normalised values, and means and unbiased variances: float32 (2, groups, channels)."""
         count = values.shape[0]
-        if count == 0 or count % self.group:
+        group = self.group or max(1, count)
+        if count == 0 or count % group:
             raise ValueError(
-                f"batch norm: {count} samples are not whole groups of {self.group}: make the group divide training.micro_batch "
+                f"batch norm: {count} samples are not whole groups of {group}: make the group divide training.micro_batch "
                 "and the share of every rank, or evaluate with network.eval()"
             )
-        if self.group * values.shape[2] * values.shape[3] < 2:
+        if group * values.shape[2] * values.shape[3] < 2:
             raise ValueError(
                 "batch norm: a group of 1 sample has one value a channel here, whose variance is unknown: take groups of 2 or more"
             )
-        groups = (values,) if count == self.group else torch.split(values, self.group)  # one group is not copied
+        groups = (values,) if count == group else torch.split(values, group)  # one group is not copied
         statistics = self.running_mean.new_zeros(2, len(groups), self.channels)
         # a momentum of 1 makes the buffers of a call the statistics of its group
         normalised = [
             F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.epsilon)
             for part, mean, variance in zip(groups, statistics[0], statistics[1], strict=True)
         ]
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            sums = statistics.sum(dim=1, dtype=torch.float64).flatten()
-            self.accumulated.add_(torch.cat([sums, sums.new_full((1,), len(groups))]))
-        return normalised[0] if len(normalised) == 1 else torch.cat(normalised)
+        return normalised[0] if len(normalised) == 1 else torch.cat(normalised), statistics
+
+    def _over_ranks(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_in_groups`, the one group being the samples of this call on every rank.
+
+        nn.SyncBatchNorm does this for GPUs alone and moves the running statistics in every forward, in steps that are not taken too.
+        """
+        shape = (1, self.channels, 1, 1)
+        wide = values.float()
+        count = torch.full((1,), wide.numel() // self.channels, dtype=torch.float32, device=wide.device)
+        dist.all_reduce(count)
+        mean = _sum_over_ranks(wide.sum(dim=(0, 2, 3))) / count
+        centred = wide - mean.view(shape)
+        variance = _sum_over_ranks(centred.square().sum(dim=(0, 2, 3))) / count
+        scale = self.weight * torch.rsqrt(variance + self.epsilon)
+        normalised = torch.addcmul(self.bias.view(shape), centred, scale.view(shape)).to(values.dtype)
+        with torch.no_grad():
+            statistics = torch.stack([mean, variance * count / (count - 1)]).unsqueeze(1)
+        return normalised, statistics
 
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"{self.channels}, group={self.group}, momentum={self.momentum}, epsilon={self.epsilon}"
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sums over the ranks; so does its gradient, since every rank's loss depends on every rank's values."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    summed: Tensor = _SumOverRanks.apply(values)  # type: ignore[no-untyped-call]
+    return summed
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def fold_statistics(module: nn.Module, reduce: Callable[[Tensor], Tensor]) -> None:

@@ -38,7 +38,8 @@ class FeaturesSettings:
     batch_norm: bool = False
     """Batch normalisation after every convolution of encoder and decoder, instead of response normalisation."""
     batch_norm_group: int = 32
-    """Samples whose statistics are taken together; a rank's share is a multiple of it. Used with `batch_norm`."""
+    """Samples whose statistics are taken together; a rank's share is a multiple of it. 0 takes them over the micro-batches of all ranks
+    instead (SyncBatchNorm), so that the result depends on both. Used with `batch_norm` and by the discriminator."""
     pooling: Literal["max", "strided"] = "max"
     """Max pooling, or strided convolutions of the same kernel and stride: the pool-free variant for finer inpainting."""
     initial_std: float | None = None
@@ -77,7 +78,7 @@ class FeaturesRecipe:
         self.image_size = IMAGE_SIZE
         self.mask: MaskSource | None = mask_source(settings.mask) if self.masked else None
         adversarial = settings.adversarial_weight > 0
-        self.unit = settings.batch_norm_group if settings.batch_norm or adversarial else 1
+        self.unit = (settings.batch_norm_group if settings.batch_norm or adversarial else 0) or 1
         network = FeaturesNetwork(
             layout=settings.layout,
             batch_norm=settings.batch_norm,

@@ -46,7 +46,8 @@ class InpaintingSettings:
     noise: int = 0
     """Units of noise beside the bottleneck; the paper found none better."""
     batch_norm_group: int = 64
-    """Samples whose statistics are taken together: the paper's batch. A rank's share is a multiple of it."""
+    """Samples whose statistics are taken together: the paper's batch. A rank's share is a multiple of it. 0 takes them over the
+    micro-batches of all ranks instead (SyncBatchNorm), so that the result depends on both."""
     norm: Literal["l1", "l2"] = "l2"
     """Of the reconstruction."""
     reconstruction_weight: float = 0.999
@@ -76,7 +77,7 @@ class InpaintingRecipe:
             raise ConfigError("method.mask.max_fraction: the central region of this recipe is 64 x 64 of 128 x 128, a fraction of 0.25")
         self.method = settings
         self.image_size = IMAGE_SIZE
-        self.unit = settings.batch_norm_group
+        self.unit = settings.batch_norm_group or 1
         self.mask: MaskSource | None = mask_source(settings.mask)
         self.central = settings.mask.kind == "central"
         size, group = PATCH if self.central else IMAGE_SIZE, settings.batch_norm_group

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.model.batch_norm import GroupedBatchNorm2d, discard_statistics, fold_statistics
@@ -171,5 +173,57 @@ def test_samples_that_are_not_whole_groups_are_refused(count: int, size: int, me
 def test_a_group_of_one_value_is_refused() -> None:
     with pytest.raises(ValueError, match="group of 1 sample has one value a channel"):
         make(3, 1)(torch.zeros(4, 3, 1, 1))
-    with pytest.raises(ValueError, match=r"^group: 0"):
-        GroupedBatchNorm2d(3, 0)
+    with pytest.raises(ValueError, match=r"^group: -1"):
+        GroupedBatchNorm2d(3, -1)
+
+
+SHARES = (5, 3)
+"""Samples of each rank."""
+
+
+def joined() -> tuple[Tensor, Tensor]:
+    """Values of every rank, and the weights of a loss over them."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(8, 3, 4, 4, generator=generator) * 3 + 1, torch.randn(8, 3, 4, 4, generator=generator)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    dist.all_reduce(values)
+    return values
+
+
+def normalise_a_share(rank: int, folder: str) -> None:
+    """What one rank of two does; leaves its results in the folder."""
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", 2), rank=rank, world_size=2)
+    values, weight = (torch.split(part, SHARES)[rank] for part in joined())
+    layer, values = make(3, 0), values.clone().requires_grad_()
+    with torch.no_grad():
+        layer(values)  # another player's turn leaves no trace
+    normalised = layer(values)
+    (normalised * weight).sum().backward()
+    fold_statistics(layer, sum_over_ranks)
+    found = {"normalised": normalised.detach(), "values": gradient(values), "weight": gradient(layer.weight), "bias": gradient(layer.bias)}
+    torch.save({**found, "running": running(layer)}, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_group_of_0_is_batch_norm_over_the_uneven_shares_of_all_ranks(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(normalise_a_share, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    values, weight = joined()
+    theirs, values = nn.BatchNorm2d(3), values.requires_grad_()
+    theirs.load_state_dict(make(3, 0).state_dict(), strict=False)
+    expected = theirs(values)
+    (expected * weight).sum().backward()
+    for name, reference in (("normalised", expected.detach()), ("values", gradient(values))):
+        torch.testing.assert_close(torch.cat([first[name], second[name]]), reference, rtol=1e-5, atol=1e-5)
+    for name, reference in (("weight", gradient(theirs.weight)), ("bias", gradient(theirs.bias))):
+        torch.testing.assert_close(first[name] + second[name], reference, rtol=1e-5, atol=1e-5)
+    assert torch.equal(first["running"], second["running"])
+    torch.testing.assert_close(first["running"], running(theirs), rtol=1e-5, atol=1e-6)
+
+
+def test_a_group_of_0_takes_any_number_of_samples_on_one_rank() -> None:
+    ours, theirs, values = make(3, 0), nn.BatchNorm2d(3), torch.randn(5, 3, 4, 4)
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    assert torch.equal(ours(values), theirs(values))
