@@ -104,15 +104,16 @@ class Store:
         self.fs.invalidate_cache()
         return self._try(name, ask)
 
-    def list(self, folder: str = "", deep: bool = True) -> list[tuple[str, int]]:
+    def list(self, folder: str = "", deep: bool = True, strict: bool = False) -> list[tuple[str, int]]:
         """(name, size in bytes) of everything below a folder (or only right in it), sorted by name; temporary files left out.
 
-        Links of a local folder are followed. The size of what a store lists without one is 0.
+        Links of a local folder are followed; folders of it that can't be listed are passed over, or an error where `strict`. The size of
+        what a store lists without one is 0.
         """
 
         def walk() -> list[tuple[str, int]]:
             if self.local is not None:
-                files = files_below(self.local, self.path(folder)[len(self.root.rstrip("/")) + 1 :], None if deep else 1)
+                files = files_below(self.local, self.path(folder)[len(self.root.rstrip("/")) + 1 :], None if deep else 1, strict)
                 return sorted((name, status.st_size if status else 0) for name, status in files)
             try:
                 found = self.fs.find(self.path(folder), maxdepth=None if deep else 1, detail=True)
@@ -159,12 +160,17 @@ class Store:
             file.write(data)
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """A file that becomes the object `name` when the block ends, and leaves nothing when it raises."""
+    def writing(self, name: str, block: int | None = None) -> Iterator[IO[bytes]]:
+        """A file that becomes the object `name` when the block ends, and leaves nothing when it raises.
+
+        Args:
+            name: of the object.
+            block: bytes of a part of the upload to a store, at least 5 MiB; the client's own when None.
+        """
         folder = self.local
         if folder is None:
             with self.reported(name):
-                file = self.fs.open(self.path(name), "wb")
+                file = self.fs.open(self.path(name), "wb", block_size=block)
                 try:
                     yield file
                 except BaseException:
@@ -186,6 +192,32 @@ class Store:
             finally:
                 partial.unlink(missing_ok=True)
             sync_folder(target.parent)
+
+    def abort_uploads(self, chosen: Callable[[str], object]) -> int:
+        """Gives up uploads in parts to S3 that nobody completed, whose parts are paid for and not listed; returns how many.
+
+        Args:
+            chosen: whether the upload of an object of this name is given up. Whoever is uploading it at this moment fails.
+        """
+        if "s3" not in self.fs.protocol:
+            return 0
+        bucket, key, _ = self.fs.split_path(self.root)
+        prefix = f"{key}/" if key else ""
+
+        def abort() -> int:
+            count, marker = 0, dict[str, str]()
+            while True:
+                found = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marker)
+                for upload in found.get("Uploads", []):
+                    if upload["Key"].startswith(prefix) and chosen(upload["Key"][len(prefix) :]):
+                        with suppress(FileNotFoundError):
+                            self.fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+                        count += 1
+                if not found.get("IsTruncated"):
+                    return count
+                marker = {"KeyMarker": found["NextKeyMarker"], "UploadIdMarker": found["NextUploadIdMarker"]}
+
+        return self._try("", abort)
 
     def upload(self, source: Path, name: str) -> None:
         """Copies a local file to the object `name`."""

@@ -183,7 +183,7 @@ class Proxy:
         self._writers.add(writer)
         try:
             while True:
-                request = await _read_request(reader)
+                request = await _read_request(reader, writer)
                 await self.shape.wait()
                 await self._exchange(request, writer)
         except (asyncio.IncompleteReadError, OSError, asyncio.CancelledError):
@@ -266,9 +266,11 @@ async def _read_head(reader: asyncio.StreamReader) -> tuple[bytes, str, list[tup
     return raw, first, [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
 
 
-async def _read_request(reader: asyncio.StreamReader) -> Request:
+async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request:
     head, first, lines = await _read_head(reader)
     headers = {name.lower(): value for name, value in lines}
+    if headers.get("expect", "").lower() == "100-continue":  # how clients ask before they send a body
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     body = await reader.readexactly(int(headers.get("content-length", 0)))
     method, target, _ = first.split(" ")
     _, _, key = unquote(urlsplit(target).path).lstrip("/").partition("/")
@@ -277,9 +279,11 @@ async def _read_request(reader: asyncio.StreamReader) -> Request:
 
 
 async def _read_answer(reader: asyncio.StreamReader, method: str) -> Answer:
-    _, first, lines = await _read_head(reader)
+    status = 100
+    while status == 100:
+        _, first, lines = await _read_head(reader)
+        status = int(first.split(" ")[1])
     headers = {name.lower(): value for name, value in lines}
-    status = int(first.split(" ")[1])
     body = b""
     if "chunked" in headers.get("transfer-encoding", ""):
         while size := int(await reader.readuntil(b"\r\n"), 16):
