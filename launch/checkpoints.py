@@ -1,4 +1,5 @@
-"""Lists, verifies or prunes the checkpoints of a run: python launch/checkpoints.py list|verify|prune RUN [--storage KEY=VALUE ...]"""
+"""Lists, verifies, prunes or hands over the checkpoints of a run:
+python launch/checkpoints.py list|verify|prune|release RUN [--storage KEY=VALUE ...]"""
 
 from __future__ import annotations
 
@@ -8,15 +9,19 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.training.checkpoint import CheckpointInvalid, CheckpointStore, describe, folder_name, verify
+from pipeline.training.ownership import release
 from pipeline.training.run_folder import RunFolder, RunFolderError, checkpoint_store
 from shards.errors import ShardError
 
 
 def main() -> int:
-    """Prints one line a checkpoint; 1 when one does not verify or there is none."""
+    """Prints one line a checkpoint; 1 when one does not verify or there is none to do anything with."""
     parser = argparse.ArgumentParser(description=__doc__)
-    actions = "list: what the commit files say; verify: read and compare every byte; prune: delete all but the newest that verify"
-    parser.add_argument("action", choices=["list", "verify", "prune"], help=actions)
+    actions = (
+        "list: what the commit files say; verify: read and compare every byte; prune: delete all but the newest that verify; "
+        "release: let another run have them, the one that writes them stops at its next save"
+    )
+    parser.add_argument("action", choices=["list", "verify", "prune", "release"], help=actions)
     parser.add_argument("run", help="a run folder, or the folder or s3:// URL of its checkpoints")
     parser.add_argument("--storage", action="append", default=[], metavar="KEY=VALUE", help="option of the store, as in fsspec")
     parser.add_argument("--keep-last", type=_positive, default=3, metavar="N", help="prune: newest sound ones that stay (default: 3)")
@@ -26,6 +31,10 @@ def main() -> int:
     options = dict(option.partition("=")[::2] for option in arguments.storage)
     try:
         checkpoints = CheckpointStore(checkpoint_store(arguments.run, options), arguments.keep_last, arguments.keep_every)
+        if arguments.action == "release":
+            freed, where = release(checkpoints.store), checkpoints.store.describe()
+            print(f"{where}: {'the next run that starts here has these checkpoints' if freed else 'no run has these checkpoints'}")
+            return 0
         steps = checkpoints.steps()
         if not steps:
             print(f"error: {checkpoints.store.describe()}: no checkpoints", file=sys.stderr)

@@ -26,6 +26,8 @@ def main() -> int:
     print(
         f"{found.steps} steps count, of {found.attempts} attempts with {worlds} ranks; {found.undone} more were undone by a later attempt"
     )
+    if found.before:
+        print(f"the record begins behind step {found.before}: what was trained before is not in it")
     if found.skipped or found.replaced:
         print(f"{found.skipped} steps left the weights alone (gradient not finite); {found.replaced} times a bad sample was replaced")
     for epoch in found.epochs:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pipeline.training import stacks
 from pipeline.training.interruption import Interruption
 
 interruption = Interruption()
+stacks.answer()
 interruption.install()  # before the imports below take their seconds: a signal must not find the default handler
 
 import sys  # noqa: E402

@@ -62,6 +62,11 @@ DEFINITIONS = (
     Definition("learning_rate", "gauge", "Learning rate of a player.", ("player",)),
     Definition("nonfinite_steps_total", "counter", "Steps with a non-finite loss or gradient."),
     Definition("skipped_steps_total", "counter", "Steps whose update was left out."),
+    Definition("collapsed", "gauge", "1 while a player's losses look like a collapse, as its recipe declares it, else 0.", ("player",)),
+    Definition("data_starving", "gauge", "1 while this rank waits for data more than watchdog.starving_share of the time, else 0."),
+    Definition("heartbeat_age_seconds", "gauge", "Time since the loop of this rank last moved on."),
+    Definition("attempt", "gauge", "Attempt of the run that this process belongs to, from 1."),
+    Definition("launcher_restarts", "gauge", "How many times the launcher has started the ranks again."),
     Definition("mask_coverage_ratio", "gauge", "Share of the pixels of the last logged batch that are dropped."),
     Definition(
         "bad_samples_total",

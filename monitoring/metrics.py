@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
@@ -131,6 +131,23 @@ class RunMetrics:
     def mask_coverage(self, share: float) -> None:
         """Share of pixels that are dropped, 0 to 1."""
         self._gauges["mask_coverage_ratio"].set(share)
+
+    def collapsed(self, player: str, collapsed: bool) -> None:
+        """Whether a player's losses look like a collapse."""
+        self._series(self._gauges["collapsed"], player).set(collapsed)
+
+    def starving(self, starving: bool) -> None:
+        """Whether this rank waits for data too much of the time."""
+        self._gauges["data_starving"].set(starving)
+
+    def heartbeat(self, age: Callable[[], float]) -> None:
+        """Seconds since the loop last moved on, asked for when the metrics are read: the loop may hang."""
+        self._gauges["heartbeat_age_seconds"].set_function(age)
+
+    def attempt(self, number: int, restarts: int) -> None:
+        """Which attempt of the run this is, and how many times the launcher has restarted it."""
+        self._gauges["attempt"].set(number)
+        self._gauges["launcher_restarts"].set(restarts)
 
     def nonfinite(self, *, skipped: bool = True) -> None:
         """A step had a non-finite loss or gradient; `skipped`: its update was left out."""

@@ -133,6 +133,11 @@ class TrainingConfig:
     """Most samples that go through a device at once. What fits: it does not change the result."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes the networks in bfloat16 with float32 weights and losses."""
+    mode: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
+    """How ranks share the work: ddp holds everything on each; DeepSpeed's ZeRO (the extra `deepspeed`) divides the optimiser's state
+    (zero1), gradients too (zero2), weights too (zero3). It does not change the result, and a run may change it when it is resumed."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What ZeRO keeps in the memory of the CPU: the optimiser's state, or with zero3 that and the weights."""
     max_gradient_norm: float = 0.0
     """Gradients of a player are scaled down to this norm; 0 leaves them."""
     max_nonfinite_steps: int = 10
@@ -146,7 +151,8 @@ class TrainingConfig:
     threads: int = 1
     """CPU threads of torch a rank. Part of the result's last bits on CPUs."""
     timeout_minutes: float = 10.0
-    """Longest wait for another rank before the run stops."""
+    """Longest wait for another rank to join, and what watchdog.stall_minutes is derived from; without the watchdog the longest wait of any
+    collective."""
     deterministic: bool = True
     """Algorithms that give the same bits in every run; false lets cuDNN pick the fastest."""
 
@@ -186,6 +192,29 @@ class MonitoringConfig:
 
 
 @dataclass(frozen=True)
+class WatchdogConfig:
+    """What ends a run that hangs, and what is reported about one that is not well. See docs/watchdogs.md."""
+
+    enabled: bool = True
+    """End a rank that does not move on, with the stacks of its threads in RUN/stacks. Set it to false under a debugger."""
+    startup_minutes: float = 30.0
+    """Longest time from the start of a rank to the end of its first step: joining, checkpoint and first batch included."""
+    stall_minutes: float = 0.0
+    """Longest wait inside one step, for data or for the step itself; 0: nine tenths of training.timeout_minutes, and with a remote store at
+    least as long as one request may be tried again (data.retries, data.stall_seconds)."""
+    checkpoint_minutes: float = 30.0
+    """Longest time that training may stand still for a checkpoint; where the stall's is longer, that."""
+    grace_seconds: float = 60.0
+    """What a checkpoint that is being written gets to be done before a rank that hangs is ended."""
+    starving_share: float = 0.5
+    """Share of the time, 0 to 1, that a rank may wait for data before it is reported; 1 reports nothing."""
+    starving_seconds: float = 60.0
+    """Window of that share, in seconds."""
+    collapse_steps: int = 500
+    """Steps in a row over which the losses that a recipe declares as a collapse are averaged before one is reported; 0 reports none."""
+
+
+@dataclass(frozen=True)
 class Config(Generic[MethodT]):
     """Everything a run depends on."""
 
@@ -202,6 +231,7 @@ class Config(Generic[MethodT]):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
 
 def parse(methods: Mapping[str, type], arguments: Sequence[str], program: str = "launch/pretrain.py", description: str = "") -> Config[Any]:
@@ -272,19 +302,47 @@ def check(config: Config[Any]) -> None:
         ("checkpoint.keep_last", checkpoint.keep_last, 1),
         ("checkpoint.keep_every", checkpoint.keep_every, 0),
         ("monitoring.port", config.monitoring.port, 0),
+        ("watchdog.stall_minutes", config.watchdog.stall_minutes, 0),
+        ("watchdog.grace_seconds", config.watchdog.grace_seconds, 0),
+        ("watchdog.collapse_steps", config.watchdog.collapse_steps, 0),
     ):
         if not least <= value < math.inf:  # also refuses NaN
             raise ConfigError(f"{key}: {value} is below {least}, or not finite")
-    for key, value in (("training.timeout_minutes", training.timeout_minutes), ("data.stall_seconds", data.stall_seconds)):
+    for key, value in (
+        ("training.timeout_minutes", training.timeout_minutes),
+        ("data.stall_seconds", data.stall_seconds),
+        ("watchdog.startup_minutes", config.watchdog.startup_minutes),
+        ("watchdog.checkpoint_minutes", config.watchdog.checkpoint_minutes),
+        ("watchdog.starving_share", config.watchdog.starving_share),
+        ("watchdog.starving_seconds", config.watchdog.starving_seconds),
+    ):
         if not 0 < value < math.inf:
             raise ConfigError(f"{key}: {value} is not above 0, or not finite")
+    if config.watchdog.starving_share > 1:
+        raise ConfigError(f"watchdog.starving_share: {config.watchdog.starving_share} is above 1: give a share of the time, 0.5 for half")
     if not data.cache:
         raise ConfigError("data.cache: give a folder, auto or none")
     if config.seed >= 2**63:
         raise ConfigError(f"seed: {config.seed} is not below 2**63")
     _check_sources(data)
+    check_mode(training)
     if not config.run:
         raise ConfigError("run: give the folder that this run writes into: --run runs/NAME")
+
+
+def check_mode(training: TrainingConfig) -> None:
+    """Refuses what a mode can't offload.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if training.offload != "none" and training.mode == "ddp":
+        raise ConfigError("training.offload: ddp keeps everything on its device. Set --training.mode zero1, zero2 or zero3, or none here")
+    if training.offload == "parameters" and training.mode != "zero3":
+        raise ConfigError(
+            f"training.offload: only zero3 divides the weights, {training.mode} can offload the optimizer. "
+            "Set --training.mode zero3 or --training.offload optimizer"
+        )
 
 
 def _check_sources(data: DataConfig) -> None:

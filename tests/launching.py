@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,9 @@ def kill_all(launcher: subprocess.Popen[bytes]) -> None:
     """kill -9 of the launcher and every rank at once."""
     ranks = rank_processes(launcher)
     os.killpg(launcher.pid, signal.SIGKILL)
+    for rank in ranks:  # the launcher starts each in a group of its own
+        with suppress(psutil.NoSuchProcess):
+            rank.kill()
     launcher.wait()
     psutil.wait_procs(ranks, timeout=20)
 

@@ -159,6 +159,11 @@ def fold_statistics(module: nn.Module, reduce: Callable[[Tensor], Tensor]) -> No
     discard_statistics(module)
 
 
+def spans_ranks(module: nn.Module) -> bool:
+    """Whether a training forward waits for the same forward of the other ranks."""
+    return any(layer.group == 0 for layer in _layers(module)) and _ranks() > 1
+
+
 def discard_statistics(module: nn.Module) -> None:
     """Forgets what the forwards since the last fold saw, for a step that is not taken."""
     for layer in _layers(module):

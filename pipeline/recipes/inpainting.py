@@ -26,13 +26,20 @@ from pipeline.masking import MaskConfig, mask_source
 from pipeline.model.discriminator import Discriminator
 from pipeline.model.inpainting_network import Generator
 from pipeline.recipes.pixels import PixelScale, columns
-from pipeline.recipes.player import Losses, Networks, Player, Views, paint
+from pipeline.recipes.player import Collapse, Losses, Networks, Player, Views, paint
 from pipeline.stream.loader import MaskSource
 
 IMAGE_SIZE, PATCH = 128, 64
 SCALE = PixelScale((127.5, 127.5, 127.5), 127.5)
 HOLE_FILL = (117.0, 104.0, 123.0)  # R, G, B as the released code has them: Caffe's mean with its channels permuted
 OVERLAP_WEIGHT = 10.0
+WON = Collapse(
+    at_most={"adversarial": 0.01},
+    at_least={"accuracy_real": 0.999, "accuracy_generated": 0.999},
+    advice="It tells every filling from the real region, so the generator learns little from it: lower "
+    "method.discriminator_optimiser.learning_rate, or look at the pictures and let it be where they are good",
+)
+"""What the users of this method report of long runs on much data: the discriminator's loss falls to 0."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class InpaintingRecipe:
         players = [Player("generator", painter, self._painter_loss, settings.optimiser)]
         if settings.adversarial_weight:
             judge = Discriminator(size, width=settings.width, batch_norm_group=group)
-            players.insert(0, Player("discriminator", judge, self._judge_loss, settings.discriminator_optimiser))
+            players.insert(0, Player("discriminator", judge, self._judge_loss, settings.discriminator_optimiser, WON))
         self.players = tuple(players)
 
     def views(self, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> Views:  # noqa: ARG002

@@ -36,6 +36,21 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Collapse:
+    """What a player's logged losses look like, averaged over many steps, when its game is over. It is reported, nothing else.
+
+    Attributes:
+        at_most: part -> mean that is too low; all of them together are a collapse.
+        at_least: part, from 0 to 1 -> mean that is too high; all of them together are a collapse, too.
+        advice: what it means and what to do, one sentence.
+    """
+
+    at_most: Mapping[str, float]
+    at_least: Mapping[str, float]
+    advice: str
+
+
+@dataclass(frozen=True)
 class Player:
     """A network, its loss and its optimiser.
 
@@ -44,12 +59,14 @@ class Player:
         network: float32 parameters; `forward` is called exactly once a turn, so that it can be wrapped for many ranks.
         loss: (views, networks) -> Losses.
         optimiser: the rule and its settings.
+        collapse: what its losses must not come to; None where nothing is known.
     """
 
     name: str
     network: nn.Module
     loss: Callable[[Views, Networks], Losses]
     optimiser: OptimiserConfig
+    collapse: Collapse | None = None
 
 
 class Recipe(Protocol):

@@ -1,96 +1,75 @@
-"""Checkpoints that exist whole or not at all.
-
-A checkpoint is a folder `step_<n>/` of safetensors files, two a player, and `checkpoint.json`, which names each file
-with size and sha256 and is written last: without it the checkpoint does not exist. That works alike on a disk and on
-an object store, which has no rename. Tensors are full and named after parameters, so that nothing in a checkpoint
-depends on the number of ranks; nothing is ever unpickled.
+"""The checkpoints of a run: saved behind the next steps, retained by rule, and found again.
 
 A save takes a snapshot and writes it behind the next steps. The newest checkpoint whose files verify is resumed; a
-damaged one is reported and skipped, never deleted.
+damaged one is reported and skipped, never deleted. What a checkpoint looks like is in `checkpoint_files`, who may write
+one in `ownership`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import IO, Any
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
-import safetensors.torch
-import torch
-from torch import Tensor
-
+from pipeline.training.checkpoint_files import (
+    COMMIT,
+    FOLDER,
+    Checkpoint,
+    CheckpointInvalid,
+    describe,
+    folder_name,
+    read,
+    step_of,
+    verify,
+    write,
+)
+from pipeline.training.ownership import Ownership, OwnershipLost
+from pipeline.training.snapshot import Snapshot, SnapshotMemory
 from shards.errors import StoreError
-from shards.store import Store
+from shards.store import LEFT_BEHIND, Store
 
-COMMIT = "checkpoint.json"
-_FORMAT, _VERSION = "context-encoder-checkpoint", 1
-_FOLDER = re.compile(r"step_(\d{9})/")
-_TYPES = {
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_SEAL = b' "sha256": "'
+__all__ = [
+    "COMMIT",
+    "Checkpoint",
+    "CheckpointInvalid",
+    "CheckpointStore",
+    "SaveReport",
+    "describe",
+    "folder_name",
+    "read",
+    "step_of",
+    "verify",
+    "write",
+]
 _FAILURES = 3  # saves in a row that may fail before the run stops
-
-
-class CheckpointInvalid(Exception):
-    """A checkpoint that can't be used. Names it, what is wrong and what to do."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a run continues from.
-
-    Attributes:
-        step: steps that were done.
-        facts: plain values: recipe, position of the data, settings, versions.
-        tensors: file name without ending -> name -> tensor on the CPU.
-    """
-
-    step: int
-    facts: Mapping[str, Any]
-    tensors: Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass
 class SaveReport:
-    """What the last save cost, in seconds and bytes, filled in when it is done."""
+    """What the last save cost, filled in when it is done.
+
+    Attributes:
+        step: of the checkpoint.
+        blocked_seconds: for which training stood still: the wait for the save before this one, the snapshot, and what a GPU waited for it.
+        waited_seconds: of these, the wait for the save before. More than 0 says that checkpoints come faster than the store takes them.
+        seconds: that writing took, beside the training.
+        bytes: of all files.
+        error: why it failed; None: the checkpoint exists.
+        warning: what went wrong behind a save that did not fail.
+        finished: when, in seconds since 1970.
+    """
 
     step: int
     blocked_seconds: float = 0.0
+    waited_seconds: float = 0.0
     seconds: float = 0.0
     bytes: int = 0
     error: str | None = None
-    finished: float = field(default=0.0)
-
-
-def folder_name(step: int) -> str:
-    """`step_000001000`: nine digits, so that names sort by step."""
-    return f"step_{step:09d}"
-
-
-def step_of(name: str, shown: str) -> int:
-    """The step in a checkpoint's folder name.
-
-    Raises:
-        CheckpointInvalid: it is not such a name; `shown` is what the error calls it.
-    """
-    found = _FOLDER.fullmatch(f"{name}/")
-    if not found:
-        raise CheckpointInvalid(f"{shown}: not a checkpoint: its folder is called like {folder_name(1000)}.")
-    return int(found[1])
+    warning: str | None = None
+    finished: float = 0.0
 
 
 class CheckpointStore:
@@ -101,6 +80,9 @@ class CheckpointStore:
         keep_last: newest that are kept.
         keep_every: steps whose checkpoints are kept for good; 0 keeps none.
         report: called in the writing thread after every save.
+
+    Attributes:
+        before_commit: called in the writing thread right before a checkpoint begins to exist; where it raises the save fails.
     """
 
     def __init__(self, store: Store, keep_last: int = 3, keep_every: int = 0, report: Callable[[SaveReport], None] | None = None) -> None:
@@ -108,58 +90,117 @@ class CheckpointStore:
         self.keep_last = keep_last
         self.keep_every = keep_every
         self.report = report or (lambda _: None)
+        self.before_commit: Callable[[], None] = lambda: None
+        self._memory = SnapshotMemory()
+        self._ownership: Ownership | None = None
         self._writer: threading.Thread | None = None
         self._failures: list[str] = []
+        self._lost: OwnershipLost | None = None
+        self._report_error: BaseException | None = None
         self._damaged: set[int] = set()
+
+    def claim(self, run: Path) -> None:
+        """Makes the run in a folder the one that writes here, and removes what its killed saves left. Called by rank 0, once, before it
+        reads or writes.
+
+        Raises:
+            RunFolderError: another run writes here, or the checkpoints that this run saved are gone.
+            StoreError: the store does not answer, or can't be written.
+        """
+        steps = self.steps()
+        ownership = Ownership(self.store, run)
+        ownership.claim(empty=not steps)
+        self._ownership = ownership
+        self.sweep()
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that were committed, oldest first; none of them is verified here."""
-        names = (name for name, _ in self.store.list() if name.endswith(f"/{COMMIT}"))
-        return sorted(int(found[1]) for found in map(_FOLDER.match, names) if found)
+        return sorted(_committed(self._files()))
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint, began: float | None = None) -> None:
         """Snapshots the tensors and writes them behind the next steps; waits for the save before it.
 
+        Args:
+            checkpoint: its tensors may be changed once this returns.
+            began: `time.monotonic()` when the training stopped for this save; now when None.
+
         Raises:
-            StoreError: this is the third save in a row that failed.
+            StoreError: the last three saves failed, or somebody else writes here now.
         """
-        began = time.monotonic()
+        began = time.monotonic() if began is None else began
+        called = time.monotonic()
         self.wait()
-        copies = {
-            file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-            for file, tensors in checkpoint.tensors.items()
-        }
-        snapshot = Checkpoint(checkpoint.step, dict(checkpoint.facts), copies)
-        report = SaveReport(checkpoint.step, blocked_seconds=time.monotonic() - began)
-        self._writer = threading.Thread(target=self._write, args=(snapshot, report), name=f"checkpoint-{checkpoint.step}")
+        waited = time.monotonic() - called
+        snapshot = self._memory.take(checkpoint.tensors)
+        report = SaveReport(checkpoint.step, blocked_seconds=time.monotonic() - began, waited_seconds=waited)
+        arguments = (checkpoint.step, dict(checkpoint.facts), snapshot, report)
+        self._writer = threading.Thread(target=self._write, args=arguments, name=f"checkpoint-{checkpoint.step}")
         self._writer.start()
 
     def wait(self, must_succeed: bool = False) -> None:
         """Waits until the last save is on the store.
 
         Raises:
-            StoreError: it failed and has to succeed, or it was the third in a row to fail.
+            StoreError: it failed and has to succeed, it was the third in a row to fail, or somebody else writes here.
         """
+        self.close()
+        if self._report_error is not None:
+            error, self._report_error = self._report_error, None
+            raise error
+        if self._lost is not None:
+            raise self._lost
+        if len(self._failures) >= (1 if must_succeed else _FAILURES):
+            raise StoreError(
+                f"{self.store.describe()}: {len(self._failures)} checkpoints in a row could not be written, "
+                f"the last: {self._failures[-1]}. When the store takes them again, the same command continues from the newest that is there"
+            )
+
+    def close(self) -> None:
+        """Waits until nothing is being written, however that ends."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
-        if len(self._failures) >= (1 if must_succeed else _FAILURES):
-            raise StoreError(
-                f"{self.store.describe()}: {len(self._failures)} checkpoints in a row could not be written, the last: {self._failures[-1]}"
-            )
 
-    def _write(self, checkpoint: Checkpoint, report: SaveReport) -> None:
+    def _write(self, step: int, facts: dict[str, object], snapshot: Snapshot, report: SaveReport) -> None:
         began = time.monotonic()
         try:
-            report.bytes = write(self.store, checkpoint)
-            self._damaged.discard(checkpoint.step)
+            report.blocked_seconds += snapshot.wait()
+            self._check_owner()
+            report.bytes = write(self.store, Checkpoint(step, facts, snapshot.tensors), self._before_commit)
+            self._damaged.discard(step)
             self._failures.clear()
-            self.prune()
+            report.warning = self._tidy()
         except Exception as error:  # whatever a store raises must reach the run as a failed save, not end a thread unseen
+            self._lost = error if isinstance(error, OwnershipLost) else None
             report.error = f"{type(error).__name__}: {error}"
             self._failures.append(report.error)
         report.seconds, report.finished = time.monotonic() - began, time.time()
-        self.report(report)
+        try:
+            self.report(report)
+        except Exception as error:  # a run whose record can't be written must not go on: the next `wait` says so
+            self._report_error = error
+
+    def _before_commit(self) -> None:
+        self.before_commit()
+        self._check_owner()
+
+    def _check_owner(self) -> None:
+        if self._ownership is not None:
+            self._ownership.check()
+
+    def _tidy(self) -> str | None:
+        """Retention behind a save, and what an upload of a killed attempt brought since the sweep. What could not be deleted is a warning:
+        the checkpoint is there."""
+        try:
+            self.prune()
+            if self._ownership is not None:
+                files = self._files()
+                folders = {int(found[1]) for found in map(FOLDER.match, files) if found}
+                for step in folders - _committed(files):
+                    self.store.delete(folder_name(step))
+        except Exception as error:
+            return f"older checkpoints could not be deleted: {error}"
+        return None
 
     def prune(self) -> None:
         """Deletes what the rule does not keep."""
@@ -195,8 +236,11 @@ class CheckpointStore:
         return sound
 
     def sweep(self) -> None:
-        """Removes what a killed save left: folders that were never committed. Called by the one writer, before it writes."""
+        """Removes what a killed save left: folders that were never committed, temporary files, uploads that were never completed. Called by
+        the one writer, before it writes."""
         committed = {folder_name(step) for step in self.steps()}
+        with suppress(StoreError):  # not every store knows this or allows it; one that does not answer at all says so right below
+            self.store.abort_uploads(FOLDER.match)
         try:
             entries = self.store.entries()
         except StoreError as error:
@@ -204,9 +248,9 @@ class CheckpointStore:
                 return  # a new run
             raise
         for entry in entries:
-            folder = str(entry["name"]).rstrip("/").rpartition("/")[2]
-            if _FOLDER.fullmatch(f"{folder}/") and folder not in committed:
-                self.store.delete(folder)
+            name = str(entry["name"]).rstrip("/").rpartition("/")[2]
+            if (FOLDER.fullmatch(f"{name}/") and name not in committed) or LEFT_BEHIND.fullmatch(name):
+                self.store.delete(name)
 
     def newest(self, skipped: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that verifies, None where none does.
@@ -225,109 +269,10 @@ class CheckpointStore:
                 skipped(f"{error} It is skipped and left as it is.")
         return None
 
-
-def write(store: Store, checkpoint: Checkpoint) -> int:
-    """Writes one checkpoint, its commit file last; returns its bytes."""
-    folder = folder_name(checkpoint.step)
-    store.delete(f"{folder}/{COMMIT}")  # one that is written anew does not exist while that goes on
-    files = {}
-    for file, tensors in checkpoint.tensors.items():
-        name = f"{file}.safetensors"
-        with store.writing(f"{folder}/{name}") as target:
-            files[name] = _write_tensors(tensors, target)
-    facts = {"format": _FORMAT, "version": _VERSION, "step": checkpoint.step, **checkpoint.facts, "files": files}
-    sealed = _seal(facts)
-    store.write(f"{folder}/{COMMIT}", sealed)
-    return sum(int(entry["size"]) for entry in files.values()) + len(sealed)
+    def _files(self) -> list[str]:
+        return [name for name, _ in self.store.list(strict=True)]
 
 
-def describe(store: Store, step: int) -> dict[str, Any]:
-    """The facts of a checkpoint from its commit file.
-
-    Raises:
-        CheckpointInvalid: there is none, or it is damaged.
-    """
-    name = f"{folder_name(step)}/{COMMIT}"
-    shown = store.describe(name)
-    if store.size(name) is None:
-        raise CheckpointInvalid(f"{shown}: no such checkpoint.")
-    try:
-        data = store.read(name)
-        if data != _closed(data[: data.rfind(_SEAL)]):
-            raise CheckpointInvalid(f"{shown}: damaged (its sha256 differs).")
-        facts: dict[str, Any] = json.loads(data)
-        if facts["format"] != _FORMAT or facts["version"] != _VERSION or facts["step"] != step:
-            raise CheckpointInvalid(
-                f"{shown}: format {facts['format']!r} version {facts['version']!r} of step {facts['step']} is not known here."
-            )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointInvalid(f"{shown}: damaged ({type(error).__name__}: {error}).") from error
-    return facts
-
-
-def read(store: Store, step: int) -> Checkpoint:
-    """Reads a checkpoint, every byte of it verified.
-
-    Raises:
-        CheckpointInvalid: a file is missing, cut or damaged.
-    """
-    facts = describe(store, step)
-    tensors = {}
-    for name, data in _verified(store, step, facts):
-        try:
-            tensors[name.removesuffix(".safetensors")] = safetensors.torch.load(data)
-        except Exception as error:  # the sha256 was right, so this was written by something else
-            raise CheckpointInvalid(f"{store.describe(f'{folder_name(step)}/{name}')}: not a safetensors file ({error}).") from error
-    return Checkpoint(step, facts, tensors)
-
-
-def verify(store: Store, step: int) -> int:
-    """Reads a checkpoint and compares every byte; returns how many there are.
-
-    Raises:
-        CheckpointInvalid: a file is missing, cut or damaged.
-    """
-    return sum(len(data) for _, data in _verified(store, step, describe(store, step)))
-
-
-def _verified(store: Store, step: int, facts: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    for name, entry in facts["files"].items():
-        path = f"{folder_name(step)}/{name}"
-        size = store.size(path)
-        if size != entry["size"]:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise CheckpointInvalid(f"{store.describe(path)}: {found}, the checkpoint says {entry['size']}.")
-        data = store.read(path)
-        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise CheckpointInvalid(f"{store.describe(path)}: damaged (its sha256 differs).")
-        yield name, data
-
-
-def _seal(facts: Mapping[str, Any]) -> bytes:
-    """JSON whose last field is the sha256 of every byte before it, so that no byte of the file can change unseen."""
-    return _closed(json.dumps(facts, indent=1, sort_keys=True).encode().removesuffix(b"\n}") + b",\n")
-
-
-def _closed(body: bytes) -> bytes:
-    return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
-
-
-def _write_tensors(tensors: Mapping[str, Tensor], target: IO[bytes]) -> dict[str, int | str]:
-    """Writes the safetensors format as a stream, so that a checkpoint is never twice in memory; returns size and sha256."""
-    header, position = {}, 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, position + size]}
-        position += size
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    seen, size = hashlib.sha256(), 0
-    for data in (struct.pack("<Q", len(head)), head, *map(_bytes_of, tensors.values())):
-        target.write(data)
-        seen.update(data)
-        size += len(data)
-    return {"size": size, "sha256": seen.hexdigest()}
-
-
-def _bytes_of(tensor: Tensor) -> Any:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+def _committed(files: list[str]) -> set[int]:
+    found = (FOLDER.match(name) for name in files if name.endswith(f"/{COMMIT}"))
+    return {int(each[1]) for each in found if each}

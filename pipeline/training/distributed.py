@@ -19,10 +19,11 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]
 
 from pipeline.config import TrainingConfig
-from pipeline.mapping import ConfigError
+from pipeline.training import launcher, rendezvous
+from pipeline.training.watchdog import Watchdog
 
 T = TypeVar("T")
 
@@ -42,6 +43,7 @@ class World:
         local_size: processes on this node.
         device: that this rank computes on.
         accelerator: wraps networks for many ranks.
+        timeout: longest wait in a collective of the ranks.
     """
 
     rank: int
@@ -50,6 +52,7 @@ class World:
     local_size: int
     device: torch.device
     accelerator: Accelerator
+    timeout: timedelta
 
     @property
     def is_first(self) -> bool:
@@ -117,16 +120,19 @@ class World:
 
 
 @contextmanager
-def join(training: TrainingConfig) -> Iterator[World]:
+def join(training: TrainingConfig, watchdog: Watchdog | None = None) -> Iterator[World]:
     """Joins the ranks that the launcher started, and parts from them at the end however that comes.
+
+    Args:
+        training: settings of the loop.
+        watchdog: is told what is waited for.
 
     Raises:
         LaunchError: WORLD_SIZE of the environment and of the process group differ.
-        ConfigError: the launcher was told another precision than the configuration.
+        RanksMissing: not every rank came in training.timeout_minutes.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    _refuse_other_precision(training)
     cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
     torch.set_num_threads(training.threads)
     if training.deterministic:
@@ -136,11 +142,14 @@ def join(training: TrainingConfig) -> Iterator[World]:
     torch.backends.cudnn.benchmark = not training.deterministic
     if not cpu:
         torch.cuda.set_device(local_rank)
-    if size > 1 and not dist.is_initialized():
-        _make_group(rank, size, cpu, timedelta(minutes=training.timeout_minutes))
+    start = timedelta(minutes=training.timeout_minutes)
+    timeout = timedelta(seconds=watchdog.patience.collective) if watchdog else start
+    if (size > 1 or training.mode != "ddp") and not dist.is_initialized():  # ZeRO needs a group even for one
+        _make_group(rank, size, cpu, start, timeout, watchdog)
     try:
         if cpu:
             os.environ["ACCELERATE_USE_CPU"] = "true"
+        os.environ.update(launcher.without_plugins(os.environ))
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision="no",  # precision is the step's own
@@ -152,35 +161,33 @@ def join(training: TrainingConfig) -> Iterator[World]:
                 "start with accelerate launch --config_file launch/accelerate/cpu.yaml, or see docs/launch.md"
             )
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        yield World(rank, size, local_rank, local_size, accelerator.device, accelerator)
+        yield World(rank, size, local_rank, local_size, accelerator.device, accelerator, timeout)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _make_group(rank: int, size: int, cpu: bool, timeout: timedelta) -> None:
+def _make_group(rank: int, size: int, cpu: bool, start: timedelta, timeout: timedelta, watchdog: Watchdog | None) -> None:
     """Makes the process group before accelerate does, so that a restart finds a store without the keys of the last attempt."""
-    agent_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
-        port = int(os.environ["MASTER_PORT"])
-        address = os.environ["MASTER_ADDR"]
-    except KeyError as error:
-        raise LaunchError(f"WORLD_SIZE is {size} but {error.args[0]} is not set: start the ranks with accelerate launch") from None
-    store = TCPStore(address, port, size, is_master=rank == 0 and not agent_has_store, timeout=timeout)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"attempt-{attempt}", _store(rank, size, start, watchdog) if size > 1 else HashStore())
+    if size > 1:
+        rendezvous.meet(store, rank, size, start, watchdog.tell if watchdog else None)
     dist.init_process_group(
         "gloo" if cpu else "cpu:gloo,cuda:nccl",
-        store=PrefixStore(f"attempt-{attempt}", store),
+        store=store,
         rank=rank,
         world_size=size,
         timeout=timeout,
     )
 
 
-def _refuse_other_precision(training: TrainingConfig) -> None:
-    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if told not in ("no", training.precision):
-        raise ConfigError(
-            f"training.precision: the launcher was told mixed_precision {told}, the configuration {training.precision}. "
-            f"Set --training.precision {'bf16' if told == 'bf16' else 'fp32 or bf16'} or leave the launcher's at no"
-        )
+def _store(rank: int, size: int, timeout: timedelta, watchdog: Watchdog | None) -> Store:
+    agent_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        port = int(os.environ["MASTER_PORT"])
+        address = os.environ["MASTER_ADDR"]
+    except KeyError as error:
+        raise LaunchError(f"WORLD_SIZE is {size} but {error.args[0]} is not set: start the ranks with accelerate launch") from None
+    is_master = rank == 0 and not agent_has_store
+    return rendezvous.connect(address, port, size, is_master, timeout, watchdog.tell if watchdog else None)

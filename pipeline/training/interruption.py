@@ -11,6 +11,7 @@ alone: the handlers are in place before torch is.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
@@ -62,6 +63,7 @@ class Interruption:
         if self._process == os.getpid():
             return
         self._process = os.getpid()
+        atexit.register(self._stop_listening)
         self._parent = _PARENT if self._process == _IMPORTED_IN else os.getppid()
         for number in _STOP:
             if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
@@ -79,6 +81,7 @@ class Interruption:
             RuntimeError: called from another thread than the main one.
         """
         _check_main_thread()
+        atexit.unregister(self._stop_listening)
         if sys.platform == "linux" and _death_signal() in self._before:
             _swap_death_signal(self._death_signal_before)
         for number, handler in self._before.items():
@@ -94,6 +97,12 @@ class Interruption:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _stop_listening(self) -> None:
+        """At the end of the process, where Python would put back the handlers that kill: a signal that comes now asks for what is done."""
+        if self._process == os.getpid():
+            for number in self._before:
+                signal.signal(number, signal.SIG_IGN)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         """Runs between two bytecodes of the main thread, wherever that is: takes no lock and writes nothing."""

@@ -62,6 +62,7 @@ class Account:
     Attributes:
         attempts: that were started.
         worlds: ranks of each attempt.
+        before: steps that were done when the record begins, by another run or on a machine that was lost: nothing is known of them.
         steps: that count.
         undone: steps that were taken and then taken again by a later attempt.
         skipped: counted steps whose update was left out for a gradient that was not finite.
@@ -72,6 +73,7 @@ class Account:
 
     attempts: int = 0
     worlds: list[int] = field(default_factory=list)
+    before: int = 0
     steps: int = 0
     undone: int = 0
     skipped: int = 0
@@ -135,7 +137,8 @@ def account(folder: Path, options: Options | None = None) -> Account:
         sources.append(_Source(number, name, manifests.load(config.shards, options), first_id))
     rows = read_lines(folder / "history.jsonl")
     counted = _counted(starts, rows)
-    found = Account(len(starts), [int(start["world_size"]) for start in starts], len(counted), len(rows) - len(counted))
+    worlds, undone = [int(start["world_size"]) for start in starts], len(rows) - len(counted)
+    found = Account(len(starts), worlds, int(starts[0]["step"]), len(counted), undone)
     found.skipped = sum(bool(row["skipped"]) for row in counted.values())
     try:
         _walk(found, sources, starts, counted, _bad_samples(folder))

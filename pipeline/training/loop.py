@@ -7,6 +7,8 @@ one object each: the run folder, the checkpoints, the progress on the console, t
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,16 +24,17 @@ from pipeline.config import Config, to_mapping
 from pipeline.recipes.player import Recipe
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
 from pipeline.stream.order import share
-from pipeline.training import distributed
+from pipeline.training import distributed, launcher
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
+from pipeline.training.contestant import Contestant
 from pipeline.training.distributed import World
 from pipeline.training.grid import save_grid
 from pipeline.training.interruption import Interruption
-from pipeline.training.optimiser_state import state_tensors
 from pipeline.training.reporting import Reporting, Stopwatch
 from pipeline.training.resume import enter, find
 from pipeline.training.run_folder import RunFolder, samples_digest
-from pipeline.training.step import Contestant, TrainStep, rate_factor
+from pipeline.training.step import TrainStep, rate_factor
+from pipeline.training.watchdog import Watchdog, restart_count
 from shards.keyed import key_of
 from shards.store import Store
 
@@ -72,21 +75,33 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
     Raises:
         LaunchError, ConfigError, RunFolderError, CheckpointInvalid, OrderError, ShardError, NonFiniteError: each says what to do.
     """
+    config = dataclasses.replace(config, training=launcher.settled(config.training, os.environ))
     with ExitStack() as stack:
-        world = stack.enter_context(distributed.join(config.training))
+        watchdog = stack.enter_context(Watchdog(config))
+        world = stack.enter_context(distributed.join(config.training, watchdog))
         path = Path(config.run)
         folder = world.on_first(lambda: RunFolder(path, writes=True)) or RunFolder(path, writes=False)
         stack.callback(folder.close)
+        watchdog.opened(folder)
+        watchdog.tell("opening the data set")
         recipe = recipes.make(config.recipe, config.method, config.seed)
         loader = stack.enter_context(StreamLoader(_stream_config(config, recipe, world, folder), world.rank, world.size))
+        watchdog.follow(loader.counters)
+        watchdog.tell("loading the newest checkpoint")
         checkpoints = CheckpointStore(_checkpoint_store(config, folder), config.checkpoint.keep_last, config.checkpoint.keep_every)
         found = find(config, checkpoints, world, loader.decoder.description)
-        contestants = enter(recipe, found, world)
+        watchdog.tell("bringing the networks onto the devices")
+        contestants = enter(recipe, found, world, config.training)
+        for contestant in contestants:
+            stack.callback(contestant.close)
         if found is not None:
             loader.load_state_dict(found.facts["position"])
-        reporting = Reporting(config, world, folder, loader, found.step if found else 0)
+        reporting = Reporting(config, world, folder, loader, found.step if found else 0, recipe.players, watchdog)
         stack.callback(reporting.close)
-        run = _Run(config, world, folder, recipe, loader, checkpoints, contestants, reporting, interruption)
+        checkpoints.before_commit = folder.sync
+        stack.callback(checkpoints.close)  # whatever ends the run: nobody else gets the folder while a save goes on
+        run = _Run(config, world, folder, recipe, loader, checkpoints, contestants, reporting, interruption, watchdog)
+        stack.callback(watchdog.at, "end")
         return run(found)
 
 
@@ -104,7 +119,9 @@ class _Run:
         contestants: list[Contestant],
         reporting: Reporting,
         interruption: Interruption,
+        watchdog: Watchdog,
     ) -> None:
+        self.watchdog = watchdog
         self.config, self.world, self.folder, self.loader = config, world, folder, loader
         self.checkpoints, self.contestants, self.reporting, self.interruption = checkpoints, contestants, reporting, interruption
         self.saved_step = -1
@@ -118,7 +135,6 @@ class _Run:
             largest_share=_largest_share(training.global_batch, world.size, recipe.unit),
             micro_batch=training.micro_batch,
             bf16=training.precision == "bf16",
-            max_gradient_norm=training.max_gradient_norm,
             max_nonfinite_steps=training.max_nonfinite_steps,
         )
         self.recipe = recipe
@@ -144,9 +160,12 @@ class _Run:
         """Takes steps until there are enough or somebody asks to stop; returns the step and why."""
         training = self.config.training
         watch = Stopwatch()
+        self.watchdog.at("data", step + 1)
         for batch in self.loader:
+            self.watchdog.at("step", step + 1)
             waited = watch.lap()
-            news = torch.tensor([int(self.interruption.requested is not None), samples_digest(batch.sample_ids.numpy())], dtype=torch.int64)
+            stop, digest = int(self.interruption.requested is not None), samples_digest(batch.sample_ids.numpy())
+            news = torch.tensor([stop, digest, *self.reporting.hunger], dtype=torch.int64)
             telling = self.world.start_sum(news)
             rate = rate_factor(self.config.schedule, step, training.steps)
             torch.manual_seed(key_of(self.config.seed, step, self.world.rank) >> 1)  # for recipes that draw from torch's own generator
@@ -154,7 +173,7 @@ class _Run:
             self.world.finish(telling)
             step += 1
             self.reporting.rates({each.player.name: each.player.optimiser.learning_rate * rate for each in self.contestants})
-            self.reporting.step(step, batch, result, rate, waited + watch.lap(), waited, int(news[1]))
+            self.reporting.step(step, batch, result, rate, waited + watch.lap(), waited, int(news[1]), news[2:].tolist())
             if training.pictures_every and step % training.pictures_every == 0:
                 self._draw(step, batch)
             if step >= training.steps:
@@ -163,32 +182,36 @@ class _Run:
                 return step, self.interruption.requested or "another rank was asked to stop"
             if step % self.config.checkpoint.every == 0:
                 self._save(step)
+            self.watchdog.at("data", step + 1)
         raise AssertionError("a loader without a number of epochs has no end")
 
     def _save(self, step: int) -> None:
+        self.watchdog.at("checkpoint", step)
+        began = time.monotonic()
         self.reporting.flush()  # steps that a checkpoint holds are never taken again, so their lines must be there
-        if not self.world.is_first or step == self.saved_step:
+        if step == self.saved_step:
             return
         self.saved_step = step
         tensors: dict[str, Mapping[str, Tensor]] = {}
         for each in self.contestants:
-            tensors[each.player.name] = each.network.state_dict()
-            tensors[f"{each.player.name}.optimiser"] = state_tensors(each.network, each.optimiser)
+            tensors |= each.full_state()
+        if not self.world.is_first:
+            return
         facts = {
             "recipe": self.config.recipe,
             "position": self.loader.state_dict(),
             "config": to_mapping(self.config),
             "world_size": self.world.size,
+            "mode": self.config.training.mode,
             "decoder": self.loader.decoder.description,
             "torch": str(torch.__version__),
             "saved_at": time.time(),
         }
-        self.checkpoints.save(Checkpoint(step, facts, tensors))
+        self.checkpoints.save(Checkpoint(step, facts, tensors), began)
 
     def _draw(self, step: int, batch: Batch) -> None:
-        """Writes the grid of what the networks paint, from the first pictures of rank 0."""
-        if not self.world.is_first:
-            return
+        """Writes the grid of what the networks paint, from the first pictures of rank 0. Every rank paints its own, since weights that
+        are divided among the ranks come together in a forward of all of them."""
         networks = self.train_step.networks()
         for network in networks.values():
             network.eval()
@@ -196,7 +219,8 @@ class _Run:
             shown = slice(0, min(self.config.training.pictures, len(batch.sample_ids)))
             columns = self.recipe.pictures(self.train_step.views(batch, shown), networks)
         try:
-            save_grid(self.folder.picture(step), columns)
+            if self.world.is_first:
+                save_grid(self.folder.picture(step), columns)
         except OSError as error:  # a full disk: no reason to stop
             self.reporting.say(f"step {step}: the picture grid could not be written: {error}")
         for network in networks.values():
@@ -229,6 +253,7 @@ class _Run:
             global_batch=config.training.global_batch,
             shares={source.name: source.order.global_batch_size for source in self.loader.sources},
             recipe=config.recipe,
+            restarts=restart_count(),
         )
 
 

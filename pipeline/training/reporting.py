@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
@@ -21,12 +22,15 @@ from monitoring.exporter import Exporter
 from monitoring.metrics import RunMetrics
 from monitoring.targets import TargetsFile
 from pipeline.config import Config
+from pipeline.recipes.player import Player
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.training.checkpoint import SaveReport
 from pipeline.training.distributed import World
+from pipeline.training.health import CollapseWatch, Starvation
 from pipeline.training.progress import Progress
 from pipeline.training.run_folder import RunFolder, samples_text
 from pipeline.training.step import StepResult
+from pipeline.training.watchdog import Watchdog, restart_count
 
 
 class Reporting:
@@ -38,9 +42,20 @@ class Reporting:
         folder: the run folder.
         loader: whose counters become metrics.
         first_step: steps that were done before this attempt.
+        players: that may declare what a collapse of theirs looks like.
+        watchdog: of this process.
     """
 
-    def __init__(self, config: Config[Any], world: World, folder: RunFolder, loader: StreamLoader, first_step: int) -> None:
+    def __init__(
+        self,
+        config: Config[Any],
+        world: World,
+        folder: RunFolder,
+        loader: StreamLoader,
+        first_step: int,
+        players: Sequence[Player],
+        watchdog: Watchdog,
+    ) -> None:
         self._config, self._world, self._folder, self._loader = config, world, folder, loader
         self._closing = ExitStack()
         self._waiting: list[tuple[dict[str, Any], StepResult]] = []
@@ -49,6 +64,13 @@ class Reporting:
         self.attempt = 0
         """Which attempt of the run this is, kept with every line of the history."""
         self._told: set[tuple[str, int]] = set()
+        self._first = True
+        self._nonfinite = 0
+        self._starvation = Starvation(config.watchdog.starving_share, config.watchdog.starving_seconds)
+        self._starving_ranks = 0
+        steps = config.watchdog.collapse_steps
+        self._collapses = {each.name: CollapseWatch(each.collapse, steps) for each in players if each.collapse is not None and steps}
+        self._advice = {each.name: each.collapse.advice for each in players if each.collapse is not None}
         self.progress = Progress(config.training.steps, first_step, enabled=world.is_first)
         self._closing.callback(self.progress.close)
         logging.basicConfig(format=f"rank {world.rank}: %(message)s")
@@ -57,6 +79,10 @@ class Reporting:
         self.metrics = RunMetrics(
             run, world.rank, world.size, node, version=_version(), torch_version=str(torch.__version__), recipe=config.recipe
         )
+        self.metrics.heartbeat(watchdog.age)
+        self.metrics.attempt(watchdog.attempt, restart_count())
+        for player in self._collapses:
+            self.metrics.collapsed(player, False)
         if config.monitoring.enabled:
             port = config.monitoring.port and config.monitoring.port + world.local_rank
             exporter = Exporter(self.metrics.registry, config.monitoring.address, port, config.monitoring.token_file)
@@ -70,7 +96,23 @@ class Reporting:
         if self._world.is_first:
             self.progress.message(text)
 
-    def step(self, step: int, batch: Batch, result: StepResult, rate: float, seconds: float, wait_seconds: float, samples: int) -> None:
+    @property
+    def hunger(self) -> tuple[int, int]:
+        """What the ranks tell each other about their data, summed with every step: whether this one starves, and then its share of the time
+        that it waited, in thousandths."""
+        return (1, round(1000 * self._starvation.share)) if self._starvation.starving else (0, 0)
+
+    def step(
+        self,
+        step: int,
+        batch: Batch,
+        result: StepResult,
+        rate: float,
+        seconds: float,
+        wait_seconds: float,
+        samples: int,
+        hunger: Sequence[int],
+    ) -> None:
         """A step is done.
 
         Args:
@@ -81,12 +123,12 @@ class Reporting:
             seconds: that the step took, the wait for its batch included.
             wait_seconds: of it spent waiting for the batch.
             samples: a number that is equal for two steps with the same samples, over all ranks.
+            hunger: the sum over the ranks of what `hunger` was when the step began.
         """
         training = self._config.training
         self._seconds, self._wait_seconds, self._steps = self._seconds + seconds, self._wait_seconds + wait_seconds, self._steps + 1
-        if result.skipped:
-            self.metrics.nonfinite()
-            self.say(f"step {step}: a gradient of {', '.join(result.skipped)} is not finite, its weights stay as they were")
+        self._watch_numbers(step, result.skipped)
+        self._watch_data(step, seconds, wait_seconds, *hunger)
         self.metrics.step(
             step=step,
             epoch=batch.epoch,
@@ -125,6 +167,50 @@ class Reporting:
         self._seconds = self._wait_seconds = 0.0
         self._steps = 0
 
+    def _watch_numbers(self, step: int, skipped: Sequence[str]) -> None:
+        """Non-finite gradients: every step is counted and said, the first and the last in a row are events."""
+        if skipped:
+            self.metrics.nonfinite()
+            self.say(f"step {step}: a gradient of {', '.join(skipped)} is not finite, its weights stay as they were")
+            if not self._nonfinite:
+                self._folder.event("nonfinite", step=step, players=list(skipped))
+            self._nonfinite += 1
+        elif self._nonfinite:
+            self._folder.event("nonfinite_over", step=step, steps=self._nonfinite)
+            self._nonfinite = 0
+
+    def _watch_data(self, step: int, seconds: float, wait_seconds: float, ranks: int, thousandths: int) -> None:
+        """Ranks that wait for their data most of the time: the first is reported for all, and the end of the last."""
+        if self._first:  # it waited for the first batch, and nothing was prepared ahead
+            self._first = False
+        elif self._starvation.add(seconds, wait_seconds):
+            self.metrics.starving(self._starvation.starving)
+        before, self._starving_ranks = self._starving_ranks, ranks
+        if ranks and not before:
+            share = thousandths / 1000 / ranks
+            self._folder.event("starving", step=step, ranks=ranks, share=round(share, 3))
+            self.say(
+                f"step {step}: {ranks} of {self._world.size} ranks wait for data {share:.0%} of the time. Where processor cores are idle "
+                "raise data.threads, where the store is slow data.requests and data.ready_batches; docs/watchdogs.md tells which it is"
+            )
+        elif before and not ranks:
+            self._folder.event("starving_over", step=step)
+            self.say(f"step {step}: no rank starves for data any more")
+
+    def _watch_collapse(self, step: int, losses: dict[str, dict[str, float]]) -> None:
+        for player, watch in self._collapses.items():
+            if not watch.add(losses.get(player, {})):
+                continue
+            self.metrics.collapsed(player, watch.collapsed)
+            means = {part: round(value, 6) for part, value in watch.means.items()}
+            shown = ", ".join(f"{part} {value:.4g}" for part, value in means.items())
+            if watch.collapsed:
+                self._folder.event("collapse", step=step, player=player, means=means, steps=self._config.watchdog.collapse_steps)
+                self.say(f"step {step}: the {player} has collapsed ({shown}, means of the steps before). {self._advice[player]}")
+            else:
+                self._folder.event("collapse_over", step=step, player=player, means=means)
+                self.say(f"step {step}: the {player} has recovered from its collapse ({shown})")
+
     def _tell_failures(self) -> None:
         """Names shards that could not be cached, once each; their samples are read as ranges."""
         failures = self._loader.cache_failures()
@@ -139,6 +225,7 @@ class Reporting:
             last = result.read()
             rows.append({**row, "losses": last, "gradient_norms": result.gradient_norms, "skipped": result.skipped, **facts})
             self.metrics.gradient_norms(result.gradient_norms)
+            self._watch_collapse(row["step"], last)
         self._waiting.clear()
         self._folder.history(rows)
         return last
@@ -154,11 +241,18 @@ class Reporting:
             self._folder.event("checkpoint_failed", step=report.step, error=report.error)
             self.say(f"step {report.step}: the checkpoint could not be written: {report.error}")
             return
+        if report.warning is not None:
+            self.say(f"step {report.step}: {report.warning}")
         self.metrics.checkpoint(
             step=report.step, size_bytes=report.bytes, duration_seconds=report.seconds, blocking_seconds=report.blocked_seconds
         )
         self._folder.event(
-            "checkpoint", step=report.step, bytes=report.bytes, seconds=round(report.seconds, 3), blocked=round(report.blocked_seconds, 3)
+            "checkpoint",
+            step=report.step,
+            bytes=report.bytes,
+            seconds=round(report.seconds, 3),
+            blocked=round(report.blocked_seconds, 3),
+            waited=round(report.waited_seconds, 3),
         )
 
     def resumed(self, step: int, saved_at: float) -> None:

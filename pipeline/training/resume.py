@@ -6,18 +6,18 @@ Rank 0 reads and the others are told, so that only rank 0 needs to see the store
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.config import Config
-from pipeline.recipes.player import Recipe
+from pipeline.config import Config, TrainingConfig
+from pipeline.recipes.player import Player, Recipe
 from pipeline.training.checkpoint import Checkpoint, CheckpointInvalid, CheckpointStore, read, step_of
+from pipeline.training.contestant import Contestant, Replicated
 from pipeline.training.distributed import World
-from pipeline.training.optimiser_state import load_state
 from pipeline.training.run_folder import RunFolderError
-from pipeline.training.step import Contestant, make_optimiser
 from shards.store import Store, split
 
 
@@ -43,7 +43,7 @@ def _read(config: Config[Any], checkpoints: CheckpointStore, decoder: str) -> Ch
         raise RunFolderError(
             f"{where}: holds checkpoints up to step {steps[-1]}. Choose another folder with --run, or --checkpoint.resume auto"
         )
-    checkpoints.sweep()
+    checkpoints.claim(Path(config.run))
     if steps or resume in ("auto", "none"):
         found = checkpoints.newest(lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
         if found is None and steps:
@@ -68,18 +68,30 @@ def _read(config: Config[Any], checkpoints: CheckpointStore, decoder: str) -> Ch
     return found
 
 
-def enter(recipe: Recipe, found: Checkpoint | None, world: World) -> list[Contestant]:
-    """Brings the players into the run: weights from the checkpoint, on the device, wrapped, with their optimisers."""
+def enter(recipe: Recipe, found: Checkpoint | None, world: World, training: TrainingConfig) -> list[Contestant]:
+    """Brings the players into the run: weights from the checkpoint, on the device, wrapped, with their optimisers.
+
+    Raises:
+        CheckpointInvalid: it does not fit these players.
+        ConfigError: the mode can't be had here.
+    """
     contestants = []
     for player in recipe.players:
         if found is not None:
             _load_weights(player.name, player.network, found)
-        wrapped = world.wrap(player.network.train())
-        optimiser = make_optimiser(player.optimiser, list(player.network.parameters()))
+        contestants.append(_contestant(player, world, training))
         if found is not None:
-            load_state(player.network, optimiser, found.tensors.get(f"{player.name}.optimiser", {}))
-        contestants.append(Contestant(player, wrapped, optimiser))
+            contestants[-1].load_optimiser(found.tensors.get(f"{player.name}.optimiser", {}))
     return contestants
+
+
+def _contestant(player: Player, world: World, training: TrainingConfig) -> Contestant:
+    player.network.train()
+    if training.mode == "ddp":
+        return Replicated(player, world, training.max_gradient_norm)
+    from pipeline.training.zero import Sharded  # noqa: PLC0415  # not needed, nor paid for, without DeepSpeed
+
+    return Sharded(player, world, training)
 
 
 def _load_weights(name: str, network: torch.nn.Module, found: Checkpoint) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +23,8 @@ from numpy.typing import NDArray
 
 from shards.keyed import mix_array
 from shards.store import Options, Store
+
+_DYING_SECONDS = 60.0
 
 
 class RunFolderError(Exception):
@@ -42,7 +46,8 @@ class RunFolder:
         self.path = path
         self.writes = writes
         self._lock: IO[str] | None = None
-        self._files: dict[str, IO[str]] = {}
+        self._files: dict[str, IO[bytes]] = {}
+        self._writing = threading.Lock()  # checkpoints are reported by the thread that writes them
         if not writes:
             return
         try:
@@ -51,7 +56,7 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"{path}: the run folder can't be written ({error.strerror}). Choose another with --run") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(self._lock)
         except BlockingIOError:
             self._lock.close()
             raise RunFolderError(f"{path}: another run is writing here. Wait for its end, or choose another folder with --run") from None
@@ -83,14 +88,28 @@ class RunFolder:
             os.replace(partial, self.path / "config.yaml")
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Appends one line to `events.jsonl`, on the disk when this returns."""
+        """Appends one line to `events.jsonl`, on the disk when this returns.
+
+        Raises:
+            RunFolderError: the disk does not take it.
+        """
         if self.writes:
             self._append("events.jsonl", [{"time": time.time(), "event": kind, **facts}], durable=True)
 
     def history(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends lines to `history.jsonl`."""
+        """Appends lines to `history.jsonl`.
+
+        Raises:
+            RunFolderError: the disk does not take them. The run must end then: nobody could say what it trained on.
+        """
         if self.writes:
             self._append("history.jsonl", rows, durable=False)
+
+    def sync(self) -> None:
+        """Waits until the lines of the history are on the disk: the steps that a checkpoint holds are never taken again."""
+        with self._writing, self._reported("history.jsonl"):
+            if file := self._files.get("history.jsonl"):
+                os.fsync(file.fileno())
 
     def attempts(self) -> int:
         """Attempts that were started before."""
@@ -105,14 +124,44 @@ class RunFolder:
             self._lock.close()
 
     def _append(self, name: str, rows: Iterable[Mapping[str, Any]], durable: bool) -> None:
-        file = self._files.get(name)
-        if file is None:
-            _end_last_line(self.path / name)
-            file = self._files[name] = open(self.path / name, "a", encoding="utf-8")  # noqa: SIM115
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
+        data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        with self._writing, self._reported(name):
+            file = self._files.get(name)
+            if file is None:
+                _end_last_line(self.path / name)
+                file = self._files[name] = open(self.path / name, "ab", buffering=0)  # noqa: SIM115
+            size = os.fstat(file.fileno()).st_size
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[file.write(view) :]
+            except OSError:
+                os.ftruncate(file.fileno(), size)  # a full disk may have taken a part
+                raise
+            if durable:
+                os.fsync(file.fileno())
+
+    @contextmanager
+    def _reported(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path / name}: can't be written ({error.strerror}). Make room or mount it again; the same command then continues "
+                "from the last checkpoint"
+            ) from error
+
+
+def _take(lock: IO[str]) -> None:
+    """Takes the lock. After a restart by the launcher it waits for it: the rank that had it was just killed, and may still be dying."""
+    end = time.monotonic() + (_DYING_SECONDS if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" else 0.0)
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.05)
 
 
 def checkpoint_store(run: str, options: Options | None = None) -> Store:
@@ -121,13 +170,26 @@ def checkpoint_store(run: str, options: Options | None = None) -> Store:
     Args:
         run: the run folder, or the folder or URL of the checkpoints themselves.
         options: of the store.
+
+    Raises:
+        RunFolderError: the settings that the run keeps can't be read.
     """
     inside, settings = Path(run) / "checkpoints", Path(run) / "config.yaml"
     if "://" not in run and settings.is_file():
-        kept = yaml.safe_load(settings.read_text(encoding="utf-8"))
-        if url := kept["checkpoint"]["url"]:
+        try:
+            url = yaml.safe_load(settings.read_text(encoding="utf-8"))["checkpoint"]["url"]
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+            text = " ".join(str(error).split())
+            raise RunFolderError(f"{settings}: not the settings of a run ({text}). Name the folder or URL of its checkpoints") from error
+        if url:
             return Store(url, options)
     return Store(str(inside) if inside.is_dir() else run, options)
+
+
+def recorded_checkpoint(run: Path) -> int | None:
+    """The newest step that the record of a run says it saved; None where it saved none."""
+    rows = read_lines(run / "events.jsonl")
+    return max((int(row["step"]) for row in rows if row.get("event") == "checkpoint" and "step" in row), default=None)
 
 
 def samples_digest(sample_ids: NDArray[np.int64]) -> int:

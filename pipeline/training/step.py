@@ -8,37 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.config import OptimiserConfig, ScheduleConfig
+from pipeline.config import ScheduleConfig
 from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import discard_statistics, fold_statistics
-from pipeline.recipes.player import Networks, Player, Recipe, Views
+from pipeline.recipes.player import Losses, Networks, Recipe, Views
 from pipeline.stream.loader import Batch
+from pipeline.training.contestant import Contestant
 from pipeline.training.distributed import World
 
 
 class NonFiniteError(RuntimeError):
     """Too many steps in a row gave a loss or gradient that is not a number."""
-
-
-@dataclass
-class Contestant:
-    """A player in training: its network on the device, wrapped for the ranks, and its optimiser."""
-
-    player: Player
-    wrapped: nn.Module
-    optimiser: torch.optim.Optimizer
-
-    @property
-    def network(self) -> nn.Module:
-        """The bare network."""
-        return self.player.network
 
 
 @dataclass
@@ -76,7 +61,7 @@ def micro_batches(share: int, largest_share: int, micro_batch: int, unit: int) -
         unit: samples that stay together.
 
     Returns:
-        Slices in order that cover the share; leading ones may be empty where another rank has more, the last never is.
+        Slices in order that cover the share; where another rank has a unit more the first may be empty, the last never is.
 
     Raises:
         ConfigError: a unit does not fit a micro-batch.
@@ -85,27 +70,6 @@ def micro_batches(share: int, largest_share: int, micro_batch: int, unit: int) -
         raise ConfigError(f"training.micro_batch: {micro_batch} is less than the batch-norm group of {unit}, which must not be divided")
     units, count = share // unit, math.ceil(largest_share / (micro_batch // unit * unit))
     return [slice(part * units // count * unit, (part + 1) * units // count * unit) for part in range(count)]
-
-
-def make_optimiser(config: OptimiserConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of a player's settings.
-
-    Raises:
-        ConfigError: a rate, beta or decay that no optimiser takes.
-    """
-    try:
-        if config.kind == "sgd":
-            return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
-        return torch.optim.AdamW(
-            parameters,
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            fused=parameters[0].is_cuda,
-        )
-    except ValueError as error:
-        raise ConfigError(f"method: optimiser: {error}") from error
 
 
 def rate_factor(config: ScheduleConfig, step: int, steps: int) -> float:
@@ -137,7 +101,6 @@ class TrainStep:
         largest_share: samples of the rank that has most.
         micro_batch: most samples at once.
         bf16: compute the networks in bfloat16.
-        max_gradient_norm: 0 leaves gradients as they are.
         max_nonfinite_steps: in a row, before NonFiniteError.
     """
 
@@ -151,7 +114,6 @@ class TrainStep:
         largest_share: int,
         micro_batch: int,
         bf16: bool,
-        max_gradient_norm: float,
         max_nonfinite_steps: int,
     ) -> None:
         self.recipe = recipe
@@ -161,9 +123,9 @@ class TrainStep:
         self.largest_share = largest_share
         self.micro_batch = micro_batch
         self.bf16 = bf16
-        self.max_gradient_norm = max_gradient_norm
         self.max_nonfinite_steps = max_nonfinite_steps
         self.nonfinite_in_a_row = 0
+        self.in_lockstep = any(each.in_lockstep for each in contestants)  # a turn goes through the other players' networks, too
 
     def __call__(self, batch: Batch, rate: float) -> StepResult:
         """One step on this rank's share of a batch, with the learning rates times `rate`.
@@ -192,7 +154,7 @@ class TrainStep:
 
     def networks(self, turn: Contestant | None = None) -> Networks:
         """Every network by name: the one whose turn it is wrapped, the others bare."""
-        return {each.player.name: each.wrapped if each is turn else each.network for each in self.contestants}
+        return {each.player.name: each.wrapped if each is turn else each.bare for each in self.contestants}
 
     def _turn(
         self, contestant: Contestant, batch: Batch, parts: Sequence[slice], rate: float, result: StepResult, sums: list[Tensor]
@@ -202,34 +164,41 @@ class TrainStep:
         networks, totals = self.networks(contestant), dict[str, Tensor]()
         for part in parts:
             if part.start == part.stop:
+                if self.in_lockstep:
+                    self._idle(contestant, batch, networks)
                 continue
-            with self._synchronised(contestant, last=part is parts[-1]):
-                with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
-                    losses = contestant.player.loss(self.views(batch, part), networks)
-                torch.autograd.backward(losses.total.sum() * (self.world.size / self.global_batch))
+            with contestant.micro_step(last=part is parts[-1]):
+                losses = self._losses(contestant, batch, part, networks)
+                contestant.backward(losses.total.sum() * (self.world.size / self.global_batch))
             _accumulate(totals, {"total": losses.total.detach(), **losses.parts})
         self._update(contestant, rate, result)
         result.names.extend((contestant.player.name, part) for part in totals)
         sums.extend(totals.values())
 
-    def _synchronised(self, contestant: Contestant, last: bool) -> Any:
-        """Gradients are averaged over the ranks with the last micro-batch only."""
-        return nullcontext() if last or self.world.size == 1 else contestant.wrapped.no_sync()  # type: ignore[operator]
+    def _losses(self, contestant: Contestant, batch: Batch, part: slice, networks: Networks) -> Losses:
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
+            return contestant.player.loss(self.views(batch, part), networks)
+
+    def _idle(self, contestant: Contestant, batch: Batch, networks: Networks) -> None:
+        """A pass with weight 0 beside the ranks that have a unit more: no gradient, no statistics, no random number of it remains.
+
+        It repeats samples of the share, so that it is finite where their own pass is. It is the first of a turn: there are no other
+        statistics to lose.
+        """
+        devices = [self.world.device] if self.world.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), contestant.micro_step(last=False):
+            losses = self._losses(contestant, batch, slice(0, self.recipe.unit), networks)
+            contestant.backward(losses.total.sum() * 0.0)
+        discard_statistics(contestant.network)
 
     def _update(self, contestant: Contestant, rate: float, result: StepResult) -> None:
-        parameters = list(contestant.network.parameters())
-        limit = self.max_gradient_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(parameters, limit))  # equal on every rank, so every rank decides alike
+        norm = contestant.update(rate)  # equal on every rank, so every rank decides alike
         result.gradient_norms[contestant.player.name] = norm
         if math.isfinite(norm):
-            for group in contestant.optimiser.param_groups:
-                group["lr"] = contestant.player.optimiser.learning_rate * rate
-            contestant.optimiser.step()
             fold_statistics(contestant.network, self.world.sum)
         else:
             discard_statistics(contestant.network)
             result.skipped.append(contestant.player.name)
-        contestant.optimiser.zero_grad(set_to_none=True)
 
     def _guard(self, result: StepResult) -> None:
         self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if result.skipped else 0

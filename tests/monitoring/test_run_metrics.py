@@ -44,6 +44,10 @@ def exercise(metrics: RunMetrics) -> None:
     metrics.learning_rates({"generator": 1e-3})
     metrics.mask_coverage(0.27)
     metrics.nonfinite()
+    metrics.collapsed("discriminator", True)
+    metrics.starving(True)
+    metrics.heartbeat(lambda: 12.5)
+    metrics.attempt(3, 2)
     totals = {name: 1.0 for definition in DEFINITIONS for name in definition.feeds}
     metrics.data({**totals, "bad_samples_undecodable": 2})
     metrics.checkpoint(step=100, size_bytes=1000, duration_seconds=2.0, blocking_seconds=0.1)
@@ -184,6 +188,18 @@ def test_losses_norms_and_rates_are_shown_by_player(metrics: RunMetrics) -> None
     assert value(metrics, "mask_coverage_ratio") == 0.27
     metrics.losses({"generator": {"total": math.nan}})
     assert math.isnan(value(metrics, "loss", player="generator", part="total"))
+
+
+def test_what_the_watchdogs_find_is_shown(metrics: RunMetrics) -> None:
+    exercise(metrics)
+    assert value(metrics, "collapsed", player="discriminator") == 1
+    assert value(metrics, "data_starving") == 1
+    assert value(metrics, "heartbeat_age_seconds") == 12.5
+    assert (value(metrics, "attempt"), value(metrics, "launcher_restarts")) == (3, 2)
+    metrics.collapsed("discriminator", False)
+    metrics.starving(False)
+    assert value(metrics, "collapsed", player="discriminator") == 0
+    assert value(metrics, "data_starving") == 0
 
 
 def test_non_finite_steps_are_skipped_steps_unless_told_otherwise(metrics: RunMetrics) -> None:

@@ -280,3 +280,22 @@ def death_signal() -> int:
     found = ctypes.c_int(-1)
     assert ctypes.CDLL(None).prctl(2, ctypes.byref(found)) == 0
     return found.value
+
+
+LATE = """
+import os, signal, sys
+from pipeline.training.interruption import Interruption
+
+class Last:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=getattr(signal, sys.argv[1])):
+        kill(process, number)  # by now Python has put back the handlers that end a process
+
+last = Last()
+Interruption(follow_parent=False).install()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_that_comes_when_the_process_is_at_its_end_changes_nothing(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LATE, name], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,8 +19,13 @@ from pipeline.model.batch_norm import GroupedBatchNorm2d
 from pipeline.recipes.player import Losses, Player
 from pipeline.stream.loader import Batch
 from pipeline.stream.order import share
+from pipeline.training.contestant import Contestant, Replicated
 from pipeline.training.distributed import World, join
-from pipeline.training.step import Contestant, NonFiniteError, TrainStep, make_optimiser, micro_batches, rate_factor
+from pipeline.training.optimiser_state import make_optimiser
+from pipeline.training.step import NonFiniteError, TrainStep, micro_batches, rate_factor
+from pipeline.training.zero import Sharded
+
+MODES = ["ddp", "zero1", "zero2", "zero3"]
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 8), st.integers(1, 100))
@@ -33,7 +39,7 @@ def test_every_rank_takes_the_same_number_of_micro_steps_and_the_last_is_never_e
     for size, parts in zip(sizes, cut, strict=True):
         assert parts[0].start == 0
         assert parts[-1].stop == size
-        assert parts[-1].start < parts[-1].stop
+        assert all(part.start < part.stop for part in parts[1:])  # what a turn has done before an empty part would be lost
         assert all(left.stop == right.start for left, right in itertools.pairwise(parts))
         assert all((part.stop - part.start) <= micro and (part.stop - part.start) % unit == 0 for part in parts)
 
@@ -87,16 +93,36 @@ class GroupedBatchNorm(nn.Module):
         return values
 
 
-def make_step(recipe: Line, world: World, micro_batch: int = 3, **settings: float) -> TrainStep:
-    player = recipe.players[0]
-    contestant = Contestant(player, player.network, make_optimiser(player.optimiser, [recipe.network[1].weight]))
-    options = {"max_gradient_norm": 0.0, "max_nonfinite_steps": 1, **settings}
-    return TrainStep(recipe, [contestant], world, global_batch=8, largest_share=8, micro_batch=micro_batch, bf16=False, **options)  # type: ignore[arg-type]
+def make_contestant(player: Player, world: World, training: TrainingConfig) -> Contestant:
+    return Replicated(player, world, training.max_gradient_norm) if training.mode == "ddp" else Sharded(player, world, training)
+
+
+def make_step(recipe: Line, world: World, training: TrainingConfig, micro_batch: int = 3) -> TrainStep:
+    return TrainStep(
+        recipe,  # type: ignore[arg-type]
+        [make_contestant(recipe.players[0], world, training)],
+        world,
+        global_batch=8,
+        largest_share=8,
+        micro_batch=micro_batch,
+        bf16=False,
+        max_nonfinite_steps=training.max_nonfinite_steps,
+    )
+
+
+def weight(step: TrainStep) -> Tensor:
+    """The weight of the line, float32 (48,)."""
+    return step.contestants[0].full_state()["line"]["1.weight"][0].clone()
+
+
+@pytest.fixture(params=MODES)
+def training(request: pytest.FixtureRequest) -> TrainingConfig:
+    return TrainingConfig(mode=request.param, max_nonfinite_steps=1)
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    with join(TrainingConfig()) as found:
+def world(training: TrainingConfig) -> Iterator[World]:
+    with join(training) as found:
         yield found
 
 
@@ -109,29 +135,32 @@ def batch() -> Batch:
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
-def test_the_step_is_the_rate_times_the_mean_gradient(world: World, batch: Batch, micro_batch: int) -> None:
-    recipe = Line()
-    result = make_step(recipe, world, micro_batch)(batch, rate=0.5)
+def test_the_step_is_the_rate_times_the_mean_gradient(world: World, training: TrainingConfig, batch: Batch, micro_batch: int) -> None:
+    step = make_step(Line(), world, training, micro_batch)
+    result = step(batch, rate=0.5)
     gradient = (batch.images.float() / 255).flatten(1).mean(0)
-    assert torch.allclose(recipe.network[1].weight[0], 0.01 - 0.5 * 0.5 * gradient, atol=1e-6)
+    assert torch.allclose(weight(step), 0.01 - 0.5 * 0.5 * gradient, atol=1e-6)
     assert result.gradient_norms["line"] == pytest.approx(float(gradient.norm()), rel=1e-5)
     assert result.read()["line"]["total"] == pytest.approx(float((batch.images.float() / 255).flatten(1).sum(1).mean() * 0.01), rel=1e-5)
+    step.contestants[0].close()
 
 
-def test_a_large_gradient_is_scaled_down_to_the_limit(world: World, batch: Batch) -> None:
-    recipe = Line()
-    result = make_step(recipe, world, max_gradient_norm=0.1)(batch, rate=1.0)
+def test_a_large_gradient_is_scaled_down_to_the_limit(world: World, training: TrainingConfig, batch: Batch) -> None:
+    step = make_step(Line(), world, replace(training, max_gradient_norm=0.1))
+    result = step(batch, rate=1.0)
     assert result.gradient_norms["line"] > 1
-    assert float((recipe.network[1].weight - 0.01).norm()) == pytest.approx(0.5 * 0.1, rel=1e-4)
+    assert float((weight(step) - 0.01).norm()) == pytest.approx(0.5 * 0.1, rel=1e-4)
+    step.contestants[0].close()
 
 
-def test_a_gradient_that_is_not_finite_leaves_weights_and_statistics_alone(world: World, batch: Batch) -> None:
+def test_a_gradient_that_is_not_finite_leaves_weights_and_statistics_alone(world: World, training: TrainingConfig, batch: Batch) -> None:
     recipe = Line()
-    step = make_step(recipe, world, max_nonfinite_steps=1)
+    step = make_step(recipe, world, training)
     recipe.factor = float("inf")
     result = step(batch, rate=1.0)
     assert result.skipped == ["line"]
-    assert torch.all(recipe.network[1].weight == 0.01)
+    assert not math.isfinite(result.gradient_norms["line"])
+    assert torch.all(weight(step) == 0.01)
     recipe.factor = 1.0
     norm = recipe.network[2].norm
     assert float(norm.accumulated.abs().sum()) == 0
@@ -143,6 +172,8 @@ def test_a_gradient_that_is_not_finite_leaves_weights_and_statistics_alone(world
     step(batch, rate=1.0)
     with pytest.raises(NonFiniteError, match="2 steps in a row"):
         step(batch, rate=1.0)
+    assert torch.all(weight(step).isfinite())
+    step.contestants[0].close()
 
 
 def test_an_optimiser_that_cannot_be_made_is_named() -> None:

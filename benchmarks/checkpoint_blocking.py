@@ -1,0 +1,174 @@
+"""For how long does a save hold the training back, beside what the same save takes when the training waits for it?
+
+One process trains the features recipe at full size with Adam and saves its real state, to a local folder and to an S3 server (SeaweedFS) on
+the loopback interface: asynchronous and synchronous saves alternate. Prints one Markdown table.
+
+    python -m benchmarks.checkpoint_blocking
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline import recipes
+from pipeline.config import parse
+from pipeline.training.checkpoint import Checkpoint, CheckpointStore, SaveReport, write
+from pipeline.training.optimiser_state import make_optimiser, state_tensors
+from shards.embedded_store import SeaweedFS
+from shards.store import Store
+
+_SIDE = 227
+
+
+@dataclass
+class Figures:
+    """What was measured of one store and one state, in seconds; one entry a save or step."""
+
+    first: float = 0.0
+    blocked: list[float] = field(default_factory=list)
+    exported: list[float] = field(default_factory=list)
+    waited: list[float] = field(default_factory=list)
+    behind: list[float] = field(default_factory=list)
+    synchronous: list[float] = field(default_factory=list)
+    steps_alone: list[float] = field(default_factory=list)
+    steps_beside: list[float] = field(default_factory=list)
+    megabytes: float = 0.0
+
+
+class Training:
+    """The features recipe, its optimiser and a batch of noise that it is trained on again and again."""
+
+    def __init__(self, batch: int, copies: int) -> None:
+        config = parse(recipes.SETTINGS, ["--data.shards", "none"])
+        recipe = recipes.make("features", config.method, 0)
+        (self.player,) = recipe.players
+        self.network = self.player.network.train()
+        self.optimiser = make_optimiser(self.player.optimiser, list(self.network.parameters()))
+        self.copies = copies
+        images = torch.randint(0, 256, (batch, _SIDE, _SIDE, 3), dtype=torch.uint8)
+        masks = torch.zeros(batch, _SIDE, _SIDE, dtype=torch.bool)
+        masks[:, 60:160, 60:160] = True
+        self.views = recipe.views(images, masks, None, torch.arange(batch))
+
+    def step(self) -> float:
+        """One step; returns its seconds."""
+        began = time.perf_counter()
+        losses = self.player.loss(self.views, {self.player.name: self.network})
+        torch.autograd.backward(losses.total.mean())
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return time.perf_counter() - began
+
+    def state(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """What a checkpoint holds, `copies` times over, to see how the figures grow with it."""
+        parts = {"context_encoder": self.network.state_dict(), "context_encoder.optimiser": state_tensors(self.network, self.optimiser)}
+        return {f"{name}.{copy}" if copy else name: part for copy in range(self.copies) for name, part in parts.items()}
+
+
+def measure(store: Store, training: Training, rounds: int, steps: int) -> Figures:
+    """Saves in turns, the training going on beside the asynchronous ones and a few steps alone after each."""
+    found, reports = Figures(), list[SaveReport]()
+    checkpoints = CheckpointStore(store, keep_last=1, report=reports.append)
+    beside = Store(f"{store.url}/synchronous", store.options)
+    for number in range(-1, rounds):
+        training.step()
+        began = time.perf_counter()
+        checkpoints.save(Checkpoint(number + 1, {}, training.state()))
+        blocked = time.perf_counter() - began
+        taken = []
+        while len(reports) < number + 2:  # every step that begins while the save goes on behind
+            taken.append(training.step())
+        checkpoints.wait(must_succeed=True)
+        if number < 0:  # the memory of the snapshots is fresh, and so is the client of the store
+            found.first = blocked
+            write(beside, Checkpoint(0, {}, training.state()))
+            continue
+        found.blocked.append(blocked)
+        found.steps_beside += taken
+        found.steps_alone += [training.step() for _ in range(steps)]
+        began = time.perf_counter()
+        write(beside, Checkpoint(number + 1, {}, training.state()))
+        found.synchronous.append(time.perf_counter() - began)
+        beside.delete("")
+    found.exported = [report.blocked_seconds for report in reports[1:]]
+    found.waited = [report.waited_seconds for report in reports[1:]]
+    found.behind = [report.seconds for report in reports[1:]]
+    found.megabytes = reports[-1].bytes / 1e6
+    return found
+
+
+def _milliseconds(values: Sequence[float]) -> str:
+    if not values:
+        return "none"
+    return f"{statistics.median(values) * 1000:.1f} ({min(values) * 1000:.1f}-{max(values) * 1000:.1f})"
+
+
+def _row(name: str, found: Figures) -> str:
+    ratios = [blocked / synchronous for blocked, synchronous in zip(found.blocked, found.synchronous, strict=True)]
+    ratio = f"{statistics.median(ratios):.1%} ({min(ratios):.1%}-{max(ratios):.1%})"
+    cells = [
+        name,
+        f"{found.megabytes:.0f}",
+        _milliseconds(found.blocked),
+        _milliseconds(found.exported),
+        f"{found.first * 1000:.1f}",
+        _milliseconds(found.synchronous),
+        ratio,
+        "yes" if statistics.median(ratios) < 0.1 else "no",
+        _milliseconds(found.behind),
+        _milliseconds(found.steps_alone),
+        _milliseconds(found.steps_beside),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description="What a save blocks, beside a synchronous save.")
+    parser.add_argument("--rounds", type=int, default=9, help="saves of either kind a line")
+    parser.add_argument("--steps", type=int, default=5, help="steps without a save behind them a round")
+    parser.add_argument("--batch", type=int, default=4, help="pictures a step")
+    parser.add_argument("--copies", type=int, nargs="+", default=[1, 8], help="how many times over the state is saved")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads, as training.threads")
+    parser.add_argument("--folder", help="where the local checkpoints go (default: a temporary folder)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.folder))
+        server = stack.enter_context(SeaweedFS(Path(folder) / "server"))
+        for copies in arguments.copies:
+            training = Training(arguments.batch, copies)
+            stores = {
+                "local folder": Store(f"{folder}/checkpoints-{copies}"),
+                "S3 on the loopback interface": Store(f"{server.make_bucket(f'checkpoints-{copies}')}/run", server.options),
+            }
+            for name, store in stores.items():
+                rows.append(_row(name, measure(store, training, arguments.rounds, arguments.steps)))
+    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    print(
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {models[0] if models else 'unknown processor'}, {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f} at the end; torch {torch.__version__}, {arguments.threads} thread(s), {arguments.rounds} rounds\n"
+    )
+    print(
+        "| to | MB | blocked ms | exported ms | first save ms | synchronous ms | blocked / synchronous | under 10 % "
+        "| written behind ms | step alone ms | step beside a save ms |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()

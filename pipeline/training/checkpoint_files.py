@@ -1,0 +1,216 @@
+"""A checkpoint as files: a folder `step_<n>/` of safetensors files, two a player, and `checkpoint.json`.
+
+`checkpoint.json` names each file with size and sha256 and is written last: without it the checkpoint does not exist.
+That works alike on a disk and on an object store, which has no rename. Tensors are full and named after parameters, so
+that nothing in a checkpoint depends on the number of ranks; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from shards.errors import StoreError
+from shards.store import Store, sync_folder
+
+COMMIT = "checkpoint.json"
+FOLDER = re.compile(r"step_(\d{9})/")
+_FORMAT, _VERSION = "context-encoder-checkpoint", 1
+_TYPES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_SEAL = b' "sha256": "'
+_PIECE = 4 << 20  # hashed, then written while it is still in the processor's cache; the lock of the interpreter is free during both
+_PART, _PARTS = 16 << 20, 8000  # of an upload in parts: that much is in memory twice, and S3 takes 10,000 parts an object
+_CLIENT_NOTICED = "FlexibleChecksumError"  # of botocore, which is not there without S3
+_READS = 2  # of a file whose bytes are not what they should be: what came over a network may be wrong where what is stored is not
+
+
+class CheckpointInvalid(Exception):
+    """A checkpoint that can't be used. Names it, what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run continues from.
+
+    Attributes:
+        step: steps that were done.
+        facts: plain values: recipe, position of the data, settings, versions.
+        tensors: file name without ending -> name -> tensor.
+    """
+
+    step: int
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, Mapping[str, Tensor]]
+
+
+def folder_name(step: int) -> str:
+    """`step_000001000`: nine digits, so that names sort by step."""
+    return f"step_{step:09d}"
+
+
+def step_of(name: str, shown: str) -> int:
+    """The step in a checkpoint's folder name.
+
+    Raises:
+        CheckpointInvalid: it is not such a name; `shown` is what the error calls it.
+    """
+    found = FOLDER.fullmatch(f"{name}/")
+    if not found:
+        raise CheckpointInvalid(f"{shown}: not a checkpoint: its folder is called like {folder_name(1000)}.")
+    return int(found[1])
+
+
+def write(store: Store, checkpoint: Checkpoint, before_commit: Callable[[], None] = lambda: None) -> int:
+    """Writes one checkpoint of CPU tensors, its commit file last; returns its bytes.
+
+    Args:
+        store: where to.
+        checkpoint: what.
+        before_commit: called when everything but the commit file is on the store; where it raises the checkpoint does not exist.
+
+    Raises:
+        StoreError: the store does not take it, or holds fewer bytes of it than it took.
+    """
+    folder = folder_name(checkpoint.step)
+    store.delete(f"{folder}/{COMMIT}")  # one that is written anew does not exist while that goes on
+    files = {}
+    for file, tensors in checkpoint.tensors.items():
+        name = f"{file}.safetensors"
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        with store.writing(f"{folder}/{name}", block=max(_PART, size // _PARTS)) as target:
+            files[name] = _write_tensors(tensors, target)
+    for name, entry in files.items():
+        found = store.size(f"{folder}/{name}")
+        if found != entry["size"]:
+            raise StoreError(f"{store.describe(f'{folder}/{name}')}: the store took {entry['size']} bytes and has {found or 'none'}")
+    before_commit()
+    facts = {"format": _FORMAT, "version": _VERSION, "step": checkpoint.step, **checkpoint.facts, "files": files}
+    sealed = _seal(facts)
+    store.write(f"{folder}/{COMMIT}", sealed)
+    if store.local is not None:
+        sync_folder(store.local)  # an older checkpoint may be deleted next: the new folder's name must survive a power cut before
+    return sum(int(entry["size"]) for entry in files.values()) + len(sealed)
+
+
+def describe(store: Store, step: int) -> dict[str, Any]:
+    """The facts of a checkpoint from its commit file.
+
+    Raises:
+        CheckpointInvalid: there is none, or it is damaged.
+    """
+    name = f"{folder_name(step)}/{COMMIT}"
+    shown = store.describe(name)
+    if store.size(name) is None:
+        raise CheckpointInvalid(f"{shown}: no such checkpoint.")
+    try:
+        data = _read(store, name, lambda data: data == _closed(data[: data.rfind(_SEAL)]))
+        facts: dict[str, Any] = json.loads(data)
+        if facts["format"] != _FORMAT or facts["version"] != _VERSION:
+            raise CheckpointInvalid(f"{shown}: format {facts['format']!r} version {facts['version']!r} is not known here.")
+        if facts["step"] != step:
+            raise CheckpointInvalid(f"{shown}: is the commit file of step {facts['step']}, not of {step}.")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointInvalid(f"{shown}: damaged ({type(error).__name__}: {error}).") from error
+    return facts
+
+
+def read(store: Store, step: int) -> Checkpoint:
+    """Reads a checkpoint, every byte of it verified.
+
+    Raises:
+        CheckpointInvalid: a file is missing, cut or damaged.
+        StoreError: the store did not answer, which says nothing about the checkpoint.
+    """
+    facts = describe(store, step)
+    tensors = {}
+    for name, data in _verified(store, step, facts):
+        try:
+            tensors[name.removesuffix(".safetensors")] = safetensors.torch.load(data)
+        except Exception as error:  # the sha256 was right, so this was written by something else
+            raise CheckpointInvalid(f"{store.describe(f'{folder_name(step)}/{name}')}: not a safetensors file ({error}).") from error
+    return Checkpoint(step, facts, tensors)
+
+
+def verify(store: Store, step: int) -> int:
+    """Reads a checkpoint and compares every byte; returns how many there are.
+
+    Raises:
+        CheckpointInvalid: a file is missing, cut or damaged.
+        StoreError: the store did not answer, which says nothing about the checkpoint.
+    """
+    return sum(len(data) for _, data in _verified(store, step, describe(store, step)))
+
+
+def _verified(store: Store, step: int, facts: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+    for name, entry in facts["files"].items():
+        path = f"{folder_name(step)}/{name}"
+        size = store.size(path)
+        if size != entry["size"]:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise CheckpointInvalid(f"{store.describe(path)}: {found}, the checkpoint says {entry['size']}.")
+        expected = entry["sha256"]
+        yield name, _read(store, path, lambda data, expected=expected: hashlib.sha256(data).hexdigest() == expected)  # type: ignore[misc]
+
+
+def _read(store: Store, name: str, sound: Callable[[bytes], bool]) -> bytes:
+    """Reads a file, again where its bytes are not sound. An S3 client may notice first, by the checksum that the store keeps."""
+    for _ in range(_READS):
+        try:
+            data = store.read(name)
+        except StoreError as error:
+            if type(error.__cause__).__name__ != _CLIENT_NOTICED:
+                raise
+            continue
+        if sound(data):
+            return data
+    raise CheckpointInvalid(f"{store.describe(name)}: damaged (its sha256 differs).")
+
+
+def _seal(facts: Mapping[str, Any]) -> bytes:
+    """JSON whose last field is the sha256 of every byte before it, so that no byte of the file can change unseen."""
+    return _closed(json.dumps(facts, indent=1, sort_keys=True).encode().removesuffix(b"\n}") + b",\n")
+
+
+def _closed(body: bytes) -> bytes:
+    return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], target: IO[bytes]) -> dict[str, int | str]:
+    """Writes the safetensors format as a stream, so that a checkpoint is never twice in memory; returns size and sha256."""
+    header, position = {}, 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, position + size]}
+        position += size
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    seen, size = hashlib.sha256(), 0
+    for data in (struct.pack("<Q", len(head)), head, *map(_bytes_of, tensors.values())):
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            seen.update(piece)
+            target.write(piece)
+        size += len(data)
+    return {"size": size, "sha256": seen.hexdigest()}
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
