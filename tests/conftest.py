@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from shards.embedded_store import SeaweedFS
+from tests.slurm_cluster import SlurmCluster
 
 settings.register_profile("suite", deadline=None)  # a busy machine is no failure
 settings.load_profile("suite")
@@ -31,6 +32,15 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
     """A real S3 server on the loopback interface, one for the whole session: make a bucket of your own in it."""
     with SeaweedFS(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """A real SLURM of two nodes, n0 and n1, one for the whole session: leave no job in it and both nodes idle."""
+    if missing := SlurmCluster.missing():
+        pytest.skip(f"no SLURM here: apt-get install {missing}")
+    with SlurmCluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -54,3 +54,12 @@ def test_settings_that_the_documents_and_configurations_name_exist() -> None:
             for part in key.rstrip(".").split("."):
                 assert hasattr(node, part), f"{document.name} names --{key}, which is no setting"
                 node = getattr(node, part)
+
+
+def test_metrics_that_the_documents_name_are_declared() -> None:
+    from monitoring.definitions import DEFINITIONS, PREFIX
+
+    declared = {PREFIX + definition.name for definition in DEFINITIONS}
+    for document in DOCUMENTS:
+        for name in re.findall(rf"\b{PREFIX}[a-z_]+", document.read_text()):
+            assert name in declared, f"{document.name} names {name}, which is no metric"
