@@ -23,6 +23,7 @@ from tests.launching import ACCELERATE, CPU, clean_environment, losses, setting_
 
 STEPS, TOLERANCE = 20, 1e-4
 FEATURES = ["--recipe", "features", "--training.global_batch", "5"]
+LARGER = ["--recipe", "features", "--training.global_batch", "32"]
 INPAINTING = ["--recipe", "inpainting", "--training.global_batch", "20", "--method.batch_norm_group", "4"]
 INPAINTING += ["--method.width", "8", "--method.bottleneck", "16"]
 
@@ -33,44 +34,51 @@ def sgd(rate: str, *optimisers: str) -> list[str]:
     return [part for name in optimisers for part in (f"--method.{name}.kind", "sgd", f"--method.{name}.learning_rate", rate)]
 
 
-def adam(*optimisers: str) -> list[str]:
+def adam(rate: str, *optimisers: str) -> list[str]:
     """Small steps, as with sgd, and an epsilon of the gradients' size: Adam's steps then depend on the gradient's scale."""
-    return [part for name in optimisers for part in (f"--method.{name}.learning_rate", "1e-6", f"--method.{name}.epsilon", "1e-4")]
+    return [part for name in optimisers for part in (f"--method.{name}.learning_rate", rate, f"--method.{name}.epsilon", "1e-4")]
 
 
 BOTH = ("optimiser", "discriminator_optimiser")
 CONFIGURATIONS = {
+    "features, sgd, a batch of 32": [
+        *LARGER,
+        *sgd("2e-5", "optimiser"),
+        *("--training.micro_batch", "8", "--training.max_gradient_norm", "1.0"),
+    ],
     "features, sgd, accumulated and clipped": [
         *FEATURES,
         *sgd("2e-5", "optimiser"),
         *("--training.micro_batch", "2", "--training.max_gradient_norm", "1.0"),
     ],
-    "features, adam": [*FEATURES, *adam("optimiser")],
+    "features, adam": [*FEATURES, *adam("1e-6", "optimiser")],
     "inpainting, adam, accumulated and clipped": [
         *INPAINTING,
-        *adam(*BOTH),
+        *adam("1e-7", *BOTH),
         *("--training.micro_batch", "4", "--training.max_gradient_norm", "0.25"),
     ],
     "inpainting, sgd": [*INPAINTING, *sgd("2e-6", *BOTH)],
     "inpainting, usual rates": INPAINTING,
 }
-FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD, USUAL = CONFIGURATIONS
+FEATURES_32, FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD, USUAL = CONFIGURATIONS
 PLAN = {
-    1: [(name, "ddp") for name in (FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD)],
+    1: [(name, "ddp") for name in (FEATURES_32, FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD)],
     2: [
-        *((FEATURES_SGD, mode) for mode in ("ddp", "zero2")),
+        (FEATURES_32, "ddp"),
+        (FEATURES_SGD, "zero2"),
         *((FEATURES_ADAM, mode) for mode in ("zero1", "zero3")),
         *((INPAINTING_ADAM, mode) for mode in ("ddp", "zero1", "zero3")),
         (INPAINTING_SGD, "zero2"),
         *((USUAL, mode) for mode in ("ddp", "zero1", "zero2", "zero3")),
     ],
     3: [
+        (FEATURES_32, "ddp"),
         *((FEATURES_SGD, mode) for mode in ("zero1", "zero3")),
         *((FEATURES_ADAM, mode) for mode in ("ddp", "zero2")),
         *((INPAINTING_ADAM, mode) for mode in ("ddp", "zero2")),
         *((INPAINTING_SGD, mode) for mode in ("ddp", "zero1", "zero3")),
     ],
-    4: [(FEATURES_SGD, "ddp"), (INPAINTING_ADAM, "ddp")],
+    4: [(FEATURES_32, "ddp"), (FEATURES_ADAM, "ddp"), (INPAINTING_ADAM, "ddp"), (INPAINTING_SGD, "ddp")],
 }
 """Ranks -> what they train, one after another."""
 
@@ -126,11 +134,11 @@ def state(run: Path, ranks: int, mode: str) -> dict[str, dict[str, torch.Tensor]
 
 
 def tolerance(file: str, name: str) -> float:
-    """Of the norm of the difference over the norm. What starts at 0 is made of gradients alone, where one unit that a last bit carries over
-    its kink counts; a wrong scale shows there as a difference of tenths."""
+    """Of the norm of the difference over the norm. The biases of batch norm start at 0 and their gradients are sums that nearly cancel, so
+    that they hold little but last bits; a wrong scale shows there, as in the optimiser's state, as a difference of tenths."""
     if file.endswith(".optimiser"):
         return 2e-2
-    return 5e-3 if name.endswith("bias") else TOLERANCE
+    return 5e-3 if name.endswith("bias") and not file.startswith("context_encoder") else TOLERANCE
 
 
 def assert_same(run: Path, ranks: int, mode: str, reference: Path) -> None:
