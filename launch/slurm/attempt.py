@@ -29,7 +29,7 @@ def main() -> int:
     try:
         if arguments.action == "begin":
             return _begin(arguments.settings, arguments.sweep)
-        found = end(arguments.run, arguments.give_up_after, arguments.code, arguments.signal)
+        found = end(arguments.run, os.environ, arguments.give_up_after, arguments.code, arguments.signal)
     except RunFolderError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -78,26 +78,27 @@ def begin(run: Path, steps: int, environment: Mapping[str, str]) -> bool:
     return not is_finished(run, steps)
 
 
-def end(run: Path, give_up_after: int, code: int, signal: str = "") -> End:
-    """Decides what comes after the attempt that began last, and notes it.
+def end(run: Path, environment: Mapping[str, str], give_up_after: int, code: int, signal: str = "") -> End:
+    """Decides what comes after the attempt of this job that began last, and notes it.
 
     Args:
         run: the run folder.
+        environment: of the batch script, with SLURM's variables.
         give_up_after: attempts in a row that may leave no newer checkpoint behind.
         code: that the ranks' launchers ended with. Only noted: it decides nothing.
         signal: that the batch script got, if it got one. Only noted, too.
-
     Raises:
         RunFolderError: no attempt has begun, or the run folder can't be written.
     """
-    rows = read_lines(record(run))
+    job = job_name(environment)
+    rows = [row for row in read_lines(record(run)) if row.get("job") == job]  # another job may have been tried on this run
     begins = [number for number, row in enumerate(rows) if row.get("event") == "begin"]
     if not begins:
         raise RunFolderError(f"{record(run)}: no attempt has begun. launch/slurm/attempt.py begin comes first")
     begun, rest = rows[begins[-1]], rows[begins[-1] + 1 :]
-    saved, job = recorded_checkpoint(run) or 0, begun["job"]
-    ends = [row for row in rows if row.get("event") == "end" and row.get("job") == job]
-    before = ends[-1]["saved"] if ends else next(row["saved"] for row in rows if row.get("event") == "begin" and row["job"] == job)
+    saved = recorded_checkpoint(run) or 0
+    ends = [row for row in rows if row.get("event") == "end"]
+    before = ends[-1]["saved"] if ends else rows[begins[0]]["saved"]
     fruitless = 0 if saved > before else (ends[-1]["fruitless"] if ends else 0) + 1
     refusals = [row["message"] for row in rest if row.get("event") == "refused"]
     if is_finished(run, int(begun["steps"])):
@@ -129,7 +130,7 @@ def note_refusal(error: Exception) -> None:
     """Tells the batch script, where there is one, that another attempt would be refused as this one was."""
     if path := os.environ.get(VARIABLE):
         with suppress(RunFolderError):  # then it counts as a failure, of which there is an end, too
-            _append(Path(path).parent.parent, {"event": "refused", "message": str(error)})
+            _append(Path(path).parent.parent, {"event": "refused", "job": job_name(os.environ), "message": str(error)})
 
 
 def is_finished(run: Path, steps: int) -> bool:

@@ -169,7 +169,7 @@ class CheckpointStore:
             report.bytes = write(self.store, Checkpoint(step, facts, snapshot.tensors), self._before_commit)
             self._damaged.discard(step)
             self._failures.clear()
-            report.warning = self._tidy()
+            report.warning = self._tidy(step)
         except Exception as error:  # whatever a store raises must reach the run as a failed save, not end a thread unseen
             self._lost = error if isinstance(error, OwnershipLost) else None
             report.error = f"{type(error).__name__}: {error}"
@@ -188,16 +188,21 @@ class CheckpointStore:
         if self._ownership is not None:
             self._ownership.check()
 
-    def _tidy(self) -> str | None:
-        """Retention behind a save, and what an upload of a killed attempt brought since the sweep. What could not be deleted is a warning:
-        the checkpoint is there."""
+    def _tidy(self, saved: int) -> str | None:
+        """Retention behind the save of a step, and what an upload of a killed attempt brought since the sweep. What could not be deleted is
+        a warning: the checkpoint is there. An attempt that was replaced meanwhile deletes nothing: all is its successor's by now."""
         try:
+            self._check_owner()
             self.prune()
             if self._ownership is not None:
                 files = self._files()
                 folders = {int(found[1]) for found in map(FOLDER.match, files) if found}
+                self._check_owner()
                 for step in folders - _committed(files):
-                    self.store.delete(folder_name(step))
+                    if step < saved:  # a successor that took over in this moment writes a later one
+                        self.store.delete(folder_name(step))
+        except OwnershipLost as error:
+            self._lost = error
         except Exception as error:
             return f"older checkpoints could not be deleted: {error}"
         return None

@@ -21,10 +21,10 @@ from pipeline.training.run_folder import RunFolderError
 from pipeline.training.step import NonFiniteError
 from shards.errors import ShardError
 
-_EVERYWHERE = (ConfigError, OrderError, LaunchError, ExporterError, NonFiniteError)  # every rank meets them, one says so
+_EVERYWHERE = (ConfigError, OrderError, LaunchError, NonFiniteError)  # every rank meets them, one says so
 _LOST_PEER = re.compile("Connection (closed|reset) by peer|Connection refused|Broken pipe|NCCL|gloo", re.IGNORECASE)
 _TIMED_OUT = re.compile("timed out|timeout", re.IGNORECASE)
-_ANYWHERE = (ShardError, CheckpointInvalid, RunFolderError, RanksMissing)
+_ANYWHERE = (ShardError, CheckpointInvalid, RunFolderError, RanksMissing, ExporterError)
 _ENDING_SECONDS = 300.0  # for what goes on behind the last line: threads that have to end
 
 

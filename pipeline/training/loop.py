@@ -38,6 +38,8 @@ from pipeline.training.watchdog import Watchdog, restart_count
 from shards.keyed import key_of
 from shards.store import Store
 
+_OF_THE_ATTEMPT = ("run", "training.steps", "checkpoint.url", "checkpoint.resume")  # settings that may be others in every attempt
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -147,7 +149,8 @@ class _Run:
             if first < self.config.training.steps:
                 step, reason = self._train(first)
             self._save(step)
-            self.checkpoints.wait(must_succeed=True)
+            # every rank waits for it: a launcher or batch system that sees some ranks end takes the others for stuck
+            self.world.on_first(lambda: self.checkpoints.wait(must_succeed=True))
         except BaseException as error:
             self.reporting.flush()
             self.folder.event("end", step=step, reason=type(error).__name__, message=str(error))
@@ -159,7 +162,7 @@ class _Run:
     def _train(self, step: int) -> tuple[int, str]:
         """Takes steps until there are enough or somebody asks to stop; returns the step and why."""
         training = self.config.training
-        watch = Stopwatch()
+        watch, beside = Stopwatch(), 0.0
         self.watchdog.at("data", step + 1)
         for batch in self.loader:
             self.watchdog.at("step", step + 1)
@@ -173,7 +176,7 @@ class _Run:
             self.world.finish(telling)
             step += 1
             self.reporting.rates({each.player.name: each.player.optimiser.learning_rate * rate for each in self.contestants})
-            self.reporting.step(step, batch, result, rate, waited + watch.lap(), waited, int(news[1]), news[2:].tolist())
+            self.reporting.step(step, batch, result, rate, beside + waited + watch.lap(), waited, int(news[1]), news[2:].tolist())
             if training.pictures_every and step % training.pictures_every == 0:
                 self._draw(step, batch)
             if step >= training.steps:
@@ -183,6 +186,7 @@ class _Run:
             if step % self.config.checkpoint.every == 0:
                 self._save(step)
             self.watchdog.at("data", step + 1)
+            beside = watch.lap()  # pictures, checkpoints and reports: part of the next step's time, and no wait for data
         raise AssertionError("a loader without a number of epochs has no end")
 
     def _save(self, step: int) -> None:
@@ -282,12 +286,12 @@ def _largest_share(global_batch: int, world_size: int, unit: int) -> int:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    """Settings that differ, but for those that only say how far and where this attempt goes."""
+    """Settings that differ, but for those that only say how far and where this attempt goes, and those that there were not before."""
     found = []
-    for key in sorted(before.keys() | now.keys()):
-        where, old, new = f"{path}{key}", before.get(key), now.get(key)
+    for key in sorted(before.keys() & now.keys()):
+        where, old, new = f"{path}{key}", *(list(each) if isinstance(each, tuple) else each for each in (before[key], now[key]))
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += _changes(old, new, f"{where}.")
-        elif (list(old) if isinstance(old, (list, tuple)) else old) != (list(new) if isinstance(new, (list, tuple)) else new):
+        elif old != new and where not in _OF_THE_ATTEMPT:
             found.append(f"{where}: {old} -> {new}")
     return found

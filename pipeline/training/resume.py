@@ -43,29 +43,37 @@ def _read(config: Config[Any], checkpoints: CheckpointStore, decoder: str) -> Ch
         raise RunFolderError(
             f"{where}: holds checkpoints up to step {steps[-1]}. Choose another folder with --run, or --checkpoint.resume auto"
         )
-    checkpoints.claim(Path(config.run))
-    if steps or resume in ("auto", "none"):
-        found = checkpoints.newest(lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
-        if found is None and steps:
-            raise CheckpointInvalid(
-                f"{where}: none of its {len(steps)} checkpoints verifies. Restore one, or start a new run with another --run"
-            )
-    else:  # where the run starts; later attempts continue from its own checkpoints
+    if not steps and resume not in ("auto", "none"):  # where the run starts; later attempts continue from its own checkpoints
         parent, name = split(resume.rstrip("/"))
         store = Store(parent, config.data.storage_options if "://" in parent else None)
         found = read(store, step_of(name, store.describe(name)))
-    if found is not None and found.facts["recipe"] != config.recipe:
+        _check(found, config, store.describe(), decoder)
+        checkpoints.claim(Path(config.run))  # last: a start that fails takes the place from nobody
+        return found
+    checkpoints.claim(Path(config.run))
+    newest = checkpoints.newest(lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
+    if newest is None and steps:
+        raise CheckpointInvalid(
+            f"{where}: none of its {len(steps)} checkpoints verifies. Restore one, or start a new run with another --run"
+        )
+    if newest is not None:
+        _check(newest, config, where, decoder)
+    return newest
+
+
+def _check(found: Checkpoint, config: Config[Any], where: str, decoder: str) -> None:
+    """Refuses a checkpoint of another recipe, or of pictures from another decoder."""
+    if found.facts["recipe"] != config.recipe:
         raise CheckpointInvalid(
             f"{where}: the checkpoint of step {found.step} is one of the recipe {found.facts['recipe']!r}, "
             f"this run's is {config.recipe!r}. Choose another folder with --run, or the other recipe"
         )
-    if found is not None and found.facts["decoder"] != decoder and not config.checkpoint.other_decoder:
+    if found.facts["decoder"] != decoder and not config.checkpoint.other_decoder:
         raise CheckpointInvalid(
             f"{where}: step {found.step} was trained on pictures decoded by {found.facts['decoder']}, here is {decoder}: "
             "pixels may differ in their last bit. Set data.decoder back or install the other version, or accept it with "
             "--checkpoint.other_decoder True"
         )
-    return found
 
 
 def enter(recipe: Recipe, found: Checkpoint | None, world: World, training: TrainingConfig) -> list[Contestant]:

@@ -25,6 +25,7 @@ from shards.keyed import mix_array
 from shards.store import Options, Store
 
 _DYING_SECONDS = 60.0
+_LOST_SECONDS = 900.0
 
 
 class RunFolderError(Exception):
@@ -153,8 +154,10 @@ class RunFolder:
 
 
 def _take(lock: IO[str]) -> None:
-    """Takes the lock. After a restart by the launcher it waits for it: the rank that had it was just killed, and may still be dying."""
-    end = time.monotonic() + (_DYING_SECONDS if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" else 0.0)
+    """Takes the lock. After a restart it waits for it: by the launcher, since the rank that had it was just killed and may still be dying;
+    by SLURM, since it may live on for as long as its watchdog lets it, on a node that the cluster has given up."""
+    restarts = {"TORCHELASTIC_RESTART_COUNT": _DYING_SECONDS, "SLURM_RESTART_COUNT": _LOST_SECONDS}
+    end = time.monotonic() + max((seconds for name, seconds in restarts.items() if os.environ.get(name, "0") != "0"), default=0.0)
     while True:
         try:
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -187,9 +190,9 @@ def checkpoint_store(run: str, options: Options | None = None) -> Store:
 
 
 def recorded_checkpoint(run: Path) -> int | None:
-    """The newest step that the record of a run says it saved; None where it saved none."""
+    """The step that a run says it saved last, which is a lower one after it had to go back; None where it saved none."""
     rows = read_lines(run / "events.jsonl")
-    return max((int(row["step"]) for row in rows if row.get("event") == "checkpoint" and "step" in row), default=None)
+    return next((int(row["step"]) for row in reversed(rows) if row.get("event") == "checkpoint" and "step" in row), None)
 
 
 def samples_digest(sample_ids: NDArray[np.int64]) -> int:

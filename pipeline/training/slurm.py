@@ -26,10 +26,10 @@ from pipeline import recipes
 from pipeline.config import Config, parse, to_mapping
 from pipeline.mapping import ConfigError
 from pipeline.training.attempts import is_finished
+from shards.store import redacted
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "slurm" / "pretrain.sbatch"
-_OURS = ("array", "job-name", "nodes", "ntasks", "ntasks-per-node", "output", "parsable", "wrap")
 _OURS = ("array", "job-name", "nodes", "ntasks", "ntasks-per-node", "output", "parsable", "wrap")
 _LONGEST_NAME = 100  # characters of the name of a sweep's run folder
 
@@ -118,13 +118,19 @@ def prepare(resources: Resources, settings: Sequence[str], sweep: Path | None = 
     """
     _check(resources)
     config = configured(settings)
+    folder = Path(config.run).absolute()
+    elements = combinations(sweep) if sweep else [{}]
+    given = [word.partition("=")[2] if word.startswith("--") else word for word in settings]
+    if any(redacted(value) != value for value in [*given, *(value for chosen in elements for value in chosen.values())]):
+        raise SubmitError(
+            "credentials in a URL: everybody can read the arguments of a job. Leave them to the environment, to a profile, or to a "
+            "--config FILE.yaml that only you can read"
+        )
     if any(re.match(r"--data\.(sources\.\w+\.)?storage_options", word) for word in settings) and "(not shown)" in str(to_mapping(config)):
         raise SubmitError(
             "data.storage_options: everybody can read the arguments of a job. Leave what is secret to the environment, to a profile, or to "
             "a --config FILE.yaml that only you can read"
         )
-    folder = Path(config.run).absolute()
-    elements = combinations(sweep) if sweep else [{}]
     runs, every = [], []
     for chosen in elements:
         run = folder / run_name(chosen) if chosen else folder
@@ -166,9 +172,11 @@ def combinations(path: Path) -> list[dict[str, str]]:
         raise SubmitError(f"--array {path}: give each setting a list of values, as in training.global_batch: [64, 128]")
     if nested := [key for key, values in axes.items() if any(isinstance(value, list | dict) for value in values)]:
         raise SubmitError(f"--array {path}: {nested[0]}: only plain values can be combined, numbers and words")
-    for key in ("run", "config"):
-        if key in axes:
-            raise SubmitError(f"--array {path}: {key} is not for a sweep: every run gets a folder of its own below --run")
+    for key in axes:
+        if key in ("run", "config") or "storage_options" in str(key):
+            raise SubmitError(
+                f"--array {path}: {key} is not for a sweep: every run gets a folder of its own below --run, named after what differs"
+            )
     texts = {str(key): [str(value) for value in values] for key, values in axes.items()}
     return [dict(zip(texts, chosen, strict=True)) for chosen in itertools.product(*texts.values())]
 

@@ -85,7 +85,7 @@ class SnapshotMemory:
             size += math.ceil(shape.numel() * dtype.itemsize / _ALIGNMENT) * _ALIGNMENT
         if size > self._memory.numel():
             self._memory = torch.empty(0, dtype=torch.uint8)  # the old memory is free before the new is taken
-            self._places = {}
+            self._places, self._layout = {}, []
             pinned = any(tensor.is_cuda for part in tensors.values() for tensor in part.values())
             self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         self._places = {file: {} for file in tensors}

@@ -169,7 +169,10 @@ class TrainStep:
                 continue
             with contestant.micro_step(last=part is parts[-1]):
                 losses = self._losses(contestant, batch, part, networks)
-                contestant.backward(losses.total.sum() * (self.world.size / self.global_batch))
+                total = losses.total.sum()
+                # a loss that is not finite makes the gradient so, on every rank and without waiting for the device
+                scale = torch.where(torch.isfinite(total.detach()), self.world.size / self.global_batch, math.nan)
+                contestant.backward(total * scale)
             _accumulate(totals, {"total": losses.total.detach(), **losses.parts})
         self._update(contestant, rate, result)
         result.names.extend((contestant.player.name, part) for part in totals)

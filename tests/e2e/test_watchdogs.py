@@ -19,6 +19,7 @@ from pipeline.training.run_folder import read_lines
 from pipeline.training.watchdog import STALLED
 from shards.embedded_store import SeaweedFS
 from shards.store import Store
+from tests.conftest import ROOT
 from tests.datasets import photographs, write_dataset
 from tests.faults.proxy import Fault, Proxy, Rule
 from tests.faults.shaping import Shape
@@ -178,6 +179,12 @@ def test_the_stacks_of_a_live_run_can_be_asked_for(shards: Path, tmp_path: Path)
         wait_until(lambda: has_steps(run, launcher), log)
         ranks = ranks_of(launcher)
         for process in ranks.values():
+            command = " ".join(process.cmdline())
+            for document in ("watchdogs.md", "operations.md"):  # the command that they give finds ranks, and nothing that it would end
+                (pattern,) = re.findall(r"pkill -USR2 -f '([^']+)'", (ROOT / "docs" / document).read_text())
+                assert re.search(pattern, command), command
+                assert re.search(pattern, command.replace(" launch/", f" {ROOT}/launch/"))
+                assert not re.search(pattern, " ".join(psutil.Process(launcher.pid).cmdline()))
             process.send_signal(signal.SIGUSR2)
         files = [run / "stacks" / f"rank_{rank}_attempt_1.txt" for rank in ranks]
         wait_until(lambda: all("loop.py" in file.read_text() for file in files), log)

@@ -106,6 +106,15 @@ def test_what_is_secret_does_not_become_an_argument_that_everybody_can_read(tmp_
     with pytest.raises(SubmitError, match="everybody can read"):
         prepare(Resources(), [*DATA, "--data.storage_options", "secret", "hunter2"])
     prepare(Resources(), [*DATA, "--data.storage_options", "profile", "mine"])
+    for url in (["--checkpoint.url", "s3://key:hunter2@bucket/x"], ["--checkpoint.url=s3://key:hunter2@bucket/x=y"]):
+        with pytest.raises(SubmitError, match="credentials in a URL: everybody can read") as refused:
+            prepare(Resources(), [*DATA, *url])
+        assert "hunter2" not in str(refused.value)
+    sweep = tmp_path / "sweep.yaml"
+    for text in ("checkpoint.url: ['s3://key:hunter2@bucket/x']", "data.storage_options: ['secret hunter2']"):
+        sweep.write_text(text)
+        with pytest.raises(SubmitError, match=r"everybody can read|not for a sweep"):
+            prepare(Resources(), DATA, sweep)
     config = tmp_path / "config.yaml"
     config.write_text("data: {shards: s3://bucket/set, storage_options: {secret: hunter2}}")
     submission = prepare(Resources(), ["--config", str(config)])

@@ -27,7 +27,7 @@ def attempt(run: Path, saved: int | None = None, reason: str | None = None, step
     if reason is not None:
         folder.event("end", step=step or saved or 0, reason=reason)
     folder.close()
-    return end(run, 3, 1).verdict
+    return end(run, job, 3, 1).verdict
 
 
 def test_only_the_record_says_that_a_run_is_finished(tmp_path: Path) -> None:
@@ -40,11 +40,11 @@ def test_what_an_earlier_attempt_finished_says_nothing_of_a_longer_run(tmp_path:
     assert attempt(tmp_path, saved=50, reason="finished") is Verdict.REQUEUE, "the settings ask for more steps by now"
     assert begin(tmp_path, 50, JOB) is False
     assert begin(tmp_path, STEPS, JOB) is True
-    assert end(tmp_path, 3, 0).verdict is Verdict.REQUEUE, "the attempt never came so far as to begin"
+    assert end(tmp_path, JOB, 3, 0).verdict is Verdict.REQUEUE, "the attempt never came so far as to begin"
     assert attempt(tmp_path, saved=STEPS, reason="finished") is Verdict.FINISHED
     begin(tmp_path, STEPS, JOB)
     RunFolder(tmp_path, writes=True).event("start", attempt=9, step=0)
-    assert end(tmp_path, 3, 0).verdict is Verdict.REQUEUE, "the newest attempt has not ended"
+    assert end(tmp_path, JOB, 3, 0).verdict is Verdict.REQUEUE, "the newest attempt has not ended"
 
 
 def test_a_crash_loop_ends_and_a_new_checkpoint_starts_the_count_again(tmp_path: Path) -> None:
@@ -57,6 +57,24 @@ def test_a_crash_loop_ends_and_a_new_checkpoint_starts_the_count_again(tmp_path:
 def test_a_checkpoint_that_is_written_again_is_no_progress(tmp_path: Path) -> None:
     assert attempt(tmp_path, saved=10) is Verdict.REQUEUE
     assert [attempt(tmp_path, saved=10) for _ in range(3)][-1] is Verdict.GIVE_UP
+
+
+def test_a_run_that_had_to_go_back_gets_further_from_there(tmp_path: Path) -> None:
+    """The newest checkpoint was damaged: what the next attempts save lies before it, and is progress all the same."""
+    assert attempt(tmp_path, saved=90) is Verdict.REQUEUE
+    assert [attempt(tmp_path, saved=step) for step in (60, 70, 80, 85)] == [Verdict.REQUEUE] * 4
+    assert [row["fruitless"] for row in read_lines(record(tmp_path)) if row["event"] == "end"] == [0, 1, 0, 0, 0]
+
+
+def test_a_job_that_was_refused_beside_it_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(tmp_path, STEPS, JOB)
+    other = {"SLURM_JOB_ID": "8"}
+    begin(tmp_path, STEPS, other)
+    monkeypatch.setenv(VARIABLE, str(record(tmp_path)))
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    note_refusal(ConfigError("seed"))
+    assert end(tmp_path, JOB, 3, 0, "USR1").verdict is Verdict.REQUEUE
+    assert end(tmp_path, other, 3, 1).verdict is Verdict.REFUSED
 
 
 def test_another_job_counts_for_itself_and_from_what_it_found(tmp_path: Path) -> None:
@@ -81,16 +99,17 @@ def test_an_attempt_that_slurm_took_away_is_not_counted(tmp_path: Path) -> None:
 def test_settings_that_the_ranks_refuse_are_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin(tmp_path, STEPS, JOB)
     monkeypatch.setenv(VARIABLE, str(record(tmp_path)))
+    monkeypatch.setenv("SLURM_JOB_ID", JOB["SLURM_JOB_ID"])
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(SystemExit), reported():
         raise ConfigError("seed: the checkpoint has another")
-    found = end(tmp_path, 3, 1)
+    found = end(tmp_path, JOB, 3, 1)
     assert found.verdict is Verdict.REFUSED
     assert "seed: the checkpoint has another" in found.why
     begin(tmp_path, STEPS, JOB)
     with pytest.raises(SystemExit), reported():
         raise RunFolderError("another run is writing here")  # which ends some time
-    assert end(tmp_path, 3, 1).verdict is Verdict.REQUEUE, "what was refused before this attempt says nothing of it"
+    assert end(tmp_path, JOB, 3, 1).verdict is Verdict.REQUEUE, "what was refused before this attempt says nothing of it"
 
 
 def test_a_refusal_that_can_not_be_noted_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +131,7 @@ def test_a_record_that_a_crash_cut_short_goes_on(tmp_path: Path) -> None:
 
 def test_an_end_without_a_beginning_and_a_folder_that_can_not_be_written_are_named(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="no attempt has begun"):
-        end(tmp_path, 3, 0)
+        end(tmp_path, JOB, 3, 0)
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match=r"attempts\.jsonl: can't be written"):
         begin(tmp_path / "file", STEPS, JOB)

@@ -12,7 +12,7 @@ import torch
 
 from launch.checkpoints import main
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore, SaveReport, verify
-from pipeline.training.ownership import OWNER, OwnershipLost, release
+from pipeline.training.ownership import OWNER, Ownership, OwnershipLost, release
 from pipeline.training.run_folder import RunFolder, RunFolderError
 from shards.embedded_store import SeaweedFS
 from shards.errors import StoreError
@@ -106,6 +106,70 @@ def test_an_attempt_that_is_replaced_in_the_middle_of_a_save_does_not_commit_it(
     with pytest.raises(OwnershipLost):
         save(old, 1)
     assert CheckpointStore(store).steps() == []
+
+
+def test_an_attempt_that_is_replaced_behind_its_commit_deletes_nothing(store: Store, tmp_path: Path) -> None:
+    """Its successor takes over and saves while the old one still has its retention to do."""
+    old, newer = claimed(store, tmp_path / "a", keep_last=1), []
+    save(old, 1)
+    prune = old.prune
+
+    def replaced_first() -> None:
+        newer.append(claimed(store, tmp_path / "a", keep_last=9))
+        for step in (2, 3):
+            save(newer[0], step)
+        store.write("step_000000004/player.safetensors", b"what the successor is writing right now")
+        prune()
+
+    old.prune = replaced_first  # type: ignore[method-assign]
+    old.save(Checkpoint(2, {}, {"player": {"weight": torch.zeros(10)}}))
+    with pytest.raises(OwnershipLost, match="taken over"):
+        old.wait()
+    assert store.size("step_000000004/player.safetensors")
+    assert verify(store, 3)
+    old.prune = prune  # type: ignore[method-assign]
+    before = store.list()
+    assert old._tidy(9) is None
+    assert store.list() == before
+
+
+def test_two_that_claim_at_the_same_moment_do_not_both_get_it(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = Ownership._keep_name
+    raced: list[CheckpointStore] = []
+
+    def race(self: Ownership, name: str) -> None:
+        keep(self, name)
+        monkeypatch.setattr(Ownership, "_keep_name", keep)
+        raced.append(claimed(store, tmp_path / "a"))
+
+    monkeypatch.setattr(Ownership, "_keep_name", race)
+    with pytest.raises(OwnershipLost, match="taken over"):
+        claimed(store, tmp_path / "a")
+    save(raced[0], 1)
+
+
+def test_a_checkpoint_that_retention_only_half_deleted_does_not_exist(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = claimed(store, tmp_path / "a", keep_last=1)
+    save(checkpoints, 1)
+    delete = checkpoints.store.delete
+
+    def until_the_folder(name: str) -> None:
+        if name == "step_000000001":
+            raise StoreError("killed in the middle")
+        delete(name)
+
+    monkeypatch.setattr(checkpoints.store, "delete", until_the_folder)
+    save(checkpoints, 2)
+    assert checkpoints.steps() == [2]
+
+
+def test_what_an_upload_brings_after_its_attempt_was_killed_goes_with_the_next_save(store: Store, tmp_path: Path) -> None:
+    checkpoints = claimed(store, tmp_path / "a")
+    store.write("step_000000001/player.safetensors", b"late")
+    save(checkpoints, 2)
+    assert {name.partition("/")[0] for name, _ in store.list()} == {OWNER, "step_000000002"}
 
 
 def test_a_save_without_its_record_stops_the_run(store: Store, tmp_path: Path) -> None:

@@ -75,9 +75,10 @@ class Line:
         return {"images": images.float() / 255}
 
     def loss(self, views: dict[str, Tensor], networks: dict[str, nn.Module]) -> Losses:
-        return Losses(networks["line"](views["images"]).flatten() * self.factor, {})
+        return Losses(networks["line"](views["images"]).flatten() * self.factor + self.offset, {})
 
     factor = 1.0
+    offset = 0.0
 
 
 class GroupedBatchNorm(nn.Module):
@@ -168,7 +169,12 @@ def test_a_gradient_that_is_not_finite_leaves_weights_and_statistics_alone(world
     step(batch, rate=1.0)
     assert float(norm.running_mean) != 0
     assert step.nonfinite_in_a_row == 0
-    recipe.factor = float("nan")
+    recipe.offset = float("inf")  # of the loss alone: its gradient is finite
+    before = weight(step)
+    assert step(batch, rate=1.0).skipped == ["line"]
+    assert torch.equal(weight(step), before)
+    step.nonfinite_in_a_row = 0
+    recipe.offset, recipe.factor = 0.0, float("nan")
     step(batch, rate=1.0)
     with pytest.raises(NonFiniteError, match="2 steps in a row"):
         step(batch, rate=1.0)

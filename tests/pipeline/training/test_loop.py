@@ -1,0 +1,41 @@
+"""What the loop counts as what."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import recipes
+from pipeline.config import parse
+from pipeline.training import loop
+from pipeline.training.interruption import Interruption
+from pipeline.training.loop import pretrain
+from pipeline.training.reporting import Reporting
+from tests.datasets import photographs, write_dataset
+
+STEPS, PAUSE = 8, 0.4
+
+
+def test_time_for_pictures_is_no_wait_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batches get ready meanwhile. Counted as a wait it would be reported as starving, with advice that helps nobody."""
+    write_dataset(tmp_path / "set", photographs(24, 140, 160), [12, 12])
+    seen: list[tuple[float, float]] = []
+    step = Reporting.step
+
+    def noted(self: Reporting, *arguments: Any) -> None:
+        seen.append((arguments[4], arguments[5]))
+        step(self, *arguments)
+
+    monkeypatch.setattr(Reporting, "step", noted)
+    monkeypatch.setattr(loop, "save_grid", lambda *_: time.sleep(PAUSE))
+    settings = ["--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "8", "--method.batch_norm_group", "4"]
+    settings += ["--data.shards", str(tmp_path / "set"), "--run", str(tmp_path / "run"), "--training.steps", str(STEPS)]
+    settings += ["--training.global_batch", "4", "--training.pictures_every", "1", "--monitoring.enabled", "False"]
+    assert pretrain(parse(recipes.SETTINGS, settings), Interruption()).finished
+    took, waited = (sum(column) for column in zip(*seen[1:], strict=True))  # the first batch is really waited for
+    assert len(seen) == STEPS
+    assert took > (STEPS - 1) * PAUSE, "the steps' time is all the time there was"
+    assert waited < 0.5 * (STEPS - 1) * PAUSE
