@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -256,6 +257,26 @@ def test_a_cancelled_job_stays_cancelled(slurm: SlurmCluster, settings: dict[str
     slurm.command("scancel", job.number)
     assert slurm.wait_for_end(job.number) == {job.number: "CANCELLED"}
     assert slurm.job(job.number)["Restarts"] == "0"
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_an_attempt_that_nobody_can_write_down_is_tried_again_as_often_as_is_allowed_in_a_row(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """However often the job was requeued before for other reasons."""
+    blocked = tmp_path / "no folder for temporary files"
+    script = ["launch/slurm/pretrain.sbatch", "--repository", str(ROOT), "--give-up-after", "2", "--", "--data.shards", "x"]
+    told = [f"--output={tmp_path / 'log'}", f"--export=ALL,TMPDIR={blocked}"]
+    command = ["sbatch", "--parsable", "--hold", *told, *script]
+    environment = {**clean_environment(), **slurm.environment}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.strip()
+    slurm.command("scontrol", "update", f"JobId={job}", "Comment=unknown=1@-5")  # of an attempt long ago
+    slurm.command("scontrol", "release", job)
+    assert slurm.wait_for_end(job) == {job: "FAILED"}
+    found = slurm.job(job)
+    assert (found["Restarts"], found["ExitCode"], found["Comment"]) == ("1", "70:0", "unknown=1@0")
+    assert re.findall(r"no temporary file can be made \((\d of \d) in a row\)", (tmp_path / "log").read_text()) == ["1 of 2", "2 of 2"]
 
 
 @pytest.mark.server
