@@ -263,10 +263,12 @@ def test_a_cancelled_job_stays_cancelled(slurm: SlurmCluster, settings: dict[str
 @pytest.mark.slow
 def test_an_attempt_that_nobody_can_write_down_is_tried_again_as_often_as_is_allowed_in_a_row(slurm: SlurmCluster, tmp_path: Path) -> None:
     """However often the job was requeued before for other reasons."""
-    blocked = tmp_path / "no folder for temporary files"
-    script = ["launch/slurm/pretrain.sbatch", "--repository", str(ROOT), "--give-up-after", "2", "--", "--data.shards", "x"]
-    told = [f"--output={tmp_path / 'log'}", f"--export=ALL,TMPDIR={blocked}"]
-    command = ["sbatch", "--parsable", "--hold", *told, *script]
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho 'the disk of the environment is not there' >&2\nexit 1\n")
+    python.chmod(0o755)
+    script = ["launch/slurm/pretrain.sbatch", "--repository", str(ROOT), "--give-up-after", "2", "--venv", str(python.parent.parent)]
+    command = ["sbatch", "--parsable", "--hold", f"--output={tmp_path / 'log'}", *script, "--", "--data.shards", "x"]
     environment = {**clean_environment(), **slurm.environment}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -276,7 +278,7 @@ def test_an_attempt_that_nobody_can_write_down_is_tried_again_as_often_as_is_all
     assert slurm.wait_for_end(job) == {job: "FAILED"}
     found = slurm.job(job)
     assert (found["Restarts"], found["ExitCode"], found["Comment"]) == ("1", "70:0", "unknown=1@0")
-    assert re.findall(r"no temporary file can be made \((\d of \d) in a row\)", (tmp_path / "log").read_text()) == ["1 of 2", "2 of 2"]
+    assert re.findall(r"the attempt can't begin \((\d of \d) in a row\)", (tmp_path / "log").read_text()) == ["1 of 2", "2 of 2"]
 
 
 @pytest.mark.server
