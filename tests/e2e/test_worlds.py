@@ -65,9 +65,14 @@ CONFIGURATIONS = {
     "inpainting, usual rates": INPAINTING,
 }
 FEATURES_32, FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD, USUAL = CONFIGURATIONS
-BEFORE = {INPAINTING_ADAM: INPAINTING, INPAINTING_SGD: [*INPAINTING, *sgd("1e-2", *BOTH)]}
-"""What is trained first, at rates that move the weights. The biases of batch norm start at 0 and their gradients are sums that nearly
-cancel: after a few small steps from there they would hold little but last bits."""
+BEFORE = {
+    FEATURES_SGD: [*FEATURES, *sgd("1e-3", "optimiser"), "--training.max_gradient_norm", "1.0"],
+    FEATURES_ADAM: FEATURES,
+    INPAINTING_ADAM: INPAINTING,
+    INPAINTING_SGD: [*INPAINTING, *sgd("1e-2", *BOTH)],
+}
+"""What is trained first, at rates that move the weights. Biases start at 0, and the gradients of some are sums that nearly cancel: after a
+few small steps from there they would hold little but last bits."""
 PLAN = {
     1: [(name, "ddp") for name in (FEATURES_32, FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD)],
     2: [
