@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from shards.embedded_store import SeaweedFS
@@ -172,5 +173,6 @@ def test_the_environment_is_enough_to_find_the_store(s3: SeaweedFS, monkeypatch:
     bucket = s3.make_bucket("by-environment")
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # one that another test made had another environment
     Store(bucket).write("x", b"1")
     assert Store(bucket, s3.reader_options).read("x") == b"1"
