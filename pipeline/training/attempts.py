@@ -14,7 +14,6 @@ An attempt that the batch system took away together with its batch script leaves
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -26,7 +25,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from pipeline.training.run_folder import RunFolderError, read_lines, recorded_checkpoint
+from pipeline.training.run_folder import RunFolderError, append_row, read_lines, recorded_checkpoint
 
 VARIABLE = "CONTEXT_ENCODER_ATTEMPTS"
 """Environment variable that tells the ranks where the record of attempts is."""
@@ -173,14 +172,9 @@ def free_port(seed: str, ports: Sequence[int] = PORTS) -> int:
 
 def _append(run: Path, row: Mapping[str, Any]) -> None:
     path = record(run)
-    line = json.dumps({"time": round(time.time(), 3), **row}).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b", buffering=0) as file:  # one write a line: batch script and rank 0 both append
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else b"\n" + line  # a crash cut the last line short
-            file.write(line)
-            os.fsync(file.fileno())
+            append_row(file, {"time": round(time.time(), 3), **row})
     except OSError as error:
         raise RunFolderError(f"{path}: can't be written ({error.strerror}). Is the run folder on a disk that every node sees?") from error

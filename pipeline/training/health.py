@@ -63,12 +63,13 @@ class CollapseWatch:
         steps: over which every loss is averaged.
 
     Attributes:
+        collapse: the declaration.
         collapsed: whether the means looked like one and have not recovered.
         means: of the declared losses over the window, by part.
     """
 
     def __init__(self, collapse: Collapse, steps: int) -> None:
-        self._collapse, self._steps = collapse, steps
+        self.collapse, self._steps = collapse, steps
         self._rows: deque[tuple[float, ...]] = deque(maxlen=steps)
         self._parts = tuple({**collapse.at_most, **collapse.at_least})
         self.collapsed = False
@@ -96,8 +97,8 @@ class CollapseWatch:
         return self.collapsed != before
 
     def _is_low(self, eased: float) -> bool:
-        return bool(self._collapse.at_most) and all(self.means[part] <= eased * most for part, most in self._collapse.at_most.items())
+        return bool(self.collapse.at_most) and all(self.means[part] <= eased * most for part, most in self.collapse.at_most.items())
 
     def _is_high(self, eased: float) -> bool:
-        wanted = self._collapse.at_least
+        wanted = self.collapse.at_least
         return bool(wanted) and all(1.0 - self.means[part] <= eased * (1.0 - least) for part, least in wanted.items())

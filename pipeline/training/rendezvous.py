@@ -67,17 +67,19 @@ def meet(store: Store, rank: int, size: int, timeout: timedelta, tell: Callable[
     where = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
     began = time.monotonic()
     look = began + _FIRST_LOOK
+
+    def missing() -> str:
+        return _named([other for other in range(size) if not store.check([f"joined/{other}"])])
+
     while not store.check(["complete"]):
         now = time.monotonic()
         if now >= look:
             look = now + min(now - began, _LONGEST_LOOK)
-            missing = [other for other in range(size) if not store.check([f"joined/{other}"])]
             if tell is not None:
-                tell(f"waiting for {_named(missing)} of {size} to join at {where}")
+                tell(f"waiting for {missing()} of {size} to join at {where}")
         if now - began > timeout.total_seconds():
-            missing = [other for other in range(size) if not store.check([f"joined/{other}"])]
             raise RanksMissing(
-                f"{_named(missing)} of {size} did not join at {where} in {timeout.total_seconds() / 60:.3g} minutes. Look for what they "
+                f"{missing()} of {size} did not join at {where} in {timeout.total_seconds() / 60:.3g} minutes. Look for what they "
                 "said when they were started; where they need longer, set training.timeout_minutes"
             )
         time.sleep(_PAUSE)  # not store.wait, which logs every time that it was in vain

@@ -70,7 +70,6 @@ class Reporting:
         self._starving_ranks = 0
         steps = config.watchdog.collapse_steps
         self._collapses = {each.name: CollapseWatch(each.collapse, steps) for each in players if each.collapse is not None and steps}
-        self._advice = {each.name: each.collapse.advice for each in players if each.collapse is not None}
         self.progress = Progress(config.training.steps, first_step, enabled=world.is_first)
         self._closing.callback(self.progress.close)
         logging.basicConfig(format=f"rank {world.rank}: %(message)s")
@@ -206,7 +205,7 @@ class Reporting:
             shown = ", ".join(f"{part} {value:.4g}" for part, value in means.items())
             if watch.collapsed:
                 self._folder.event("collapse", step=step, player=player, means=means, steps=self._config.watchdog.collapse_steps)
-                self.say(f"step {step}: the {player} has collapsed ({shown}, means of the steps before). {self._advice[player]}")
+                self.say(f"step {step}: the {player} has collapsed ({shown}, means of the steps before). {watch.collapse.advice}")
             else:
                 self._folder.event("collapse_over", step=step, player=player, means=means)
                 self.say(f"step {step}: the {player} has recovered from its collapse ({shown})")

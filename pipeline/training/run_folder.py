@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -222,6 +223,24 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             if isinstance(row, dict):
                 rows.append(row)
     return rows
+
+
+def append_row(file: FileIO, row: Mapping[str, Any]) -> None:
+    """Appends one line of JSON in a single write, on the disk when this returns, for a file to which several processes append.
+
+    Args:
+        file: opened with mode "a+b" and no buffer.
+        row: of the line.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    line = json.dumps(row).encode() + b"\n"
+    if file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        line = line if file.read(1) == b"\n" else b"\n" + line  # a crash cut the last line short
+    file.write(line)
+    os.fsync(file.fileno())
 
 
 def _end_last_line(path: Path) -> None:

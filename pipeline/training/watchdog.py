@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import faulthandler
 import fcntl
-import json
 import os
 import threading
 import time
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pipeline.config import Config
-from pipeline.training.run_folder import RunFolder, read_lines
+from pipeline.training.run_folder import RunFolder, append_row, read_lines
 from pipeline.training.stacks import STDERR, Stacks
 
 STALLED = 79
@@ -245,7 +244,6 @@ def append_event(run: Path, kind: str, **facts: Any) -> None:
     Raises:
         OSError: it can't be written.
     """
-    line = json.dumps({"time": time.time(), "event": kind, **facts}).encode() + b"\n"
     with open(run / "events.jsonl", "a+b", buffering=0) as file:
         for _ in range(20):
             try:
@@ -253,11 +251,7 @@ def append_event(run: Path, kind: str, **facts: Any) -> None:
                 break
             except OSError:  # held by another rank's watchdog, or there are no locks here
                 time.sleep(0.05)
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else b"\n" + line  # a crash cut the last line short
-        file.write(line)
-        os.fsync(file.fileno())
+        append_row(file, {"time": time.time(), "event": kind, **facts})
 
 
 def _saves() -> bool:

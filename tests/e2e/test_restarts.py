@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +17,17 @@ import pytest
 from pipeline.training.run_folder import read_lines
 from tests.conftest import ROOT
 from tests.datasets import photographs, write_dataset
-from tests.launching import clean_environment, launch, losses, pretrain_command, rank_processes, run_alone, setting_list, wait_until
+from tests.launching import (
+    clean_environment,
+    kill_all,
+    launch,
+    losses,
+    pretrain_command,
+    rank_processes,
+    run_alone,
+    setting_list,
+    wait_until,
+)
 
 CRASHES, STEPS = 20, 160
 SETTINGS = [
@@ -49,11 +57,7 @@ def restarting(log: Path, *settings: str, port: int, **environment: str) -> Iter
         yield launcher
     finally:
         if launcher.poll() is None:
-            ranks = rank_processes(launcher)
-            os.killpg(launcher.pid, signal.SIGKILL)
-            launcher.wait()
-            for rank in ranks:
-                rank.kill()
+            kill_all(launcher)
 
 
 def two_free_ports() -> int:

@@ -48,8 +48,6 @@ def running(log: Path, *settings: str, **environment: str) -> Iterator[subproces
         yield launcher
     finally:
         if launcher.poll() is None:
-            for process in rank_processes(launcher):
-                process.kill()  # one that stands still does not notice that its launcher dies
             kill_all(launcher)
 
 
