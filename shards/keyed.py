@@ -64,6 +64,21 @@ def words(key: int, purpose: int, count: int) -> list[int]:
     return found
 
 
+def words_of(keys: NDArray[np.uint64], purpose: int, count: int) -> NDArray[np.uint64]:
+    """`words` of many keys at once.
+
+    Args:
+        keys: uint64 (n,).
+        purpose: what the numbers are for.
+        count: numbers a key.
+
+    Returns:
+        uint64 (n, count).
+    """
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+    return mix_array(derived_keys(keys, purpose)[:, None] + steps)
+
+
 def derived_keys(keys: NDArray[np.uint64], purpose: int) -> NDArray[np.uint64]:
     """`key_of(key, purpose)` of every element of a uint64 array."""
     golden = np.uint64(_GOLDEN)

@@ -77,10 +77,12 @@ class RandomRegion:
         pixels = out.view(np.uint8)
         for attempt in range(_ATTEMPTS):
             out.fill(False)
-            bits = words(key, _ATTEMPT + attempt, _MOST_PIECES)
+            bits = words(key, _ATTEMPT + attempt, 1)
             pieces = _PIECES[bits[0] & 7]
+            if pieces > 1:  # the first words don't depend on how many are drawn, and most masks need no other
+                bits = words(key, _ATTEMPT + attempt, pieces)
             polygons = prepared.polygons[pieces - 1]
-            for word in bits[:pieces]:
+            for word in bits:
                 place = ((word >> 20 & 0x3FFFFF) * width >> 18, (word >> 42) * height >> 18)  # in 1/16 pixel as the vertices
                 cv2.fillPoly(pixels, polygons[(word >> 3 & 0x1FFFF) % len(polygons)], 1, 8, _SUBPIXEL_BITS, place)
             if prepared.least <= cv2.countNonZero(pixels) <= prepared.most:

@@ -27,7 +27,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.stream.counters import Counters
-from pipeline.stream.storage import ReaderAbandoned, ResumingReader
+from pipeline.stream.scratch import ReadMemory
+from pipeline.stream.storage import ReaderAbandoned, ResumingReader, pread
 from shards.errors import ShardCorrupt, ShardError, StoreError
 from shards.manifest import Manifest, ShardRecord
 from shards.store import TEMPORARY_PREFIX
@@ -92,31 +93,40 @@ class ShardCache:
         for thread in self._threads:
             thread.start()
 
-    def read(self, shard: int, offset: int, length: int) -> bytes | None:
-        """Bytes of a shard, None where it is not (or no longer) here."""
-        with self._lock:
-            handle = self._handles.get(shard)
-            if handle is None:
-                handle = self._open(shard)
+    def read(self, shard: int, offset: int, length: int, memory: ReadMemory | None = None) -> bytes | memoryview | None:
+        """Bytes of a shard, in `memory` where there is one; None where it is not (or no longer) here."""
+        with self.file(shard) as handle:
             if handle is None:
                 self.counters.add(cache_misses=1)
                 return None
-            self._handles.move_to_end(shard)
             try:
-                copy = os.dup(handle)  # so that another thread may close it while this one reads
+                data = pread(handle, length, offset, memory)
             except OSError:
-                return None
-        try:
-            data = os.pread(copy, length, offset)
-        except OSError:
-            data = b""
-        finally:
-            os.close(copy)
+                data = b""
         if len(data) != length:
             self.forget(shard)
             return None
         self.counters.add(cache_hits=1, bytes_read_cache=length)
         return data
+
+    @contextmanager
+    def file(self, shard: int) -> Iterator[int | None]:
+        """A shard's file, open until the caller is done with it; None where it is not (or no longer) here."""
+        with self._lock:
+            handle = self._handles.get(shard)
+            if handle is None:
+                handle = self._open(shard)
+            if handle is not None:
+                self._handles.move_to_end(shard)
+                try:
+                    handle = os.dup(handle)  # so that another thread may close it while this one reads
+                except OSError:
+                    handle = None
+        try:
+            yield handle
+        finally:
+            if handle is not None:
+                os.close(handle)
 
     def holds(self, shard: int) -> bool:
         """Whether a shard is here; it stays for as long as it is needed."""

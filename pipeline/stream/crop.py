@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from shards.keyed import words
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.keyed import words, words_of
 
 Crop = Literal["random", "random_resized", "center"]
 _CROP = 1  # purpose of the random numbers drawn here
@@ -34,7 +38,20 @@ class Box(NamedTuple):
         return self.left + self.width
 
 
-def choose(crop: Crop, flip: bool, key: int, height: int, width: int, size: int) -> Box:
+def draws_of(keys: NDArray[np.uint64], crop: Crop) -> NDArray[np.float64]:
+    """The numbers that `choose` begins with, for many keys at once.
+
+    Args:
+        keys: uint64 (n,), the samples'.
+        crop: as `choose`.
+
+    Returns:
+        float64 (n, numbers a key), in [0, 1).
+    """
+    return (words_of(keys, _CROP, _count(crop)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def choose(crop: Crop, flip: bool, key: int, height: int, width: int, size: int, draws: Sequence[float] | None = None) -> Box:
     """The part of a picture that becomes the crop: a pure function of its key and its size.
 
     Args:
@@ -45,13 +62,13 @@ def choose(crop: Crop, flip: bool, key: int, height: int, width: int, size: int)
         height: of the picture in pixels.
         width: of the picture in pixels.
         size: side of the crop in pixels.
+        draws: those of `draws_of` for the key, where they are known.
     """
     side = min(size, height, width)
     if crop == "center":
         return Box((height - side) // 2, (width - side) // 2, side, side, False)
     resized = crop == "random_resized"
-    # the first try of a size nearly always fits, and a key's first numbers don't depend on how many are drawn
-    draws = _draws(key, _PLACE + 2 if resized else _PLACE)
+    draws = draws or _draws(key, _count(crop))
     box_height = box_width = side
     if resized:
         fitting = _size(draws[_PLACE], draws[_PLACE + 1], height, width) or _later_size(key, height, width)
@@ -59,6 +76,11 @@ def choose(crop: Crop, flip: bool, key: int, height: int, width: int, size: int)
     return Box(
         int(draws[1] * (height - box_height + 1)), int(draws[2] * (width - box_width + 1)), box_height, box_width, flip and draws[0] < 0.5
     )
+
+
+def _count(crop: Crop) -> int:
+    """How many numbers a crop nearly always needs; a key's first numbers don't depend on how many are drawn."""
+    return _PLACE + 2 if crop == "random_resized" else _PLACE  # the first try of a size mostly fits
 
 
 def _draws(key: int, count: int) -> list[float]:

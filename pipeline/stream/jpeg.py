@@ -45,7 +45,7 @@ class Frame(NamedTuple):
     context: int | None
 
 
-def read_frame(data: bytes) -> Frame | None:
+def read_frame(data: bytes | memoryview) -> Frame | None:
     """Reads the header up to the first scan, in a few microseconds.
 
     Returns:
@@ -76,7 +76,7 @@ def read_frame(data: bytes) -> Frame | None:
     return None
 
 
-def _frame(data: bytes, place: int, components: int) -> Frame | None:
+def _frame(data: bytes | memoryview, place: int, components: int) -> Frame | None:
     """The frame whose marker is at a place."""
     precision, height, width = _FRAME(data, place + 4)
     if precision != 8 or components not in {1, 3} or not height or not width:  # the height may follow the picture; no photograph's does
@@ -87,7 +87,7 @@ def _frame(data: bytes, place: int, components: int) -> Frame | None:
     return Frame(height, width, place + 5, context)
 
 
-def decode_whole(data: bytes | bytearray, height: int, width: int) -> NDArray[np.uint8]:
+def decode_whole(data: bytes | bytearray | memoryview, height: int, width: int) -> NDArray[np.uint8]:
     """All pixels of a JPEG that libjpeg-turbo reads without a warning.
 
     Returns:
@@ -100,8 +100,13 @@ def decode_whole(data: bytes | bytearray, height: int, width: int) -> NDArray[np
     return pixels
 
 
-def decode_rows(data: bytes, frame: Frame, box: Box) -> NDArray[np.uint8] | None:
+def decode_rows(data: bytes | memoryview, frame: Frame, box: Box) -> NDArray[np.uint8] | None:
     """The pixels of a crop, decoding no row far below it.
+
+    Args:
+        data: of the JPEG; its height is changed for the time of the call where it may be written.
+        frame: of `read_frame`.
+        box: the crop.
 
     Returns:
         uint8 (box.height, box.width, 3), RGB, in memory that the calling thread's next call writes over; None when libjpeg-turbo had
@@ -115,14 +120,17 @@ def decode_rows(data: bytes, frame: Frame, box: Box) -> NDArray[np.uint8] | None
     return pixels[box.top : box.bottom, box.left : box.right]
 
 
-def _decode_top(data: bytes, frame: Frame, rows: int) -> NDArray[np.uint8]:
+def _decode_top(data: bytes | memoryview, frame: Frame, rows: int) -> NDArray[np.uint8]:
     """The first rows, uint8 (rows, width, 3); ValueError as `decode_whole`."""
-    shortened = bytearray(data)
-    shortened[frame.place : frame.place + 2] = rows.to_bytes(2, "big")
+    shortened = memoryview(bytearray(data)) if isinstance(data, bytes) or data.readonly else data
+    place = shortened[frame.place : frame.place + 2]
+    place[:] = rows.to_bytes(2, "big")
     try:
         return decode_whole(shortened, rows, frame.width)
     except ValueError as error:
         # the first warning is the one that is told, and it comes after the last row: the pixels are there, without a fault
         if not str(error).endswith(_EARLY_END):
             raise
+    finally:
+        place[:] = frame.height.to_bytes(2, "big")
     return _pixels.take((rows, frame.width, 3))

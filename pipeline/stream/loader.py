@@ -14,8 +14,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,16 +27,19 @@ from torch import Tensor
 from pipeline.config import DataConfig
 from pipeline.stream.buffers import BufferPool
 from pipeline.stream.counters import Counters
+from pipeline.stream.crop import draws_of
 from pipeline.stream.decode import make_decoder
 from pipeline.stream.fetch import Fetcher
 from pipeline.stream.order import share
 from pipeline.stream.quarantine import Quarantine
 from pipeline.stream.samples import BadSample
+from pipeline.stream.scratch import ReadMemory
 from pipeline.stream.source import Position, Source, granule, open_sources, shares, spread
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
-from shards.keyed import derived_keys, key_of, sample_keys
+from shards.keyed import derived_keys, sample_keys
 
-_TASK = 8  # pictures; fewer cost more in scheduling than threads win
+_LARGEST_TASK = 16  # pictures; fewer cost more in scheduling than threads win, more lie longer in no cache
+_Columns = tuple[NDArray[Any], ...]
 _MASK, _MODEL = 2, 3  # purposes of random numbers, beside the crop's
 
 
@@ -126,10 +131,11 @@ class StreamLoader:
             for source in self.sources:
                 source.close()
             raise
-        threads = data.threads or max(1, min(16, len(os.sched_getaffinity(0)) // config.ranks_on_node))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self.threads = data.threads or max(1, min(16, len(os.sched_getaffinity(0)) // config.ranks_on_node))
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         remote = any(source.samples.reader.store.local is None for source in self.sources)
         self._fetcher = Fetcher(data.requests) if remote else None
+        self._memory = ReadMemory()
         self._buffers = BufferPool(pinned=torch.cuda.is_available())
         self._positions: tuple[Position, ...] = ((0, 0),) * len(self.sources)
         self._started = 0
@@ -266,59 +272,80 @@ class StreamLoader:
             if self._fetcher is not None and absent.any():
                 places, data = source.places[absent], self._fetcher.start(source.samples, self._started, shards[absent], rows[absent])
                 pending.fetched.update(zip(places.tolist(), data, strict=True))
+            columns = self._columns(source.places, shards, rows, keys)
             by_place_in_store = np.lexsort((rows, shards))  # a task's samples lie near each other
-            for start in range(0, len(ids), _TASK):
-                task = by_place_in_store[start : start + _TASK]
-                columns = (source.places[task], shards[task], rows[task], keys[task])
-                pending.tasks.append(self._pool.submit(self._fill, pending, source, *columns))
+            size = max(1, min(_LARGEST_TASK, len(ids) // (2 * self.threads)))  # a small share has work for every thread, too
+            for start in range(0, len(ids), size):
+                task = by_place_in_store[start : start + size]
+                pending.tasks.append(self._pool.submit(self._fill, pending, source, [column[task] for column in columns]))
         return pending
 
-    def _fill(self, pending: _Pending, source: Source, *columns: NDArray[Any]) -> None:
-        """Reads, decodes and masks some pictures of a batch: columns place, shard, row, key."""
+    def _columns(self, places: NDArray[np.int64], shards: NDArray[np.int64], rows: NDArray[np.int64], keys: NDArray[np.uint64]) -> _Columns:
+        """What the threads need to know of some samples, as `_Place` has it; drawn for all at once, which costs next to nothing."""
+        return places, shards, rows, keys, derived_keys(keys, _MASK), draws_of(keys, self.config.data.crop)
+
+    def _fill(self, pending: _Pending, source: Source, columns: Sequence[NDArray[Any]]) -> None:
+        """Reads, decodes and masks some pictures of a batch, given as the columns of `_Place`."""
         started = time.thread_time()
-        samples = list(zip(*(column.tolist() for column in columns), strict=True))
+        samples = _places(columns)
         for place, error in self._fill_places(pending, source, samples):
             self._substitute(pending, source, place, error)
         self.counters.add(decode_seconds=time.thread_time() - started, images=len(samples))
 
-    def _fill_places(self, pending: _Pending, source: Source, samples: Sequence[tuple[int, int, int, int]]) -> list[tuple[int, BadSample]]:
-        """Fills places with samples (place, shard, row, key); returns those whose sample is bad. Each stage is done for all samples
-        before the next: a decode clears the processor's caches, and the little that the other stages do costs twice in cold ones."""
+    def _fill_places(self, pending: _Pending, source: Source, samples: Sequence[_Place]) -> list[tuple[int, BadSample]]:
+        """Fills places with samples; returns those whose sample is bad. Each stage is done for all samples before the next: a decode
+        clears the processor's caches, and the little that the other stages do costs twice in cold ones."""
         data, bad = self.config.data, list[tuple[int, BadSample]]()
-        read: list[tuple[int, int, int, int, bytes]] = []
-        for place, shard, row, key in samples:
+        read: list[_Place] = []
+        pictures: list[bytes | memoryview] = []
+        self._memory.clear()
+        for sample, here in zip(samples, self._read_here(source, samples), strict=True):
+            place, shard, row = sample.place, sample.shard, sample.row
+            fetched = pending.fetched.pop(place, None)
             try:
-                picture, label = self._read(source, shard, row, pending.fetched.pop(place, None))
+                picture, label = here or self._read(source, shard, row, fetched)
             except BadSample as error:
                 bad.append((place, error.with_traceback(None)))
                 continue
-            read.append((place, shard, row, key, picture))
+            read.append(sample)
+            pictures.append(picture)
             pending.sample_ids[place] = source.sample_id(shard, row)
             pending.labels[place] = label
-            pending.keys[place] = key
-        places = [pending.image_rows[place] for place, *_ in read]
-        reasons = self.decoder.crops([each[4] for each in read], places, data.crop, data.flip, [each[3] for each in read], data.max_pixels)
-        for (place, shard, row, key, _), reason in zip(read, reasons, strict=True):
+            pending.keys[place] = sample.key
+        places = [pending.image_rows[each.place] for each in read]
+        keys, draws = [each.key for each in read], [each.draws for each in read]
+        reasons = self.decoder.crops(pictures, places, data.crop, data.flip, keys, data.max_pixels, draws)
+        for each, reason in zip(read, reasons, strict=True):
             if reason is not None:
-                bad.append((place, source.samples.bad(source.sample_id(shard, row), shard, row, "undecodable", reason)))
+                sample_id = source.sample_id(each.shard, each.row)
+                bad.append((each.place, source.samples.bad(sample_id, each.shard, each.row, "undecodable", reason)))
             elif self.config.mask is None:
-                pending.mask_rows[place] = False
+                pending.mask_rows[each.place] = False
             else:
-                self.config.mask.draw(key_of(key, _MASK), pending.mask_rows[place])
+                self.config.mask.draw(each.mask_key, pending.mask_rows[each.place])
         return bad
 
-    def _read(self, source: Source, shard: int, row: int, fetched: Future[bytes] | None) -> tuple[bytes, int]:
+    def _read_here(self, source: Source, samples: Sequence[_Place]) -> Iterator[tuple[memoryview, int] | None]:
+        """What of some samples lies on this machine and is right, shard by shard; None for all that needs a closer look."""
+        for shard, group in groupby(samples, attrgetter("shard")):
+            rows = [each.row for each in group]
+            if shard in source.lost or any(self.quarantine.find(source.sample_id(shard, row)) for row in rows):
+                yield from [None] * len(rows)
+            else:
+                yield from source.samples.read_here(shard, rows, self._memory)
+
+    def _read(self, source: Source, shard: int, row: int, fetched: Future[bytes] | None) -> tuple[bytes | memoryview, int]:
         """The bytes and the label of a sample; BadSample where it is known or turns out to be unusable."""
         sample_id = source.sample_id(shard, row)
         known = self.quarantine.find(sample_id)
         if known is not None and known.cause != "undecodable":  # whether the part that a crop needs decodes is another question each epoch
             raise known
         if self.config.data.unavailable == "stop":
-            return source.samples.read(sample_id, shard, row, fetched)
+            return source.samples.read(sample_id, shard, row, fetched, self._memory)
         try:
             if (lost := source.lost.get(shard)) is not None:
                 raise ShardCorrupt(lost)
-            return source.samples.read(sample_id, shard, row, fetched)
+            return source.samples.read(sample_id, shard, row, fetched, self._memory)
         except ShardError as error:
             source.lost[shard] = str(error)  # asked for once, not once a sample
             name = source.samples.reader.store.describe(source.manifest.records[shard].name)
@@ -333,12 +360,27 @@ class StreamLoader:
             (shard,), (row,) = source.manifest.locate([candidate])
             if int(shard) in source.lost:
                 continue  # its samples are counted when their own turn comes
-            (key,) = sample_keys(source.seed, epoch, [candidate])
-            bad = self._fill_places(pending, source, [(place, int(shard), int(row), int(key))])
+            columns = self._columns(np.array([place]), np.array([shard]), np.array([row]), sample_keys(source.seed, epoch, [candidate]))
+            bad = self._fill_places(pending, source, _places(columns))
             if not bad:
                 return
             self.quarantine.add(bad[0][1])
         raise ShardCorrupt(f"no sample can be read in place of another: {error}") from error
+
+
+class _Place(NamedTuple):
+    """One sample on its way into a batch: where it goes, where it lies, and what is drawn for it."""
+
+    place: int
+    shard: int
+    row: int
+    key: int
+    mask_key: int
+    draws: list[float]
+
+
+def _places(columns: Sequence[NDArray[Any]]) -> list[_Place]:
+    return list(map(_Place._make, zip(*(column.tolist() for column in columns), strict=True)))
 
 
 class _Pending:

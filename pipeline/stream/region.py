@@ -37,7 +37,7 @@ def _library() -> Any:
     return importlib.import_module("nvidia.nvimgcodec")
 
 
-def decode_region(data: bytes, frame: Frame, box: Box) -> NDArray[np.uint8] | None:
+def decode_region(data: bytes | memoryview, frame: Frame, box: Box) -> NDArray[np.uint8] | None:
     """The pixels of a crop, decoding no more than its rectangle.
 
     Returns:
@@ -46,7 +46,7 @@ def decode_region(data: bytes, frame: Frame, box: Box) -> NDArray[np.uint8] | No
     nvimgcodec = _library()
     try:
         region = nvimgcodec.Region(box.top, box.left, box.bottom, box.right)
-        image = _decoder().decode(nvimgcodec.CodeStream(data).get_sub_code_stream(region=region), params=_thread.parameters)
+        image = _decoder().decode(nvimgcodec.CodeStream(bytes(data)).get_sub_code_stream(region=region), params=_thread.parameters)
         pixels: NDArray[np.uint8] | None = None if image is None else np.asarray(image.cpu())
     except (RuntimeError, ValueError):
         pixels = None

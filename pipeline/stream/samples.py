@@ -7,16 +7,20 @@ mostly decodes to other pixels without an error.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.stream.cache import ShardCache
 from pipeline.stream.counters import Counters
+from pipeline.stream.scratch import ReadMemory
 from pipeline.stream.storage import ResumingReader, ShardUnavailable
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
 from shards.index import NO_DIGEST, ShardIndex, digest, file_size, member_name
@@ -38,6 +42,17 @@ class BadSample(Exception):
         self.sample_id, self.name, self.shard, self.cause, self.reason = sample_id, name, shard, cause, reason
 
 
+def _checked(handle: int, entry: tuple[int, int, int, int], memory: ReadMemory) -> tuple[memoryview, int] | None:
+    """The bytes and the label of a row of an open shard, where the bytes are right."""
+    offset, expected, length, label = entry
+    place = memory.take(length)
+    try:
+        whole = os.preadv(handle, (place,), offset) == length
+    except OSError:
+        return None
+    return (place, label) if whole and expected in (NO_DIGEST, digest(place)) else None
+
+
 class SampleReader:
     """Reads samples by id.
 
@@ -57,6 +72,7 @@ class SampleReader:
         self.index_reader = index_reader
         self.cache = cache
         self.counters = counters
+        self._here = cache is not None or reader.store.local is not None
         self._lock = threading.Lock()
         self._indexes: OrderedDict[int, Future[ShardIndex]] = OrderedDict()
         self._index_bytes = 0
@@ -86,11 +102,19 @@ class SampleReader:
         Raises:
             ShardError: they can't be had.
         """
+        return bytes(self._read_range(shard, start, stop, None))
+
+    def _read_range(self, shard: int, start: int, stop: int, memory: ReadMemory | None) -> bytes | memoryview:
         record = self.manifest.records[shard]
         # where no digest tells that the shard is still the one that was indexed, the store must
-        return self.reader.range(record.name, start, stop, "" if record.sha256 else record.version)
+        version = "" if record.sha256 else record.version
+        if memory is None:
+            return self.reader.range(record.name, start, stop, version)
+        return self.reader.range_into(memory, record.name, start, stop, version)
 
-    def read(self, sample_id: int, shard: int, row: int, fetched: Future[bytes] | None = None) -> tuple[bytes, int]:
+    def read(
+        self, sample_id: int, shard: int, row: int, fetched: Future[bytes] | None = None, memory: ReadMemory | None = None
+    ) -> tuple[bytes | memoryview, int]:
         """The picture's bytes and its label (-1 where unknown).
 
         Args:
@@ -98,18 +122,19 @@ class SampleReader:
             shard: of the manifest.
             row: of the shard's index.
             fetched: the bytes, where they were asked for ahead.
+            memory: to read into what lies on this machine.
 
         Raises:
             BadSample: its bytes are wrong in the store itself.
             ShardError: the shard or its index can't be had.
         """
-        data = fetched.result() if fetched is not None else None
+        data: bytes | memoryview | None = fetched.result() if fetched is not None else None
         offset, expected, length, label = self.index(shard).rows[row].tolist()
         attempts = 2
         if data is not None:
             attempts = 1
         elif self.cache is not None:
-            data = self.cache.read(shard, offset, length)
+            data = self.cache.read(shard, offset, length, memory)
         if data is not None:
             if expected in (NO_DIGEST, digest(data)):
                 return data, label
@@ -118,10 +143,46 @@ class SampleReader:
                 self.counters.add(cache_repairs=1)
                 self.cache.forget(shard)
         for _ in range(attempts):
-            data = self.read_range(shard, offset, offset + length)
+            data = self._read_range(shard, offset, offset + length, memory)
             if expected in (NO_DIGEST, digest(data)):
                 return data, label
         raise self.bad(sample_id, shard, row, "digest", "its bytes are not those that were stored (digest)")
+
+    def read_here(self, shard: int, rows: Sequence[int], memory: ReadMemory) -> list[tuple[memoryview, int] | None]:
+        """Samples of a shard that lies on this machine, with one look at its index and its file for all of them.
+
+        Args:
+            shard: of the manifest.
+            rows: of the shard's index.
+            memory: to read into.
+
+        Returns:
+            Of each what `read` gives; None where it has to be read in that way, which also says what is wrong.
+        """
+        with self._lock:
+            known = self._indexes.get(shard)
+            if known is None or not known.done() or not self._here:
+                return [None] * len(rows)
+            self._indexes.move_to_end(shard)
+        entries: list[tuple[int, int, int, int]] = known.result().rows[list(rows)].tolist()
+        with self._open(shard) as handle:
+            found = [_checked(handle, entry, memory) if handle is not None else None for entry in entries]
+        good = [len(each[0]) for each in found if each is not None]
+        if self.cache is not None:
+            self.counters.add(cache_hits=len(good), bytes_read_cache=sum(good))
+        else:
+            self.counters.add(store_requests=len(good), bytes_read_store=sum(good))
+        return found
+
+    @contextmanager
+    def _open(self, shard: int) -> Iterator[int | None]:
+        """The file of a shard on this machine; None where it is not here."""
+        if self.cache is not None:
+            with self.cache.file(shard) as handle:
+                yield handle
+        else:
+            file = self.reader.local_file(self.manifest.records[shard].name)
+            yield None if file is None else file.handle
 
     def bad(self, sample_id: int, shard: int, row: int, cause: str, reason: str) -> BadSample:
         """The error for a sample, with the name that its tar header gives it."""

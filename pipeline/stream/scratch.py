@@ -8,6 +8,8 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
+_LARGEST_KEPT = 16 << 20  # bytes of one task's files; more is given back at once
+
 
 class Scratch(threading.local):
     """One piece of memory a thread; it grows to the largest picture seen and is given back when the thread ends."""
@@ -21,3 +23,26 @@ class Scratch(threading.local):
         if self._memory.size < size:
             self._memory = np.empty(size, np.uint8)
         return self._memory[:size].reshape(shape)
+
+
+class ReadMemory(threading.local):
+    """Where a thread reads the files of one task, one behind the other, so that the next task's come to lie in the same place."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(bytearray(1 << 20))
+        self._used = 0
+
+    def clear(self) -> None:
+        """Says that nobody looks any more at what this thread was given: it is handed out again."""
+        self._used = 0
+
+    def take(self, size: int) -> memoryview:
+        """Writable bytes with whatever was in them, the caller's own until this thread clears."""
+        start, self._used = self._used, self._used + size
+        if self._used > len(self._memory):
+            memory = memoryview(bytearray(max(2 * len(self._memory), size)))  # what was handed out lives on beside it
+            if len(memory) > _LARGEST_KEPT:
+                self._used = start
+                return memory[:size]
+            self._memory, self._used, start = memory, size, 0
+        return self._memory[start : self._used]

@@ -22,6 +22,7 @@ from typing import Any
 
 from pipeline.stream.counters import Counters
 from pipeline.stream.s3 import Body, ClientBody, PlainGets, in_loop
+from pipeline.stream.scratch import ReadMemory
 from shards.errors import ShardCorrupt, ShardError, StoreError
 from shards.index import SUFFIX as INDEX_SUFFIX
 from shards.store import Options, Store
@@ -85,11 +86,20 @@ def reading_store(url: str, options: Options, stall_seconds: float) -> Store:
     return store
 
 
-class _LocalFile:
+def pread(handle: int, length: int, offset: int, memory: ReadMemory | None) -> bytes | memoryview:
+    """`os.pread`, into `memory` where there is one; shorter than asked for at the end of the file."""
+    if memory is None:
+        return os.pread(handle, length, offset)
+    place = memory.take(length)
+    return place[: os.preadv(handle, (place,), offset)]
+
+
+class LocalFile:
     """An open file, closed when nobody reads from it and nobody keeps it any more."""
 
     def __init__(self, path: str) -> None:
         self.handle = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self.handle).st_size
 
     def __del__(self) -> None:
         if (handle := getattr(self, "handle", -1)) >= 0:
@@ -120,7 +130,7 @@ class ResumingReader:
         """Whether every request can say which version of an object it is about."""
         self._abandoned = threading.Event()
         self._local = store.local is not None
-        self._files: dict[str, _LocalFile] = {}
+        self._files: dict[str, LocalFile] = {}
         self._files_lock = threading.Lock()
         self._plain = PlainGets(store.fs, stall_seconds) if self.s3 and PlainGets.possible(store.fs) else None
 
@@ -169,16 +179,22 @@ class ResumingReader:
             ShardCorrupt: the object is too short, or another one.
         """
         if self._local:
-            return self._local_range(name, start, end)
+            return bytes(self._local_range(name, start, end))
         parts: list[bytes] = []
         self.copy(name, start, end, parts.append, version)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _local_range(self, name: str, start: int, end: int) -> bytes:
+    def range_into(self, memory: ReadMemory, name: str, start: int, end: int, version: str = "") -> bytes | memoryview:
+        """As `range`; bytes of a store on this machine lie in `memory`, which spares making and clearing memory for each read."""
+        return self._local_range(name, start, end, memory) if self._local else self.range(name, start, end, version)
+
+    def _local_range(self, name: str, start: int, end: int, memory: ReadMemory | None = None) -> bytes | memoryview:
         try:
             file = self._files.get(name) or self._opened(name)
-            there = min(end, os.fstat(file.handle).st_size)  # a damaged manifest may ask for more than memory holds
-            data = os.pread(file.handle, max(0, there - start), start)
+            if end > file.size:
+                file.size = os.fstat(file.handle).st_size
+            length = max(0, min(end, file.size) - start)  # a damaged manifest may ask for more than memory holds
+            data = pread(file.handle, length, start, memory)
         except OSError as error:
             path = self.store.path(name)
             raise ShardUnavailable(f"{path}: {error.strerror}. Is the data set complete, and may it be read?") from error
@@ -188,8 +204,15 @@ class ResumingReader:
             raise ShardCorrupt(f"{path}: cut short: ends at byte {start + len(data)} of {end}. Build or copy this shard again")
         return data
 
-    def _opened(self, name: str) -> _LocalFile:
-        file = _LocalFile(self.store.path(name))
+    def local_file(self, name: str) -> LocalFile | None:
+        """An object of a store on this machine as an open file; None where it can't be opened, which `range` explains."""
+        try:
+            return self._files.get(name) or self._opened(name)
+        except OSError:
+            return None
+
+    def _opened(self, name: str) -> LocalFile:
+        file = LocalFile(self.store.path(name))
         if name.endswith(INDEX_SUFFIX):
             return file  # read once
         with self._files_lock:

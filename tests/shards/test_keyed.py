@@ -54,3 +54,8 @@ def test_uniforms_fill_the_unit_interval_and_differ_by_purpose() -> None:
     assert abs(np.corrcoef(numbers.T) - np.eye(4)).max() < 0.1
     other = np.array([keyed.uniforms(key, 1, 4) for key in range(2000)])
     assert abs(np.corrcoef(numbers[:, 0], other[:, 0])[0, 1]) < 0.1
+
+
+def test_words_of_many_keys_are_the_words_of_each() -> None:
+    keys = np.array([0, 1, 2**63, 2**64 - 1, 0x123456789ABCDEF], np.uint64)
+    assert keyed.words_of(keys, 7, 4).tolist() == [keyed.words(int(key), 7, 4) for key in keys]

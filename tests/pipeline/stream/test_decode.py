@@ -190,6 +190,18 @@ def test_a_harmless_warning_does_not_hide_lost_pixels() -> None:
         DECODER.crop(cut, np.zeros((120, 120, 3), np.uint8), "center", False, 1, LIMIT)
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_file_in_memory_of_ours_is_left_as_it_was(photograph: bytes, damaged: bool) -> None:
+    """Its height is another one while it is decoded; a second look, or the copy in a report, must find the file itself."""
+    data = photograph[: len(photograph) // 3] + b"\xff\xd9" if damaged else photograph
+    memory, out, expected = memoryview(bytearray(data)), np.zeros((2, 100, 100, 3), np.uint8), np.zeros((2, 100, 100, 3), np.uint8)
+    for key in range(6):
+        reasons = DECODER.crops([memory] * 2, list(out), "random", True, [key, key + 100], LIMIT)
+        assert DECODER.crops([data] * 2, list(expected), "random", True, [key, key + 100], LIMIT) == reasons
+        assert memory == data
+        assert (out == expected).all()
+
+
 def test_odd_formats_become_the_pixels_that_the_builder_would_store() -> None:
     deep = Image.fromarray((np.arange(64 * 64, dtype=np.uint32).reshape(64, 64) * 16).astype(np.uint16))
     grey = decode(encoded(deep, "PNG"), LIMIT)[..., 0].copy()
