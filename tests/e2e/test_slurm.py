@@ -197,6 +197,24 @@ def check_targets(run: Path, token: str) -> None:
 @pytest.mark.server
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_a_time_limit_that_comes_without_a_warning_is_a_requeue(slurm: SlurmCluster, settings: dict[str, Any], tmp_path: Path) -> None:
+    """SLURM looks at its clocks every half minute, so that a warning may come with the limit or not at all."""
+    config = write(tmp_path / "config.yaml", settings)
+    job = submit(slurm, tmp_path / "run", "--sbatch", "signal=B:USR1@0", "--config", str(config))
+    job.wait_for_steps(1)
+    slurm.command("scontrol", "update", f"JobId={job.number}", "TimeLimit=1")
+    job.wait_until(lambda: len(job.events("start")) > 1, "the job goes on")
+    first, second = (start["step"] for start in job.events("start"))
+    assert first == 0 < second, "an attempt that was killed at the limit saved what it had"
+    assert slurm.job(job.number)["Restarts"] == "1"
+    assert {end["signal"] for end in job.record("end")} <= {"TERM"}, "a warning was heard"
+    slurm.command("scancel", job.number)
+    assert slurm.wait_for_end(job.number) == {job.number: "CANCELLED"}
+
+
+@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_what_can_not_go_on_ends(slurm: SlurmCluster, settings: dict[str, Any], shards: Path, tmp_path: Path) -> None:
     """Three jobs at once: one crashes whenever it is started, one has settings that only its ranks can refuse, one may not be requeued."""
     broken = tmp_path / "broken"
