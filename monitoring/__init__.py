@@ -1,11 +1,24 @@
-"""What a run tells Prometheus: metrics in, one HTTP endpoint a rank out.
+"""What a run tells Prometheus: metrics in, one HTTP endpoint a node out.
 
-The training loop calls one small object, `RunMetrics`, with numbers that it has anyway; `Exporter` serves them; `TargetsFile` tells
-Prometheus where. Nothing here knows the pipeline, and nothing here may stop a training job or slow it down.
+The training loop calls one small object, `RunMetrics`, with numbers that it has anyway; `open_export` has them served from a process
+beside the ranks, `Exporter` is the server in it, and `TargetsFile` tells Prometheus where. Nothing here knows the pipeline, and nothing
+here may stop a training job or slow it down.
 """
 
+from monitoring.export import Export, Place, open_export
 from monitoring.exporter import Exporter, ExporterError
 from monitoring.metrics import DEFINITIONS, PREFIX, Definition, RunMetrics
 from monitoring.targets import TargetsFile
 
-__all__ = ["RunMetrics", "Definition", "DEFINITIONS", "PREFIX", "Exporter", "ExporterError", "TargetsFile"]
+__all__ = [
+    "RunMetrics",
+    "Definition",
+    "DEFINITIONS",
+    "PREFIX",
+    "open_export",
+    "Export",
+    "Place",
+    "Exporter",
+    "ExporterError",
+    "TargetsFile",
+]

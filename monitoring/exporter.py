@@ -1,80 +1,95 @@
-"""The HTTP endpoint of one rank: GET /metrics for Prometheus, GET /healthz for whoever restarts things. Nothing else.
+"""An HTTP endpoint: GET /metrics for Prometheus, GET /healthz for whoever restarts things. Nothing else.
 
-It lives inside a training process, so it gives way everywhere: few threads, short time-outs, another port when its own is taken.
-What it costs is that a scrape may be refused (503) while a few clients stall; Prometheus asks again. Loopback unless told otherwise.
+It is built for a port that anybody may knock at: requests are let in for a hundredth of a core's time and the others wait in the kernel's
+queue, so many are answered at the same time, each has a few seconds, its TLS handshake included, and what stalls or drips is cut off.
+Loopback unless told otherwise. A run serves it from a process beside its ranks (monitoring/endpoint_process.py).
 """
 
 from __future__ import annotations
 
 import errno
 import hmac
-import ipaddress
 import logging
+import select
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import TCPServer
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
 
-MAX_REQUESTS = 4
-"""Requests that are answered at the same time; what finds none free within a moment is refused."""
-IDLE_SECONDS = 5.0
-"""Longest silence of a client within its request."""
+from monitoring.access import ExporterError, read_secret, server_context
+from monitoring.listener import listen, target_of
+
+__all__ = ["Exporter", "ExporterError", "Exposition", "encode"]
+
+Exposition = Callable[[bool], bytes]
+"""Gives the metrics as text: OpenMetrics 1.0.0 where True is asked for, else Prometheus's 0.0.4."""
+
+PROCESSOR_SHARE = 0.01
+"""Part of a core that requests may take in the long run: a Prometheus takes a hundredth of that."""
+BURST_SECONDS = 0.5
+"""Processor time that they may take at once when there were few before: some hundred requests."""
+MAX_REQUESTS = 128
+"""Requests that are answered at the same time; the others wait in the kernel's queue."""
+IDLE_SECONDS = 3.0
+"""Longest silence of a client within its request. As many silent ones as are let in meanwhile leave room for others."""
 REQUEST_SECONDS = 10.0
 """Longest duration of a whole request: a client that sends a byte now and then holds no thread for longer."""
 _POLL_SECONDS = 0.25
-_SLOT_SECONDS = 0.1  # a scrape takes a few milliseconds: a burst of honest clients never meets a refusal
-_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 (compared with, not bound to)
+_SLOT_SECONDS = 0.1
+_DEBT_SECONDS = 0.02  # of processor time: nobody waits for longer than two seconds because of those before
+_EXPECTED_SECONDS = 0.001  # of processor time for a request, until it is known
+_STARTING_SECONDS = 0.0003  # what accepting one and starting its thread take beside the thread's own time
 
 _log = logging.getLogger(__name__)
 
 
-class ExporterError(Exception):
-    """The endpoint can't be opened as configured. Names the setting."""
-
-
 class Exporter:
-    """Serves a registry until it is closed.
+    """Serves metrics until it is closed.
 
     Args:
-        registry: what to serve.
+        source: what to serve: a registry, or what gives the text.
         address: IP address or host name to bind.
         port: to bind, 0 for any free one. A port that is taken is replaced by a free one, with a warning.
         token_file: file whose content (without the white space around it) clients must send as a bearer token; empty for none. Read once.
+        certificate_file: certificate in PEM; with it only TLS 1.2 or newer is spoken. Read once.
+        key_file: its private key.
+        listener: a socket that listens already, instead of the address and the port.
 
     Attributes:
         port: that is served.
 
     Raises:
-        ExporterError: the address is not one of this machine, or the token file can't be used.
+        ExporterError: the address is not one of this machine, or a file can't be used.
     """
 
-    def __init__(self, registry: CollectorRegistry, address: str = "127.0.0.1", port: int = 9400, token_file: str | Path = "") -> None:
-        if not address:
-            raise ExporterError("the address to bind is empty: give 127.0.0.1, or 0.0.0.0 to be reached from everywhere")
-        if not 0 <= port <= 65535:
-            raise ExporterError(f"port {port} is not one from 0 to 65535")
-        self._address = address
-        self._server = _open(registry, address, port, _read_token(token_file))
-        self.port = int(self._server.server_address[1])
-        if port not in (0, self.port):
-            _log.warning("port %d on %s is taken: metrics are served on port %d instead", port, address, self.port)
-        if not token_file and not _is_loopback(str(self._server.server_address[0])):
-            _log.warning("metrics on %s can be read by everybody who reaches it: set a token file", self.target)
+    def __init__(
+        self,
+        source: CollectorRegistry | Exposition,
+        address: str = "127.0.0.1",
+        port: int = 9400,
+        token_file: str | Path = "",
+        certificate_file: str | Path = "",
+        key_file: str | Path = "",
+        listener: socket.socket | None = None,
+    ) -> None:
+        exposition = (lambda form: encode(source, form)) if isinstance(source, CollectorRegistry) else source
+        token, context = read_secret(token_file, "monitoring.token_file"), server_context(certificate_file, key_file)
+        listener = listener or listen(address, port, guarded=bool(token))
+        self.target = target_of(listener, address)
+        self.port = int(listener.getsockname()[1])
+        self._server = _Server(listener, exposition, token, context)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), name="metrics", daemon=True)
         self._thread.start()
-
-    @property
-    def target(self) -> str:
-        """`host:port` for Prometheus; this machine's name where every address is bound."""
-        host = socket.gethostname() if self._address in _WILDCARDS else self._address
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     def close(self) -> None:
         """Stops serving and ends every thread, those of stalled clients too. A second call does nothing."""
@@ -91,56 +106,87 @@ class Exporter:
         self.close()
 
 
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 16
+def encode(source: Collector, form: bool) -> bytes:
+    """The text of metrics, as `Exposition` says."""
+    return bytes(openmetrics.generate_latest(source)) if form else generate_latest(source)  # type: ignore[no-untyped-call]
 
-    def __init__(self, address: tuple[str, int], registry: CollectorRegistry, token: bytes) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.registry = registry
+
+class _Server(ThreadingHTTPServer):
+    def __init__(self, listener: socket.socket, exposition: Exposition, token: bytes, context: ssl.SSLContext | None) -> None:
+        self.exposition = exposition
         self.token = token
+        self._context = context
         self._slots = threading.BoundedSemaphore(MAX_REQUESTS)
         self._lock = threading.Lock()
         self._running: dict[socket.socket, tuple[float, threading.Thread]] = {}
-        super().__init__(address, _Handler)
+        self._allowance, self._counted, self._spent = BURST_SECONDS, time.monotonic(), 0.0
+        super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
+        self.socket.close()  # the one that the base class made
+        self.socket, self.server_address = listener, listener.getsockname()[:2]
+        # the base class would ask a name server for the name of this machine: seconds, where there is none
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.socket.setblocking(False)  # a client that is gone before it is accepted must not block the thread
 
-    def server_bind(self) -> None:
-        TCPServer.server_bind(self)  # HTTPServer's own asks a name server for the name of this machine: seconds, where there is none
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
     def get_request(self) -> tuple[socket.socket, Any]:
+        wait = self._overdrawn()
+        if wait > 0:  # the connection stays in the kernel's queue, where it costs this machine nothing
+            time.sleep(min(wait, _POLL_SECONDS))
+            raise BlockingIOError
+        if not self._slots.acquire(timeout=_SLOT_SECONDS):
+            raise BlockingIOError
         try:
-            return super().get_request()
+            return self._accept()
         except OSError as error:
+            self._slots.release()
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 time.sleep(_POLL_SECONDS)  # the connection stays in the queue: without a pause this thread would spin
             raise
 
+    def _accept(self) -> tuple[socket.socket, Any]:
+        request, address = super().get_request()
+        if _has_left(request):
+            request.close()
+            raise BlockingIOError
+        request.settimeout(IDLE_SECONDS)
+        if self._context is not None:  # the handshake itself is done in the request's thread
+            try:
+                request = self._context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+            except OSError:
+                request.close()
+                raise
+        return request, address
+
+    def _overdrawn(self) -> float:
+        """Seconds until one more connection may be let in."""
+        now = time.monotonic()
+        with self._lock:
+            spent, self._spent = self._spent, 0.0
+        allowance = min(BURST_SECONDS, self._allowance + (now - self._counted) * PROCESSOR_SHARE) - spent
+        self._allowance = max(allowance, -_DEBT_SECONDS)
+        self._counted = now
+        return -self._allowance / PROCESSOR_SHARE
+
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._slots.acquire(timeout=_SLOT_SECONDS):
-            with suppress(OSError):
-                request.setblocking(False)
-                request.send(b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
-            self.shutdown_request(request)
-            return
         thread = threading.Thread(target=self._answer, args=(request, client_address), name="metrics-request", daemon=True)
         with self._lock:
             self._running[request] = (time.monotonic(), thread)
+            self._spent += _EXPECTED_SECONDS
         try:
             thread.start()
         except RuntimeError:  # no more threads on this machine
-            self._forget(request)
+            self._forget(request, 0.0)
             raise
 
     def _answer(self, request: Any, client_address: Any) -> None:
         try:
             self.process_request_thread(request, client_address)
         finally:
-            self._forget(request)
+            self._forget(request, _STARTING_SECONDS + time.thread_time() - _EXPECTED_SECONDS)
 
-    def _forget(self, request: Any) -> None:
+    def _forget(self, request: Any, spent: float) -> None:
         with self._lock:
             del self._running[request]
+            self._spent += spent
         self._slots.release()
 
     def service_actions(self) -> None:
@@ -166,8 +212,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def setup(self) -> None:
+        if isinstance(self.request, ssl.SSLSocket):
+            self.request.do_handshake()
         super().setup()
-        self.connection.settimeout(IDLE_SECONDS)
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -181,18 +228,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._metrics()
 
     def _metrics(self) -> None:
-        accept = " ".join(self.headers.get("Accept", "").split())  # a folded header would carry a line break into the answer
+        form = "application/openmetrics-text" in self.headers.get("Accept", "")
         try:
-            encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # a version that is no number
-            encode, content_type = choose_encoder("")
-        try:
-            body = encode(self.server.registry)
+            body = self.server.exposition(form)
         except Exception:
             _log.exception("the metrics can't be read")
             self._reply(500, b"the metrics can't be read: see the log of the process\n")
             return
-        self._reply(200, body, **{"Content-Type": content_type})
+        self._reply(200, body, **{"Content-Type": openmetrics.CONTENT_TYPE_LATEST if form else CONTENT_TYPE_PLAIN_0_0_4})
 
     def _authorised(self) -> bool:
         if not self.server.token:
@@ -214,32 +257,14 @@ class _Handler(BaseHTTPRequestHandler):
         _log.debug(format, *args)
 
 
-def _open(registry: CollectorRegistry, address: str, port: int, token: bytes) -> _Server:
-    try:
-        return _Server((address, port), registry, token)
-    except OSError as error:
-        if port and error.errno in (errno.EADDRINUSE, errno.EACCES):  # EACCES: a port below 1024
-            return _open(registry, address, 0, token)
-        raise ExporterError(f"metrics can't be served on {address}: {error.strerror or error}. Give an address of this machine") from error
-
-
-def _read_token(path: str | Path) -> bytes:
-    if not path:
-        return b""
-    try:
-        token = Path(path).expanduser().read_bytes().strip()
-    except OSError as error:
-        raise ExporterError(f"token file {path}: {error.strerror or error}") from error
-    if not token:
-        raise ExporterError(f"token file {path} is empty: write the token into it, or configure none")
-    return token
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+def _has_left(request: socket.socket) -> bool:
+    """Whether the client has hung up while it waited: after a flood the queue is full of those."""
+    waiting = select.poll()
+    waiting.register(request, getattr(select, "POLLRDHUP", select.POLLHUP))
+    return bool(waiting.poll(0))
 
 
 def _cut(requests: list[socket.socket]) -> None:
     for request in requests:
         with suppress(OSError):  # it ended by itself
-            request.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(request, socket.SHUT_RDWR)  # not TLS's own, which would change the object under its thread

@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
-from monitoring.definitions import BAD_SAMPLES, DEFINITIONS, PREFIX, STEP_BUCKETS, Definition
+from monitoring.collectors import ConstantLabels, CountedHistogram
+from monitoring.definitions import ACCURACY, BAD_SAMPLES, DEFINITIONS, DIVIDED, PHASES, PREFIX, Definition
+from monitoring.hardware import Gpu, host_memory
 
-__all__ = ["RunMetrics", "Definition", "DEFINITIONS", "PREFIX", "MAX_SERIES", "OTHER"]
+__all__ = ["RunMetrics", "Definition", "DEFINITIONS", "PREFIX", "OTHER"]
 
-MAX_SERIES = 64
-"""Sets of label values that one metric may have; what comes after goes under `other`."""
 OTHER = "other"
+"""Label value of what comes after a metric has as many as its definition allows."""
 _WINDOW_SECONDS = 30.0
+_REPORTS = 64  # names of totals that nobody has declared, before no more are reported
 
 _log = logging.getLogger(__name__)
-_M = TypeVar("_M", Counter, Gauge)
+_M = TypeVar("_M", bound=Counter | Gauge | Histogram)
 
 
 class RunMetrics:
@@ -50,40 +52,67 @@ class RunMetrics:
     def __init__(
         self, run: str, rank: int, world_size: int, node: str, *, version: str = "", torch_version: str = "", recipe: str = ""
     ) -> None:
-        inner = CollectorRegistry()
+        self._inner = inner = CollectorRegistry()
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
-        self._known: defaultdict[Counter | Gauge, dict[tuple[str, ...], Counter | Gauge]] = defaultdict(dict)
-        self._counter_feeds: dict[str, Counter] = {}
-        self._gauge_feeds: dict[str, Gauge] = {}
+        self._histograms: dict[str, Histogram] = {}
+        self._known: defaultdict[Counter | Gauge | Histogram, dict[tuple[str, ...], Counter | Gauge | Histogram]] = defaultdict(dict)
+        self._most: dict[Counter | Gauge | Histogram, int] = {}
+        self._growing: dict[str, Callable[[float], None]] = {}
+        self._moving: dict[str, Gauge] = {}
         self._totals: dict[str, float] = {}
+        self._totals_lock = threading.Lock()  # the loop and a scrape may report them at the same time
+        self._followed: Callable[[], Mapping[str, float]] | None = None
         self._unheard_of: set[str] = set()
-        self._recent_seconds = self._recent_images = self._recent_wait = 0.0
+        self._recent_seconds = self._recent_steps = self._recent_images = self._recent_wait = 0.0
+        self._flops_per_image = self._peak_flops = math.nan
         self._checkpoint_time = math.nan
         for definition in DEFINITIONS:
-            self._add(definition, inner)
+            if not definition.only_with_gpu:
+                self._add(definition)
+        self._phases = {phase: self._series(self._histograms["step_phase_seconds"], phase) for phase in PHASES}
         self._gauges["checkpoint_age_seconds"].set_function(self._checkpoint_age)
         self._gauges["world_size"].set(world_size)
+        self._gauges["rank_up"].set(1)
+        self._gauges["host_memory_used_bytes"].set_function(partial(host_memory, "used"))
+        self._gauges["host_memory_total_bytes"].set_function(partial(host_memory, "total"))
         build = Info(f"{PREFIX}build", "Versions and recipe of the process.", registry=inner)
         build.info({"version": version, "torch": torch_version, "recipe": recipe})
         ProcessCollector(registry=inner)
         self.registry = CollectorRegistry()
-        self.registry.register(_ConstantLabels(inner, {"run": _text(run), "rank": str(rank), "node": _text(node)}))
+        self.registry.register(ConstantLabels(inner, {"run": _text(run), "rank": str(rank), "node": _text(node)}, self._refresh))
 
-    def _add(self, definition: Definition, registry: CollectorRegistry) -> None:
+    def _add(self, definition: Definition) -> None:
         name, text, labels, unit = PREFIX + definition.name, definition.help, definition.labels, definition.unit
+        metric: Counter | Gauge | Histogram
+        if definition.kind == "histogram" and definition.feeds:
+            self._add_counted(definition)
+            return
         if definition.kind == "histogram":
-            self._step_seconds = Histogram(name, text, labels, unit=unit, registry=registry, buckets=STEP_BUCKETS)
+            metric = Histogram(name, text, labels, unit=unit, registry=self._inner, buckets=definition.buckets)
+            self._histograms[definition.name] = metric
         elif definition.kind == "counter":
-            counter = self._counters[definition.name] = Counter(name, text, labels, unit=unit, registry=registry)
-            for total, values in definition.feeds.items():
-                self._counter_feeds[total] = self._series(counter, *values) if labels else counter
+            metric = self._counters[definition.name] = Counter(name, text, labels, unit=unit, registry=self._inner)
         else:
-            gauge = self._gauges[definition.name] = Gauge(name, text, labels, unit=unit, registry=registry)
-            for total, values in definition.feeds.items():
-                self._gauge_feeds[total] = self._series(gauge, *values) if labels else gauge
+            metric = self._gauges[definition.name] = Gauge(name, text, labels, unit=unit, registry=self._inner)
             if definition.unknown_at_first:
-                gauge.set(math.nan)
+                metric.set(math.nan)
+        self._most[metric] = definition.most
+        for values in definition.known:
+            self._series(metric, *values)
+        for total, values in definition.feeds.items():
+            series = self._series(metric, *values) if labels else metric
+            if isinstance(series, Counter):
+                self._growing[total] = series.inc
+            elif isinstance(series, Gauge):
+                self._moving[total] = series
+
+    def _add_counted(self, definition: Definition) -> None:
+        histogram = CountedHistogram(PREFIX + definition.name, definition.help, definition.unit, definition.buckets)
+        self._inner.register(histogram)
+        places = {f"{bound:g}": place for place, bound in enumerate((*definition.buckets, math.inf))}
+        for total, (bound,) in definition.feeds.items():
+            self._growing[total] = histogram.add_sum if bound == "sum" else partial(histogram.add, places[bound])
 
     def step(self, *, step: int, epoch: int, progress: float, seconds: float, images: int, data_wait_seconds: float) -> None:
         """A step is done.
@@ -100,23 +129,65 @@ class RunMetrics:
         self._counters["steps_total"].inc()
         self._counters["images_total"].inc(_grown(images))
         self._counters["data_wait_seconds_total"].inc(wait)
-        self._step_seconds.observe(seconds)
+        self._histograms["step_seconds"].observe(seconds)
+        self._phases["data_wait"].observe(wait)
         self._gauges["step"].set(step)
         self._gauges["epoch"].set(epoch)
         self._gauges["progress_ratio"].set(progress)
         kept = math.exp(-seconds / _WINDOW_SECONDS)
         self._recent_seconds = self._recent_seconds * kept + seconds
+        self._recent_steps = self._recent_steps * kept + 1
         self._recent_images = self._recent_images * kept + _grown(images)
         self._recent_wait = self._recent_wait * kept + wait
         if self._recent_seconds > 0:
-            self._gauges["images_per_second"].set(self._recent_images / self._recent_seconds)
+            images_per_second = self._recent_images / self._recent_seconds
+            self._gauges["images_per_second"].set(images_per_second)
             self._gauges["data_wait_ratio"].set(self._recent_wait / self._recent_seconds)
+            flops = images_per_second * self._flops_per_image
+            self._gauges["model_flops_per_second"].set(flops)
+            self._gauges["model_flop_utilisation_ratio"].set(flops / self._peak_flops)
+        if progress > 0:
+            left = step / progress - step
+            self._gauges["eta_seconds"].set(left * self._recent_seconds / self._recent_steps)
+
+    def step_times(self, phases: Mapping[str, float], own_seconds: float) -> None:
+        """How long the parts of a step took, which may be known only later.
+
+        Args:
+            phases: seconds by the names in `monitoring.definitions.PHASES`, but for `data_wait`, which `step` is told.
+            own_seconds: of the step, without the waits for other ranks.
+        """
+        for phase, seconds in phases.items():
+            self._phases[phase].observe(_grown(seconds))
+        self._counters["own_seconds_total"].inc(_grown(own_seconds))
+
+    def model(self, flops_per_image: float, peak_flops: float) -> None:
+        """What one image costs and what the device can do.
+
+        Args:
+            flops_per_image: floating-point operations of forward and backward passes, over all players; NaN where unknown.
+            peak_flops: that the device can do a second; NaN or 0 where unknown.
+        """
+        self._flops_per_image, self._peak_flops = flops_per_image, peak_flops or math.nan
+
+    def gpu(self, gpu: Gpu) -> None:
+        """The GPU of this rank, which is asked when the metrics are read. Once."""
+        for definition in DEFINITIONS:
+            if definition.only_with_gpu:
+                self._add(definition)
+        self._gauges["gpu_memory_used_bytes"].set_function(gpu.memory_used)
+        self._gauges["gpu_memory_total_bytes"].set_function(gpu.memory_total)
+        self._gauges["gpu_utilisation_ratio"].set_function(gpu.utilisation)
 
     def losses(self, losses: Mapping[str, Mapping[str, float]]) -> None:
-        """Means over the batch: player -> part -> value. Non-finite values are shown as they are."""
+        """Means over the batch: player -> part -> value. Non-finite values are shown as they are; parts that begin with `accuracy_` are
+        those of the discriminator's judgements."""
         for player, parts in losses.items():
             for part, value in parts.items():
-                self._series(self._gauges["loss"], player, part).set(value)
+                if part.startswith(ACCURACY):
+                    self._series(self._gauges["discriminator_accuracy_ratio"], part.removeprefix(ACCURACY)).set(value)
+                else:
+                    self._series(self._gauges["loss"], player, part).set(value)
 
     def gradient_norms(self, norms: Mapping[str, float]) -> None:
         """Norm of the gradient by player, before it was scaled down."""
@@ -162,20 +233,32 @@ class RunMetrics:
             totals: by the names that `DEFINITIONS` has under `feeds`, and `bad_samples_<cause>`. A name that belongs to no metric is
                 reported once.
         """
+        with self._totals_lock:
+            self._take(totals)
+
+    def follow(self, totals: Callable[[], Mapping[str, float]]) -> None:
+        """What the loader counted is asked for whenever the metrics are read: a loop that waits for a store that is down reports nothing,
+        and its retries are what there is to see."""
+        self._followed = totals
+
+    def _refresh(self) -> None:
+        if self._followed is not None:
+            self.data(self._followed())
+
+    def _take(self, totals: Mapping[str, float]) -> None:
         for name, value in totals.items():
             before = self._totals.get(name)
             if value == before:
                 continue
             self._totals[name] = value
-            if (counter := self._counter_feeds.get(name)) is not None:
-                counter.inc(_grown(value - before if before is not None and value > before else value))
-            elif (gauge := self._gauge_feeds.get(name)) is not None:
+            if (grow := self._growing.get(name)) is not None:
+                grow(_grown(value - before if before is not None and value > before else value))
+            elif (gauge := self._moving.get(name)) is not None:
                 gauge.set(value)
             elif name.startswith(BAD_SAMPLES):
-                cause = name.removeprefix(BAD_SAMPLES)
-                counter = self._counter_feeds[name] = self._series(self._counters["bad_samples_total"], cause)
-                counter.inc(_grown(value))
-            else:
+                self._growing[name] = self._series(self._counters["bad_samples_total"], name.removeprefix(BAD_SAMPLES)).inc
+                self._growing[name](_grown(value))
+            elif name not in DIVIDED:
                 self._report_once(name)
 
     def checkpoint(self, *, step: int, size_bytes: int, duration_seconds: float, blocking_seconds: float) -> None:
@@ -187,13 +270,21 @@ class RunMetrics:
             duration_seconds: from the snapshot to the commit.
             blocking_seconds: that training stood still for it.
         """
-        self.resumed(step=step, timestamp=time.time())
+        self._newest_checkpoint(step, time.time())
         self._gauges["checkpoint_bytes"].set(size_bytes)
         self._gauges["checkpoint_duration_seconds"].set(duration_seconds)
         self._gauges["checkpoint_blocking_seconds"].set(blocking_seconds)
 
     def resumed(self, *, step: int, timestamp: float) -> None:
         """The run continues from a checkpoint that was committed at `timestamp` (Unix seconds): its age counts from there."""
+        self._newest_checkpoint(step, timestamp)
+        self.verified(step)
+
+    def verified(self, step: int) -> None:
+        """Every byte of the checkpoint of a step was read back and found right."""
+        self._gauges["checkpoint_verified_step"].set(step)
+
+    def _newest_checkpoint(self, step: int, timestamp: float) -> None:
         self._checkpoint_time = timestamp
         self._gauges["checkpoint_last_timestamp_seconds"].set(timestamp)
         self._gauges["checkpoint_step"].set(step)
@@ -210,29 +301,15 @@ class RunMetrics:
         known = self._known[metric]  # the client's own look-up converts and locks: it takes longer than the rest of a call
         series = known.get(labels)
         if series is None:
-            if len(known) >= MAX_SERIES:
-                return metric.labels(*(OTHER for _ in labels))
+            if len(known) >= self._most[metric]:
+                return cast(_M, metric.labels(*(OTHER for _ in labels)))
             series = known[labels] = metric.labels(*map(_text, labels))
         return cast(_M, series)
 
     def _report_once(self, name: str) -> None:
-        if name not in self._unheard_of and len(self._unheard_of) < MAX_SERIES:
+        if name not in self._unheard_of and len(self._unheard_of) < _REPORTS:
             self._unheard_of.add(name)
             _log.warning("the loader's total %r belongs to no metric: declare it in monitoring/definitions.py", name)
-
-
-class _ConstantLabels(Collector):
-    """Everything in a registry, with the same labels on every series and without `_created`, which would double the number of series."""
-
-    def __init__(self, inner: CollectorRegistry, labels: Mapping[str, str]) -> None:
-        self._inner = inner
-        self._labels = dict(labels)
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._inner.collect():
-            kept = (sample for sample in metric.samples if not sample.name.endswith("_created"))
-            metric.samples = [sample._replace(labels={**sample.labels, **self._labels}) for sample in kept]
-            yield metric
 
 
 def _grown(amount: float) -> float:

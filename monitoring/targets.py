@@ -1,8 +1,9 @@
-"""Where Prometheus finds the ranks of a run: one small file a rank in a folder that its file_sd reads (`RUN/targets/*.json`).
+"""Where Prometheus finds the endpoints of a run: one small file each in a folder that its file_sd reads (`RUN/targets/*.json`).
 
-No registry, no server: the run folder is what ranks and Prometheus both see. A process that was killed can't remove its file, so the next
-rank that starts removes the files of dead processes on its own machine and of ranks that the run no longer has. The labels equal those on
-the series: scrape with `honor_labels: true`, else Prometheus keeps both sets.
+No registry, no server: the run folder is what ranks and Prometheus both see. A file is named after the first rank that its endpoint serves.
+A process that was killed can't remove its file, so whoever writes one removes those of ranks that are served by itself now or that the run
+no longer has, and those of dead processes on its own machine. The labels equal those on the series: scrape with `honor_labels: true`, else
+Prometheus keeps both sets.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,29 +25,31 @@ _log = logging.getLogger(__name__)
 
 
 class TargetsFile:
-    """`folder/rank<r>.json`, there until it is closed. A folder that can't be written is a warning: the run goes on without.
+    """`folder/rank<first>.json`, there until it is closed. A folder that can't be written is a warning: the run goes on without.
 
     Args:
         folder: made when missing; what Prometheus watches.
-        target: `host:port` of this rank's exporter.
-        run: name of the run.
-        rank: of this process.
-        world_size: ranks of the run; files of ranks from there on are of an earlier attempt and are removed.
-        node: name of this machine.
+        target: `host:port` of the endpoint.
+        labels: of all its series: run and node, and rank where it serves a single one.
+        ranks: that it serves; the files of the others among them are of an earlier attempt and are removed.
+        world_size: ranks of the run; files of ranks from there on likewise.
+        scheme: http or https.
     """
 
-    def __init__(self, folder: Path, target: str, *, run: str, rank: int, world_size: int, node: str) -> None:
-        self.path = folder / f"rank{rank}.json"
-        labels = {"run": run, "rank": str(rank), "node": node, _HOST: _host(), _PROCESS: _process(os.getpid()) or ""}
-        self._content = json.dumps([{"targets": [target], "labels": labels}]).encode()
-        partial = folder / f".rank{rank}.partial"
+    def __init__(
+        self, folder: Path, target: str, labels: Mapping[str, str], *, ranks: range, world_size: int, scheme: str = "http"
+    ) -> None:
+        self.path = folder / f"rank{ranks.start}.json"
+        hidden = {_HOST: _host(), _PROCESS: _process(os.getpid()) or ""} | ({"__scheme__": scheme} if scheme != "http" else {})
+        self._content = json.dumps([{"targets": [target], "labels": {**labels, **hidden}}]).encode()
+        partial = folder / f".rank{ranks.start}.partial"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _sweep(folder, world_size)
+            _sweep(folder, ranks[1:], world_size)
             partial.write_bytes(self._content)
             os.replace(partial, self.path)
         except OSError as error:
-            _log.warning("%s: %s. Prometheus will not find rank %d by itself at %s", self.path, error.strerror or error, rank, target)
+            _log.warning("%s: %s. Prometheus will not find %s by itself", self.path, error.strerror or error, target)
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
 
@@ -62,10 +66,10 @@ class TargetsFile:
         self.close()
 
 
-def _sweep(folder: Path, world_size: int) -> None:
+def _sweep(folder: Path, others: range, world_size: int) -> None:
     for path in folder.iterdir():
         match = _FILE.fullmatch(path.name)
-        if match and (int(match[1]) >= world_size or _is_dead(path)):
+        if match and (int(match[1]) in others or int(match[1]) >= world_size or _is_dead(path)):
             path.unlink(missing_ok=True)
 
 

@@ -179,16 +179,36 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class MonitoringConfig:
-    """Metrics for Prometheus."""
+    """Metrics for Prometheus. See docs/monitoring.md."""
 
     enabled: bool = True
-    """Serve an endpoint a rank."""
+    """Serve them, and push them where a Pushgateway is given."""
+    report: bool = True
+    """Write RUN/report.html when the run is finished; at any other time `python launch/report.py RUN` does."""
+    per: Literal["node", "rank"] = "node"
+    """node: one endpoint for all ranks of a node; rank: one each."""
     address: str = "127.0.0.1"
     """Address to bind. Anything but loopback opens the metrics to the network."""
     port: int = 9400
-    """Port of the node's first rank, the others follow; 0 takes any free one. The addresses are in RUN/targets/."""
+    """Port of the node's endpoint, or of the node's first rank and the others follow; 0 takes any free one. The addresses are in
+    RUN/targets/."""
     token_file: str = ""
     """File whose content scrapers must send as a bearer token."""
+    certificate_file: str = ""
+    """Certificate in PEM, with those between it and its authority: the endpoint then speaks TLS only."""
+    key_file: str = ""
+    """Private key of certificate_file in PEM, without a password."""
+    peak_teraflops: float = 0.0
+    """What the device of a rank can do at the run's precision, in 10^12 operations a second, for the model-FLOP utilisation; 0: by the name
+    of the GPU, unknown elsewhere."""
+    pushgateway: str = ""
+    """URL of a Pushgateway, for jobs that Prometheus can't reach: http://HOST:9091. What was pushed is deleted when the run ends."""
+    pushgateway_seconds: float = 30.0
+    """Time between two pushes."""
+    pushgateway_user: str = ""
+    """Name for the Pushgateway, with the password in pushgateway_secret_file."""
+    pushgateway_secret_file: str = ""
+    """File with the password of pushgateway_user, or without a user with a bearer token. Read for every push."""
 
 
 @dataclass(frozen=True)
@@ -302,6 +322,7 @@ def check(config: Config[Any]) -> None:
         ("checkpoint.keep_last", checkpoint.keep_last, 1),
         ("checkpoint.keep_every", checkpoint.keep_every, 0),
         ("monitoring.port", config.monitoring.port, 0),
+        ("monitoring.peak_teraflops", config.monitoring.peak_teraflops, 0),
         ("watchdog.stall_minutes", config.watchdog.stall_minutes, 0),
         ("watchdog.grace_seconds", config.watchdog.grace_seconds, 0),
         ("watchdog.collapse_steps", config.watchdog.collapse_steps, 0),
@@ -315,6 +336,7 @@ def check(config: Config[Any]) -> None:
         ("watchdog.checkpoint_minutes", config.watchdog.checkpoint_minutes),
         ("watchdog.starving_share", config.watchdog.starving_share),
         ("watchdog.starving_seconds", config.watchdog.starving_seconds),
+        ("monitoring.pushgateway_seconds", config.monitoring.pushgateway_seconds),
     ):
         if not 0 < value < math.inf:
             raise ConfigError(f"{key}: {value} is not above 0, or not finite")
@@ -325,6 +347,7 @@ def check(config: Config[Any]) -> None:
     if config.seed >= 2**63:
         raise ConfigError(f"seed: {config.seed} is not below 2**63")
     _check_sources(data)
+    _check_monitoring(config.monitoring)
     check_mode(training)
     if not config.run:
         raise ConfigError("run: give the folder that this run writes into: --run runs/NAME")
@@ -356,6 +379,24 @@ def _check_sources(data: DataConfig) -> None:
             raise ConfigError(f"data.sources.{name}.shards: give the URL of a data set")
         if not 0 < source.weight < math.inf:
             raise ConfigError(f"data.sources.{name}.weight: {source.weight} is not above 0")
+
+
+def _check_monitoring(monitoring: MonitoringConfig) -> None:
+    if monitoring.port > 65535:
+        raise ConfigError(f"monitoring.port: {monitoring.port} is above 65535")
+    if bool(monitoring.certificate_file) != bool(monitoring.key_file):
+        given, missing = ("certificate_file", "key_file") if monitoring.certificate_file else ("key_file", "certificate_file")
+        raise ConfigError(f"monitoring.{missing}: TLS needs both, and only monitoring.{given} is given")
+    url = monitoring.pushgateway
+    if url and redacted(url) != url:
+        raise ConfigError(
+            "monitoring.pushgateway: a password or a query in the URL would be kept with the run and logged. Give the URL alone, "
+            "the name as monitoring.pushgateway_user and the password in a file, monitoring.pushgateway_secret_file"
+        )
+    if url and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+        raise ConfigError(f"monitoring.pushgateway: {url!r} is no URL of a Pushgateway: http://HOST:9091 or https://HOST/path")
+    if monitoring.pushgateway_user and not monitoring.pushgateway_secret_file:
+        raise ConfigError("monitoring.pushgateway_secret_file: give the file with the password of monitoring.pushgateway_user")
 
 
 def to_mapping(config: Config[Any]) -> dict[str, Any]:

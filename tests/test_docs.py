@@ -59,7 +59,9 @@ def test_settings_that_the_documents_and_configurations_name_exist() -> None:
 def test_metrics_that_the_documents_name_are_declared() -> None:
     from monitoring.definitions import DEFINITIONS, PREFIX
 
-    declared = {PREFIX + definition.name for definition in DEFINITIONS}
+    parts = ("", "_bucket", "_count", "_sum")
+    declared = {PREFIX + definition.name + part for definition in DEFINITIONS for part in (parts if definition.buckets else ("",))}
+    declared.add(f"{PREFIX}build_info")
     for document in DOCUMENTS:
         for name in re.findall(rf"\b{PREFIX}[a-z_]+", document.read_text()):
             assert name in declared, f"{document.name} names {name}, which is no metric"

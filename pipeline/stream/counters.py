@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping
 
 GAUGES = frozenset({"queue_depth", "cache_bytes"})
+REQUEST_BOUNDS = (0.005, 0.02, 0.05, 0.1, 0.3, 1.0, 5.0, 30.0, math.inf)
+"""Upper bounds of the durations of requests, in seconds: those that took at most one of them and more than the one before are counted
+together."""
+_REQUEST_TOTALS = tuple(f"store_requests_up_to_{bound:g}" for bound in REQUEST_BOUNDS)
+
+
+def duration(seconds: float) -> dict[str, float]:
+    """The totals that a request to the store raises by what it took."""
+    return {"store_request_seconds": seconds, _REQUEST_TOTALS[bisect_left(REQUEST_BOUNDS, seconds)]: 1}
 
 
 class Counters:

@@ -23,6 +23,8 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
+from pipeline.stream.retries import Refused
+
 T = TypeVar("T")
 _SIGNED_SECONDS = 900
 _KEPT_URLS = 4096
@@ -180,7 +182,7 @@ class PlainGets:
         failed = _status(answer) if answer.status >= 500 or answer.status == http.client.TOO_MANY_REQUESTS else ""
         body.close()
         if failed:
-            raise OSError(f"the store answered {failed}")  # it is busy: asking it once more at once would not help it
+            raise Refused(answer.status, failed)  # it is busy: asking it once more at once would not help it
         self._doubts += 1
         with self._lock:
             self._urls.pop((bucket, key), None)

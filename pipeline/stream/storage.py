@@ -20,7 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.stream.counters import Counters
+from pipeline.stream.counters import Counters, duration
+from pipeline.stream.retries import Short, cause
 from pipeline.stream.s3 import Body, ClientBody, PlainGets, in_loop
 from pipeline.stream.scratch import ReadMemory
 from shards.errors import ShardCorrupt, ShardError, StoreError
@@ -56,10 +57,6 @@ class _SinkFailed(BaseException):
     def __init__(self, cause: BaseException) -> None:
         super().__init__(cause)
         self.cause = cause
-
-
-class _Short(OSError):
-    """The store ended a body before the bytes that were asked for."""
 
 
 @dataclass
@@ -113,7 +110,7 @@ class ResumingReader:
         store: where the objects are. Make reader and store in the process that uses them.
         retries: attempts after the first without any progress in between.
         stall_seconds: longest wait for the next bytes of a request.
-        counters: gets bytes_read_store, store_requests, store_request_seconds, store_retries.
+        counters: gets bytes_read_store, store_requests and store_retries, by their duration and cause, too.
         parts: readers of this process that share its open files.
     """
 
@@ -152,16 +149,16 @@ class ResumingReader:
                 size = self.store.size(name)
                 break
             except StoreError as error:
-                cause = error.__cause__
-                final = isinstance(cause, PermissionError | FileNotFoundError) or type(cause).__name__ in _NO_CREDENTIALS
+                reason = error.__cause__
+                final = isinstance(reason, PermissionError | FileNotFoundError) or type(reason).__name__ in _NO_CREDENTIALS
                 if final or attempt == self.retries:
                     raise
-                self._pause(attempt + 1, name)
+                self._pause(attempt + 1, name, error)
         return None if size is None else self.range(name, 0, size)
 
-    def _pause(self, failures: int, name: str) -> None:
-        """Waits before another attempt; the longer, the more failed in a row."""
-        self.counters.add(store_retries=1)
+    def _pause(self, failures: int, name: str, error: Exception) -> None:
+        """Waits before another attempt; the longer, the more failed in a row, the last with `error`."""
+        self.counters.add(**{"store_retries": 1, f"store_retries_{cause(error)}": 1})
         if self._abandoned.wait(random.uniform(0.5, 1.0) * min(_FIRST_PAUSE * 2 ** min(failures, 16), _LONGEST_PAUSE)):
             raise ReaderAbandoned(f"{self.store.describe(name)}: not read any more, the run is ending")
 
@@ -241,7 +238,7 @@ class ResumingReader:
         progress = _Progress(start, f'"{version}"' if version and self.s3 else None)
         idle = 0
         while progress.position < end:
-            before, began = progress.position, time.monotonic()
+            before = progress.position
             try:
                 self._attempt(name, progress, end, handed)
             except _SinkFailed as failed:
@@ -257,13 +254,7 @@ class ResumingReader:
                 progress.failures.append(f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}")
                 if idle > self.retries:
                     raise self._given_up(name, progress, end) from error
-                self._pause(idle, name)
-            finally:
-                self.counters.add(
-                    store_requests=1,
-                    store_request_seconds=time.monotonic() - began,
-                    bytes_read_store=progress.position - before,
-                )
+                self._pause(idle, name, error)
 
     def _given_up(self, name: str, progress: _Progress, end: int) -> ShardError:
         size = None
@@ -278,6 +269,7 @@ class ResumingReader:
         )
 
     def _attempt(self, name: str, progress: _Progress, end: int, sink: Sink) -> None:
+        before, began = progress.position, time.monotonic()
         try:
             if self.s3:
                 self._from_s3(name, progress, end, sink)
@@ -294,6 +286,8 @@ class ResumingReader:
             if type(error).__name__ in _NO_CREDENTIALS:
                 raise _Final(f"{' '.join(str(error).split())}. Give the store credentials (profile, environment or role)") from error
             raise
+        finally:
+            self.counters.add(store_requests=1, bytes_read_store=progress.position - before, **duration(time.monotonic() - began))
 
     def _from_any(self, name: str, progress: _Progress, end: int, sink: Sink) -> None:
         path = self.store.path(name)
@@ -304,7 +298,7 @@ class ResumingReader:
             else:
                 data = fs.cat_file(path, start=progress.position, end=stop)
             if not data:
-                raise _Short(f"nothing came after byte {progress.position}")
+                raise Short(f"nothing came after byte {progress.position}")
             if len(data) > stop - progress.position:
                 raise _Final("the server sends whole files where ranges are asked for: shards can't be read from it")
             sink(data)
@@ -330,7 +324,7 @@ class ResumingReader:
             while progress.position < end:
                 data = body.read(min(_CHUNK, end - progress.position))
                 if not data:
-                    raise _Short(f"the body ended at byte {progress.position} of {end}")
+                    raise Short(f"the body ended at byte {progress.position} of {end}")
                 sink(data)
                 progress.position += len(data)
                 progress.doubtful = False

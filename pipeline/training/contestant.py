@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -69,6 +69,9 @@ class Contestant(ABC):
     def full_state(self) -> dict[str, Mapping[str, Tensor]]:
         """Weights and buffers under the player's name, the optimiser's state under `<name>.optimiser`. Every rank calls it; only what
         rank 0 gets is whole. The tensors may be those in training: who keeps them copies them."""
+
+    def time_waits(self, collective: Callable[[], AbstractContextManager[None]]) -> None:  # noqa: B027 - most have none of their own
+        """Has `collective` entered wherever the mode waits for the other ranks, but for the end of a backward pass."""
 
     @abstractmethod
     def close(self) -> None:

@@ -8,6 +8,7 @@ one object each: the run folder, the checkpoints, the progress on the console, t
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monitoring.environment import environment
 from pipeline import recipes
 from pipeline.config import Config, to_mapping
 from pipeline.recipes.player import Recipe
@@ -28,6 +30,7 @@ from pipeline.training import distributed, launcher
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
 from pipeline.training.contestant import Contestant
 from pipeline.training.distributed import World
+from pipeline.training.flops import flops_per_image
 from pipeline.training.grid import save_grid
 from pipeline.training.interruption import Interruption
 from pipeline.training.reporting import Reporting, Stopwatch
@@ -89,6 +92,7 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
         recipe = recipes.make(config.recipe, config.method, config.seed)
         loader = stack.enter_context(StreamLoader(_stream_config(config, recipe, world, folder), world.rank, world.size))
         watchdog.follow(loader.counters)
+        flops = flops_per_image(recipe) if config.monitoring.enabled else math.nan
         watchdog.tell("loading the newest checkpoint")
         checkpoints = CheckpointStore(_checkpoint_store(config, folder), config.checkpoint.keep_last, config.checkpoint.keep_every)
         found = find(config, checkpoints, world, loader.decoder.description)
@@ -100,6 +104,7 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
             loader.load_state_dict(found.facts["position"])
         reporting = Reporting(config, world, folder, loader, found.step if found else 0, recipe.players, watchdog)
         stack.callback(reporting.close)
+        reporting.model(flops)
         checkpoints.before_commit = folder.sync
         stack.callback(checkpoints.close)  # whatever ends the run: nobody else gets the folder while a save goes on
         run = _Run(config, world, folder, recipe, loader, checkpoints, contestants, reporting, interruption, watchdog)
@@ -162,21 +167,26 @@ class _Run:
     def _train(self, step: int) -> tuple[int, str]:
         """Takes steps until there are enough or somebody asks to stop; returns the step and why."""
         training = self.config.training
-        watch, beside = Stopwatch(), 0.0
+        watch, beside, phases = Stopwatch(), 0.0, self.train_step.phases
         self.watchdog.at("data", step + 1)
         for batch in self.loader:
             self.watchdog.at("step", step + 1)
             waited = watch.lap()
+            phases.begin()
             stop, digest = int(self.interruption.requested is not None), samples_digest(batch.sample_ids.numpy())
             news = torch.tensor([stop, digest, *self.reporting.hunger], dtype=torch.int64)
             telling = self.world.start_sum(news)
             rate = rate_factor(self.config.schedule, step, training.steps)
             torch.manual_seed(key_of(self.config.seed, step, self.world.rank) >> 1)  # for recipes that draw from torch's own generator
             result = self.train_step(batch, rate)
-            self.world.finish(telling)
+            with phases.collective():
+                self.world.finish(telling)
             step += 1
+            seconds = beside + waited + watch.lap()
+            phases.end(seconds)
             self.reporting.rates({each.player.name: each.player.optimiser.learning_rate * rate for each in self.contestants})
-            self.reporting.step(step, batch, result, rate, beside + waited + watch.lap(), waited, int(news[1]), news[2:].tolist())
+            self.reporting.step(step, batch, result, rate, seconds, waited, int(news[1]), news[2:].tolist())
+            self.reporting.times(phases.read())
             if training.pictures_every and step % training.pictures_every == 0:
                 self._draw(step, batch)
             if step >= training.steps:
@@ -258,6 +268,10 @@ class _Run:
             shares={source.name: source.order.global_batch_size for source in self.loader.sources},
             recipe=config.recipe,
             restarts=restart_count(),
+            mode=config.training.mode,
+            device=self.world.device.type,
+            decoder=self.loader.decoder.description,
+            versions=environment(),
         )
 
 

@@ -18,15 +18,16 @@ from typing import Any
 
 import torch
 
-from monitoring.exporter import Exporter
+from monitoring.export import Place, open_export
+from monitoring.hardware import Gpu, peak_flops
 from monitoring.metrics import RunMetrics
-from monitoring.targets import TargetsFile
 from pipeline.config import Config
 from pipeline.recipes.player import Player
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.training.checkpoint import SaveReport
 from pipeline.training.distributed import World
 from pipeline.training.health import CollapseWatch, Starvation
+from pipeline.training.phases import StepTimes
 from pipeline.training.progress import Progress
 from pipeline.training.run_folder import RunFolder, samples_text
 from pipeline.training.step import StepResult
@@ -79,16 +80,19 @@ class Reporting:
             run, world.rank, world.size, node, version=_version(), torch_version=str(torch.__version__), recipe=config.recipe
         )
         self.metrics.heartbeat(watchdog.age)
+        self.metrics.follow(loader.counters.totals)
         self.metrics.attempt(watchdog.attempt, restart_count())
         for player in self._collapses:
             self.metrics.collapsed(player, False)
+        if world.device.type == "cuda":
+            gpu = Gpu.find(f"GPU-{str(torch.cuda.get_device_properties(world.device).uuid).removeprefix('GPU-')}")
+            if gpu is not None:
+                self.metrics.gpu(gpu)
         if config.monitoring.enabled:
-            port = config.monitoring.port and config.monitoring.port + world.local_rank
-            exporter = Exporter(self.metrics.registry, config.monitoring.address, port, config.monitoring.token_file)
-            self._closing.callback(exporter.close)
-            target = TargetsFile(folder.targets, exporter.target, run=run, rank=world.rank, world_size=world.size, node=node)
-            self._closing.callback(target.close)
-            self.say(f"metrics of rank 0: http://{exporter.target}/metrics, of all ranks: {folder.targets}/")
+            place = Place(folder.path, run, node, world.rank, world.size, world.local_rank, world.local_size, watchdog.attempt)
+            export = open_export(self.metrics.registry, config.monitoring, place, folder.targets)
+            self._closing.callback(export.close)
+            self.say(f"metrics: {export.url}, of all nodes: {folder.targets}/")
 
     def say(self, text: str) -> None:
         """A line on the console, from rank 0."""
@@ -147,6 +151,18 @@ class Reporting:
         self._waiting.append((row, result))
         if step % training.log_every == 0 or step == training.steps:
             self._log(step, batch)
+
+    def times(self, steps: Sequence[StepTimes]) -> None:
+        """Where the time of steps went, as far as the device is by now."""
+        for each in steps:
+            self.metrics.step_times(each.phases, each.own)
+
+    def model(self, flops_per_image: float) -> None:
+        """What a picture costs; NaN where that is unknown."""
+        peak = self._config.monitoring.peak_teraflops * 1e12
+        if not peak and self._world.device.type == "cuda":
+            peak = peak_flops(torch.cuda.get_device_name(self._world.device), self._config.training.precision)
+        self.metrics.model(flops_per_image, peak)
 
     def _log(self, step: int, batch: Batch) -> None:
         images_per_second = self._config.training.global_batch * self._steps / self._seconds if self._seconds else 0.0

@@ -20,6 +20,7 @@ from pipeline.recipes.player import Losses, Networks, Recipe, Views
 from pipeline.stream.loader import Batch
 from pipeline.training.contestant import Contestant
 from pipeline.training.distributed import World
+from pipeline.training.phases import Phases
 
 
 class NonFiniteError(RuntimeError):
@@ -102,6 +103,9 @@ class TrainStep:
         micro_batch: most samples at once.
         bf16: compute the networks in bfloat16.
         max_nonfinite_steps: in a row, before NonFiniteError.
+
+    Attributes:
+        phases: is told where a step is; begun and ended by whoever takes the steps.
     """
 
     def __init__(
@@ -125,6 +129,9 @@ class TrainStep:
         self.bf16 = bf16
         self.max_nonfinite_steps = max_nonfinite_steps
         self.nonfinite_in_a_row = 0
+        self.phases = Phases.of(world.device)
+        for each in contestants:
+            each.time_waits(self.phases.collective)
         self.in_lockstep = any(each.in_lockstep for each in contestants)  # a turn goes through the other players' networks, too
 
     def __call__(self, batch: Batch, rate: float) -> StepResult:
@@ -138,7 +145,7 @@ class TrainStep:
         parts = micro_batches(len(batch.sample_ids), self.largest_share, self.micro_batch, self.recipe.unit)
         for contestant in self.contestants:
             self._turn(contestant, batch, parts, rate, result, sums)
-        result.losses = self.world.sum(torch.stack(sums)) / self.global_batch
+        result.losses = self._sum(torch.stack(sums)) / self.global_batch
         self._guard(result)
         return result
 
@@ -149,8 +156,11 @@ class TrainStep:
             return tensor[part].to(self.world.device, non_blocking=True)
 
         with torch.no_grad():
+            self.phases.enter("host_to_device")
             labels = move(batch.labels) if batch.labels is not None else None
-            return self.recipe.views(move(batch.images), move(batch.masks), labels, move(batch.keys))
+            moved = move(batch.images), move(batch.masks), labels, move(batch.keys)
+            self.phases.enter("forward")
+            return self.recipe.views(*moved)
 
     def networks(self, turn: Contestant | None = None) -> Networks:
         """Every network by name: the one whose turn it is wrapped, the others bare."""
@@ -172,7 +182,7 @@ class TrainStep:
                 total = losses.total.sum()
                 # a loss that is not finite makes the gradient so, on every rank and without waiting for the device
                 scale = torch.where(torch.isfinite(total.detach()), self.world.size / self.global_batch, math.nan)
-                contestant.backward(total * scale)
+                self._backward(contestant, total * scale)
             _accumulate(totals, {"total": losses.total.detach(), **losses.parts})
         self._update(contestant, rate, result)
         result.names.extend((contestant.player.name, part) for part in totals)
@@ -181,6 +191,15 @@ class TrainStep:
     def _losses(self, contestant: Contestant, batch: Batch, part: slice, networks: Networks) -> Losses:
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
             return contestant.player.loss(self.views(batch, part), networks)
+
+    def _backward(self, contestant: Contestant, loss: Tensor) -> None:
+        self.phases.backward(loss, waits=self.world.size > 1)
+        contestant.backward(loss)
+        self.phases.enter("")
+
+    def _sum(self, values: Tensor) -> Tensor:
+        with self.phases.collective():
+            return self.world.sum(values)
 
     def _idle(self, contestant: Contestant, batch: Batch, networks: Networks) -> None:
         """A pass with weight 0 beside the ranks that have a unit more: no gradient, no statistics, no random number of it remains.
@@ -191,14 +210,16 @@ class TrainStep:
         devices = [self.world.device] if self.world.device.type == "cuda" else []
         with torch.random.fork_rng(devices), contestant.micro_step(last=False):
             losses = self._losses(contestant, batch, slice(0, self.recipe.unit), networks)
-            contestant.backward(losses.total.sum() * 0.0)
+            self._backward(contestant, losses.total.sum() * 0.0)
         discard_statistics(contestant.network)
 
     def _update(self, contestant: Contestant, rate: float, result: StepResult) -> None:
+        self.phases.enter("optimiser")
         norm = contestant.update(rate)  # equal on every rank, so every rank decides alike
+        self.phases.enter("")
         result.gradient_norms[contestant.player.name] = norm
         if math.isfinite(norm):
-            fold_statistics(contestant.network, self.world.sum)
+            fold_statistics(contestant.network, self._sum)
         else:
             discard_statistics(contestant.network)
             result.skipped.append(contestant.player.name)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +25,7 @@ from pipeline.config import TrainingConfig
 from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import spans_ranks
 from pipeline.recipes.player import Player
+from pipeline.training import zero_waits
 from pipeline.training.checkpoint import CheckpointInvalid
 from pipeline.training.contestant import Contestant
 from pipeline.training.distributed import World
@@ -119,7 +120,11 @@ class Sharded(Contestant):
                 self._keep(state, f"{key}/{entry}", whole)
         return {name: weights, f"{name}.optimiser": state} if self._is_first else {}
 
+    def time_waits(self, collective: Callable[[], AbstractContextManager[None]]) -> None:
+        zero_waits.time_waits(self._deepspeed.comm.comm, collective)
+
     def close(self) -> None:
+        zero_waits.leave_waits(self._deepspeed.comm.comm)
         self._engine.destroy()
         self._deepspeed.utils.groups._WORLD_GROUP = None  # it ends with the run's
         if self._said_rank:

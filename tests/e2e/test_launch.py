@@ -44,16 +44,17 @@ def test_with_the_cpu_file_two_ranks_train_and_say_so_in_the_metrics(shards: Pat
     launcher = start(2, *setting_list(shards, run, 100_000, *SMALL, *BATCH, "--training.pictures_every", "3"), log=log)
     try:
         wait_until(lambda: launcher.poll() is not None or len(read_lines(run / "history.jsonl")) > 5, log)
-        targets = sorted((run / "targets").glob("*.json"))
-        assert [path.name for path in targets] == ["rank0.json", "rank1.json"]
-        for rank, path in enumerate(targets):
-            target = json.loads(path.read_text())[0]["targets"][0]
-            assert target.startswith("127.0.0.1:")
-            text = urllib.request.urlopen(f"http://{target}/metrics", timeout=10).read().decode()
+        (target,) = sorted((run / "targets").glob("*.json"))
+        (address,) = json.loads(target.read_text())[0]["targets"]
+        assert address.startswith("127.0.0.1:")
+        text = urllib.request.urlopen(f"http://{address}/metrics", timeout=30).read().decode()
+        for rank in (0, 1):
+            assert re.search(rf'^context_encoder_rank_up\{{.*rank="{rank}".*\}} 1.0$', text, re.MULTILINE)
             assert re.search(rf'^context_encoder_world_size\{{.*rank="{rank}".*\}} 2.0$', text, re.MULTILINE)
-            assert re.search(r'^context_encoder_loss\{.*part="reconstruction".*player="generator".*\} 0\.\d+$', text, re.MULTILINE)
+            loss = rf'^context_encoder_loss\{{.*part="reconstruction",player="generator",rank="{rank}".*\}} 0\.\d+$'
+            assert re.search(loss, text, re.MULTILINE)
             for name in ("step", "images_per_second", "data_wait_ratio", "checkpoint_age_seconds"):
-                assert re.search(rf"^context_encoder_{name}\{{", text, re.MULTILINE), name
+                assert re.search(rf'^context_encoder_{name}\{{.*rank="{rank}"', text, re.MULTILINE), name
     finally:
         launcher.terminate()
         assert launcher.wait(timeout=60) is not None
@@ -219,6 +220,8 @@ def test_gradients_that_are_not_finite_stop_the_run(shards: Path, tmp_path: Path
     assert all(row["skipped"] for row in rows[-2:])
     end = read_lines(tmp_path / "run" / "events.jsonl")[-1]
     assert (end["event"], end["reason"]) == ("end", "NonFiniteError")
+    targets = [path.name for path in (tmp_path / "run" / "targets").glob("*.json")]
+    assert targets == ["rank0.json"], "so that Prometheus misses what ended with an error"
 
 
 @pytest.mark.gpu

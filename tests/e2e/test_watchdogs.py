@@ -195,10 +195,10 @@ def test_the_stacks_of_a_live_run_can_be_asked_for(shards: Path, tmp_path: Path)
 
 
 def metric(run: Path, rank: int, name: str) -> float:
-    """What a rank's endpoint says."""
-    target = re.findall(r'"(127[^"]+)"', (run / "targets" / f"rank{rank}.json").read_text())[0]
+    """What the node's endpoint says of a rank."""
+    target = re.findall(r'"(127[^"]+)"', (run / "targets" / "rank0.json").read_text())[0]
     text = urllib.request.urlopen(f"http://{target}/metrics", timeout=20).read().decode()
-    (found,) = re.findall(rf"^context_encoder_{name}\{{.*\}} (\S+)$", text, re.MULTILINE)
+    (found,) = re.findall(rf'^context_encoder_{name}\{{.*rank="{rank}".*\}} (\S+)$', text, re.MULTILINE)
     return float(found)
 
 

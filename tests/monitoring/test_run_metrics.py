@@ -17,7 +17,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from monitoring import DEFINITIONS, PREFIX, RunMetrics
-from monitoring.metrics import MAX_SERIES, OTHER
+from monitoring.definitions import ACCURACY, PHASES, RETRY_CAUSES
+from monitoring.metrics import OTHER
 
 CONSTANT = {"run": "runs/first", "rank": "3", "node": "node-7"}
 
@@ -37,9 +38,26 @@ def value(metrics: RunMetrics, name: str, **labels: str) -> float:
     return found
 
 
+class Card:
+    """A GPU that reads the same at any time."""
+
+    def memory_used(self) -> float:
+        return 3e9
+
+    def memory_total(self) -> float:
+        return 8e10
+
+    def utilisation(self) -> float:
+        return 0.75
+
+
 def exercise(metrics: RunMetrics) -> None:
+    metrics.gpu(Card())  # type: ignore[arg-type]
+    metrics.model(6e9, 1e15)
     metrics.step(step=101, epoch=2, progress=0.25, seconds=0.4, images=32, data_wait_seconds=0.1)
-    metrics.losses({"generator": {"total": 1.5, "reconstruction": 0.5}, "discriminator": {"total": 0.7}})
+    metrics.step_times({"host_to_device": 0.001, "forward": 0.1, "backward": 0.15, "optimiser": 0.02, "collective": 0.03}, own_seconds=0.37)
+    accuracies = {"accuracy_real": 0.9, "accuracy_generated": 0.8}
+    metrics.losses({"generator": {"total": 1.5, "reconstruction": 0.5}, "discriminator": {"total": 0.7, **accuracies}})
     metrics.gradient_norms({"generator": 3.0})
     metrics.learning_rates({"generator": 1e-3})
     metrics.mask_coverage(0.27)
@@ -151,6 +169,97 @@ def test_totals_of_a_new_loader_are_added_to_what_was_counted(metrics: RunMetric
     assert value(metrics, "cache_misses_total") == 16
 
 
+def test_durations_that_the_loader_has_put_into_buckets_become_a_histogram(metrics: RunMetrics) -> None:
+    metrics.data({"store_requests": 6, "store_request_seconds": 2.5, "store_requests_up_to_0.02": 4, "store_requests_up_to_inf": 1})
+    metrics.data({"store_requests": 9, "store_request_seconds": 3.5, "store_requests_up_to_0.02": 5, "store_requests_up_to_1": 2})
+    assert value(metrics, "store_request_seconds_bucket", le="0.005") == 0
+    assert value(metrics, "store_request_seconds_bucket", le="0.02") == 5
+    assert value(metrics, "store_request_seconds_bucket", le="0.3") == 5
+    assert value(metrics, "store_request_seconds_bucket", le="1.0") == 7
+    assert value(metrics, "store_request_seconds_bucket", le="30.0") == 7
+    assert value(metrics, "store_request_seconds_bucket", le="+Inf") == value(metrics, "store_request_seconds_count") == 8
+    assert value(metrics, "store_request_seconds_sum") == 3.5
+    metrics.data({"store_request_seconds": 0.25, "store_requests_up_to_1": 1})  # a new loader
+    assert value(metrics, "store_request_seconds_count") == 9
+    assert value(metrics, "store_request_seconds_sum") == 3.75
+
+
+def test_totals_that_others_tell_in_more_detail_are_no_news(metrics: RunMetrics, caplog: pytest.LogCaptureFixture) -> None:
+    metrics.data({"store_requests": 3.0, "store_retries": 2.0, "store_retries_throttled": 2.0})
+    assert not caplog.records
+    assert value(metrics, "store_retries_total", cause="throttled") == 2
+    assert {value(metrics, "store_retries_total", cause=cause) for cause in set(RETRY_CAUSES) - {"throttled"}} == {0}
+
+
+def test_what_the_stream_counts_by_is_what_is_declared() -> None:
+    """Neither imports the other."""
+    from pipeline.stream.counters import REQUEST_BOUNDS, duration
+    from pipeline.stream.retries import CAUSES
+
+    declared = {definition.name: definition for definition in DEFINITIONS}
+    assert (*declared["store_request_seconds"].buckets, math.inf) == REQUEST_BOUNDS
+    counted = {name for seconds in REQUEST_BOUNDS for name in duration(seconds)}
+    assert counted == set(declared["store_request_seconds"].feeds)
+    assert CAUSES == RETRY_CAUSES
+
+
+def test_the_phases_of_a_step_are_known_from_the_start_and_the_loop_tells_the_wait_for_data(metrics: RunMetrics) -> None:
+    assert {value(metrics, "step_phase_seconds_count", phase=phase) for phase in PHASES} == {0}
+    exercise(metrics)
+    assert value(metrics, "step_phase_seconds_sum", phase="data_wait") == 0.1
+    assert value(metrics, "step_phase_seconds_sum", phase="backward") == 0.15
+    assert value(metrics, "step_phase_seconds_bucket", phase="forward", le="0.05") == 0
+    assert value(metrics, "step_phase_seconds_bucket", phase="forward", le="0.2") == 1
+    assert value(metrics, "own_seconds_total") == 0.37
+
+
+def test_the_time_that_is_left_follows_from_the_speed(metrics: RunMetrics) -> None:
+    assert math.isnan(value(metrics, "eta_seconds"))
+    for step in range(1, 301):
+        metrics.step(step=1000 + step, epoch=0, progress=(1000 + step) / 2000, seconds=2.0, images=8, data_wait_seconds=0.0)
+    assert value(metrics, "eta_seconds") == pytest.approx(700 * 2.0)
+    metrics.step(step=2000, epoch=0, progress=1.0, seconds=2.0, images=8, data_wait_seconds=0.0)
+    assert value(metrics, "eta_seconds") == 0
+
+
+def test_operations_of_the_model_follow_from_the_pictures_and_their_share_from_the_device(metrics: RunMetrics) -> None:
+    metrics.step(step=1, epoch=0, progress=0.1, seconds=0.5, images=100, data_wait_seconds=0.0)
+    assert math.isnan(value(metrics, "model_flops_per_second"))
+    metrics.model(6e9, 0.0)
+    metrics.step(step=2, epoch=0, progress=0.1, seconds=0.5, images=100, data_wait_seconds=0.0)
+    assert value(metrics, "model_flops_per_second") == pytest.approx(1.2e12)
+    assert math.isnan(value(metrics, "model_flop_utilisation_ratio")), "nobody knows what the device can do"
+    metrics.model(6e9, 2.4e12)
+    metrics.step(step=3, epoch=0, progress=0.1, seconds=0.5, images=100, data_wait_seconds=0.0)
+    assert value(metrics, "model_flop_utilisation_ratio") == pytest.approx(0.5)
+
+
+def test_how_often_the_discriminator_is_right_is_no_loss_and_absent_where_there_is_none(metrics: RunMetrics) -> None:
+    metrics.losses({"context_encoder": {"total": 1.0}})
+    assert families(metrics)[f"{PREFIX}discriminator_accuracy_ratio"].samples == []
+    exercise(metrics)
+    assert value(metrics, "discriminator_accuracy_ratio", kind="real") == 0.9
+    assert value(metrics, "discriminator_accuracy_ratio", kind="generated") == 0.8
+    assert not [sample for sample in families(metrics)[f"{PREFIX}loss"].samples if sample.labels["part"].startswith(ACCURACY)]
+
+
+def test_the_parts_of_the_objective_that_are_accuracies_are_called_so() -> None:
+    import torch
+
+    from pipeline.objective import accuracy
+
+    assert {name.removeprefix(ACCURACY) for name in accuracy(torch.ones(2), torch.ones(2))} == {"real", "generated"}
+
+
+def test_a_gpu_is_shown_where_there_is_one_and_the_machine_always(metrics: RunMetrics) -> None:
+    assert not [name for name in families(metrics) if name.startswith(f"{PREFIX}gpu_")]
+    assert 0 < value(metrics, "host_memory_used_bytes") < value(metrics, "host_memory_total_bytes")
+    exercise(metrics)
+    assert value(metrics, "gpu_memory_used_bytes") == 3e9
+    assert value(metrics, "gpu_memory_total_bytes") == 8e10
+    assert value(metrics, "gpu_utilisation_ratio") == 0.75
+
+
 def test_bad_samples_are_counted_by_cause_and_known_causes_start_at_zero(metrics: RunMetrics) -> None:
     assert value(metrics, "bad_samples_total", cause="digest") == 0
     assert value(metrics, "bad_samples_total", cause="undecodable") == 0
@@ -169,14 +278,14 @@ def test_a_total_without_a_metric_is_reported_once(metrics: RunMetrics, caplog: 
 
 
 def test_the_number_of_series_is_bounded(metrics: RunMetrics) -> None:
-    for number in range(10 * MAX_SERIES):
+    for number in range(100):
         metrics.losses({"generator": {f"part{number}": float(number)}})
         metrics.data({f"bad_samples_cause{number}": 1.0})
-    exposed = families(metrics)
-    assert len(exposed[f"{PREFIX}loss"].samples) == MAX_SERIES + 1
-    assert len(exposed[f"{PREFIX}bad_samples"].samples) == MAX_SERIES + 1
-    assert sum(sample.value for sample in exposed[f"{PREFIX}bad_samples"].samples) == 10 * MAX_SERIES, "none is lost, only its cause"
-    assert value(metrics, "loss", player=OTHER, part=OTHER) == 10 * MAX_SERIES - 1
+    exposed, most = families(metrics), {definition.name: definition.most for definition in DEFINITIONS}
+    assert len(exposed[f"{PREFIX}loss"].samples) == most["loss"] + 1
+    assert len(exposed[f"{PREFIX}bad_samples"].samples) == most["bad_samples_total"] + 1
+    assert sum(sample.value for sample in exposed[f"{PREFIX}bad_samples"].samples) == 100, "none is lost, only its cause"
+    assert value(metrics, "loss", player=OTHER, part=OTHER) == 99
 
 
 def test_losses_norms_and_rates_are_shown_by_player(metrics: RunMetrics) -> None:
@@ -219,6 +328,9 @@ def test_the_age_of_the_checkpoint_is_that_of_the_moment_of_the_scrape(metrics: 
     time.sleep(0.05)
     assert value(metrics, "checkpoint_age_seconds") >= first + 0.04
     assert value(metrics, "checkpoint_step") == 100
+    assert math.isnan(value(metrics, "checkpoint_verified_step")), "it was written, and nobody has read it"
+    metrics.verified(100)
+    assert value(metrics, "checkpoint_verified_step") == 100
     assert value(metrics, "checkpoint_bytes") == 1000
     assert value(metrics, "checkpoint_duration_seconds") == 2.0
     assert value(metrics, "checkpoint_blocking_seconds") == 0.1
@@ -228,6 +340,7 @@ def test_a_resumed_run_counts_the_age_from_the_checkpoint_it_resumed_from(metric
     metrics.resumed(step=5000, timestamp=time.time() - 3600)
     assert value(metrics, "checkpoint_age_seconds") == pytest.approx(3600, abs=5)
     assert value(metrics, "checkpoint_step") == 5000
+    assert value(metrics, "checkpoint_verified_step") == 5000, "every byte of it was read"
     assert math.isnan(value(metrics, "checkpoint_duration_seconds")), "this process saved none yet"
     metrics.resumed(step=5000, timestamp=time.time() + 3600)
     assert value(metrics, "checkpoint_age_seconds") == 0, "a clock that was set back"
@@ -236,6 +349,16 @@ def test_a_resumed_run_counts_the_age_from_the_checkpoint_it_resumed_from(metric
 def test_world_and_build_are_known_from_the_start(metrics: RunMetrics) -> None:
     assert value(metrics, "world_size") == 8
     assert value(metrics, "build_info", version="0.1.0", torch="2.9", recipe="features") == 1
+
+
+def test_what_the_loader_counts_is_read_with_the_metrics(metrics: RunMetrics) -> None:
+    totals = {"store_retries_connection": 0.0, "cache_hits": 1.0}
+    metrics.follow(lambda: totals)
+    assert value(metrics, "cache_hits_total") == 1
+    totals["store_retries_connection"] = 3.0  # while the loop waits for a batch, and reports nothing
+    assert value(metrics, "store_retries_total", cause="connection") == 3
+    metrics.data(totals)
+    assert value(metrics, "store_retries_total", cause="connection") == 3, "none twice"
 
 
 def test_odd_numbers_never_stop_the_training(metrics: RunMetrics) -> None:
@@ -287,6 +410,7 @@ def test_a_step_costs_a_small_part_of_a_scrape(metrics: RunMetrics) -> None:
         metrics.step(step=number, epoch=0, progress=0.5, seconds=0.3, images=32, data_wait_seconds=0.01)
         metrics.losses(losses)
         metrics.gradient_norms({"generator": 1.0, "discriminator": 1.0})
+        metrics.step_times(dict.fromkeys(PHASES[1:], 0.01), own_seconds=0.2)
         metrics.data({name: float(number) for name in totals})
 
     best, scrape = math.inf, math.inf

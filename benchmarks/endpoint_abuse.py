@@ -1,0 +1,268 @@
+"""Does abuse of a run's metrics endpoint slow its training down?
+
+One process trains the features recipe as a rank does, exports its metrics as a rank does, and is pinned to the first core. The abusers of
+benchmarks/abusers.py (200 concurrent scrapes, wrong tokens, garbage, half requests, clients that drip, never read or leave) are pinned to
+the second one. They alone would slow the first core down, which may share its caches and more with the second: so they never rest, and by
+turns the endpoint that they are at is the run's, or that of a process which has nothing to do with it. Prints one Markdown table.
+
+    python -m benchmarks.endpoint_abuse
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import torch
+
+from benchmarks.checkpoint_blocking import Training
+from monitoring import Export, Place, RunMetrics, open_export
+from pipeline.config import MonitoringConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = 0.01
+_QUIET_SECONDS = 60.0
+_SCRAPE_SECONDS = 10.0  # as Prometheus has it unless it is told otherwise
+
+
+@dataclass
+class Block:
+    """Steps one after the other, in seconds: on the clock and of the process (all its threads). Of the whole block: what the process spent
+    on answers to its endpoint, and the endpoint's own process."""
+
+    wall: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    answers: float = 0.0
+    endpoint: float = 0.0
+
+
+@dataclass
+class Figures:
+    """Pairs of blocks, the abusers elsewhere and at the run; what became of their requests; and what honest scrapes waited: beside them
+    (None: for more than Prometheus waits), and from their end."""
+
+    pairs: list[tuple[Block, Block]] = field(default_factory=list)
+    answers: Counter[str] = field(default_factory=Counter)
+    beside: list[float | None] = field(default_factory=list)
+    after: list[float] = field(default_factory=list)
+
+
+class Endpoint:
+    """An endpoint that a rank has opened, here or in another process."""
+
+    def __init__(self, url: str, pid: int, token: Path) -> None:
+        self.url, self.process, self.token = url, psutil.Process(pid), token
+
+    def pin(self, core: int) -> None:
+        """Its threads to a core; those that they start inherit it."""
+        for thread in self.process.threads():
+            os.sched_setaffinity(thread.id, [core])
+
+    def scrape(self, timeout: float = 60) -> float:
+        """What a Prometheus would wait for its answer, in seconds.
+
+        Raises:
+            OSError: longer than that.
+        """
+        request = urllib.request.Request(self.url, headers={"Authorization": f"Bearer {self.token.read_text()}"})  # noqa: S310
+        began = time.perf_counter()
+        with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
+            assert b"context_encoder_rank_up" in answer.read()
+        return time.perf_counter() - began
+
+
+def export(folder: Path) -> tuple[RunMetrics, Export, Endpoint]:
+    """What a rank opens."""
+    folder.mkdir()
+    token = folder / "token"
+    token.write_text("benchmark")
+    metrics = RunMetrics("benchmark", 0, 1, "node")
+    metrics.heartbeat(lambda: 0.0)
+    place = Place(folder / "run", "benchmark", "node", 0, 1, 0, 1, 1)
+    opened = open_export(metrics.registry, MonitoringConfig(port=0, token_file=str(token)), place, folder / "targets")
+    assert opened.process is not None
+    assert opened.process.pid is not None
+    return metrics, opened, Endpoint(opened.url, opened.process.pid, token)
+
+
+class Run:
+    """A rank that trains and exports."""
+
+    def __init__(self, folder: Path, batch: int) -> None:
+        self.training, self.batch = Training(batch, 1), batch
+        self.metrics, self.export, self.endpoint = export(folder)
+        (answering,) = (thread for thread in threading.enumerate() if thread.name == "metrics")
+        assert answering.ident is not None
+        self._answering = time.pthread_getcpuclockid(answering.ident)
+        self._steps = 0
+
+    def block(self, steps: int) -> Block:
+        """Takes steps."""
+        found, endpoint, answers = Block(), self.endpoint.process.cpu_times(), time.clock_gettime(self._answering)
+        for _ in range(steps):
+            self._steps += 1
+            wall, processor = time.perf_counter(), time.process_time()
+            seconds = self.training.step()
+            self.metrics.step(
+                step=self._steps, epoch=0, progress=self._steps / 1e6, seconds=seconds, images=self.batch, data_wait_seconds=0.0
+            )
+            found.wall.append(time.perf_counter() - wall)
+            found.processor.append(time.process_time() - processor)
+        after = self.endpoint.process.cpu_times()
+        found.endpoint = after.user + after.system - endpoint.user - endpoint.system
+        found.answers = time.clock_gettime(self._answering) - answers
+        return found
+
+
+@contextmanager
+def somebody_else(folder: Path, core: int) -> Iterator[Endpoint]:
+    """The endpoint of a rank that does nothing, on a core."""
+    program = (
+        "import sys; from pathlib import Path; from benchmarks.endpoint_abuse import export;"
+        "_, opened, endpoint = export(Path(sys.argv[1])); print(endpoint.url, endpoint.process.pid, flush=True); sys.stdin.read();"
+        "opened.close()"
+    )
+    command = ["taskset", "--cpu-list", str(core), sys.executable, "-c", program, str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        url, pid = process.stdout.readline().split()
+        try:
+            yield Endpoint(url, int(pid), folder / "token")
+        finally:
+            process.stdin.close()
+
+
+@contextmanager
+def abuse(endpoint: Endpoint, core: int, answers: Counter[str]) -> Iterator[None]:
+    """Abusers, from when the endpoint is busy to the end of the block."""
+    quiet = endpoint.process.num_threads()
+    target = endpoint.url.removeprefix("http://").removesuffix("/metrics")
+    command = [sys.executable, "-m", "benchmarks.abusers", target, "--token-file", str(endpoint.token), "--seconds", "100000"]
+    pinned = ["taskset", "--cpu-list", str(core), *command]
+    with subprocess.Popen(pinned, cwd=ROOT, stdout=subprocess.PIPE, text=True) as abusers:
+        assert abusers.stdout is not None
+        assert abusers.stdout.readline().endswith("clients\n")
+        _wait_until(lambda: endpoint.process.num_threads() > quiet + 10)
+        try:
+            yield
+        finally:
+            abusers.terminate()
+            for kind, counted in json.loads(abusers.stdout.read()).items():
+                answers.update({f"{kind}: {answer}": count for answer, count in counted.items()})
+
+
+def measure(run: Run, other: Endpoint, rounds: int, steps: int, core: int) -> Figures:
+    """Blocks by turns, each kind first in every other round."""
+    found = Figures()
+    for number in range(rounds):
+        blocks = {}
+        for at_run in (False, True) if number % 2 == 0 else (True, False):
+            quiet = run.endpoint.process.num_threads()
+            with abuse(run.endpoint if at_run else other, core, found.answers if at_run else Counter()):
+                blocks[at_run] = run.block(steps)
+                if at_run:
+                    try:
+                        found.beside.append(run.endpoint.scrape(_SCRAPE_SECONDS))
+                    except OSError:
+                        found.beside.append(None)
+            if at_run:
+                found.after.append(run.endpoint.scrape())
+                _wait_until(lambda quiet=quiet: run.endpoint.process.num_threads() <= quiet)
+        found.pairs.append((blocks[False], blocks[True]))
+    return found
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + _QUIET_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "the endpoint did not come to that"
+        time.sleep(0.1)
+
+
+def _changes(pairs: Sequence[tuple[Block, Block]], kind: str) -> list[float]:
+    return [statistics.median(getattr(on, kind)) / statistics.median(getattr(off, kind)) - 1 for off, on in pairs]
+
+
+def _milliseconds(blocks: Sequence[Block], kind: str) -> str:
+    return f"{statistics.median(value for block in blocks for value in getattr(block, kind)) * 1000:.1f}"
+
+
+def _change(changes: Sequence[float]) -> str:
+    error = 1.253 * statistics.stdev(changes) / len(changes) ** 0.5 if len(changes) > 1 else float("nan")
+    return f"{statistics.median(changes):+.2%} ({error:.2%})"
+
+
+def _row(name: str, found: Figures) -> str:
+    off, on = [pair[0] for pair in found.pairs], [pair[1] for pair in found.pairs]
+    answers = sum(block.answers for block in on) / sum(sum(block.wall) for block in on)
+    cells = [name]
+    for kind in ("wall", "processor"):
+        cells += [_milliseconds(off, kind), _milliseconds(on, kind), _change(_changes(found.pairs, kind))]
+    cells += [f"{answers:.2%}", "yes" if answers <= TARGET else "no"]
+    cells += [f"{sum(block.endpoint for block in each) / sum(sum(block.wall) for block in each):.2%}" for each in (off, on)]
+    answered = [seconds for seconds in found.beside if seconds is not None]
+    cells += [f"{len(answered)} of {len(found.beside)}", f"{statistics.median(found.after):.1f} (to {max(found.after):.1f})"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description="A training step with and without abuse of its endpoint.")
+    parser.add_argument("--rounds", type=int, default=8, help="pairs of blocks a line")
+    parser.add_argument("--steps", type=int, default=60, help="steps a block")
+    parser.add_argument("--batch", type=int, default=1, help="pictures a step")
+    arguments = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        parser.error("two cores are needed: one for the training, one for the abusers")
+    torch.set_num_threads(1)
+    rows, answers = [], Counter[str]()
+    with tempfile.TemporaryDirectory() as folder, somebody_else(Path(folder) / "other", cores[1]) as other:
+        os.sched_setaffinity(0, cores[:1])  # threads and processes that are started from here on inherit it
+        run = Run(Path(folder) / "run", arguments.batch)
+        try:
+            run.block(2)
+            run.endpoint.scrape()
+            other.scrape()
+            for name, core in (("another core", cores[1]), ("the training's core", cores[0])):
+                run.endpoint.pin(core)
+                found = measure(run, other, arguments.rounds, arguments.steps, cores[1])
+                rows.append(_row(name, found))
+                answers += found.answers
+        finally:
+            run.export.close()
+    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    print(
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {models[0] if models else 'unknown processor'}, {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f} at the end; torch {torch.__version__}, 1 thread, "
+        f"{arguments.rounds} pairs of {arguments.steps} steps\n"
+    )
+    print(
+        "| endpoint on | step ms | abused ms | change | processor ms a step | abused ms | change | answers' share of the training's core "
+        "| at most 1 % | endpoint's share of a core | abused | scrapes answered meanwhile | scrape afterwards s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    print("\n".join(rows))
+    print("\n| what the abusers got | times |\n|---|---|")
+    for answer, count in sorted(answers.items()):
+        print(f"| {answer} | {count} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""How the metrics of a rank get out of its process: one call opens everything that this rank has part in.
+
+Every rank answers on a socket of its own. Where one endpoint serves a node, the node's first rank starts it and names it in
+`RUN/targets/`; where each rank has its own, each does.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from prometheus_client import CollectorRegistry
+
+from monitoring.access import read_secret, server_context
+from monitoring.endpoint_process import EndpointProcess
+from monitoring.listener import listen, target_of
+from monitoring.node_endpoint import EndpointSettings
+from monitoring.rank_socket import RankSocket, socket_path
+from monitoring.targets import TargetsFile
+
+
+class Settings(Protocol):
+    """The part of a configuration that is about this; `MonitoringConfig` explains each."""
+
+    @property
+    def per(self) -> Literal["node", "rank"]: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def token_file(self) -> str: ...
+    @property
+    def certificate_file(self) -> str: ...
+    @property
+    def key_file(self) -> str: ...
+    @property
+    def pushgateway(self) -> str: ...
+    @property
+    def pushgateway_seconds(self) -> float: ...
+    @property
+    def pushgateway_user(self) -> str: ...
+    @property
+    def pushgateway_secret_file(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which rank of which run this is.
+
+    Attributes:
+        folder: of the run.
+        run: its name, as the series carry it.
+        node: name of this machine, likewise.
+        rank: of this process.
+        world_size: ranks of the run.
+        local_rank: of this process among those of this node, whose ranks are consecutive.
+        local_size: ranks on this node.
+        attempt: of the run, from 1; the same on all ranks.
+    """
+
+    folder: Path
+    run: str
+    node: str
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    attempt: int
+
+
+class Export:
+    """What this rank has opened.
+
+    Attributes:
+        url: where the metrics of this rank's node (or of this rank) are served; empty where another rank sees to it.
+        process: that serves them, likewise.
+    """
+
+    def __init__(self, registry: CollectorRegistry, settings: Settings, place: Place, targets: Path) -> None:
+        self.url = ""
+        self.process: EndpointProcess | None = None
+        self._targets: TargetsFile | None = None
+        single = settings.per == "rank" or place.local_rank >= place.local_size  # a launcher that does not say how many there are
+        ranks = range(place.rank, place.rank + 1) if single else _of_node(place)
+        if place.rank == ranks.start:
+            self._serve(settings, place, ranks, targets, single)
+        self._socket = RankSocket(registry, socket_path(place.folder, place.node, place.rank), place.attempt)
+
+    def _serve(self, settings: Settings, place: Place, ranks: range, targets: Path, single: bool) -> None:
+        files = settings.token_file, settings.certificate_file, settings.key_file
+        read_secret(files[0], "monitoring.token_file")
+        context = server_context(*files[1:])
+        if settings.pushgateway:
+            read_secret(settings.pushgateway_secret_file, "monitoring.pushgateway_secret_file")
+        port = settings.port and settings.port + (place.local_rank if single else 0)
+        listener = listen(settings.address, port, guarded=bool(settings.token_file))
+        target = target_of(listener, settings.address)
+        labels = {"run": _text(place.run), "node": _text(place.node), **({"rank": str(place.rank)} if single else {})}
+        told = EndpointSettings(
+            run=labels["run"],
+            node=labels["node"],
+            attempt=place.attempt,
+            sockets={rank: str(socket_path(place.folder, place.node, rank)) for rank in ranks},
+            address=settings.address,
+            token_file=files[0],
+            certificate_file=files[1],
+            key_file=files[2],
+            pushgateway=settings.pushgateway,
+            group=labels,
+            pushgateway_seconds=settings.pushgateway_seconds,
+            pushgateway_user=settings.pushgateway_user,
+            pushgateway_secret_file=settings.pushgateway_secret_file,
+            sweeps=place.rank == 0,
+        )
+        self.process = EndpointProcess(told, listener)
+        scheme = "https" if context is not None else "http"
+        self._targets = TargetsFile(targets, target, labels, ranks=ranks, world_size=place.world_size, scheme=scheme)
+        self.url = f"{scheme}://{target}/metrics"
+
+    def close(self) -> None:
+        """Takes everything back. While an error ends the run the target file stays, and so does what was pushed: it is by them that
+        Prometheus sees that the run is gone, until it is started again and sweeps them. A second call does nothing."""
+        ended_well = sys.exc_info()[1] is None
+        if self._targets is not None and ended_well:
+            self._targets.close()
+        self._targets = None
+        if self.process is not None:
+            self.process.close(delete=ended_well)
+        self._socket.close()
+
+    def __enter__(self) -> Export:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_export(registry: CollectorRegistry, settings: Settings, place: Place, targets: Path) -> Export:
+    """Opens what this rank exports its metrics by.
+
+    Args:
+        registry: of this rank.
+        settings: of the run.
+        place: of this rank.
+        targets: folder of the target files.
+
+    Raises:
+        ExporterError: a setting can't be used on this machine. What this machine lacks at the moment is a warning instead.
+    """
+    return Export(registry, settings, place, targets)
+
+
+def _of_node(place: Place) -> range:
+    first = place.rank - place.local_rank
+    return range(first, first + place.local_size)
+
+
+def _text(value: str) -> str:
+    """UTF-8 that can be sent, as the series have it: a file name may hold bytes that are none."""
+    return value.encode("utf-8", "replace").decode("utf-8")

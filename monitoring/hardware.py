@@ -1,0 +1,108 @@
+"""What the machine says of itself when the metrics are read: its memory, and the GPU of a rank through NVIDIA's management library.
+
+A reading is made in the thread that answers a scrape, never in the training loop, and one that fails is NaN: no scrape and no run ends
+because a driver does not answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+_MEMORY = Path("/proc/meminfo")
+_log = logging.getLogger(__name__)
+
+PEAK_TERAFLOPS: dict[str, tuple[float, float]] = {
+    "B200": (2250, 1125),
+    "GH200": (989.4, 494.7),
+    "H200": (989.4, 494.7),
+    "H100 PCIe": (756, 378),
+    "H100 NVL": (835, 417.5),
+    "H100": (989.4, 494.7),
+    "A100": (312, 156),
+    "A40": (149.7, 74.8),
+    "A30": (165, 82),
+    "A10G": (70, 35),
+    "A10": (125, 62.5),
+    "L40S": (362, 183),
+    "L40": (181, 90.5),
+    "L4": (121, 60),
+    "V100": (math.nan, 15.7),
+    "T4": (math.nan, 8.1),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 3090": (71, 35.6),
+    "MI300X": (1307.4, 653.7),
+}
+"""Part of a GPU's name -> what its maker states for dense bfloat16 and for float32, in 10^12 operations a second. float32 is TF32 where
+there is such a thing, since cuDNN's convolutions use it unless told otherwise. The first that fits a name counts."""
+
+
+def peak_flops(gpu: str, precision: Literal["fp32", "bf16"]) -> float:
+    """Floating-point operations a second that a GPU can do at its best; NaN for one that is not in the table.
+
+    Args:
+        gpu: its name, as torch or the driver gives it.
+        precision: of the training.
+    """
+    for name, (bf16, fp32) in PEAK_TERAFLOPS.items():
+        if re.search(rf"\b{name}\b", gpu):
+            return 1e12 * (bf16 if precision == "bf16" else fp32)
+    return math.nan
+
+
+def host_memory(kind: Literal["used", "total"]) -> float:
+    """Bytes of this machine's memory; NaN where the system does not say. `used` is what could not be had without swapping."""
+    try:
+        found = dict(re.findall(r"^(MemTotal|MemAvailable): +(\d+) kB$", _MEMORY.read_text(), re.MULTILINE))
+        total = 1024.0 * int(found["MemTotal"])
+        return total if kind == "total" else total - 1024.0 * int(found["MemAvailable"])
+    except (OSError, KeyError):
+        return math.nan
+
+
+class Gpu:
+    """One GPU, by `find`."""
+
+    def __init__(self, library: Any, handle: Any) -> None:
+        self._library, self._handle = library, handle
+
+    @classmethod
+    def find(cls, uuid: str) -> Gpu | None:
+        """The GPU with an id; None, with one line in the log, where the library, the driver or the GPU is not there.
+
+        Args:
+            uuid: `GPU-` and 32 hexadecimal digits in five parts, as `nvidia-smi -L` shows it.
+        """
+        try:
+            import pynvml  # noqa: PLC0415 - an extra
+
+            pynvml.nvmlInit()
+            return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid))
+        except ImportError:
+            _log.warning("no metrics of the GPU: pip install context-encoders[gpu] for those of its memory and load")
+        except Exception as error:  # the library has an error of its own for everything, and a driver may have others
+            _log.warning("no metrics of the GPU %s: %s", uuid, error)
+        return None
+
+    def memory_used(self) -> float:
+        """Bytes, of all processes together."""
+        return self._read(lambda: self._library.nvmlDeviceGetMemoryInfo(self._handle).used)
+
+    def memory_total(self) -> float:
+        """Bytes."""
+        return self._read(lambda: self._library.nvmlDeviceGetMemoryInfo(self._handle).total)
+
+    def utilisation(self) -> float:
+        """Share of the driver's last period, up to a second, in which a kernel ran: 0 to 1."""
+        return self._read(lambda: self._library.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
+
+    @staticmethod
+    def _read(value: Callable[[], Any]) -> float:
+        try:
+            return float(value())
+        except Exception:  # as in `find`; a part of a divided GPU, for one, has no load of its own
+            return math.nan
