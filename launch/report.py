@@ -1,0 +1,30 @@
+"""Writes a run as one HTML page that opens in any browser: python launch/report.py RUN [--output FILE]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from monitoring.report import ReportError, write_report
+
+
+def main() -> int:
+    """Prints where the page is; 1 when there can be none."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="the run folder; the run may go on meanwhile")
+    parser.add_argument("--output", type=Path, help="the page (default: report.html in the run folder)")
+    arguments = parser.parse_args()
+    try:
+        report = write_report(arguments.run, arguments.output)
+    except ReportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for problem in report.problems:
+        print(f"note: {problem}", file=sys.stderr)
+    print(f"{report.path}: {report.bytes / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

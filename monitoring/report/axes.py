@@ -1,0 +1,115 @@
+"""Nice numbers: ticks at 1, 2 or 5 times a power of ten, and figures as people write them."""
+
+from __future__ import annotations
+
+import math
+import time
+
+UNKNOWN = "–"  # noqa: RUF001 (a dash in a table)
+_SUFFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def ticks(least: float, greatest: float, most: int = 5) -> list[float]:
+    """Round values from `least` to `greatest`, at most so many, at equal distances.
+
+    Args:
+        least, greatest: finite, the second above the first.
+        most: at least 2.
+    """
+    distance = _nice((greatest - least) / most)
+    first, last = math.ceil(least / distance - 1e-9), math.floor(greatest / distance + 1e-9)
+    return [round(number * distance, 12 - math.floor(math.log10(distance))) for number in range(first, last + 1)]
+
+
+def domain(least: float, greatest: float) -> tuple[float, float]:
+    """A range of round numbers that holds another one, from 0 where that is near."""
+    if 0 <= least < 0.4 * greatest:
+        least = 0.0
+    if greatest - least <= 1e-9 * max(abs(least), abs(greatest), 1e-20):
+        half = abs(least) * 0.1 if abs(least) > 1e-20 else 1.0
+        least, greatest = least - half, greatest + half
+    distance = _nice((greatest - least) / 4)
+    return math.floor(least / distance + 1e-9) * distance, math.ceil(greatest / distance - 1e-9) * distance
+
+
+def decades(least: float, greatest: float, most: int = 5) -> tuple[tuple[float, float], list[float]]:
+    """A logarithmic axis from one power of ten to another, and its ticks.
+
+    Args:
+        least, greatest: above 0.
+        most: ticks.
+    """
+    first = math.floor(math.log10(least) + 1e-9)
+    last = max(first + 1, math.ceil(math.log10(greatest) - 1e-9))
+    return (10.0**first, 10.0**last), [10.0**power for power in range(first, last + 1, math.ceil((last - first + 1) / most))]
+
+
+def figure(value: float, digits: int = 4) -> str:
+    """A number with about so many significant digits."""
+    if math.isnan(value):
+        return UNKNOWN
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"  # noqa: RUF001 (a minus sign)
+    if value == 0:
+        return "0"
+    size = math.floor(math.log10(abs(value)))
+    if -4 <= size < 6:
+        text = f"{value:,.{max(0, digits - 1 - size)}f}"
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+    else:
+        mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+        text = f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}"
+    return text.replace("-", "−")  # noqa: RUF001
+
+
+def short(value: float) -> str:
+    """A tick: 20k, 1.5M, 0.05."""
+    for size, suffix in _SUFFIXES:
+        if abs(value) >= size and not (size == 1e3 and abs(value) < 1e4):
+            return f"{figure(value / size)}{suffix}"
+    return figure(value)
+
+
+def percent(share: float) -> str:
+    """A share: 12 %, 0.4 %."""
+    if not math.isfinite(share):
+        return UNKNOWN
+    return f"{figure(100 * share, 2 if abs(share) < 0.1 else 3)} %"
+
+
+def duration(seconds: float) -> str:
+    """8 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    if not math.isfinite(seconds) or abs(seconds) > 1e11:
+        return UNKNOWN
+    if seconds < 10:
+        return f"{figure(seconds, 2)} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def size(amount: float) -> str:
+    """Bytes: 47 MB, 1.2 GB."""
+    if not math.isfinite(amount):
+        return UNKNOWN
+    for power, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if amount >= power:
+            return f"{figure(amount / power, 3)} {unit}"
+    return f"{amount:.0f} B"
+
+
+def moment(seconds: float) -> str:
+    """A time in UTC: 2026-11-26 01:52:02; seconds since 1970."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return UNKNOWN
+
+
+def _nice(value: float) -> float:
+    power = 10.0 ** math.floor(math.log10(value))
+    return float(next((factor for factor in (1, 2, 5, 10) if value <= factor * power * (1 + 1e-9)), 10) * power)

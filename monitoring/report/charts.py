@@ -1,0 +1,275 @@
+"""Curves as inline SVG that fits any width without a script: positions along the steps are shares of the width, text keeps its size.
+
+A line is the mean of each bucket, the band behind it goes from the least to the greatest; steps that a later attempt took back are
+dotted. The page's script adds the values under the pointer from what `Drawing.data` gives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from monitoring.report.axes import decades, domain, figure, percent, short, ticks
+from monitoring.report.curves import Bucket, Buckets, Curve, Curves
+
+HEIGHT = 168
+"""Of a plot in pixels, without the labels below."""
+_TOP, _LABELS, _SCALE = 8, 20, 46  # room above the highest line, below the plot, and beside it
+_WIDTH = 1000.0  # of the plot's own coordinates
+_LOG_FROM = 50.0  # greatest over least value from which a logarithmic axis tells more
+_TABLE_ROWS = 12
+_MOST_MARKS = 200
+_FULL_MARKS = 12  # restarts that are drawn through the whole plot; more of them become ticks at its top
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of a chart.
+
+    Attributes:
+        name: in the legend; empty where the title says it.
+        curve: the values.
+    """
+
+    name: str
+    curve: Curve
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves with one axis of values.
+
+    Attributes:
+        title: what is drawn.
+        lines: at least one.
+        is_share: whether the values are shares of 0 to 1, which are written as percentages on a whole axis.
+        may_be_log: whether a logarithmic axis is right where the values differ much.
+        from_zero: whether the axis begins at 0 and ends near the greatest value, shares too.
+    """
+
+    title: str
+    lines: Sequence[Line]
+    is_share: bool = False
+    may_be_log: bool = False
+    from_zero: bool = False
+
+
+class Drawing:
+    """A chart on the axis of steps that all charts of a page have.
+
+    Args:
+        chart: what to draw.
+        curves: of the run, for the buckets' width and the range of steps.
+        restarts: steps behind which an attempt began.
+        taken_back: first and last steps of what a later attempt took back.
+        number: of the chart on its page.
+    """
+
+    def __init__(self, chart: Chart, curves: Curves, restarts: Sequence[int], taken_back: Sequence[tuple[int, int]], number: int) -> None:
+        self._chart, self._curves, self._restarts, self._taken_back, self._number = chart, curves, restarts, taken_back, number
+        self.first, self.last = span(curves)
+        buckets = [bucket for line in chart.lines for bucket in line.curve.counted.values() if bucket.count]
+        buckets = buckets or [bucket for line in chart.lines for bucket in line.curve.undone.values() if bucket.count]
+        least = min((bucket.least for bucket in buckets), default=0.0)
+        greatest = max((bucket.greatest for bucket in buckets), default=1.0)
+        self.is_log = chart.may_be_log and least > 0 and greatest > _LOG_FROM * least
+        least = min(0.0, least) if chart.from_zero else least
+        if chart.is_share and least >= 0 and greatest <= 1 and not chart.from_zero:
+            self.low, self.high, self._ticks = 0.0, 1.0, [0.0, 0.25, 0.5, 0.75, 1.0]
+        elif self.is_log:
+            (self.low, self.high), self._ticks = decades(least, greatest)
+        else:
+            self.low, self.high = domain(least, greatest)
+            self._ticks = ticks(self.low, self.high)
+
+    def text(self, value: float) -> str:
+        """A value of this chart."""
+        return percent(value) if self._chart.is_share else figure(value)
+
+    def html(self) -> str:
+        """The figure with its legend, its plot and its table."""
+        return (
+            f'<figure class="chart" id="chart-{self._number}"><figcaption><h3>{escape(self._chart.title)}'
+            f"{' <small>log scale</small>' if self.is_log else ''}</h3>{self._legend()}</figcaption>"
+            f'<div class="drawing">{self._scale()}'
+            f'<div class="plot" tabindex="0" role="img" aria-label="{escape(self._summary())}">{self._plot()}</div></div>'
+            f"{self._table()}</figure>"
+        )
+
+    def data(self) -> dict[str, Any]:
+        """What the script needs to show values: JSON without NaN."""
+        wide = self._curves.width > 1
+        lines = []
+        for line in self._chart.lines:
+            buckets = _finite(line.curve.counted)
+            entry: dict[str, Any] = {"i": [index for index, _ in buckets], "m": [_rounded(bucket.mean) for _, bucket in buckets]}
+            if wide:
+                entry["l"] = [_rounded(bucket.least) for _, bucket in buckets]
+                entry["h"] = [_rounded(bucket.greatest) for _, bucket in buckets]
+            lines.append(entry)
+        return {"low": self.low, "high": self.high, "log": self.is_log, "share": self._chart.is_share, "lines": lines}
+
+    def _legend(self) -> str:
+        keys = []
+        for number, line in enumerate(self._chart.lines):
+            name = f"<dt>{escape(line.name)}</dt>" if line.name else '<dt class="unseen">latest</dt>'
+            buckets = _finite(line.curve.counted)
+            latest = self.text(buckets[-1][1].mean if buckets else math.nan)
+            keys.append(f'<div class="key series-{number % 4}">{name}<dd>{latest}</dd></div>')
+        return f'<dl class="legend">{"".join(keys)}</dl>'
+
+    def _scale(self) -> str:
+        texts = "".join(
+            f'<text x="{_SCALE - 8}" y="{self._y(tick) + 4:.1f}">{percent(tick) if self._chart.is_share else short(tick)}</text>'
+            for tick in self._ticks
+        )
+        return f'<svg class="scale" width="{_SCALE}" height="{HEIGHT + _LABELS}" aria-hidden="true">{texts}</svg>'
+
+    def _plot(self) -> str:
+        parts = [f'<line class="grid" x1="0" x2="100%" y1="{self._y(tick):.1f}" y2="{self._y(tick):.1f}"/>' for tick in self._ticks]
+        for tick in ticks(self.first, self.last, 4):
+            share = self._x(tick) / _WIDTH
+            side = " start" if share < 0.03 else " end" if share > 0.94 else ""
+            parts.append(f'<text class="step{side}" x="{share:.2%}" y="{HEIGHT + 15}">{short(tick)}</text>')
+        parts += self._marks()
+        curves = []
+        for number, line in enumerate(self._chart.lines):
+            name = f"series-{number % 4}"
+            if self._curves.width > 1:
+                curves.append(f'<path class="band {name}" d="{self._band(line.curve.counted)}"/>')
+            curves.append(f'<path class="line {name}" d="{self._line(line.curve.counted)}"/>')
+            if line.curve.undone:
+                curves.append(f'<path class="undone" d="{self._line(line.curve.undone)}"/>')
+        parts.append(
+            f'<svg class="curves" width="100%" height="{HEIGHT}" viewBox="0 0 {_WIDTH:.0f} {HEIGHT}" preserveAspectRatio="none">'
+            f"{''.join(curves)}</svg>"
+        )
+        parts += self._ends()
+        return f'<svg width="100%" height="{HEIGHT + _LABELS}" aria-hidden="true">{"".join(parts)}</svg>'
+
+    def _marks(self) -> Iterator[str]:
+        # as many pieces of the width as there may be marks: what falls into the same one is drawn once
+        pieces = {self._piece(first): 0 for first, _ in self._taken_back}
+        for first, last in self._taken_back:
+            pieces[self._piece(first)] = max(pieces[self._piece(first)], self._piece(last))
+        for left, right in pieces.items():
+            yield f'<rect class="back" x="{left / _MOST_MARKS:.2%}" width="{max(1, right - left) / _MOST_MARKS:.2%}" height="{HEIGHT}"/>'
+        places = sorted({self._piece(step) for step in self._restarts if self.first <= step <= self.last})
+        bottom = HEIGHT if len(places) <= _FULL_MARKS else _TOP
+        for place in places:
+            yield f'<line class="restart" x1="{place / _MOST_MARKS:.2%}" x2="{place / _MOST_MARKS:.2%}" y1="0" y2="{bottom}"/>'
+        broken = {index for line in self._chart.lines for index, bucket in line.curve.counted.items() if bucket.nonfinite}
+        for index in sorted(broken):
+            share = self._x(self._centre(index)) / _WIDTH
+            yield f'<line class="nonfinite" x1="{share:.2%}" x2="{share:.2%}" y1="{HEIGHT - 8}" y2="{HEIGHT}"/>'
+
+    def _ends(self) -> Iterator[str]:
+        for number, line in enumerate(self._chart.lines):
+            if buckets := _finite(line.curve.counted):
+                index, bucket = buckets[-1]
+                share = self._x(self._centre(index)) / _WIDTH
+                yield f'<circle class="series-{number % 4}" cx="{share:.2%}" cy="{self._y(bucket.mean):.1f}" r="3"/>'
+
+    def _line(self, buckets: Buckets) -> str:
+        parts = []
+        for piece in _pieces(buckets):
+            points = [f"{self._x(self._centre(index)):.1f} {self._y(bucket.mean):.1f}" for index, bucket in piece]
+            parts.append(f"M{'L'.join(points)}" if len(points) > 1 else f"M{points[0]}h.1")
+        return "".join(parts)
+
+    def _band(self, buckets: Buckets) -> str:
+        parts = []
+        for piece in _pieces(buckets):
+            upper = [f"{self._x(self._centre(index)):.1f} {self._y(bucket.greatest):.1f}" for index, bucket in piece]
+            lower = [f"{self._x(self._centre(index)):.1f} {self._y(bucket.least):.1f}" for index, bucket in reversed(piece)]
+            parts.append(f"M{'L'.join(upper + lower)}z")
+        return "".join(parts)
+
+    def _table(self) -> str:
+        """A few rows for whoever can't see the curves, or wants to copy the figures."""
+        indexes = sorted({index for line in self._chart.lines for index in line.curve.counted})
+        if len(indexes) > _TABLE_ROWS:
+            indexes = [indexes[round(number * (len(indexes) - 1) / (_TABLE_ROWS - 1))] for number in range(_TABLE_ROWS)]
+        head = "".join(f'<th scope="col">{escape(line.name or self._chart.title)}</th>' for line in self._chart.lines)
+        rows = []
+        for index in indexes:
+            cells = "".join(f"<td>{self._cell(line.curve.counted.get(index))}</td>" for line in self._chart.lines)
+            rows.append(f'<tr><th scope="row">{self._steps(index)}</th>{cells}</tr>')
+        return (
+            f'<details class="values"><summary>Values<span class="unseen"> of {escape(self._chart.title)}</span></summary>'
+            f'<div class="wide"><table><thead><tr><th scope="col">steps</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+            "</details>"
+        )
+
+    def _cell(self, bucket: Bucket | None) -> str:
+        if bucket is None or not bucket.count:
+            return "not finite" if bucket else ""
+        if bucket.count == 1:
+            return self.text(bucket.mean)
+        return f"{self.text(bucket.mean)} <small>{self.text(bucket.least)} to {self.text(bucket.greatest)}</small>"
+
+    def _steps(self, index: int) -> str:
+        first, last = self._curves.steps(index)
+        first = min(last, max(1, first))
+        return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+
+    def _summary(self) -> str:
+        said = []
+        for line in self._chart.lines:
+            if buckets := _finite(line.curve.counted):
+                (first, begin), (last, end) = buckets[0], buckets[-1]
+                name = f"{line.name}: " if line.name else ""
+                said.append(
+                    f"{name}{self.text(begin.mean)} at step {self._steps(first)}, {self.text(end.mean)} at step {self._steps(last)}"
+                )
+        return f"{self._chart.title} over the steps. {'; '.join(said) or 'No finite value'}. The values are in the table below."
+
+    def _centre(self, index: int) -> float:
+        return sum(self._curves.steps(index)) / 2
+
+    def _x(self, step: float) -> float:
+        return max(0.0, min(_WIDTH, _WIDTH * (step - self.first) / (self.last - self.first)))
+
+    def _piece(self, step: int) -> int:
+        return round(self._x(step) * _MOST_MARKS / _WIDTH)
+
+    def _y(self, value: float) -> float:
+        if self.is_log:
+            share = math.log(max(value, self.low * 1e-3) / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return max(-9999.0, min(9999.0, HEIGHT - share * (HEIGHT - _TOP)))
+
+
+def span(curves: Curves) -> tuple[int, int]:
+    """The steps from the left to the right of every chart: from 0, unless the record begins much later."""
+    first = 0 if curves.first <= 0.2 * curves.last else curves.first
+    return first, max(curves.last, first + 1)
+
+
+def _finite(buckets: Buckets) -> list[tuple[int, Bucket]]:
+    return sorted((index, bucket) for index, bucket in buckets.items() if bucket.count)
+
+
+def _pieces(buckets: Buckets) -> Iterator[list[tuple[int, Bucket]]]:
+    """Buckets that a line may join: it has a gap where values are not finite, and where there are none for longer than is usual."""
+    distances = [after[0] - before[0] for before, after in itertools.pairwise(_finite(buckets))]
+    most = 2 * statistics.median(distances) if distances else 0
+    piece: list[tuple[int, Bucket]] = []
+    for index, bucket in sorted(buckets.items()):
+        if piece and (not bucket.count or index - piece[-1][0] > most):
+            yield piece
+            piece = []
+        if bucket.count:
+            piece.append((index, bucket))
+    if piece:
+        yield piece
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")

@@ -1,0 +1,196 @@
+"""Any number of steps in a few hundred buckets: the mean of each, and the least and the greatest, so that no spike is smoothed away.
+
+Buckets are as many steps wide as a power of two. When there are too many, neighbours join and the width doubles: memory is bounded, one
+pass is enough, and the result does not depend on how the steps came.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_BUCKETS = 320
+"""Of a curve; between half of it and all of it are used."""
+MOST_CURVES = 32
+"""Of a run; a damaged record could name any number."""
+_LARGEST = 1e30  # what is larger is as good as infinite, and nothing is lost by calling it so
+_WAITING = 2048  # steps that are put into buckets together
+
+Name = tuple[str, ...]
+
+
+@dataclass
+class Bucket:
+    """Values of neighbouring steps.
+
+    Attributes:
+        count: of finite values.
+        total: of these.
+        least, greatest: of these; infinite while there are none.
+        nonfinite: values that are infinite, or nearly, or NaN.
+    """
+
+    count: int = 0
+    total: float = 0.0
+    least: float = math.inf
+    greatest: float = -math.inf
+    nonfinite: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Of the finite values; NaN where there are none."""
+        return self.total / self.count if self.count else math.nan
+
+    def join(self, other: Bucket) -> None:
+        """Takes the values of another one."""
+        self.count += other.count
+        self.nonfinite += other.nonfinite
+        self.total += other.total
+        self.least, self.greatest = min(self.least, other.least), max(self.greatest, other.greatest)
+
+
+Buckets = dict[int, Bucket]
+"""Number of the bucket -> its values. Bucket i holds the steps from i * width to (i + 1) * width - 1."""
+
+
+@dataclass
+class Curve:
+    """One quantity over the steps.
+
+    Attributes:
+        counted: values of the steps that count.
+        undone: values of steps that a later attempt took back.
+        latest: value of the last step that counts, in the order of the record.
+    """
+
+    counted: Buckets = field(default_factory=dict)
+    undone: Buckets = field(default_factory=dict)
+    latest: float = math.nan
+
+
+class Curves:
+    """All quantities of a run, by name, over the same buckets. What was added is in them after `flush` or `settle`.
+
+    Attributes:
+        width: steps of a bucket.
+        first, last: least and greatest step that was added; 0 while there is none.
+        left_out: whether there were more than `MOST_CURVES` names.
+    """
+
+    def __init__(self) -> None:
+        self.width, self.first, self.last, self.left_out = 1, 0, 0, False
+        self._curves: dict[Name, Curve] = {}
+        self._top: int | None = None
+        self._steps: list[int] = []
+        self._counts: list[bool] = []
+        self._waiting: dict[Name, tuple[list[int], list[float]]] = {}
+
+    def __getitem__(self, name: Name) -> Curve:
+        return self._curves[name]
+
+    def names(self, *beginning: str) -> list[Name]:
+        """The names that begin so, in the order in which they came."""
+        return [name for name in self._curves if name[: len(beginning)] == beginning]
+
+    def add(self, step: int, counts: bool, values: Iterable[tuple[Name, float]]) -> None:
+        """Takes a step.
+
+        Args:
+            step: at least 0.
+            counts: whether no later attempt took it back.
+            values: by name; infinite or NaN ones, too.
+        """
+        place = len(self._steps)
+        self._steps.append(step)
+        self._counts.append(counts)
+        for name, value in values:
+            waiting = self._waiting.get(name)
+            if waiting is None:
+                if len(self._curves) >= MOST_CURVES:
+                    self.left_out = True
+                    continue
+                self._curves[name], waiting = Curve(), ([], [])
+                self._waiting[name] = waiting
+            waiting[0].append(place)
+            waiting[1].append(value)
+        if place + 1 >= _WAITING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Puts what was added into the buckets."""
+        if not self._steps:
+            return
+        steps, counts = np.array(self._steps, np.int64), np.array(self._counts, bool)
+        self._reach(int(steps.min()), int(steps.max()))
+        indexes = steps // self.width
+        for name, (places, values) in self._waiting.items():
+            if not places:
+                continue
+            curve, own, found = self._curves[name], np.array(places), np.array(values, np.float64)
+            counted = counts[own]
+            _fill(curve.counted, indexes[own][counted], found[counted])
+            _fill(curve.undone, indexes[own][~counted], found[~counted])
+            if counted.any():
+                curve.latest = float(found[counted][-1])
+            places.clear()
+            values.clear()
+        self._steps.clear()
+        self._counts.clear()
+
+    def settle(self) -> None:
+        """After the last step: joins the last bucket to the one before it where it holds less than half of its steps, since the mean of a
+        few steps beside means of many looks like a jump."""
+        self.flush()
+        top = self.last // self.width
+        if top and 2 * (self.last % self.width + 1) < self.width:
+            for curve in self._curves.values():
+                for buckets in (curve.counted, curve.undone):
+                    if top in buckets:
+                        few = buckets.pop(top)
+                        buckets.setdefault(top - 1, Bucket()).join(few)
+            self._top = top - 1
+
+    def steps(self, index: int) -> tuple[int, int]:
+        """The first and the last step of a bucket."""
+        return index * self.width, self.last if index >= self.top else (index + 1) * self.width - 1
+
+    @property
+    def top(self) -> int:
+        """Number of the last bucket."""
+        return self.last // self.width if self._top is None else self._top
+
+    def _reach(self, first: int, last: int) -> None:
+        """Widens the buckets until there are few enough."""
+        self.first = min(self.first, first) if self.last else first
+        self.last = max(self.last, last)
+        while self.last // self.width >= MOST_BUCKETS:
+            self.width *= 2
+            for curve in self._curves.values():
+                curve.counted, curve.undone = _halved(curve.counted), _halved(curve.undone)
+
+
+def _fill(buckets: Buckets, indexes: NDArray[np.int64], values: NDArray[np.float64]) -> None:
+    if not len(indexes):
+        return
+    numbers, places = np.unique(indexes, return_inverse=True)
+    finite = np.abs(values) < _LARGEST  # false for NaN
+    inside, own = places[finite], values[finite]
+    counts, totals = np.bincount(inside, minlength=len(numbers)), np.bincount(inside, own, len(numbers))
+    least, greatest = np.full(len(numbers), math.inf), np.full(len(numbers), -math.inf)
+    np.minimum.at(least, inside, own)
+    np.maximum.at(greatest, inside, own)
+    others = np.bincount(places[~finite], minlength=len(numbers))
+    columns = (each.tolist() for each in (numbers, counts, totals, least, greatest, others))
+    for index, *facts in zip(*columns, strict=True):
+        buckets.setdefault(index, Bucket()).join(Bucket(*facts))
+
+
+def _halved(buckets: Buckets) -> Buckets:
+    found: Buckets = {}
+    for index, bucket in buckets.items():
+        found.setdefault(index // 2, Bucket()).join(bucket)
+    return found

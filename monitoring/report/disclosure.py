@@ -1,0 +1,82 @@
+"""Text that came from a run as it may be shown to whoever gets the page: without secrets, without control characters, not endless.
+
+The settings that a run keeps are redacted already; this is for what else finds its way into a run folder: messages of a store with the
+request that it refused, settings that somebody edited, records of other versions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+HIDDEN = "(not shown)"
+_PUBLIC_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})
+_SECRET_KEY = re.compile(
+    r"(secret|token|passw|credential|api_?key|access_?key|account_?key|private_?key|authorization|cookie)", re.IGNORECASE
+)
+_FILE_KEY = re.compile(r"_?(file|path)$", re.IGNORECASE)  # where a secret lies is none
+_NOT_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
+_SECRETS = (
+    (re.compile(r"(?<=://)[^\s/?#]*@"), ""),  # user and password of a URL; a password may hold an @
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE), rf"\1?{HIDDEN}"),  # signed requests
+    (re.compile(r"\b(?:AKIA|ASIA|AGPA|AIDA|AROA)[A-Z0-9]{12,}\b"), HIDDEN),
+    (re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE), rf"\1 {HIDDEN}"),
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL), HIDDEN),
+    (
+        re.compile(
+            r"""((?:secret|token|passwd|password|credential|api_?key|access_?key|account_?key|signature)\w*["']?\s*[=:]\s*["']?)"""
+            r"""[^\s"'&,;)}\]]+""",
+            re.IGNORECASE,
+        ),
+        rf"\1{HIDDEN}",
+    ),
+)
+
+
+def shown(value: object, longest: int = 300) -> str:
+    """A value as text, on its way to the page. It is not escaped yet.
+
+    Args:
+        value: of any kind.
+        longest: characters; what is cut off ends with an ellipsis.
+    """
+    text = str(value)[: 4 * longest]
+    text = _NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def flattened(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Settings as (dotted key, text), secrets hidden: options of stores but for a few that are none, and whatever is called like one."""
+    for key, value in settings.items():
+        where = f"{path}{key}"
+        if isinstance(value, Mapping) and value and where.count(".") < 10:
+            yield from flattened(value, f"{where}.")
+        else:
+            yield shown(where, 120), HIDDEN if _is_secret(where, value) else shown(_text(value))
+
+
+def _is_secret(where: str, value: object) -> bool:
+    """A key is secret by its own name, or because it is an option of a store."""
+    if value in ("", None, {}, []):
+        return False
+    *parents, key = where.split(".")
+    if "storage_options" in parents:
+        return key not in _PUBLIC_OPTIONS
+    return any(_SECRET_KEY.search(name) and not _FILE_KEY.search(name) for name in (*parents, key))
+
+
+def _text(value: object, depth: int = 0) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)) and depth < 3:
+        return ", ".join(_text(each, depth + 1) for each in value[:20]) + (", …" if len(value) > 20 else "")
+    if isinstance(value, (Mapping, list, tuple)):
+        return f"{len(value)} entries" if value else "none"
+    if value == "":
+        return "–"  # noqa: RUF001 (a dash in a table)
+    return str(value)

@@ -1,0 +1,80 @@
+"""The lines of a history as curves, in one pass and bounded memory.
+
+Curves are named ("loss", player, part), ("accuracy", player, kind), ("gradient_norm", player), ("rate",), ("throughput",) and ("wait",).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from monitoring.report.attempts import Attempts
+from monitoring.report.curves import Curves, Name
+from monitoring.report.lines import Lines, number, whole
+
+_SINGLE: tuple[tuple[Name, str], ...] = ((("rate",), "rate"), (("throughput",), "images_per_second"), (("wait",), "data_wait_share"))
+_MOST_UNKNOWN = 100_000  # attempts that only the history tells of
+
+
+def read(lines: Lines, attempts: Attempts) -> tuple[Curves, int]:
+    """Reads a history.
+
+    Args:
+        lines: of it; lines that are none of a history are counted as damaged.
+        attempts: that the events tell of; they learn which steps they have, and those that are missing are added.
+
+    Returns:
+        The curves, and how many attempts only the history tells of.
+    """
+    curves, first_steps = _pass(lines, attempts)
+    if first_steps:  # where they began decides which steps of the others count, so all lines are looked at again
+        attempts.infer(first_steps)
+        attempts.settle()
+        curves, _ = _pass(lines, attempts)
+    return curves, len(first_steps)
+
+
+def _pass(lines: Lines, attempts: Attempts) -> tuple[Curves, dict[int, int]]:
+    curves, unknown, odd = Curves(), dict[int, int](), 0
+    for row in lines:
+        step, attempt = whole(row.get("step")), whole(row.get("attempt"))
+        if step is None or attempt is None:
+            odd += 1
+        elif attempt in attempts:
+            if not unknown:
+                curves.add(step, attempts[attempt].take(step, bool(row.get("skipped"))), _values(row))
+        elif len(unknown) < _MOST_UNKNOWN:
+            unknown.setdefault(attempt, step)
+    curves.settle()
+    lines.damaged += odd
+    return curves, unknown
+
+
+def _values(row: Mapping[str, Any]) -> list[tuple[Name, float]]:
+    """The quantities of a line of the history. It is called once a step: nothing in it is asked twice."""
+    found: list[tuple[Name, float]] = []
+    losses, norms = row.get("losses"), row.get("gradient_norms")
+    if isinstance(losses, dict):
+        for player, parts in losses.items():
+            if isinstance(parts, dict):
+                for part, value in parts.items():
+                    _append(found, _loss_name(player, part), value)
+    if isinstance(norms, dict):
+        for player, value in norms.items():
+            _append(found, ("gradient_norm", player), value)
+    for name, key in _SINGLE:
+        _append(found, name, row.get(key))
+    return found
+
+
+def _append(found: list[tuple[Name, float]], name: Name, value: object) -> None:
+    if type(value) is float:  # nearly always
+        found.append((name, value))
+    elif (converted := number(value)) is not None:
+        found.append((name, converted))
+
+
+@functools.lru_cache(maxsize=256)
+def _loss_name(player: str, part: str) -> Name:
+    return ("accuracy", player, part.removeprefix("accuracy_")) if part.startswith("accuracy_") else ("loss", player, part)

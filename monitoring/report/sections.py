@@ -1,0 +1,159 @@
+"""The parts of the page that are no tables: curves, pictures, settings, software."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+
+from monitoring.report import pictures
+from monitoring.report.axes import UNKNOWN
+from monitoring.report.charts import Chart, Drawing, Line, span
+from monitoring.report.curves import Buckets, Curves
+from monitoring.report.disclosure import flattened, shown
+from monitoring.report.markup import pairs, section, text
+from monitoring.report.record import Record
+
+_SETTINGS_BUDGET = 200_000  # characters
+_MOST_SETTINGS = 2000
+
+
+def drawings(record: Record) -> list[Drawing]:
+    """Every chart of a run, in the order of the page."""
+    curves = record.curves
+    charts = [Chart(f"{_title(name[1])}: {_name(name[2])} loss", [Line("", curves[name])], may_be_log=True) for name in _losses(curves)]
+    for player in dict.fromkeys(name[1] for name in curves.names("accuracy")):
+        lines = [Line(_name(name[2]), curves[name]) for name in curves.names("accuracy", player)]
+        charts.append(Chart(f"{_title(player)}: accuracy", lines[:4], is_share=True))
+    norms = curves.names("gradient_norm")
+    for first in range(0, len(norms), 4):
+        lines = [Line(_name(name[1]) if len(norms) > 1 else "", curves[name]) for name in norms[first : first + 4]]
+        charts.append(Chart("Gradient norm", lines, may_be_log=True))
+    for kind, title, is_share, from_zero in (
+        ("rate", "Learning rate, as a share of its peak", True, False),
+        ("throughput", "Images a second, all ranks", False, True),
+        ("wait", "Share of the time waiting for data", True, True),
+    ):
+        if curves.names(kind):
+            charts.append(Chart(title, [Line("", curves[(kind,)])], is_share, from_zero=from_zero))
+    restarts = [attempt.start for attempt in record.attempts[1:]]
+    taken_back = [(max(each.first, int(each.limit) + 1), each.last) for each in record.attempts if each.undone]
+    return [Drawing(chart, curves, restarts, taken_back, place) for place, chart in enumerate(charts)]
+
+
+def curves_section(record: Record, drawn: list[Drawing]) -> str:
+    """The charts."""
+    if not drawn:
+        return section("curves", "Curves", '<p class="empty">The history has no steps yet.</p>')
+    width = record.curves.width
+    lead = "Each point is a step."
+    if width > 1:
+        lead = f"Each point is the mean of {width:,} steps; the band goes from the least to the greatest of them."
+    if any(attempt.undone for attempt in record.attempts):
+        lead += " Dotted, on shaded ground: steps that a restart took back and that count no more."
+    if len(record.attempts) > 1:
+        lead += " Thin vertical lines: restarts."
+    if any(bucket.nonfinite for name in record.curves.names() for bucket in record.curves[name].counted.values()):
+        lead += " Red marks at the bottom: values that are not finite."
+    hint = "Point at a curve, or reach it with Tab and move with the arrow keys, to read values of the same step everywhere."
+    charts = "".join(each.html() for each in drawn)
+    return section("curves", "Curves", f'<p class="hint">{hint}</p><div class="charts">{charts}</div>', lead)
+
+
+def chart_data(record: Record, drawn: list[Drawing]) -> str:
+    """What the page's script reads: JSON of numbers alone, with no text of a run in it."""
+    first, last = span(record.curves)
+    data = {"width": record.curves.width, "first": first, "last": last, "top": record.curves.top, "charts": [each.data() for each in drawn]}
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)
+
+
+def pictures_section(record: Record) -> str:
+    """The newest grid and a few before it."""
+    if not record.pictures:
+        return section("pictures", "Pictures", '<p class="empty">No picture grid has been drawn (training.pictures_every).</p>')
+    loaded = pictures.load(pictures.chosen(record.pictures))
+    figures = []
+    for each in loaded:
+        if each.problem:
+            figures.append(f'<figure class="grid broken"><p>{text(each.problem)}</p><figcaption>step {each.step:,}</figcaption></figure>')
+            continue
+        figures.append(
+            f'<figure class="grid"><button type="button" class="enlarge" aria-label="Enlarge the pictures of step {each.step:,}">'
+            f'<img src="{each.url}" width="{each.width}" height="{each.height}" alt="What the networks painted at step {each.step:,}">'
+            f"</button><figcaption>step {each.step:,}</figcaption></figure>"
+        )
+    lead = "The newest first." if len(loaded) > 1 else ""
+    if len(record.pictures) > len(loaded):
+        lead = f"The newest first, then others back to the first one, of {len(record.pictures):,} in the folder pictures."
+    viewer = '<dialog id="viewer" aria-label="Enlarged pictures"><form method="dialog"><button>Close</button></form><img alt=""></dialog>'
+    strip = f'<div class="strip" tabindex="0" role="region" aria-label="Picture grids">{"".join(figures)}</div>'
+    return section("pictures", "Pictures", strip + viewer, lead)
+
+
+def settings_section(record: Record) -> str:
+    """The settings of the newest attempt, by their first name."""
+    if not record.settings:
+        return section("configuration", "Configuration", '<p class="empty">config.yaml is missing or damaged.</p>')
+    groups: dict[str, list[tuple[str, str]]] = {}
+    used = left_out = 0
+    for key, value in islice(flattened(record.settings), _MOST_SETTINGS):
+        group, _, rest = key.partition(".")
+        used += len(text(key)) + len(text(value)) + 30
+        if used > _SETTINGS_BUDGET:
+            left_out += 1
+            continue
+        groups.setdefault(group if rest else "run", []).append((text(rest or key), text(value)))
+    in_order = sorted(groups.items(), key=_weight)
+    blocks = "".join(f'<div class="group"><h3>{text(name, 60)}</h3>{pairs(entries)}</div>' for name, entries in in_order)
+    more = f'<p class="hint">{left_out:,} more are in config.yaml.</p>' if left_out else ""
+    lead = "Of the newest attempt, from config.yaml. Credentials are not shown."
+    return section("configuration", "Configuration", f'<div class="groups">{blocks}</div>{more}', lead)
+
+
+def _weight(group: tuple[str, list[tuple[str, str]]]) -> tuple[int, str]:
+    first = ("run", "method", "training", "data", "schedule", "checkpoint", "monitoring", "watchdog")
+    return first.index(group[0]) if group[0] in first else len(first), group[0]
+
+
+def environment_section(record: Record) -> str:
+    """What the newest attempt ran on and with."""
+    attempt, saved = record.last, record.checkpoint_facts
+    facts = attempt.facts if attempt is not None else {}
+    entries = []
+    if attempt is not None:
+        entries += [("ranks", f"{attempt.world_size:,}" if attempt.world_size else UNKNOWN)]
+        entries += [("samples a step", f"{attempt.global_batch:,}" if attempt.global_batch else UNKNOWN)]
+    for name, key in (("recipe", "recipe"), ("mode", "mode"), ("decoder", "decoder"), ("device", "device"), ("node of rank 0", "node")):
+        if (value := facts.get(key, saved.get(key))) is not None:
+            entries.append((name, text(value)))
+    versions = facts.get("versions")
+    if isinstance(versions, Mapping):
+        entries += [(text(name, 60), text(value, 80)) for name, value in islice(versions.items(), 40)]
+    elif "torch" in saved:
+        entries.append(("torch", text(saved["torch"], 80)))
+    if not entries:
+        return section("environment", "Environment", '<p class="empty">Neither an attempt nor a checkpoint says what it ran with.</p>')
+    content = f'<div class="groups"><div class="group wide-group">{pairs(entries)}</div></div>'
+    return section("environment", "Environment", content, "Of the newest attempt.")
+
+
+def _losses(curves: Curves) -> Iterator[tuple[str, ...]]:
+    """The losses to draw: a total that is its only part, or equal to one, is not drawn twice."""
+    for name in curves.names("loss"):
+        others = [other for other in curves.names("loss", name[1]) if other[2] != "total"]
+        if name[2] != "total" or not any(_same(curves[name].counted, curves[other].counted) for other in others):
+            yield name
+
+
+def _same(first: Buckets, second: Buckets) -> bool:
+    return first.keys() == second.keys() and all(first[index].total == second[index].total for index in first)
+
+
+def _title(name: str) -> str:
+    """The same at the beginning of a title."""
+    return _name(name[:1].upper() + name[1:])
+
+
+def _name(name: str) -> str:
+    """`context_encoder` as "context encoder". Not escaped: the chart does that."""
+    return shown(name.replace("_", " "), 60)

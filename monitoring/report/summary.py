@@ -1,0 +1,161 @@
+"""What a reader sees first: how the run stands, its figures, and what is not as it should be."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from monitoring.report.attempts import images
+from monitoring.report.axes import UNKNOWN, duration, figure, moment, percent
+from monitoring.report.curves import Curve
+from monitoring.report.lines import number, whole
+from monitoring.report.markup import counted_as, text
+from monitoring.report.record import Record
+
+
+@dataclass(frozen=True)
+class State:
+    """How a run stands.
+
+    Attributes:
+        word: one or two words.
+        mood: good, live, warn or bad; the page colours by it.
+        sentence: the same with figures, as markup.
+    """
+
+    word: str
+    mood: str
+    sentence: str
+
+
+def state(record: Record) -> State:
+    """How the run stands when it was read."""
+    last, done = record.last, _steps_done(record)
+    if last is None:
+        return State("unknown", "warn", "The folder does not say what was trained.")
+    if last.reason == "finished":
+        return State("finished", "good", f"All {done} are done.")
+    if last.failed:
+        return State("failed", "bad", f"It ended after {done}: {text(last.reason)}: {text(last.message)}")
+    if last.reason:
+        return State("stopped", "warn", f"It was stopped after {done} ({text(last.reason)}), saved; the same command continues it.")
+    if last.hung:
+        return State("hung", "bad", f"Its watchdog ended it after {done}: {text(last.hung)}.")
+    if record.is_running:
+        left = _left_seconds(record)
+        more = f", about {duration(left)} are left at this speed" if math.isfinite(left) else ""
+        return State("running", "live", f"{done} are done{more}.")
+    silent = duration(record.read_at - record.written_at)
+    return State("silent", "bad", f"{done} are done; it did not say that it ends, and has written nothing for {silent}.")
+
+
+def progress(record: Record) -> float:
+    """Share of the planned steps that is done; NaN where nobody says how many there are."""
+    return min(1.0, record.steps / record.planned) if record.planned else math.nan
+
+
+def tiles(record: Record) -> list[tuple[str, str, str]]:
+    """The figures of the run: (name, value, what is beside it), as markup."""
+    attempts, curves = record.attempts, record.curves
+    counted, undone = sum(each.counted for each in attempts), sum(each.undone for each in attempts)
+    found = [("Steps", f"{record.steps:,}", f"of {record.planned:,}" if record.planned else "")]
+    seen = images(attempts)
+    found.append(("Images", _thousands(seen) if seen else UNKNOWN, "trained on, in steps that count"))
+    for name in _headline_losses(record):
+        curve = curves[name]
+        begin, end = _ends(curve)
+        title = f"{name[1]} {name[2]}".replace("_", " ")
+        found.append(
+            (f"{text(title[:1].upper() + title[1:], 60)} loss", figure(end, 3), f"{figure(begin, 3)} in the first tenth of the run")
+        )
+    if curves.names("throughput"):
+        found.append(("Images a second", figure(_middle(curves[("throughput",)]), 3), "median, all ranks together"))
+    if curves.names("wait"):
+        found.append(("Waiting for data", percent(_middle(curves[("wait",)])), "of the time, median"))
+    lasted = math.fsum(each.seconds for each in attempts if math.isfinite(each.seconds))
+    worlds = sorted({each.world_size for each in attempts if each.world_size})
+    ranks = f"{worlds[0]} to {worlds[-1]}" if len(worlds) > 1 else "".join(map(str, worlds))
+    found.append(
+        ("Time training", duration(lasted) if lasted else UNKNOWN, f"with {ranks} {'rank' if ranks == '1' else 'ranks'}" if worlds else "")
+    )
+    share = undone / (counted + undone) if undone else 0.0
+    beside = f"{counted_as(undone, 'step', 'steps')} taken back ({percent(share)})" if undone else "no step taken back"
+    found.append(("Attempts", f"{len(attempts):,}", beside))
+    saved = record.checkpoints[-1] if record.checkpoints else {}
+    when, step = number(saved.get("time")), whole(saved.get("step"))
+    beside = f"of {moment(when)} UTC" if when is not None else "none is recorded"
+    found.append(("Newest checkpoint", f"step {step:,}" if step is not None else UNKNOWN, beside))
+    return found
+
+
+def notes(record: Record) -> list[tuple[str, str]]:
+    """What is not as it should be: (mood, sentence as markup)."""
+    found = [("bad", _described(kind, who, row)) for (kind, who), row in record.states.items()]
+    if failed := record.event_counts["checkpoint_failed"]:
+        found.append(("warn", f"{counted_as(failed, 'save', 'saves')} failed; the event log has the store's words."))
+    if skipped := sum(each.skipped for each in record.attempts):
+        found.append(("warn", f"{counted_as(skipped, 'step', 'steps')} left weights as they were, because a gradient was not finite."))
+    if bad := sum(record.bad_samples.values()):
+        causes = ", ".join(f"{count:,} {text(cause, 40)}" for cause, count in record.bad_samples.most_common())
+        found.append(("warn", f"{counted_as(bad, 'bad sample was', 'bad samples were')} replaced ({causes}): see quarantine.jsonl."))
+    if hung := record.event_counts["stall"]:
+        where = f"what its threads did is in the folder stacks ({counted_as(len(record.stacks), 'file', 'files')})"
+        found.append(("warn", f"{counted_as(hung, 'time', 'times')} a rank hung and was ended; {where}."))
+    if record.curves.left_out:
+        found.append(("warn", "The history names more quantities than any run has; the first ones are drawn."))
+    return found + [("warn", text(problem, 600)) for problem in record.problems]
+
+
+def _described(kind: str, who: str, row: Mapping[str, Any]) -> str:
+    step = whole(row.get("step"))
+    since = f" since step {step:,}" if step is not None else ""
+    if kind == "starving":
+        return f"Ranks wait for data most of the time{since}: docs/operations.md, Data starves."
+    if kind == "collapse":
+        return f"The {text(who, 80)} has collapsed{since}: docs/operations.md, The discriminator has collapsed."
+    return f"Gradients are not finite{since}: docs/operations.md, Losses or gradients that are not finite."
+
+
+def _headline_losses(record: Record) -> list[tuple[str, ...]]:
+    """What is worth a figure: a reconstruction loss where there is one, else what the first player minimises."""
+    names = record.curves.names("loss")
+    return [name for name in names if name[2] == "reconstruction"][:2] or [name for name in names if name[2] == "total"][:1] or names[:1]
+
+
+def _ends(curve: Curve) -> tuple[float, float]:
+    """Means of the first and of the last tenth of a curve."""
+    buckets = [curve.counted[index] for index in sorted(curve.counted) if curve.counted[index].count]
+    tenth = max(1, len(buckets) // 10)
+    ends = []
+    for part in (buckets[:tenth], buckets[-tenth:]):
+        count = sum(bucket.count for bucket in part)
+        ends.append(math.fsum(bucket.total for bucket in part) / count if count else math.nan)
+    return ends[0], ends[1]
+
+
+def _middle(curve: Curve) -> float:
+    means = [bucket.mean for bucket in curve.counted.values() if bucket.count]
+    return statistics.median(means) if means else math.nan
+
+
+def _left_seconds(record: Record) -> float:
+    last = record.last
+    if last is None or not record.planned or not last.global_batch or not record.curves.names("throughput"):
+        return math.nan
+    rate = record.curves[("throughput",)].latest
+    return (record.planned - record.steps) * last.global_batch / rate if rate > 0 else math.nan
+
+
+def _steps_done(record: Record) -> str:
+    of = f" of {record.planned:,}" if record.planned and not record.is_finished else ""
+    return f"{record.steps:,}{of} steps"
+
+
+def _thousands(count: int) -> str:
+    for size, suffix in ((10**12, " T"), (10**9, " G"), (10**6, " M")):
+        if count >= size:
+            return f"{figure(count / size, 3)}{suffix}"
+    return f"{count:,}"
