@@ -6,7 +6,7 @@ PYTEST_FLAGS ?=
 WORKERS ?= 2
 SOURCES := shards pipeline monitoring launch tests benchmarks
 
-.PHONY: venv demo test lint bench clean
+.PHONY: venv demo monitoring test lint bench clean
 
 venv: .venv/installed
 
@@ -18,6 +18,10 @@ venv: .venv/installed
 
 demo: venv
 	$(BIN)/python launch/demo.py $(if $(IMAGES),--images '$(IMAGES)')
+
+# needs Prometheus as well: apt-get install --no-install-recommends prometheus
+monitoring: venv
+	$(BIN)/python launch/live_monitoring.py $(MONITORING_FLAGS)
 
 test: venv
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85 $(PYTEST_FLAGS)
