@@ -38,6 +38,7 @@ from pipeline.stream.source import Position, Source, granule, open_sources, shar
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
 from shards.keyed import derived_keys, sample_keys
 
+_LARGEST_READ = 16 << 20  # bytes of a task
 _LARGEST_TASK = 16  # pictures; fewer cost more in scheduling than threads win, more lie longer in no cache
 _Columns = tuple[NDArray[Any], ...]
 _MASK, _MODEL = 2, 3  # purposes of random numbers, beside the crop's
@@ -274,9 +275,10 @@ class StreamLoader:
                 pending.fetched.update(zip(places.tolist(), data, strict=True))
             columns = self._columns(source.places, shards, rows, keys)
             by_place_in_store = np.lexsort((rows, shards))  # a task's samples lie near each other
-            size = max(1, min(_LARGEST_TASK, len(ids) // (2 * self.threads)))  # a small share has work for every thread, too
-            for start in range(0, len(ids), size):
-                task = by_place_in_store[start : start + size]
+            # a small share has work for every thread, too, and large files are not all read before the first is decoded
+            pictures = max(1, min(_LARGEST_TASK, len(ids) // (2 * self.threads), _LARGEST_READ // source.mean_bytes))
+            for start in range(0, len(ids), pictures):
+                task = by_place_in_store[start : start + pictures]
                 pending.tasks.append(self._pool.submit(self._fill, pending, source, [column[task] for column in columns]))
         return pending
 
@@ -299,7 +301,7 @@ class StreamLoader:
         read: list[_Place] = []
         pictures: list[bytes | memoryview] = []
         self._memory.clear()
-        for sample, here in zip(samples, self._read_here(source, samples), strict=True):
+        for sample, here in zip(samples, self._read_here(pending, source, samples), strict=True):
             place, shard, row = sample.place, sample.shard, sample.row
             fetched = pending.fetched.pop(place, None)
             try:
@@ -325,11 +327,14 @@ class StreamLoader:
                 self.config.mask.draw(each.mask_key, pending.mask_rows[each.place])
         return bad
 
-    def _read_here(self, source: Source, samples: Sequence[_Place]) -> Iterator[tuple[memoryview, int] | None]:
-        """What of some samples lies on this machine and is right, shard by shard; None for all that needs a closer look."""
+    def _read_here(self, pending: _Pending, source: Source, samples: Sequence[_Place]) -> Iterator[tuple[memoryview, int] | None]:
+        """What of some samples lies on this machine and is right, shard by shard; None for all that needs a closer look, or was asked of
+        the store."""
         for shard, group in groupby(samples, attrgetter("shard")):
-            rows = [each.row for each in group]
-            if shard in source.lost or any(self.quarantine.find(source.sample_id(shard, row)) for row in rows):
+            members = list(group)
+            rows = [each.row for each in members]
+            known = any(self.quarantine.find(source.sample_id(shard, row)) for row in rows)
+            if known or shard in source.lost or any(each.place in pending.fetched for each in members):
                 yield from [None] * len(rows)
             else:
                 yield from source.samples.read_here(shard, rows, self._memory)

@@ -167,11 +167,11 @@ class SampleReader:
         entries: list[tuple[int, int, int, int]] = known.result().rows[list(rows)].tolist()
         with self._open(shard) as handle:
             found = [_checked(handle, entry, memory) if handle is not None else None for entry in entries]
-        good = [len(each[0]) for each in found if each is not None]
+        size = sum(len(each[0]) for each in found if each is not None)
         if self.cache is not None:
-            self.counters.add(cache_hits=len(good), bytes_read_cache=sum(good))
+            self.counters.add(cache_hits=len(found) - found.count(None), bytes_read_cache=size)
         else:
-            self.counters.add(store_requests=len(good), bytes_read_store=sum(good))
+            self.counters.add(store_requests=len(found), bytes_read_store=size)
         return found
 
     @contextmanager

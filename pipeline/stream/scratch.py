@@ -38,11 +38,10 @@ class ReadMemory(threading.local):
 
     def take(self, size: int) -> memoryview:
         """Writable bytes with whatever was in them, the caller's own until this thread clears."""
+        if self._used + size > len(self._memory):
+            larger = max(size, min(2 * len(self._memory), _LARGEST_KEPT))
+            if larger > _LARGEST_KEPT or len(self._memory) == _LARGEST_KEPT:
+                return memoryview(bytearray(size))  # not kept, so no more than is asked for
+            self._memory, self._used = memoryview(bytearray(larger)), 0  # what was handed out lives on beside it
         start, self._used = self._used, self._used + size
-        if self._used > len(self._memory):
-            memory = memoryview(bytearray(max(2 * len(self._memory), size)))  # what was handed out lives on beside it
-            if len(memory) > _LARGEST_KEPT:
-                self._used = start
-                return memory[:size]
-            self._memory, self._used, start = memory, size, 0
         return self._memory[start : self._used]

@@ -106,6 +106,8 @@ class Source:
         index_reader = reader_of(manifests.place(config.shards)[0])
         self.manifest: Manifest = manifests.load(config.shards, reader=index_reader)
         self._starts: list[int] = self.manifest.starts.tolist()
+        self.mean_bytes = max(1, sum(record.size for record in self.manifest.records) // max(1, self.manifest.total_samples))
+        """Of a sample, with what its tar has around it."""
         elsewhere = self.manifest.shards_url != self.manifest.url
         reader = reader_of(self.manifest.shards_url) if elsewhere else index_reader
         cache = None

@@ -20,18 +20,20 @@ def test_files_of_a_task_lie_behind_one_another_and_the_next_task_in_their_place
     assert bytes(first[:4]) == b"next"
 
 
-@pytest.mark.parametrize("size", [700_000, 5 << 20, 40 << 20])
+@pytest.mark.parametrize("size", [700_000, 1_150_000, 3 << 20, 5 << 20, 40 << 20])
 def test_a_task_that_needs_more_keeps_what_it_was_given(size: int) -> None:
     memory = ReadMemory()
     kept = []
-    for number in range(4):
+    for number in range(16 if size < 4 << 20 else 4):
         place = memory.take(size)
         assert len(place) == size
         place[:] = bytes([number]) * size
         kept.append(place)
     small = memory.take(10)
     small[:] = b"x" * 10
-    assert [place.tobytes() == bytes([number]) * size for number, place in enumerate(kept)] == [True] * 4
+    assert [place.tobytes() == bytes([number]) * size for number, place in enumerate(kept)] == [True] * len(kept)
+    held = sum({id(place.obj): len(place.obj) for place in kept}.values())
+    assert held <= size * len(kept) + (32 << 20), "memory that nobody asked for"
     assert bytes(small) == b"x" * 10
 
 
