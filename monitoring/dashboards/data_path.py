@@ -64,8 +64,8 @@ def _state() -> Row:
     retries = number(
         Text(
             "Requests tried again",
-            "Requests to the store that were tried again for each that was answered, over 5 minutes. A few in a hundred are usual "
-            "for a store that asks to slow down.",
+            "Of the attempts to read from the store, the share that had to be repeated, over 5 minutes; about 100 % where it answers "
+            "nothing. A few in a hundred are usual for a store that asks to slow down.",
             "More: see the causes in the row Store. When the retries of one request are used up, the run ends.",
             "The store fails",
         ),

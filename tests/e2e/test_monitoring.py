@@ -48,8 +48,10 @@ COUNTS = [12] * 6
 USUAL = Shape(latency_ms=100)
 """Of the store: ranks that wait a little leave the processors to those who watch them."""
 GPU = {PREFIX + each.name for each in DEFINITIONS if each.only_with_gpu}
-LONGEST = 25
+LONGEST = 50
 """Seconds, more than any shortened alert waits before it fires."""
+WOKEN = "ALERTS{alertname='ShortTargetDown',severity='critical',alertstate='firing'}"
+"""That nothing of the run answers."""
 PUSHED = "push_time_seconds"
 """Comes from a Pushgateway, which this run does not need."""
 
@@ -194,12 +196,16 @@ def test_shards_that_are_damaged_raise_bad_samples(live: Live) -> None:
 
 
 def test_a_rank_that_stands_still_raises_training_stalled(live: Live) -> None:
+    """The other rank's metrics go on being served, and nobody is woken for a run that does not answer."""
     live.ranks[1].send_signal(signal.SIGSTOP)
+    up = f"context_encoder_rank_up{{run='{RUN}'}}"
+    live.wait(lambda: {row["metric"]["rank"]: row["value"][1] for row in live.server.query(up)} == {"0": "1", "1": "0"})
     texts = live.told("TrainingStalled", "critical")
     assert "Longest: rank 0 on" in texts["description"], texts
     silent = live.told("TargetDown", "warning")
     assert silent["summary"].startswith(f"1 ranks of run {RUN} ")
     assert "rank 1 on" in silent["description"]
+    assert live.server.query(f"count_over_time({WOKEN}[1h])") == []
     live.ranks[1].send_signal(signal.SIGCONT)
     live.goes_on()
     live.over("TrainingStalled", "TargetDown")

@@ -14,6 +14,8 @@ import yaml
 
 from monitoring.definitions import DEFINITIONS, PREFIX
 from monitoring.prometheus import FOLDER, Prometheus, PrometheusError, configuration
+from pipeline.config import Config, DataConfig
+from pipeline.training.watchdog import patience
 from tests.conftest import ROOT
 from tests.rule_windows import rule_files, rules, shorten, shortened
 
@@ -107,6 +109,22 @@ def test_an_alert_says_who_what_and_what_to_do(rule: dict[str, Any]) -> None:
     assert "rank" in texts["description"]
     document, _, anchor = texts["runbook_url"].partition("#")
     assert anchors(ROOT / document)[anchor] == 1, f"{texts['runbook_url']} leads nowhere"
+
+
+def minutes(rule: dict[str, Any]) -> float:
+    return float(re.fullmatch(r"(\d+)m", rule["for"])[1])  # type: ignore[index]
+
+
+def test_what_the_watchdog_mends_wakes_nobody() -> None:
+    """By default: a rank that hangs in a step or for data, a start that takes its time, and ranks that only the timer in C can end."""
+    local, remote = (patience(Config(method=None, data=DataConfig(shards=shards))) for shards in ("/set", "s3://bucket/set"))
+    assert (local.step / 60, remote.step / 60, local.checkpoint / 60) == pytest.approx((9, 12, 30)), "as comments and docs say"
+    (bound,) = [rule["expr"] for rule in RECORDS if rule["record"] == "context_encoder:stall_bound:seconds"]
+    least = int(re.search(r"clamp\(.*, (\d+) \* 60, ", bound)[1])  # type: ignore[index]
+    (stalled,) = [rule for rule in ALERTS if rule["alert"] == "ContextEncoderTrainingStalled"]
+    assert least + minutes(stalled) > remote.step / 60
+    (gone,) = [rule for rule in ALERTS if rule["alert"] == "ContextEncoderTargetDown" and rule["labels"]["severity"] == "critical"]
+    assert minutes(gone) >= max(local.startup / 60, 2 * remote.step / 60 + 1)
 
 
 def test_rules_name_metrics_that_there_are() -> None:
