@@ -25,9 +25,9 @@ RECIPES = {
         "--method.batch_norm_group",
         "4",
         "--method.width",
-        "32",
+        "16",
         "--method.bottleneck",
-        "500",
+        "100",
     ],
 }
 """The published networks with small batches, the generator narrower: its 71 million weights take minutes on two cores."""
