@@ -6,6 +6,9 @@ Every rank answers on a socket of its own. Where one endpoint serves a node, the
 
 from __future__ import annotations
 
+import ipaddress
+import logging
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,8 @@ from monitoring.listener import listen, target_of
 from monitoring.node_endpoint import EndpointSettings
 from monitoring.rank_socket import RankSocket, socket_path
 from monitoring.targets import TargetsFile
+
+_log = logging.getLogger(__name__)
 
 
 class Settings(Protocol):
@@ -76,11 +81,12 @@ class Export:
 
     Attributes:
         url: where the metrics of this rank's node (or of this rank) are served; empty where another rank sees to it.
+        summary: the same in words for the console, with where those of the other nodes are; likewise.
         process: that serves them, likewise.
     """
 
     def __init__(self, registry: CollectorRegistry, settings: Settings, place: Place, targets: Path) -> None:
-        self.url = ""
+        self.url = self.summary = ""
         self.process: EndpointProcess | None = None
         self._targets: TargetsFile | None = None
         single = settings.per == "rank" or place.local_rank >= place.local_size  # a launcher that does not say how many there are
@@ -119,6 +125,20 @@ class Export:
         scheme = "https" if context is not None else "http"
         self._targets = TargetsFile(targets, target, labels, ranks=ranks, world_size=place.world_size, scheme=scheme)
         self.url = f"{scheme}://{target}/metrics"
+        self.summary = f"metrics: {self.url}, of all nodes: {targets}/"
+        if place.world_size > place.local_size and _is_loopback(listener):
+            if settings.pushgateway:
+                self.summary = f"metrics of this node: {self.url}, of all nodes: pushed to {settings.pushgateway}"
+                return
+            self.summary = f"metrics of this node alone: {self.url}"
+            if place.rank == 0:
+                _log.warning(
+                    "monitoring.address: %s is reached from each node itself alone, and this run has several: a Prometheus can't scrape "
+                    "them, and takes its own machine for all that %s names. Set it to 0.0.0.0 and monitoring.token_file to a file that "
+                    "all nodes have, or set monitoring.pushgateway",
+                    settings.address,
+                    targets,
+                )
 
     def close(self) -> None:
         """Takes everything back. While an error ends the run the target file stays, and so does what was pushed: it is by them that
@@ -151,6 +171,10 @@ def open_export(registry: CollectorRegistry, settings: Settings, place: Place, t
         ExporterError: a setting can't be used on this machine. What this machine lacks at the moment is a warning instead.
     """
     return Export(registry, settings, place, targets)
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(str(listener.getsockname()[0]).partition("%")[0]).is_loopback
 
 
 def _of_node(place: Place) -> range:

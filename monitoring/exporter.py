@@ -1,7 +1,8 @@
 """An HTTP endpoint: GET /metrics for Prometheus, GET /healthz for whoever restarts things. Nothing else.
 
-It is built for a port that anybody may knock at: requests are let in for a hundredth of a core's time and the others wait in the kernel's
-queue, so many are answered at the same time, each has a few seconds, its TLS handshake included, and what stalls or drips is cut off.
+It is built for a port that anybody may knock at: requests are let in for a small part of a core (monitoring/allowance.py) and the others
+wait in the kernel's queue, so many are answered at the same time, each has a few seconds, its TLS handshake included, and what stalls or
+drips is cut off.
 Loopback unless told otherwise. A run serves it from a process beside its ranks (monitoring/endpoint_process.py).
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import errno
 import hmac
 import logging
+import math
 import select
 import socket
 import ssl
@@ -27,17 +29,15 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from monitoring.access import ExporterError, read_secret, server_context
+from monitoring.allowance import BURST_SECONDS, PROCESSOR_SHARE, Allowance
 from monitoring.listener import listen, target_of
 
 __all__ = ["Exporter", "ExporterError", "Exposition", "encode"]
 
-Exposition = Callable[[bool], bytes]
-"""Gives the metrics as text: OpenMetrics 1.0.0 where True is asked for, else Prometheus's 0.0.4."""
+Exposition = Callable[[bool, float], bytes]
+"""Gives the metrics as text: OpenMetrics 1.0.0 where True is asked for, else Prometheus's 0.0.4. The number: seconds for which the client
+waits for them, infinite where it has not said so."""
 
-PROCESSOR_SHARE = 0.01
-"""Part of a core that requests may take in the long run: a Prometheus takes a hundredth of that."""
-BURST_SECONDS = 0.5
-"""Processor time that they may take at once when there were few before: some hundred requests."""
 MAX_REQUESTS = 128
 """Requests that are answered at the same time; the others wait in the kernel's queue."""
 IDLE_SECONDS = 3.0
@@ -46,8 +46,8 @@ REQUEST_SECONDS = 10.0
 """Longest duration of a whole request: a client that sends a byte now and then holds no thread for longer."""
 _POLL_SECONDS = 0.25
 _SLOT_SECONDS = 0.1
-_DEBT_SECONDS = 0.02  # of processor time: nobody waits for longer than two seconds because of those before
 _EXPECTED_SECONDS = 0.001  # of processor time for a request, until it is known
+_PATIENCE = "X-Prometheus-Scrape-Timeout-Seconds"
 _STARTING_SECONDS = 0.0003  # what accepting one and starting its thread take beside the thread's own time
 
 _log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class Exporter:
         certificate_file: certificate in PEM; with it only TLS 1.2 or newer is spoken. Read once.
         key_file: its private key.
         listener: a socket that listens already, instead of the address and the port.
+        share: part of a core that requests may take in the long run.
 
     Attributes:
         port: that is served.
@@ -81,13 +82,14 @@ class Exporter:
         certificate_file: str | Path = "",
         key_file: str | Path = "",
         listener: socket.socket | None = None,
+        share: float = PROCESSOR_SHARE,
     ) -> None:
-        exposition = (lambda form: encode(source, form)) if isinstance(source, CollectorRegistry) else source
+        exposition = (lambda form, _: encode(source, form)) if isinstance(source, CollectorRegistry) else source
         token, context = read_secret(token_file, "monitoring.token_file"), server_context(certificate_file, key_file)
         listener = listener or listen(address, port, guarded=bool(token))
         self.target = target_of(listener, address)
         self.port = int(listener.getsockname()[1])
-        self._server = _Server(listener, exposition, token, context)
+        self._server = _Server(listener, exposition, token, context, Allowance(share, BURST_SECONDS))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), name="metrics", daemon=True)
         self._thread.start()
 
@@ -112,14 +114,16 @@ def encode(source: Collector, form: bool) -> bytes:
 
 
 class _Server(ThreadingHTTPServer):
-    def __init__(self, listener: socket.socket, exposition: Exposition, token: bytes, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, listener: socket.socket, exposition: Exposition, token: bytes, context: ssl.SSLContext | None, allowance: Allowance
+    ) -> None:
         self.exposition = exposition
         self.token = token
         self._context = context
         self._slots = threading.BoundedSemaphore(MAX_REQUESTS)
         self._lock = threading.Lock()
         self._running: dict[socket.socket, tuple[float, threading.Thread]] = {}
-        self._allowance, self._counted, self._spent = BURST_SECONDS, time.monotonic(), 0.0
+        self._allowance = allowance
         super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()  # the one that the base class made
         self.socket, self.server_address = listener, listener.getsockname()[:2]
@@ -128,7 +132,7 @@ class _Server(ThreadingHTTPServer):
         self.socket.setblocking(False)  # a client that is gone before it is accepted must not block the thread
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        wait = self._overdrawn()
+        wait = self._allowance.wait()
         if wait > 0:  # the connection stays in the kernel's queue, where it costs this machine nothing
             time.sleep(min(wait, _POLL_SECONDS))
             raise BlockingIOError
@@ -156,21 +160,11 @@ class _Server(ThreadingHTTPServer):
                 raise
         return request, address
 
-    def _overdrawn(self) -> float:
-        """Seconds until one more connection may be let in."""
-        now = time.monotonic()
-        with self._lock:
-            spent, self._spent = self._spent, 0.0
-        allowance = min(BURST_SECONDS, self._allowance + (now - self._counted) * PROCESSOR_SHARE) - spent
-        self._allowance = max(allowance, -_DEBT_SECONDS)
-        self._counted = now
-        return -self._allowance / PROCESSOR_SHARE
-
     def process_request(self, request: Any, client_address: Any) -> None:
         thread = threading.Thread(target=self._answer, args=(request, client_address), name="metrics-request", daemon=True)
         with self._lock:
             self._running[request] = (time.monotonic(), thread)
-            self._spent += _EXPECTED_SECONDS
+        self._allowance.spend(_EXPECTED_SECONDS)
         try:
             thread.start()
         except RuntimeError:  # no more threads on this machine
@@ -186,7 +180,7 @@ class _Server(ThreadingHTTPServer):
     def _forget(self, request: Any, spent: float) -> None:
         with self._lock:
             del self._running[request]
-            self._spent += spent
+        self._allowance.spend(spent)
         self._slots.release()
 
     def service_actions(self) -> None:
@@ -230,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _metrics(self) -> None:
         form = "application/openmetrics-text" in self.headers.get("Accept", "")
         try:
-            body = self.server.exposition(form)
+            body = self.server.exposition(form, _seconds(self.headers.get(_PATIENCE, "")))
         except Exception:
             _log.exception("the metrics can't be read")
             self._reply(500, b"the metrics can't be read: see the log of the process\n")
@@ -255,6 +249,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         _log.debug(format, *args)
+
+
+def _seconds(text: str) -> float:
+    """What a client says of how long it waits; infinite where it says nothing that could be true."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return math.inf
+    return seconds if seconds > 0 else math.inf
 
 
 def _has_left(request: socket.socket) -> bool:

@@ -226,15 +226,15 @@ class RunMetrics:
         if skipped:
             self._counters["skipped_steps_total"].inc()
 
-    def data(self, totals: Mapping[str, float]) -> None:
+    def data(self, totals: Callable[[], Mapping[str, float]]) -> None:
         """What the loader counted so far. A total that fell means that the loader was made anew: it is counted from 0.
 
         Args:
-            totals: by the names that `DEFINITIONS` has under `feeds`, and `bad_samples_<cause>`. A name that belongs to no metric is
-                reported once.
+            totals: gives them, by the names that `DEFINITIONS` has under `feeds`, and `bad_samples_<cause>`. A name that belongs to no
+                metric is reported once. It is asked while nobody else is: an older copy that came late would look like a new loader.
         """
         with self._totals_lock:
-            self._take(totals)
+            self._take(totals())
 
     def follow(self, totals: Callable[[], Mapping[str, float]]) -> None:
         """What the loader counted is asked for whenever the metrics are read: a loop that waits for a store that is down reports nothing,
@@ -243,7 +243,7 @@ class RunMetrics:
 
     def _refresh(self) -> None:
         if self._followed is not None:
-            self.data(self._followed())
+            self.data(self._followed)
 
     def _take(self, totals: Mapping[str, float]) -> None:
         for name, value in totals.items():

@@ -15,11 +15,12 @@ import select
 import socket
 import sys
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from monitoring.allowance import processor_share
 from monitoring.exporter import Exporter, ExporterError
 from monitoring.node_collector import NodeCollector
 from monitoring.pushgateway import Pushgateway
@@ -95,7 +96,8 @@ def serve(settings: EndpointSettings, listener: socket.socket, pipe: int) -> Non
     sockets = {rank: Path(path) for rank, path in settings.sockets.items()}
     collector = NodeCollector(sockets, run=settings.run, node=settings.node, attempt=settings.attempt)
     files = settings.token_file, settings.certificate_file, settings.key_file
-    with Exporter(collector.exposition, settings.address, 0, *files, listener=listener):
+    share = processor_share(len(sockets))
+    with closing(collector), Exporter(collector.exposition, settings.address, 0, *files, listener=listener, share=share):
         pusher = _pusher(settings, collector) if settings.pushgateway else None
         # the pipe of a rank that was killed may live on in a process that the rank forked
         while os.getppid() == parent and not select.select([pipe], [], [], _PARENT_SECONDS)[0]:

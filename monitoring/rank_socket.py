@@ -1,7 +1,8 @@
 """Where the process that serves a node's metrics finds those of each rank: a Unix socket a rank in a folder that only this user can enter.
 
-Whoever connects is sent one JSON document and the end of the stream. A rank spends well under a millisecond of processor time on an
-answer and nothing while nobody asks; text for Prometheus is made of it elsewhere.
+Whoever connects is sent one JSON document and the end of the stream. A rank spends two or three milliseconds of processor time on
+an answer and nothing while nobody asks; text for Prometheus is made of it elsewhere. Whoever asks makes sure that it is a rank of the same
+user who answers.
 
     {"attempt": 2, "families": [[name, help, type, unit, [[sample name, labels, value], ...]], ...]}
 """
@@ -15,6 +16,7 @@ import os
 import selectors
 import socket
 import stat
+import struct
 import tempfile
 import threading
 import time
@@ -28,6 +30,7 @@ _PAUSE_SECONDS = 0.1
 _STALE_SECONDS = 3600.0  # what is younger may belong to a rank that is starting just now
 _LONGEST_PATH = 100  # of a socket, in bytes: Linux takes 107, others 103
 _BACKLOG = 16
+_CREDENTIALS = "iII"  # of a process: its number, its user, its group
 
 _log = logging.getLogger(__name__)
 
@@ -134,6 +137,29 @@ def _listen(path: Path) -> tuple[socket.socket, int]:
     raise AssertionError("the last try returns or raises")
 
 
+def connect(path: Path) -> socket.socket:
+    """A connection to the rank that answers there, which does not block.
+
+    Raises:
+        OSError: nobody answers there, too many wait already, or it may be another user who answers.
+    """
+    for folder in (path.parent.parent, path.parent):
+        _check_private(folder)
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        client.setblocking(False)
+        client.connect(str(path))
+        if hasattr(socket, "SO_PEERCRED"):  # Linux, which says who listens
+            told = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(_CREDENTIALS))
+            _, user, _ = struct.unpack(_CREDENTIALS, told)
+            if user != os.getuid():
+                raise PermissionError(f"user {user} answers on {path}")
+    except OSError:
+        client.close()
+        raise
+    return client
+
+
 def _sweep(folder: Path) -> None:
     """Removes what killed runs have left: old folders whose sockets nobody listens to."""
     with suppress(OSError):
@@ -175,6 +201,15 @@ def _make_private(folder: Path) -> None:
         OSError: it is there, and another user's or open to others.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
+    _check_private(folder)
+
+
+def _check_private(folder: Path) -> None:
+    """A folder must be one that only this user can enter.
+
+    Raises:
+        OSError: it is not, or there is none.
+    """
     state = folder.lstat()
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
         raise PermissionError(f"{folder} is not a folder that only this user can enter")

@@ -92,7 +92,7 @@ class Reporting:
             place = Place(folder.path, run, node, world.rank, world.size, world.local_rank, world.local_size, watchdog.attempt)
             export = open_export(self.metrics.registry, config.monitoring, place, folder.targets)
             self._closing.callback(export.close)
-            self.say(f"metrics: {export.url}, of all nodes: {folder.targets}/")
+            self.say(export.summary)
 
     def say(self, text: str) -> None:
         """A line on the console, from rank 0."""
@@ -169,7 +169,7 @@ class Reporting:
         share = self._wait_seconds / self._seconds if self._seconds else 0.0
         losses = self.flush(images_per_second=round(images_per_second, 2), data_wait_share=round(share, 4))
         self.metrics.losses(losses)
-        self.metrics.data(self._loader.counters.totals())
+        self.metrics.data(self._loader.counters.totals)
         self._tell_failures()
         self.metrics.mask_coverage(float(batch.masks.float().mean()))
         shown = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import logging
+import math
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -17,7 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from monitoring import PREFIX, Exporter, ExporterError, RunMetrics
+from monitoring import PREFIX, Exporter, ExporterError, RunMetrics, allowance
 from monitoring import exporter as module
 
 
@@ -215,9 +217,8 @@ def test_what_finds_no_free_thread_waits_for_one(metrics: RunMetrics, monkeypatc
 
 def test_requests_take_a_part_of_a_core_and_those_that_wait_are_served_later(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BURST_SECONDS", 0.0)
-    monkeypatch.setattr(module, "PROCESSOR_SHARE", 0.002)
     spent = []
-    with Exporter(metrics.registry, port=0) as exporter:
+    with Exporter(metrics.registry, port=0, share=0.002) as exporter:
         started = time.monotonic()
         answer = exporter._server._answer
         monkeypatch.setattr(exporter._server, "_answer", lambda *request: (answer(*request), spent.append(time.thread_time())))
@@ -226,6 +227,36 @@ def test_requests_take_a_part_of_a_core_and_those_that_wait_are_served_later(met
         assert sum(spent[:-2]) <= 0.002 * (time.monotonic() - started), "one may begin while another ends, and nobody waits for the last"
         exporter.close()
         assert time.monotonic() - started < 60, "a close does not wait for it"
+
+
+def test_how_long_the_client_waits_is_told_to_what_gives_the_metrics() -> None:
+    told: list[float] = []
+
+    def exposition(_: bool, timeout: float) -> bytes:
+        told.append(timeout)
+        return b""
+
+    with Exporter(exposition, port=0) as exporter:
+        get(exporter, "/metrics")
+        for text in ("2.5", "soon", "nan", "-1", "0", "inf"):
+            get(exporter, "/metrics", **{"X-Prometheus-Scrape-Timeout-Seconds": text})
+    assert told == [math.inf, 2.5, *[math.inf] * 5]
+
+
+def test_two_servers_that_ask_a_node_of_eight_every_five_seconds_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    scrape, now = 0.042, [0.0]  # seconds of processor time for eight ranks as OpenMetrics; the clock
+    monkeypatch.setattr(allowance, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def longest(ranks: int) -> float:
+        requests, wait = allowance.Allowance(allowance.processor_share(ranks), allowance.BURST_SECONDS), -math.inf
+        for _ in range(2 * 720):
+            now[0] += 2.5
+            wait = max(wait, requests.wait())
+            requests.spend(scrape)
+        return wait
+
+    assert longest(8) <= 0
+    assert longest(1) > 0, "a node of one rank has no such scrapes: the limit is one"
 
 
 def test_a_client_that_drips_is_cut_off_after_the_whole_time_of_a_request(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:

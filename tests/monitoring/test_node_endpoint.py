@@ -8,18 +8,23 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.registry import Collector
 
-from monitoring import ExporterError, Place, RunMetrics, open_export
+from monitoring import Exporter, ExporterError, Place, RunMetrics, open_export
 from monitoring import node_collector as module
 from monitoring.node_collector import NodeCollector
 from monitoring.rank_socket import RankSocket, socket_path
@@ -29,6 +34,11 @@ from tests.monitoring.ranks import Rank, by_rank, get, scrape, wait_until
 
 def place(folder: Path, rank: int = 0, world: int = 1) -> Place:
     return Place(folder, folder.name, "node", rank, world, rank, world, 1)
+
+
+def make_private(folder: Path) -> None:
+    for each in (folder.parent, folder):
+        each.mkdir(mode=0o700, exist_ok=True)
 
 
 def test_one_endpoint_serves_every_rank_of_the_node_with_its_own_labels(tmp_path: Path) -> None:
@@ -80,8 +90,8 @@ def test_the_first_rank_may_hang_as_well(tmp_path: Path) -> None:
 
 def test_the_age_of_the_heartbeat_is_that_of_the_scrape(tmp_path: Path) -> None:
     """Values that are computed when they are read are those of a moment between the request and the answer, also when many ask."""
-    registry, asked = CollectorRegistry(), []
-    Gauge("context_encoder_heartbeat_age_seconds", "Age.", registry=registry).set_function(time.monotonic)
+    metrics, asked = RunMetrics("run", 0, 1, "node"), []
+    metrics.heartbeat(time.monotonic)
     path = socket_path(tmp_path / "run", "node", 0)
 
     def ask(collector: NodeCollector) -> None:
@@ -89,7 +99,7 @@ def test_the_age_of_the_heartbeat_is_that_of_the_scrape(tmp_path: Path) -> None:
         (line,) = (line for line in collector.exposition(False).decode().splitlines() if line.startswith("context_encoder_heart"))
         asked.append((before, float(line.split()[-1]), time.monotonic()))
 
-    with RankSocket(registry, path, 1):
+    with RankSocket(metrics.registry, path, 1):
         collector = NodeCollector({0: path}, run="run", node="node", attempt=1)
         with ThreadPoolExecutor(8) as pool:
             for delay in range(8):
@@ -120,9 +130,121 @@ def test_ranks_are_asked_at_the_same_time_and_for_a_bounded_time(tmp_path: Path,
         assert text.count("context_encoder_rank_up{") == 8
         assert 'context_encoder_step{node="node",rank="7",run="run"}' in text
         wait_until(lambda: psutil.Process().num_fds() == files)
+        collector.close()
     for rank, server in enumerate(silent):
         server.close()
         paths[rank].unlink()
+
+
+class Held(Collector):
+    """Metrics that can be kept from being read, as those of a rank that hangs."""
+
+    def __init__(self, inner: Collector) -> None:
+        self.inner, self.free, self.delay = inner, threading.Event(), 0.0
+
+    def collect(self) -> Iterator[Metric]:
+        self.free.wait()
+        time.sleep(self.delay)
+        yield from self.inner.collect()
+
+
+def ups(text: bytes) -> list[str]:
+    """What is said of the ranks, in their order."""
+    return [line.split()[-1] for line in text.decode().splitlines() if line.startswith("context_encoder_rank_up{")]
+
+
+def test_a_rank_that_hangs_takes_no_more_than_half_the_time_that_prometheus_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RANK_SECONDS", 600.0)
+    paths = {rank: socket_path(tmp_path / "run", "node", rank) for rank in range(2)}
+    metrics = [RunMetrics("run", rank, 2, "node") for rank in range(2)]
+    held = Held(metrics[1].registry)
+    collector = NodeCollector(paths, run="run", node="node", attempt=1)
+    with (
+        closing(collector),
+        Exporter(collector.exposition, port=0) as exporter,
+        RankSocket(metrics[0].registry, paths[0], 1),
+        RankSocket(held, paths[1], 1),
+    ):
+        url = f"http://127.0.0.1:{exporter.port}/metrics"
+        assert ups(get(url, **{"X-Prometheus-Scrape-Timeout-Seconds": "3"})[1]) == ["1.0", "0.0"]
+        held.free.set()
+        wait_until(lambda: ups(get(url, **{"X-Prometheus-Scrape-Timeout-Seconds": "10"})[1]) == ["1.0", "1.0"])
+        assert ups(get(url, **{"X-Prometheus-Scrape-Timeout-Seconds": "0.000001"})[1]) == ["1.0", "1.0"], "nobody makes a rank look silent"
+
+
+def test_a_rank_that_was_silent_is_waited_for_again_when_it_has_said_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, held = socket_path(tmp_path / "run", "node", 0), Held(RunMetrics("run", 0, 1, "node").registry)
+    monkeypatch.setattr(module, "RANK_SECONDS", 0.5)
+    collector = NodeCollector({0: path}, run="run", node="node", attempt=1)
+    with closing(collector), RankSocket(held, path, 1), ThreadPoolExecutor(1) as pool:
+        assert ups(collector.exposition(False)) == ["0.0"]
+        monkeypatch.setattr(module, "RANK_SECONDS", 120.0)
+        for _ in range(2):
+            assert ups(pool.submit(collector.exposition, False).result(60)) == ["0.0"], "it is waited for as if it had answered"
+        held.delay = 2 * module.SILENT_SECONDS
+        held.free.set()
+        wait_until(lambda: ups(collector.exposition(False)) == ["1.0"])
+
+
+def answering(path: Path, families: object, before: str = "pass") -> str:
+    """A program that answers on a socket as a rank of the first attempt would; "here" when it does."""
+    answer = json.dumps({"attempt": 1, "families": families})
+    return (
+        f"import os, socket; s = socket.socket(socket.AF_UNIX); s.bind({str(path)!r}); {before}; s.listen(); print('here', flush=True)\n"
+        f"while True:\n c, _ = s.accept(); c.sendall({answer.encode()!r}); c.close()"
+    )
+
+
+def own(rank: int = 0, **others: str) -> dict[str, str]:
+    return {"run": "run", "rank": str(rank), "node": "node", **others}
+
+
+@pytest.mark.parametrize(
+    ("mode", "before"),
+    [
+        (0o755, "pass"),
+        (0o777, "pass"),
+        pytest.param(0o700, "os.setuid(65534)", marks=pytest.mark.skipif(os.getuid() != 0, reason="only root is any other user")),
+    ],
+)
+def test_an_answer_that_another_user_may_have_given_is_none(tmp_path: Path, mode: int, before: str) -> None:
+    path = socket_path(tmp_path / "run", "node", 0)
+    make_private(path.parent)
+    program = answering(path, [["context_encoder_rank_up", "", "gauge", "", [["context_encoder_rank_up", own(), 1.0]]]], before)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as listener:
+        try:
+            assert listener.stdout is not None
+            assert listener.stdout.readline() == "here\n"
+            collector = NodeCollector({0: path}, run="run", node="node", attempt=1)
+            path.parent.chmod(mode)
+            assert ups(collector.exposition(False)) == ["0.0"]
+        finally:
+            listener.kill()
+            shutil.rmtree(path.parent)
+
+
+def test_series_that_are_not_those_of_the_rank_that_was_asked_are_dropped(tmp_path: Path) -> None:
+    def family(name: str, *labels: dict[str, str]) -> list[object]:
+        return [name, "", "gauge", "", [[name, each, 1.0] for each in labels]]
+
+    path = socket_path(tmp_path / "run", "node", 0)
+    make_private(path.parent)
+    wrong = own(rank=1), own(run="another"), own(node="another"), {}
+    told = [family("context_encoder_step", own(), *wrong), family("context_encoder_forged", *wrong), family("context_encoder_none_yet")]
+    with subprocess.Popen([sys.executable, "-c", answering(path, told)], stdout=subprocess.PIPE, text=True) as listener:
+        try:
+            assert listener.stdout is not None
+            assert listener.stdout.readline() == "here\n"
+            text = NodeCollector({0: path}, run="run", node="node", attempt=1).exposition(False).decode()
+            other = NodeCollector({1: path}, run="third", node="node", attempt=1).exposition(False)
+        finally:
+            listener.kill()
+            shutil.rmtree(path.parent)
+    series = [line for line in text.splitlines() if not line.startswith("#")]
+    assert series == ['context_encoder_step{node="node",rank="0",run="run"} 1.0']
+    assert "context_encoder_forged" not in text
+    assert "# TYPE context_encoder_none_yet gauge" in text
+    assert ups(other) == ["0.0"], "a rank that says nothing of its own has not answered"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +252,7 @@ def test_ranks_are_asked_at_the_same_time_and_for_a_bounded_time(tmp_path: Path,
 )
 def test_an_answer_that_is_cut_off_or_nonsense_is_none(tmp_path: Path, answer: bytes) -> None:
     path = socket_path(tmp_path / "run", "node", 0)
-    path.parent.mkdir(parents=True, mode=0o700)
+    make_private(path.parent)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(str(path))
         server.listen()
@@ -286,6 +408,36 @@ def test_a_folder_that_is_not_private_is_not_used(
         assert "TMPDIR" in caplog.text
         assert str(found) in caplog.text
         assert by_rank(scrape(export.url), "rank_up") == {"0": 0.0}, "the run goes on, and says so"
+
+
+@pytest.mark.parametrize(
+    ("local", "settings", "reached"),
+    [
+        (1, {}, False),
+        (2, {}, True),
+        (1, {"pushgateway": "http://127.0.0.1:9"}, True),
+        (1, {"address": "0.0.0.0"}, True),  # noqa: S104
+    ],
+)
+def test_nodes_that_nobody_can_scrape_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, local: int, settings: dict[str, str], reached: bool
+) -> None:
+    folder = tmp_path / "run"
+    told: list[str] = []
+    for rank in (0, local) if local < 2 else (0,):  # the first of each node
+        place = Place(folder, "run", f"n{rank}", rank, 2, 0, local, 1)
+        registry = RunMetrics("run", rank, 2, f"n{rank}").registry
+        with open_export(registry, MonitoringConfig(port=0, **settings), place, folder / "targets") as export:  # type: ignore[arg-type]
+            told.append(export.summary)
+            assert export.url in export.summary
+            targets = {name for name in ("rank0.json", "rank1.json") if (folder / "targets" / name).exists()}
+            assert targets == {f"rank{rank}.json"}
+    warnings = [record.message for record in caplog.records if "monitoring.pushgateway" in record.message]
+    assert len(warnings) == (not reached), "one, by rank 0"
+    assert all("monitoring.address: 127.0.0.1 " in each and "monitoring.token_file" in each for each in warnings)
+    alone = local < 2 and "address" not in settings
+    assert all((str(folder / "targets") in each) is not alone for each in told)
+    assert all(("of this node" in each) is alone and (settings.get("pushgateway", "") in each) for each in told)
 
 
 def test_a_long_temporary_folder_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 
 import pytest
 from prometheus_client import generate_latest
@@ -19,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from monitoring import DEFINITIONS, PREFIX, RunMetrics
 from monitoring.definitions import ACCURACY, PHASES, RETRY_CAUSES
 from monitoring.metrics import OTHER
+from pipeline.stream.counters import Counters
 
 CONSTANT = {"run": "runs/first", "rank": "3", "node": "node-7"}
 
@@ -67,7 +69,7 @@ def exercise(metrics: RunMetrics) -> None:
     metrics.heartbeat(lambda: 12.5)
     metrics.attempt(3, 2)
     totals = {name: 1.0 for definition in DEFINITIONS for name in definition.feeds}
-    metrics.data({**totals, "bad_samples_undecodable": 2})
+    metrics.data(lambda: {**totals, "bad_samples_undecodable": 2})
     metrics.checkpoint(step=100, size_bytes=1000, duration_seconds=2.0, blocking_seconds=0.1)
     metrics.checkpoint_failed()
 
@@ -154,8 +156,8 @@ def test_the_first_step_already_gives_an_unbiased_rate(metrics: RunMetrics) -> N
 
 
 def test_totals_of_the_loader_become_increments(metrics: RunMetrics) -> None:
-    metrics.data({"bytes_read_store": 100.0, "bytes_read_cache": 7.0, "cache_hits": 3.0, "queue_depth": 3.0})
-    metrics.data({"bytes_read_store": 250.0, "bytes_read_cache": 7.0, "cache_hits": 4.0, "queue_depth": 1.0})
+    metrics.data(lambda: {"bytes_read_store": 100.0, "bytes_read_cache": 7.0, "cache_hits": 3.0, "queue_depth": 3.0})
+    metrics.data(lambda: {"bytes_read_store": 250.0, "bytes_read_cache": 7.0, "cache_hits": 4.0, "queue_depth": 1.0})
     assert value(metrics, "read_bytes_total", source="store") == 250
     assert value(metrics, "read_bytes_total", source="cache") == 7
     assert value(metrics, "cache_hits_total") == 4
@@ -163,15 +165,15 @@ def test_totals_of_the_loader_become_increments(metrics: RunMetrics) -> None:
 
 
 def test_totals_of_a_new_loader_are_added_to_what_was_counted(metrics: RunMetrics) -> None:
-    metrics.data({"cache_misses": 10.0})
-    metrics.data({"cache_misses": 4.0})
-    metrics.data({"cache_misses": 6.0})
+    metrics.data(lambda: {"cache_misses": 10.0})
+    metrics.data(lambda: {"cache_misses": 4.0})
+    metrics.data(lambda: {"cache_misses": 6.0})
     assert value(metrics, "cache_misses_total") == 16
 
 
 def test_durations_that_the_loader_has_put_into_buckets_become_a_histogram(metrics: RunMetrics) -> None:
-    metrics.data({"store_requests": 6, "store_request_seconds": 2.5, "store_requests_up_to_0.02": 4, "store_requests_up_to_inf": 1})
-    metrics.data({"store_requests": 9, "store_request_seconds": 3.5, "store_requests_up_to_0.02": 5, "store_requests_up_to_1": 2})
+    metrics.data(lambda: {"store_requests": 6, "store_request_seconds": 2.5, "store_requests_up_to_0.02": 4, "store_requests_up_to_inf": 1})
+    metrics.data(lambda: {"store_requests": 9, "store_request_seconds": 3.5, "store_requests_up_to_0.02": 5, "store_requests_up_to_1": 2})
     assert value(metrics, "store_request_seconds_bucket", le="0.005") == 0
     assert value(metrics, "store_request_seconds_bucket", le="0.02") == 5
     assert value(metrics, "store_request_seconds_bucket", le="0.3") == 5
@@ -179,13 +181,13 @@ def test_durations_that_the_loader_has_put_into_buckets_become_a_histogram(metri
     assert value(metrics, "store_request_seconds_bucket", le="30.0") == 7
     assert value(metrics, "store_request_seconds_bucket", le="+Inf") == value(metrics, "store_request_seconds_count") == 8
     assert value(metrics, "store_request_seconds_sum") == 3.5
-    metrics.data({"store_request_seconds": 0.25, "store_requests_up_to_1": 1})  # a new loader
+    metrics.data(lambda: {"store_request_seconds": 0.25, "store_requests_up_to_1": 1})  # a new loader
     assert value(metrics, "store_request_seconds_count") == 9
     assert value(metrics, "store_request_seconds_sum") == 3.75
 
 
 def test_totals_that_others_tell_in_more_detail_are_no_news(metrics: RunMetrics, caplog: pytest.LogCaptureFixture) -> None:
-    metrics.data({"store_requests": 3.0, "store_retries": 2.0, "store_retries_throttled": 2.0})
+    metrics.data(lambda: {"store_requests": 3.0, "store_retries": 2.0, "store_retries_throttled": 2.0})
     assert not caplog.records
     assert value(metrics, "store_retries_total", cause="throttled") == 2
     assert {value(metrics, "store_retries_total", cause=cause) for cause in set(RETRY_CAUSES) - {"throttled"}} == {0}
@@ -263,15 +265,15 @@ def test_a_gpu_is_shown_where_there_is_one_and_the_machine_always(metrics: RunMe
 def test_bad_samples_are_counted_by_cause_and_known_causes_start_at_zero(metrics: RunMetrics) -> None:
     assert value(metrics, "bad_samples_total", cause="digest") == 0
     assert value(metrics, "bad_samples_total", cause="undecodable") == 0
-    metrics.data({"bad_samples_undecodable": 1.0, "bad_samples_too_large": 1.0})
-    metrics.data({"bad_samples_undecodable": 1.0, "bad_samples_too_large": 3.0})
+    metrics.data(lambda: {"bad_samples_undecodable": 1.0, "bad_samples_too_large": 1.0})
+    metrics.data(lambda: {"bad_samples_undecodable": 1.0, "bad_samples_too_large": 3.0})
     assert value(metrics, "bad_samples_total", cause="undecodable") == 1
     assert value(metrics, "bad_samples_total", cause="too_large") == 3
 
 
 def test_a_total_without_a_metric_is_reported_once(metrics: RunMetrics, caplog: pytest.LogCaptureFixture) -> None:
     for total in range(3):
-        metrics.data({"unheard_of": float(total)})
+        metrics.data({"unheard_of": float(total)}.copy)
     assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
     assert "unheard_of" in caplog.text
     assert "definitions.py" in caplog.text
@@ -280,7 +282,7 @@ def test_a_total_without_a_metric_is_reported_once(metrics: RunMetrics, caplog: 
 def test_the_number_of_series_is_bounded(metrics: RunMetrics) -> None:
     for number in range(100):
         metrics.losses({"generator": {f"part{number}": float(number)}})
-        metrics.data({f"bad_samples_cause{number}": 1.0})
+        metrics.data({f"bad_samples_cause{number}": 1.0}.copy)
     exposed, most = families(metrics), {definition.name: definition.most for definition in DEFINITIONS}
     assert len(exposed[f"{PREFIX}loss"].samples) == most["loss"] + 1
     assert len(exposed[f"{PREFIX}bad_samples"].samples) == most["bad_samples_total"] + 1
@@ -357,16 +359,38 @@ def test_what_the_loader_counts_is_read_with_the_metrics(metrics: RunMetrics) ->
     assert value(metrics, "cache_hits_total") == 1
     totals["store_retries_connection"] = 3.0  # while the loop waits for a batch, and reports nothing
     assert value(metrics, "store_retries_total", cause="connection") == 3
-    metrics.data(totals)
+    metrics.data(lambda: totals)
     assert value(metrics, "store_retries_total", cause="connection") == 3, "none twice"
+
+
+def test_a_scrape_and_the_loop_that_meet_count_nothing_twice(metrics: RunMetrics) -> None:
+    """A scrape whose copy of the totals is older than what the loop reports meanwhile: the totals seem to fall."""
+    counters = Counters()
+    counters.add(images=1_000_000, bad_samples_digest=40)
+    metrics.data(counters.totals)
+    loop = threading.Thread(target=lambda: metrics.data(counters.totals))
+
+    def overtaken() -> Mapping[str, float]:
+        older = counters.totals()
+        counters.add(images=64, bad_samples_digest=1)
+        loop.start()
+        loop.join(1.0)  # as far as it may come now
+        return older
+
+    metrics.follow(overtaken)
+    generate_latest(metrics.registry)
+    loop.join()
+    metrics.follow(counters.totals)
+    assert value(metrics, "decoded_images_total") == counters.totals()["images"] == 1_000_064
+    assert value(metrics, "bad_samples_total", cause="digest") == 41
 
 
 def test_odd_numbers_never_stop_the_training(metrics: RunMetrics) -> None:
     metrics.step(step=1, epoch=0, progress=math.nan, seconds=-1.0, images=-3, data_wait_seconds=math.nan)
     metrics.step(step=2, epoch=0, progress=0.0, seconds=math.nan, images=0, data_wait_seconds=math.inf)
-    metrics.data({"cache_hits": math.nan})
-    metrics.data({"cache_hits": -5.0, "queue_depth": math.nan})
-    metrics.data({"cache_hits": 2.0})
+    metrics.data(lambda: {"cache_hits": math.nan})
+    metrics.data(lambda: {"cache_hits": -5.0, "queue_depth": math.nan})
+    metrics.data(lambda: {"cache_hits": 2.0})
     assert value(metrics, "steps_total") == 2
     assert value(metrics, "step_seconds_sum") == 0
     assert value(metrics, "data_wait_seconds_total") == 0
@@ -411,7 +435,7 @@ def test_a_step_costs_a_small_part_of_a_scrape(metrics: RunMetrics) -> None:
         metrics.losses(losses)
         metrics.gradient_norms({"generator": 1.0, "discriminator": 1.0})
         metrics.step_times(dict.fromkeys(PHASES[1:], 0.01), own_seconds=0.2)
-        metrics.data({name: float(number) for name in totals})
+        metrics.data(lambda: {name: float(number) for name in totals})
 
     best, scrape = math.inf, math.inf
     for repeat in range(8):

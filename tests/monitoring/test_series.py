@@ -39,8 +39,8 @@ def full(rank: int) -> RunMetrics:
     metrics.learning_rates(dict.fromkeys(names, 1e-3))
     for name in names:
         metrics.collapsed(name, False)
-    metrics.data({total: 1.0 for definition in DEFINITIONS for total in definition.feeds})
-    metrics.data({f"bad_samples_{name}": 1.0 for name in names})
+    metrics.data(lambda: {total: 1.0 for definition in DEFINITIONS for total in definition.feeds})
+    metrics.data(lambda: {f"bad_samples_{name}": 1.0 for name in names})
     return metrics
 
 
