@@ -12,25 +12,43 @@ from typing import Any
 
 HIDDEN = "(not shown)"
 _PUBLIC_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})
-_SECRET_KEY = re.compile(
-    r"(secret|token|passw|credential|api_?key|access_?key|account_?key|private_?key|authorization|cookie)", re.IGNORECASE
+_NAME = (
+    r"(?<!invalid)(?<!expired)"  # codes of stores: ExpiredToken
+    r"(?:secret|token|passw(?:or)?[dt]|pass[-_ ]?phrase|pwd|(?-i:_PASS)|credential|cookie|signature|authorization"
+    r"|(?<![a-z])(?:auth|sig|jwt)|(?:api|access|account|private|secret|shared|session|signing|encryption|storage|master)[-_ ]?key)"
+    r"s?(?:[-_ ]?ids?)?"
+    r"(?-i:(?![A-Za-z])|(?<=[a-z])(?=[A-Z]))[\w.-]*+"  # a part of a name by itself: secretAccessKey, not secretary
 )
+_OTHER_VALUE = r"(?<!file)(?<!path)(?<!error)(?<!exception)(?<!match)(?<!failure)"  # NoCredentialsError: what it says
+_SECRET_KEY = re.compile(_NAME, re.IGNORECASE)
 _FILE_KEY = re.compile(r"_?(file|path)$", re.IGNORECASE)  # where a secret lies is none
 _NOT_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
-_SECRETS = (
-    (re.compile(r"(?<=://)[^\s/?#]*@"), ""),  # user and password of a URL; a password may hold an @
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"<>]*)\?[^\s'\"<>]*", re.IGNORECASE), rf"\1?{HIDDEN}"),  # signed requests
-    (re.compile(r"\b(?:AKIA|ASIA|AGPA|AIDA|AROA)[A-Z0-9]{12,}\b"), HIDDEN),
-    (re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE), rf"\1 {HIDDEN}"),
+_SECRETS = (  # in this order, since what hides more comes later
+    (  # user and password of a URL; a password may hold an @ or a slash, but a port and a path with an @ are none
+        re.compile(r"(?<=://)(?:(?!\[)[^\s/?#@:]*:(?!\d{1,5}(?:[/?#\"',;)\]}]|$))(?:(?!://)\S)*@|[^\s/?#]*@)"),
+        "",
+    ),
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"<>]*)\?(?!\(not )[^\s'\"<>]*", re.IGNORECASE), rf"\1?{HIDDEN}"),  # signed requests
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL), HIDDEN),
     (
         re.compile(
-            r"""((?:secret|token|passwd|password|credential|api_?key|access_?key|account_?key|signature)\w*["']?\s*[=:]\s*["']?)"""
-            r"""[^\s"'&,;)}\]]+""",
-            re.IGNORECASE,
+            rf"((?:<|&lt;)[\w.:-]*{_NAME}(?:\s[^<>&]*)?(?:>|&gt;))(?:(?:(?!</|&lt;/).)*(?=</|&lt;/)|[^\n]*)", re.IGNORECASE | re.DOTALL
         ),
         rf"\1{HIDDEN}",
     ),
+    (  # name and value: quoted ones to the quote, others to the end of the line
+        re.compile(
+            rf"({_NAME}{_OTHER_VALUE}\\*[\"']?\s*"
+            rf"(?:(?<=[\"'])\s*,\s*(?=b?[\"'])"  # ('secret', 'value')
+            rf"|(?:=>|:=|=(?!>)|:(?!=))"
+            rf"(?![ \t]*(?:{re.escape(HIDDEN)}|none|null|true|false|\u2013)(?:[;,)\]}}\"']|\s*$))[ \t]*(?:\n[ \t]+)?))"
+            r"""(?:b?(["'])(?:\\.|(?!\2)[^\\])*(?:\2|$|\\$)|[^\n]+)""",
+            re.IGNORECASE | re.MULTILINE | re.DOTALL,
+        ),
+        rf"\1\2{HIDDEN}\2",
+    ),
+    (re.compile(r"\b(?:AKIA|ASIA|AGPA|AIDA|AROA)[A-Z0-9]{12,}\b"), HIDDEN),
+    (re.compile(r"\b((?i:Bearer)\s+|(?i:Basic)\s+(?=[\w.~+/-]*(?:[0-9=]|(?<=\w)[A-Z])))[\w.~+/=-]{6,}"), rf"\1{HIDDEN}"),
 )
 
 
@@ -63,6 +81,8 @@ def _is_secret(where: str, value: object) -> bool:
     if value in ("", None, {}, []):
         return False
     *parents, key = where.split(".")
+    if key == "storage_options" and not isinstance(value, Mapping):  # as somebody wrote it by hand
+        return True
     if "storage_options" in parents:
         return key not in _PUBLIC_OPTIONS
     return any(_SECRET_KEY.search(name) and not _FILE_KEY.search(name) for name in (*parents, key))

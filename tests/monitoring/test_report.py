@@ -310,6 +310,29 @@ SECRETS = [
     f"password={SECRET}",
     f'"token": "{SECRET}"',
     f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n-----END RSA PRIVATE KEY-----",
+    f"x-api-key: {SECRET}",
+    f"access-key={SECRET}",
+    f"private_key={SECRET}",
+    f"pwd={SECRET}",
+    f"DB_PASS={SECRET}",
+    f"passphrase={SECRET}",
+    f"Cookie: sid={SECRET}; theme=dark",
+    f"Authorization: Token {SECRET}",
+    f"Authorization: AWS4-HMAC-SHA256 Credential=AK/2026, SignedHeaders=host, Signature={SECRET}",
+    f"s3://user:pa/{SECRET}@host/x",
+    f"s3://user:p@rt/{SECRET}@host/x",
+    f"<AWSAccessKeyId>{SECRET}</AWSAccessKeyId><SignatureProvided>{SECRET}=</SignatureProvided>",
+    f"&lt;Token&gt;{SECRET}&lt;/Token&gt;",
+    f"<Password><![CDATA[\n{SECRET}]]></Password>",
+    f"password: correct horse {SECRET}",
+    f"password='a,b;{SECRET}'",
+    f"password='it\\'s {SECRET}', user='x'",
+    f"secret_key=abc,{SECRET}",
+    f"secretAccessKey => {SECRET}",
+    f"password:\n    {SECRET}",
+    f"('x-api-key', '{SECRET}')",
+    f'{{\\"token\\": \\"{SECRET}\\"}}',
+    f"DefaultEndpointsProtocol=https;AccountKey={SECRET};EndpointSuffix=x",
 ]
 
 
@@ -318,6 +341,71 @@ def test_secrets_in_messages_are_not_shown(text: str) -> None:
     assert SECRET not in shown(text)
     assert SECRET not in shown(f"before {text} behind")
     assert shown(f"before {text} behind").startswith("before ")
+
+
+NAMES = st.sampled_from(
+    ["password", "pwd", "passphrase", "secret", "token", "cookie", "authorization", "credentials", "signature", "PGPASSWORD", "authToken"]
+    + [f"{name}{between}key" for name in ("api", "access", "secret", "private", "account") for between in ("", "-", "_", " ")]
+    + ["X-Amz-Security-Token", "aws_secret_access_key", "AWSAccessKeyId", "AccountKey", "Set-Cookie", "password1", "token.value"]
+)
+ANY_SECRET = st.text(st.characters(blacklist_categories=["C", "Z"]), min_size=6).map(lambda text: f"{text}~{SECRET}~{text}")
+
+
+@given(NAMES, st.sampled_from(["=", ": ", " = ", ":", " => "]), ANY_SECRET, st.sampled_from(["", " and more", ",more", ";more", "&more"]))
+def test_whatever_the_secret_it_ends_at_its_quote_or_with_the_line(name: str, between: str, secret: str, more: str) -> None:
+    assert shown(f"first line\n{name}{between}(open) {secret}{more}\nlast line") == f"first line\n{name}{between}(not shown)\nlast line"
+    for quote in ('"', "'"):
+        inside = secret.replace("\\", "\\\\").replace(quote, f"\\{quote}")
+        text = f"step 3, {quote}{name}{quote}{between}{quote}{inside}{quote}, step 4{more}"
+        assert shown(text) == f"step 3, {quote}{name}{quote}{between}{quote}(not shown){quote}, step 4{more}"
+    whole = shown(f"{name}{between}{secret}")
+    assert SECRET not in whole
+    assert shown(whole) == whole, "a second time changes nothing"
+
+
+ORDINARY = [
+    "data.keys: 3, step 7",
+    "secretary: Jane",
+    "tokenizer=bpe",
+    "author: x, authority=y",
+    "design: 1, sigma=0.3, signal: SIGTERM",
+    "monkey=1, keyboard: us, primary_key: 3",
+    "forward_pass: 0.3 s, passed: 3 of 4",
+    "generator/total: 0.25, discriminator/accuracy_real=0.75",
+    "a token expired: retry in 5 s",
+    "token: none; step: 5",
+    "password=None, user='x'",
+    "basic training: 3 steps",
+    "/data/secret santa/tokens/0001.tar: 3 of 10",
+    "s3://bucket/photo@2x.jpg, step 3",
+    "http://127.0.0.1:9000/bucket/photo@2x.jpg: 404",
+    "http://[::1]:9000/bucket/photo@2x.jpg: 404",
+    "see https://store.example/help: write to me@store.example",
+    "monitoring.token_file: /etc/token can't be read",
+    "botocore.exceptions.NoCredentialsError: Unable to locate credentials",
+    "ExpiredToken: The provided token has expired.",
+    "SignatureDoesNotMatch: The request signature we calculated does not match",
+    "An error occurred (InvalidAccessKeyId) when calling the PutObject operation: The Access Key Id does not exist in our records",
+]
+
+
+@given(st.lists(st.sampled_from(ORDINARY), min_size=1, max_size=4), st.sampled_from(["; ", "\n"]))
+def test_text_without_secrets_is_left_as_it_is(texts: list[str], between: str) -> None:
+    assert shown(between.join(texts), 1000) == between.join(texts)
+
+
+def test_what_a_user_wrote_as_options_of_a_store_is_not_shown_whatever_its_form() -> None:
+    settings = {
+        "storage_options": [["secret", SECRET]],
+        "secretary": "Jane",
+        "tokenizer": "bpe",
+        "x-api-key": SECRET,
+        "private key": SECRET,
+    }
+    found = dict(flattened(settings))
+    assert found["secretary"] == "Jane"
+    assert found["tokenizer"] == "bpe"
+    assert SECRET not in str(found)
 
 
 def test_secrets_in_settings_events_and_bad_samples_are_not_in_the_page(tmp_path: Path) -> None:
