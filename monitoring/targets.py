@@ -1,9 +1,10 @@
 """Where Prometheus finds the endpoints of a run: one small file each in a folder that its file_sd reads (`RUN/targets/*.json`).
 
 No registry, no server: the run folder is what ranks and Prometheus both see. A file is named after the first rank that its endpoint serves.
-A process that was killed can't remove its file, so whoever writes one removes those of ranks that are served by itself now or that the run
-no longer has, and those of dead processes on its own machine. The labels equal those on the series: scrape with `honor_labels: true`, else
-Prometheus keeps both sets.
+A process that was killed can't remove its file. So each endpoint removes those of the other ranks that it serves, which it knows by their
+names; and that of rank 0 those of ranks that the run no longer has and those of dead processes on its own machine. Nobody else looks into
+the folder: were it every rank, a start of a thousand would read a million files of a shared file system. The labels equal those on the
+series: scrape with `honor_labels: true`, else Prometheus keeps both sets.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class TargetsFile:
         target: `host:port` of the endpoint.
         labels: of all its series: run and node, and rank where it serves a single one.
         ranks: that it serves; the files of the others among them are of an earlier attempt and are removed.
-        world_size: ranks of the run; files of ranks from there on likewise.
+        world_size: ranks of the run; files of ranks from there on likewise, where rank 0 is among `ranks`.
         scheme: http or https.
     """
 
@@ -45,7 +46,10 @@ class TargetsFile:
         partial = folder / f".rank{ranks.start}.partial"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _sweep(folder, ranks[1:], world_size)
+            for other in ranks[1:]:
+                (folder / f"rank{other}.json").unlink(missing_ok=True)
+            if ranks.start == 0:
+                _sweep(folder, world_size)
             partial.write_bytes(self._content)
             os.replace(partial, self.path)
         except OSError as error:
@@ -66,11 +70,26 @@ class TargetsFile:
         self.close()
 
 
-def _sweep(folder: Path, others: range, world_size: int) -> None:
+def _sweep(folder: Path, world_size: int) -> None:
     for path in folder.iterdir():
         match = _FILE.fullmatch(path.name)
-        if match and (int(match[1]) in others or int(match[1]) >= world_size or _is_dead(path)):
+        if match and int(match[1]) >= world_size:
             path.unlink(missing_ok=True)
+        elif match and _is_dead(path):
+            _remove_dead(path)
+
+
+def _remove_dead(path: Path) -> None:
+    """Removes the file of a dead process, and not the one that its rank may have written in its place just now."""
+    aside = path.with_suffix(".swept")  # which Prometheus does not read
+    try:
+        os.replace(path, aside)
+    except FileNotFoundError:
+        return
+    if _is_dead(aside):
+        aside.unlink(missing_ok=True)
+    else:
+        os.replace(aside, path)
 
 
 def _is_dead(path: Path) -> bool:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import pytest
 
-from monitoring import TargetsFile
+from monitoring import TargetsFile, targets
 from tests.conftest import ROOT
 from tests.monitoring.certificates import Certificate, make_certificate
 from tests.monitoring.ranks import Rank
@@ -89,8 +89,8 @@ def test_a_process_id_that_was_given_again_does_not_keep_a_file_alive(tmp_path: 
         process = group["labels"]["__context_encoder_process__"]
         group["labels"]["__context_encoder_process__"] = f"{process.partition('/')[0]}/12"  # this process's id, another's start
         (tmp_path / "rank3.json").write_text(json.dumps([group]))
-        write(tmp_path, 2, 4)
-        assert names(tmp_path) == ["rank1.json", "rank2.json"]
+        write(tmp_path, 0, 4)
+        assert names(tmp_path) == ["rank0.json", "rank1.json"]
 
 
 def test_files_of_other_machines_and_of_other_programs_are_left_alone(tmp_path: Path) -> None:
@@ -122,6 +122,57 @@ def test_whatever_nodes_and_ranks_an_earlier_attempt_had_only_what_serves_now_re
         for file in files:
             file.close()
         assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("nodes", "ranks"), [(1, 16), (16, 1), (4, 4)])
+def test_a_start_reads_each_file_once_at_most_and_lists_the_folder_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: int, ranks: int
+) -> None:
+    """A thousand ranks start at the same time, and the folder is on a shared file system."""
+    world_size = nodes * ranks
+    foreign = [{"targets": ["other:1"], "labels": {"__context_encoder_host__": "other", "__context_encoder_process__": "1/1"}}]
+    for rank in range(world_size + 3):
+        (tmp_path / f"rank{rank}.json").write_text(json.dumps(foreign))
+    listed, read = list[Path](), list[Path]()
+    iterdir, read_bytes = Path.iterdir, Path.read_bytes
+
+    def noted_iterdir(path: Path) -> Iterator[Path]:
+        listed.append(path)
+        return iterdir(path)
+
+    def noted_read_bytes(path: Path) -> bytes:
+        read.append(path)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "iterdir", noted_iterdir)
+    monkeypatch.setattr(Path, "read_bytes", noted_read_bytes)
+    for first in reversed(range(0, world_size, ranks)):
+        write(tmp_path, first, world_size, ranks)
+    read = [path for path in read if path.parent == tmp_path]
+    assert listed == [tmp_path]
+    assert len(read) == len(set(read)) <= world_size
+    monkeypatch.undo()
+    assert names(tmp_path) == sorted(f"rank{first}.json" for first in range(0, world_size, ranks))
+
+
+def test_a_file_that_a_rank_writes_while_it_is_swept_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with write(tmp_path, 1, 2) as file:
+        (group,) = json.loads(file.path.read_text())
+        group["labels"]["__context_encoder_process__"] = "999999999/1"
+        file.path.write_text(json.dumps([group]))
+    is_dead, written = targets._is_dead, list[TargetsFile]()
+
+    def then_comes_back(path: Path) -> bool:
+        dead = is_dead(path)
+        if dead and not written:
+            written.append(write(tmp_path, 1, 2, target="127.0.0.1:2"))
+        return dead
+
+    monkeypatch.setattr(targets, "_is_dead", then_comes_back)
+    with write(tmp_path, 0, 2):
+        assert written, "there was something to sweep"
+        assert names(tmp_path) == ["rank0.json", "rank1.json"]
+        assert json.loads((tmp_path / "rank1.json").read_text())[0]["targets"] == ["127.0.0.1:2"]
 
 
 def test_where_tls_is_spoken_the_target_says_so(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import recipes
 from pipeline.config import parse
 from pipeline.recipes.player import Losses
-from pipeline.training.flops import flops_per_image
+from pipeline.training.flops import _Counter, flops_per_image
 from tests.pipeline.training.test_step import Line
 
 
@@ -77,3 +81,58 @@ def test_a_recipe_that_can_not_be_counted_is_trained_all_the_same(caplog: pytest
     assert "line" in caplog.text
     assert "two pictures at least" in caplog.text
     assert recipe.network.training
+
+
+class Computed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The multiply-adds of the convolutions that really run while it is entered, twice."""
+
+    operations = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if "convolution" in str(func):
+            given, weight, transposed = args[0], args[1], args[6]
+            self.operations += 2 * weight.numel() * (given if transposed else found).shape[2:].numel()
+        return found
+
+
+def test_counting_computes_a_small_part_of_what_it_counts() -> None:
+    settings = ["--recipe", "inpainting", "--method.width", "16", "--method.bottleneck", "256"]
+    recipe = recipes.make("inpainting", parse(recipes.SETTINGS, ["--data.shards", "x", *settings]).method, 0)
+    with Computed() as computed:  # type: ignore[no-untyped-call]
+        counted = flops_per_image(recipe)
+    assert 0 < computed.operations < 0.05 * counted
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda bias: nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=4, bias=bias),
+        lambda bias: nn.Conv2d(8, 16, 3, dilation=2, padding="same", groups=8, bias=bias),
+        lambda bias: nn.ConvTranspose2d(8, 6, 4, stride=2, padding=1, output_padding=1, groups=2, bias=bias),
+        lambda bias: nn.ConvTranspose2d(8, 1, 5, bias=bias),
+    ],
+)
+def test_while_counting_a_convolution_has_its_shape_its_first_map_and_its_gradient(layer: Callable[[bool], nn.Module], bias: bool) -> None:
+    network, given = layer(bias), torch.randn(2, 8, 9, 7)
+    real = network(given)
+    with _Counter() as counter:
+        found = network(given)
+    assert found.shape == real.shape
+    assert torch.allclose(found[:, 0], real[:, 0], atol=1e-5)
+    assert found.requires_grad
+    places = (given if isinstance(network, nn.ConvTranspose2d) else real).shape[2:].numel()
+    weight = network.weight
+    assert isinstance(weight, torch.Tensor)
+    assert counter.operations == 2 * (2 * weight.numel() * 2 * places), "two pictures; forward, and the gradient of the weights"
+    network.requires_grad_(False)
+    with _Counter():
+        assert not network(given).requires_grad
+
+
+def test_a_convolution_of_one_picture_without_its_batch_is_not_refused() -> None:
+    with _Counter():
+        assert F.conv2d(torch.zeros(3, 8, 8), torch.zeros(4, 3, 3, 3)).shape == (4, 6, 6)
