@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -167,10 +168,12 @@ def abuse(endpoint: Endpoint, core: int, answers: Counter[str]) -> Iterator[None
                 answers.update({f"{kind}: {answer}": count for answer, count in counted.items()})
 
 
-def measure(run: Run, other: Endpoint, rounds: int, steps: int, core: int) -> Figures:
-    """Blocks by turns, each kind first in every other round."""
-    found = Figures()
+def measure(run: Run, other: Endpoint, rounds: int, steps: int, core: int, seconds: float) -> Figures:
+    """Blocks by turns, each kind first in every other round. After so many seconds no round begins any more."""
+    found, end = Figures(), time.monotonic() + seconds
     for number in range(rounds):
+        if number > 1 and time.monotonic() > end:
+            break
         blocks = {}
         for at_run in (False, True) if number % 2 == 0 else (True, False):
             quiet = run.endpoint.process.num_threads()
@@ -203,19 +206,34 @@ def _milliseconds(blocks: Sequence[Block], kind: str) -> str:
     return f"{statistics.median(value for block in blocks for value in getattr(block, kind)) * 1000:.1f}"
 
 
+def _error(changes: Sequence[float]) -> float:
+    """Standard error of the median."""
+    return 1.253 * statistics.stdev(changes) / len(changes) ** 0.5 if len(changes) > 1 else math.nan
+
+
 def _change(changes: Sequence[float]) -> str:
-    error = 1.253 * statistics.stdev(changes) / len(changes) ** 0.5 if len(changes) > 1 else float("nan")
-    return f"{statistics.median(changes):+.2%} ({error:.2%})"
+    return f"{statistics.median(changes):+.2%} ({_error(changes):.2%})"
 
 
-def _row(name: str, found: Figures) -> str:
+def _shown(changes: Sequence[float]) -> str:
+    """Whether the changes show that a step takes at most so much longer, as far as their own error lets them."""
+    middle, error = statistics.median(changes), _error(changes)
+    if middle + 2 * error <= TARGET:
+        return "yes"
+    return "no" if middle - 2 * error > TARGET else "not shown"
+
+
+def _row(name: str, found: Figures, shared: bool) -> str:
+    """A line of the table; `shared`: the endpoint's own process is on the training's core, too: what it takes is the training's loss."""
     off, on = [pair[0] for pair in found.pairs], [pair[1] for pair in found.pairs]
     answers = sum(block.answers for block in on) / sum(sum(block.wall) for block in on)
-    cells = [name]
+    endpoint = [sum(block.endpoint for block in each) / sum(sum(block.wall) for block in each) for each in (off, on)]
+    taken = answers + (endpoint[1] if shared else 0.0)
+    cells = [name, str(len(found.pairs))]
     for kind in ("wall", "processor"):
         cells += [_milliseconds(off, kind), _milliseconds(on, kind), _change(_changes(found.pairs, kind))]
-    cells += [f"{answers:.2%}", "yes" if answers <= TARGET else "no"]
-    cells += [f"{sum(block.endpoint for block in each) / sum(sum(block.wall) for block in each):.2%}" for each in (off, on)]
+    cells += [_shown(_changes(found.pairs, "wall")), f"{answers:.2%}", *(f"{share:.2%}" for share in endpoint)]
+    cells += [f"{taken:.2%}", "yes" if taken <= TARGET else "no"]
     answered = [seconds for seconds in found.beside if seconds is not None]
     cells += [f"{len(answered)} of {len(found.beside)}", f"{statistics.median(found.after):.1f} (to {max(found.after):.1f})"]
     return f"| {' | '.join(cells)} |"
@@ -225,6 +243,9 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description="A training step with and without abuse of its endpoint.")
     parser.add_argument("--rounds", type=int, default=8, help="pairs of blocks a line")
+    parser.add_argument(
+        "--minutes", type=float, default=6.5, help="after these no pair begins any more, though there be fewer than asked for"
+    )
     parser.add_argument("--steps", type=int, default=60, help="steps a block")
     parser.add_argument("--batch", type=int, default=1, help="pictures a step")
     arguments = parser.parse_args()
@@ -232,7 +253,7 @@ def main() -> None:
     if len(cores) < 2:
         parser.error("two cores are needed: one for the training, one for the abusers")
     torch.set_num_threads(1)
-    rows, answers = [], Counter[str]()
+    rows, answers, began = list[str](), Counter[str](), time.monotonic()
     with tempfile.TemporaryDirectory() as folder, somebody_else(Path(folder) / "other", cores[1]) as other:
         os.sched_setaffinity(0, cores[:1])  # threads and processes that are started from here on inherit it
         run = Run(Path(folder) / "run", arguments.batch)
@@ -242,8 +263,9 @@ def main() -> None:
             other.scrape()
             for name, core in (("another core", cores[1]), ("the training's core", cores[0])):
                 run.endpoint.pin(core)
-                found = measure(run, other, arguments.rounds, arguments.steps, cores[1])
-                rows.append(_row(name, found))
+                left = (began + 60 * arguments.minutes - time.monotonic()) / (2 - len(rows))
+                found = measure(run, other, arguments.rounds, arguments.steps, cores[1], left)
+                rows.append(_row(name, found, shared=core == cores[0]))
                 answers += found.answers
         finally:
             run.export.close()
@@ -251,13 +273,14 @@ def main() -> None:
     print(
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {models[0] if models else 'unknown processor'}, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f} at the end; torch {torch.__version__}, 1 thread, "
-        f"{arguments.rounds} pairs of {arguments.steps} steps\n"
+        f"blocks of {arguments.steps} steps\n"
     )
     print(
-        "| endpoint on | step ms | abused ms | change | processor ms a step | abused ms | change | answers' share of the training's core "
-        "| at most 1 % | endpoint's share of a core | abused | scrapes answered meanwhile | scrape afterwards s |"
+        "| endpoint on | pairs | step ms | abused ms | change | processor ms a step | abused ms | change | change at most 1 % "
+        "| answers' share of the training's core | endpoint's share of a core | abused | taken from the training's core | at most 1 % "
+        "| scrapes answered meanwhile | scrape afterwards s |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    print(f"|{'---|' * 16}")
     print("\n".join(rows))
     print("\n| what the abusers got | times |\n|---|---|")
     for answer, count in sorted(answers.items()):

@@ -2,7 +2,8 @@
 
 One process trains a small inpainting network on the CPU, with the step and the reporting of a real run. Steps that record alternate with
 steps that don't, in pairs whose order is drawn. Beside that, the calls that the steps make are taped and played again and again without
-the training, which says what they cost by themselves. Prints one Markdown table.
+the training, which says what they cost by themselves; the verdict is on that, since a busy machine hides them in the pairs. Prints one
+Markdown table.
 
     python -m benchmarks.recording
 """
@@ -143,20 +144,49 @@ class Training:
         return time.perf_counter() - began
 
 
-def bare(training: Training, steps: int, repeats: int) -> float:
-    """Seconds a step that the calls of `steps` steps take by themselves: the least of several repeats."""
+@contextmanager
+def prepared(batch: int, log_every: int) -> Iterator[Training]:
+    """A training that is past its first steps, of so many pictures a step, which logs every so many steps."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        settings = ["--recipe", "inpainting", "--method.width", "16", "--method.bottleneck", "64", "--method.batch_norm_group", str(batch)]
+        settings += ["--training.global_batch", str(batch), "--training.micro_batch", str(batch), "--training.steps", str(10**9)]
+        settings += ["--training.log_every", str(log_every), "--data.shards", "none", "--run", str(folder / "run")]
+        config = parse(recipes.SETTINGS, [*settings, "--monitoring.enabled", "False", "--watchdog.enabled", "False"])
+        watchdog = stack.enter_context(Watchdog(config))
+        world = stack.enter_context(distributed.join(config.training))
+        run = RunFolder(Path(config.run), writes=True)
+        stack.callback(run.close)
+        training = Training(config, world, run, watchdog)
+        stack.callback(training.reporting.close)
+        for _ in range(20):
+            training()
+        yield training
+
+
+def taped(training: Training, steps: int) -> Callable[[], None]:
+    """What `steps` steps tell, to be told again and again without the training."""
     calls: list[Call] = []
     training.record_with(*(Tape(calls, part, real) for part, real in enumerate(training.real)))
     for _ in range(steps):
         training()
     pair = (training.real[0], Phases.of(torch.device("cpu")))
-    least = math.inf
-    for _ in range(repeats):
-        began = time.perf_counter()
+
+    def play() -> None:
         for call in calls:
             call(*pair)
-        least = min(least, time.perf_counter() - began)
-    return least / steps
+
+    return play
+
+
+def least(play: Callable[[], None], repeats: int) -> float:
+    """Seconds of the fastest of several repeats."""
+    found = math.inf
+    for _ in range(repeats):
+        began = time.perf_counter()
+        play()
+        found = min(found, time.perf_counter() - began)
+    return found
 
 
 def alternate(training: Training, pairs: int) -> tuple[list[float], list[float]]:
@@ -181,7 +211,8 @@ def _row(batch: int, off: Sequence[float], on: Sequence[float], calls: float) ->
         f"{calls * 1e6:.0f}",
         f"{fastest * 1000:.2f}",
         f"{calls / fastest:.2%}",
-        "yes" if calls / fastest < MOST and middle - 2 * spread < MOST else "no",
+        "yes" if calls / fastest < MOST else "no",
+        f"{calls / MOST * 1000:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -201,30 +232,9 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for batch in arguments.batches:
-        with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            settings = [
-                "--recipe",
-                "inpainting",
-                "--method.width",
-                "16",
-                "--method.bottleneck",
-                "64",
-                "--method.batch_norm_group",
-                str(batch),
-            ]
-            settings += ["--training.global_batch", str(batch), "--training.micro_batch", str(batch), "--training.steps", str(10**9)]
-            settings += ["--training.log_every", str(arguments.log_every), "--data.shards", "none", "--run", str(folder / "run")]
-            config = parse(recipes.SETTINGS, [*settings, "--monitoring.enabled", "False", "--watchdog.enabled", "False"])
-            watchdog = stack.enter_context(Watchdog(config))
-            world = stack.enter_context(distributed.join(config.training))
-            run = RunFolder(Path(config.run), writes=True)
-            stack.callback(run.close)
-            training = Training(config, world, run, watchdog)
-            stack.callback(training.reporting.close)
-            for _ in range(20):
-                training()
-            calls = bare(training, 10 * arguments.log_every, 50)
+        with prepared(batch, arguments.log_every) as training:
+            steps = 10 * arguments.log_every
+            calls = least(taped(training, steps), 50) / steps
             rows.append(_row(batch, *alternate(training, arguments.pairs), calls))
     models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     print(
@@ -232,8 +242,11 @@ def main() -> None:
         f"load {os.getloadavg()[0]:.1f} at the end; torch {torch.__version__}, 1 thread, {arguments.pairs} pairs, "
         f"logged every {arguments.log_every} steps\n"
     )
-    print("| pictures a step | step ms, off | step ms, on | cost in pairs | calls us | fastest step ms | calls / fastest | under 0.5 % |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| pictures a step | step ms, off | step ms, on | cost in pairs | calls us | fastest step ms | calls / fastest | calls under 0.5 % "
+        "| for steps from ms |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
 
 
