@@ -125,13 +125,13 @@ def test_a_restart_waits_for_the_end_of_the_rank_that_still_holds_the_run_folder
             wait_until_waiting(restarted.pid, run / ".lock")
             assert restarted.poll() is None
             dying.kill()
-            _, errors = restarted.communicate(timeout=60)
+            _, errors = restarted.communicate(timeout=120)
     assert restarted.returncode == 0, errors
 
 
 def wait_until_waiting(pid: int, lock: Path) -> None:
     """Until a process has the file open."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not any(file.path == str(lock) for file in psutil.Process(pid).open_files()):
         assert time.monotonic() < end
         time.sleep(0.02)

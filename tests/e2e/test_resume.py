@@ -79,16 +79,20 @@ def steps_done(run: Path) -> int:
 def test_kill_9_at_a_random_step(imagenet_shards: Path, undisturbed: dict[str, Path], tmp_path: Path, recipe: str, victim: str) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     settings = setting_list(imagenet_shards, run, STEPS, *KINDS[recipe])
-    at = random.SystemRandom().randint(EVERY + 1, STEPS - 2)
+    at = random.SystemRandom().randint(EVERY + 1, STEPS - 5)
+    saved = CheckpointStore(Store(str(run / "checkpoints")))
     launcher = start(2, *settings, log=log)
-    wait_until(lambda: steps_done(run) >= at or launcher.poll() is not None, log)
+    wait_until(lambda: steps_done(run) >= 1 or launcher.poll() is not None, log)
+    chosen = random.SystemRandom().choice(rank_processes(launcher))
+    # a save is written beside the steps that follow it
+    wait_until(lambda: (steps_done(run) >= at and saved.steps()) or launcher.poll() is not None, log)
     if victim == "all":
         kill_all(launcher)
     else:
-        random.SystemRandom().choice(rank_processes(launcher)).kill()
+        chosen.kill()
         assert launcher.wait(timeout=60) != 0, log.read_text()
     assert steps_done(run) < STEPS
-    assert CheckpointStore(Store(str(run / "checkpoints"))).steps()
+    assert saved.steps()
     done = launch(2, *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "continues after step" in done.stderr

@@ -163,7 +163,7 @@ def test_a_rank_that_never_joins_is_named(shards: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_stands_still_before_it_joined_is_named_by_the_other(shards: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    with running(log, *setting_list(shards, run, 1, *SMALL), "--watchdog.startup_minutes", "0.5") as launcher:
+    with running(log, *setting_list(shards, run, 1, *SMALL), "--watchdog.startup_minutes", "1") as launcher:
         wait_until(lambda: len(rank_processes(launcher)) == 2 or launcher.poll() is not None, log)
         ranks_of(launcher)[1].send_signal(signal.SIGSTOP)  # while it imports
         wait_until(lambda: "hangs, start-up, waiting for rank 1 of 2 to join at" in log.read_text(), log)
