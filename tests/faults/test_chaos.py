@@ -148,7 +148,7 @@ def assert_nothing_is_left(chaos: Chaos) -> None:
         found = {name for name, _ in chaos.store.list()}
         assert chaos.store.fs.list_multipart_uploads(chaos.store.root.partition("/")[0]) == []
     assert found == files
-    expected = {"config.yaml", "events.jsonl", "history.jsonl", "targets", "pictures", "checkpoints", ".lock", ".run-name"}
+    expected = {"config.yaml", "events.jsonl", "history.jsonl", "report.html", "targets", "pictures", "checkpoints", ".lock", ".run-name"}
     assert {path.name for path in chaos.run.iterdir()} <= expected | {"quarantine.jsonl"}
     assert not list((chaos.run / "targets").glob("*"))
     assert not [path for path in Path("/dev/shm").glob("*") if any(str(pid) in path.name for pid in chaos.launchers.started)]  # noqa: S108
