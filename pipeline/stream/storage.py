@@ -158,9 +158,10 @@ class ResumingReader:
 
     def _pause(self, failures: int, name: str, error: Exception) -> None:
         """Waits before another attempt; the longer, the more failed in a row, the last with `error`."""
-        self.counters.add(**{"store_retries": 1, f"store_retries_{cause(error)}": 1})
         if self._abandoned.wait(random.uniform(0.5, 1.0) * min(_FIRST_PAUSE * 2 ** min(failures, 16), _LONGEST_PAUSE)):
             raise ReaderAbandoned(f"{self.store.describe(name)}: not read any more, the run is ending")
+        # behind the pause, where it is a sign of life between two requests that both take long to fail
+        self.counters.add(**{"store_retries": 1, f"store_retries_{cause(error)}": 1})
 
     def range(self, name: str, start: int, end: int, version: str = "") -> bytes:
         """Bytes [start, end) of an object, all of them.
