@@ -78,7 +78,7 @@ def test_a_long_name_makes_room_for_itself(tmp_path: Path) -> None:
 
 
 def test_smaller_pictures_are_enlarged_to_the_largest(tmp_path: Path) -> None:
-    small, large, odd = ramp(1, 32, 48), ramp(1, 64, 96), torch.full((1, 3, 50, 70), 0.5)
+    small, large, odd = ramp(1, 32, 48), ramp(1, 64, 96), torch.full((1, 3, 50, 70), 128 / 255)
     save_grid(tmp_path / "grid.png", {"small": small, "large": large, "odd": odd})
     ((first, second, third),) = cells(tmp_path / "grid.png", 1, [(64, 96)] * 3)
     np.testing.assert_array_equal(first, as_bytes(small[0]).repeat(2, axis=0).repeat(2, axis=1))
