@@ -9,19 +9,18 @@ the loopback interface: asynchronous and synchronous saves alternate. Prints one
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.machine import measured_here
 from pipeline import recipes
 from pipeline.config import parse
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore, SaveReport, write
@@ -157,11 +156,7 @@ def main() -> None:
             }
             for name, store in stores.items():
                 rows.append(_row(name, measure(store, training, arguments.rounds, arguments.steps)))
-    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    print(
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {models[0] if models else 'unknown processor'}, {os.cpu_count()} cores, "
-        f"load {os.getloadavg()[0]:.1f} at the end; torch {torch.__version__}, {arguments.threads} thread(s), {arguments.rounds} rounds\n"
-    )
+    print(f"{measured_here()}; torch {torch.__version__}, {arguments.threads} thread(s), {arguments.rounds} rounds\n")
     print(
         "| to | MB | blocked ms | exported ms | first save ms | synchronous ms | blocked / synchronous | under 10 % "
         "| written behind ms | step alone ms | step beside a save ms |"

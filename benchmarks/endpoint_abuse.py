@@ -25,13 +25,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import torch
 
 from benchmarks.checkpoint_blocking import Training
+from benchmarks.machine import measured_here
 from monitoring import Export, Place, RunMetrics, open_export
 from pipeline.config import MonitoringConfig
 
@@ -269,12 +269,7 @@ def main() -> None:
                 answers += found.answers
         finally:
             run.export.close()
-    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    print(
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {models[0] if models else 'unknown processor'}, {os.cpu_count()} cores, "
-        f"load {os.getloadavg()[0]:.1f} at the end; torch {torch.__version__}, 1 thread, "
-        f"blocks of {arguments.steps} steps\n"
-    )
+    print(f"{measured_here()}; torch {torch.__version__}, 1 thread, blocks of {arguments.steps} steps\n")
     print(
         "| endpoint on | pairs | step ms | abused ms | change | processor ms a step | abused ms | change | change at most 1 % "
         "| answers' share of the training's core | endpoint's share of a core | abused | taken from the training's core | at most 1 % "

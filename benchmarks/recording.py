@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.machine import measured_here
 from monitoring import DEFINITIONS
 from pipeline import recipes
 from pipeline.config import Config, parse
@@ -236,12 +235,7 @@ def main() -> None:
             steps = 10 * arguments.log_every
             calls = least(taped(training, steps), 50) / steps
             rows.append(_row(batch, *alternate(training, arguments.pairs), calls))
-    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    print(
-        f"\n{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {models[0] if models else 'unknown processor'}, {os.cpu_count()} cores, "
-        f"load {os.getloadavg()[0]:.1f} at the end; torch {torch.__version__}, 1 thread, {arguments.pairs} pairs, "
-        f"logged every {arguments.log_every} steps\n"
-    )
+    print(f"\n{measured_here()}; torch {torch.__version__}, 1 thread, {arguments.pairs} pairs, logged every {arguments.log_every} steps\n")
     print(
         "| pictures a step | step ms, off | step ms, on | cost in pairs | calls us | fastest step ms | calls / fastest | calls under 0.5 % "
         "| for steps from ms |"

@@ -28,6 +28,7 @@ if __name__ == "__main__":
 import numpy as np  # noqa: E402
 import simplejpeg  # noqa: E402
 
+from benchmarks.machine import processor  # noqa: E402
 from benchmarks.peers.crops import pictures  # noqa: E402
 from benchmarks.peers.process import Comparison, Side, SideFailed, compare  # noqa: E402
 from pipeline.masking import MaskConfig, mask_source  # noqa: E402
@@ -275,7 +276,7 @@ def _rate(function: Callable[[], int], seconds: float) -> float:
 def _head(cores: Sequence[int], versions: dict[str, str], options: argparse.Namespace) -> list[str]:
     load = os.getloadavg()[0]
     return [
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {_processor()}, {len(cores)} cores, load {load:.1f} at the end; "
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {processor()}, {len(cores)} cores, load {load:.1f} at the end; "
         f"{options.rounds} rounds of about {options.seconds:g} s a side, batches of {options.batch}; "
         f"ours with digests, random-region masks and data.decoder {options.decoder}",
         "",
@@ -284,11 +285,6 @@ def _head(cores: Sequence[int], versions: dict[str, str], options: argparse.Name
         _cells("peer", "data", "ours img/s", "peer img/s", "ratio: median (min-max)", "target", "met"),
         "|---|---|---|---|---|---|---|",
     ]
-
-
-def _processor() -> str:
-    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return models[0] if models else platform.machine()
 
 
 if __name__ == "__main__":

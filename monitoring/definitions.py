@@ -186,3 +186,8 @@ DEFINITIONS = (
     Definition("gpu_memory_total_bytes", "gauge", "Memory of this rank's GPU.", only_with_gpu=True),
     Definition("gpu_utilisation_ratio", "gauge", "Share of the time that this rank's GPU had work to do.", only_with_gpu=True),
 )
+
+
+def label_value(value: str) -> str:
+    """A label's value as UTF-8 that can be sent: the name of a folder may hold bytes that are none."""
+    return value.encode("utf-8", "replace").decode("utf-8")

@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 from prometheus_client import CollectorRegistry
 
 from monitoring.access import read_secret, server_context
+from monitoring.definitions import label_value
 from monitoring.endpoint_process import EndpointProcess
 from monitoring.listener import listen, target_of
 from monitoring.node_endpoint import EndpointSettings
@@ -104,7 +105,7 @@ class Export:
         port = settings.port and settings.port + (place.local_rank if single else 0)
         listener = listen(settings.address, port, guarded=bool(settings.token_file))
         target = target_of(listener, settings.address)
-        labels = {"run": _text(place.run), "node": _text(place.node), **({"rank": str(place.rank)} if single else {})}
+        labels = {"run": label_value(place.run), "node": label_value(place.node), **({"rank": str(place.rank)} if single else {})}
         told = EndpointSettings(
             run=labels["run"],
             node=labels["node"],
@@ -180,8 +181,3 @@ def _is_loopback(listener: socket.socket) -> bool:
 def _of_node(place: Place) -> range:
     first = place.rank - place.local_rank
     return range(first, first + place.local_size)
-
-
-def _text(value: str) -> str:
-    """UTF-8 that can be sent, as the series have it: a file name may hold bytes that are none."""
-    return value.encode("utf-8", "replace").decode("utf-8")

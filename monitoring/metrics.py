@@ -19,7 +19,7 @@ from typing import TypeVar, cast
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from monitoring.collectors import ConstantLabels, CountedHistogram
-from monitoring.definitions import ACCURACY, BAD_SAMPLES, DEFINITIONS, DIVIDED, PHASES, PREFIX, Definition
+from monitoring.definitions import ACCURACY, BAD_SAMPLES, DEFINITIONS, DIVIDED, PHASES, PREFIX, Definition, label_value
 from monitoring.hardware import Gpu, host_memory
 
 __all__ = ["RunMetrics", "Definition", "DEFINITIONS", "PREFIX", "OTHER"]
@@ -80,7 +80,9 @@ class RunMetrics:
         build.info({"version": version, "torch": torch_version, "recipe": recipe})
         ProcessCollector(registry=inner)
         self.registry = CollectorRegistry()
-        self.registry.register(ConstantLabels(inner, {"run": _text(run), "rank": str(rank), "node": _text(node)}, self._refresh))
+        self.registry.register(
+            ConstantLabels(inner, {"run": label_value(run), "rank": str(rank), "node": label_value(node)}, self._refresh)
+        )
 
     def _add(self, definition: Definition) -> None:
         name, text, labels, unit = PREFIX + definition.name, definition.help, definition.labels, definition.unit
@@ -303,7 +305,7 @@ class RunMetrics:
         if series is None:
             if len(known) >= self._most[metric]:
                 return cast(_M, metric.labels(*(OTHER for _ in labels)))
-            series = known[labels] = metric.labels(*map(_text, labels))
+            series = known[labels] = metric.labels(*map(label_value, labels))
         return cast(_M, series)
 
     def _report_once(self, name: str) -> None:
@@ -315,8 +317,3 @@ class RunMetrics:
 def _grown(amount: float) -> float:
     """What a counter can take: a clock that jumped or a NaN adds nothing."""
     return amount if 0 < amount < math.inf else 0.0
-
-
-def _text(value: str) -> str:
-    """UTF-8 that can be sent: a file name may hold bytes that are none."""
-    return value.encode("utf-8", "replace").decode("utf-8")

@@ -13,7 +13,9 @@ import webdataset
 from PIL import Image
 
 from shards import index
+from shards.embedded_store import SeaweedFS
 from shards.manifest import NAME, Manifest, ShardRecord
+from shards.store import Store
 
 
 def photographs(count: int, height: int = 96, width: int = 128, quality: int = 90) -> list[bytes]:
@@ -52,3 +54,12 @@ def write_dataset(folder: Path, pictures: Sequence[bytes], counts: Sequence[int]
     manifest = Manifest(tuple(records), str(folder), tuple(f"class {label}" for label in range(7)) if labels else ())
     (folder / NAME).write_bytes(manifest.encode())
     return manifest
+
+
+def upload(server: SeaweedFS, bucket: str, folder: Path) -> str:
+    """Brings the files of a folder into a new bucket; returns their URL."""
+    server.make_bucket(bucket)
+    store = Store(f"s3://{bucket}/set", server.options)
+    for path in folder.iterdir():
+        store.upload(path, path.name)
+    return store.url

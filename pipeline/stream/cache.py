@@ -27,8 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.stream.counters import Counters
-from pipeline.stream.scratch import ReadMemory
-from pipeline.stream.storage import ReaderAbandoned, ResumingReader, pread
+from pipeline.stream.storage import ReaderAbandoned, ResumingReader
 from shards.errors import ShardCorrupt, ShardError, StoreError
 from shards.manifest import Manifest, ShardRecord
 from shards.store import TEMPORARY_PREFIX
@@ -93,14 +92,14 @@ class ShardCache:
         for thread in self._threads:
             thread.start()
 
-    def read(self, shard: int, offset: int, length: int, memory: ReadMemory | None = None) -> bytes | memoryview | None:
-        """Bytes of a shard, in `memory` where there is one; None where it is not (or no longer) here."""
+    def read(self, shard: int, offset: int, length: int) -> bytes | None:
+        """Bytes of a shard, None where it is not (or no longer) here."""
         with self.file(shard) as handle:
             if handle is None:
                 self.counters.add(cache_misses=1)
                 return None
             try:
-                data = pread(handle, length, offset, memory)
+                data = os.pread(handle, length, offset)
             except OSError:
                 data = b""
         if len(data) != length:

@@ -339,18 +339,18 @@ class StreamLoader:
             else:
                 yield from source.samples.read_here(shard, rows, self._memory)
 
-    def _read(self, source: Source, shard: int, row: int, fetched: Future[bytes] | None) -> tuple[bytes | memoryview, int]:
+    def _read(self, source: Source, shard: int, row: int, fetched: Future[bytes] | None) -> tuple[bytes, int]:
         """The bytes and the label of a sample; BadSample where it is known or turns out to be unusable."""
         sample_id = source.sample_id(shard, row)
         known = self.quarantine.find(sample_id)
         if known is not None and known.cause != "undecodable":  # whether the part that a crop needs decodes is another question each epoch
             raise known
         if self.config.data.unavailable == "stop":
-            return source.samples.read(sample_id, shard, row, fetched, self._memory)
+            return source.samples.read(sample_id, shard, row, fetched)
         try:
             if (lost := source.lost.get(shard)) is not None:
                 raise ShardCorrupt(lost)
-            return source.samples.read(sample_id, shard, row, fetched, self._memory)
+            return source.samples.read(sample_id, shard, row, fetched)
         except ShardError as error:
             source.lost[shard] = str(error)  # asked for once, not once a sample
             name = source.samples.reader.store.describe(source.manifest.records[shard].name)

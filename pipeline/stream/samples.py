@@ -102,19 +102,11 @@ class SampleReader:
         Raises:
             ShardError: they can't be had.
         """
-        return bytes(self._read_range(shard, start, stop, None))
-
-    def _read_range(self, shard: int, start: int, stop: int, memory: ReadMemory | None) -> bytes | memoryview:
         record = self.manifest.records[shard]
         # where no digest tells that the shard is still the one that was indexed, the store must
-        version = "" if record.sha256 else record.version
-        if memory is None:
-            return self.reader.range(record.name, start, stop, version)
-        return self.reader.range_into(memory, record.name, start, stop, version)
+        return self.reader.range(record.name, start, stop, "" if record.sha256 else record.version)
 
-    def read(
-        self, sample_id: int, shard: int, row: int, fetched: Future[bytes] | None = None, memory: ReadMemory | None = None
-    ) -> tuple[bytes | memoryview, int]:
+    def read(self, sample_id: int, shard: int, row: int, fetched: Future[bytes] | None = None) -> tuple[bytes, int]:
         """The picture's bytes and its label (-1 where unknown).
 
         Args:
@@ -122,19 +114,18 @@ class SampleReader:
             shard: of the manifest.
             row: of the shard's index.
             fetched: the bytes, where they were asked for ahead.
-            memory: to read into what lies on this machine.
 
         Raises:
             BadSample: its bytes are wrong in the store itself.
             ShardError: the shard or its index can't be had.
         """
-        data: bytes | memoryview | None = fetched.result() if fetched is not None else None
+        data = fetched.result() if fetched is not None else None
         offset, expected, length, label = self.index(shard).rows[row].tolist()
         attempts = 2
         if data is not None:
             attempts = 1
         elif self.cache is not None:
-            data = self.cache.read(shard, offset, length, memory)
+            data = self.cache.read(shard, offset, length)
         if data is not None:
             if expected in (NO_DIGEST, digest(data)):
                 return data, label
@@ -143,7 +134,7 @@ class SampleReader:
                 self.counters.add(cache_repairs=1)
                 self.cache.forget(shard)
         for _ in range(attempts):
-            data = self._read_range(shard, offset, offset + length, memory)
+            data = self.read_range(shard, offset, offset + length)
             if expected in (NO_DIGEST, digest(data)):
                 return data, label
         raise self.bad(sample_id, shard, row, "digest", "its bytes are not those that were stored (digest)")

@@ -23,7 +23,6 @@ from typing import Any
 from pipeline.stream.counters import Counters, duration
 from pipeline.stream.retries import Short, cause
 from pipeline.stream.s3 import Body, ClientBody, PlainGets, in_loop
-from pipeline.stream.scratch import ReadMemory
 from shards.errors import ShardCorrupt, ShardError, StoreError
 from shards.index import SUFFIX as INDEX_SUFFIX
 from shards.store import Options, Store
@@ -83,20 +82,11 @@ def reading_store(url: str, options: Options, stall_seconds: float) -> Store:
     return store
 
 
-def pread(handle: int, length: int, offset: int, memory: ReadMemory | None) -> bytes | memoryview:
-    """`os.pread`, into `memory` where there is one; shorter than asked for at the end of the file."""
-    if memory is None:
-        return os.pread(handle, length, offset)
-    place = memory.take(length)
-    return place[: os.preadv(handle, (place,), offset)]
-
-
 class LocalFile:
     """An open file, closed when nobody reads from it and nobody keeps it any more."""
 
     def __init__(self, path: str) -> None:
         self.handle = os.open(path, os.O_RDONLY)
-        self.size = os.fstat(self.handle).st_size
 
     def __del__(self) -> None:
         if (handle := getattr(self, "handle", -1)) >= 0:
@@ -177,22 +167,16 @@ class ResumingReader:
             ShardCorrupt: the object is too short, or another one.
         """
         if self._local:
-            return bytes(self._local_range(name, start, end))
+            return self._local_range(name, start, end)
         parts: list[bytes] = []
         self.copy(name, start, end, parts.append, version)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def range_into(self, memory: ReadMemory, name: str, start: int, end: int, version: str = "") -> bytes | memoryview:
-        """As `range`; bytes of a store on this machine lie in `memory`, which spares making and clearing memory for each read."""
-        return self._local_range(name, start, end, memory) if self._local else self.range(name, start, end, version)
-
-    def _local_range(self, name: str, start: int, end: int, memory: ReadMemory | None = None) -> bytes | memoryview:
+    def _local_range(self, name: str, start: int, end: int) -> bytes:
         try:
             file = self._files.get(name) or self._opened(name)
-            if end > file.size:
-                file.size = os.fstat(file.handle).st_size
-            length = max(0, min(end, file.size) - start)  # a damaged manifest may ask for more than memory holds
-            data = pread(file.handle, length, start, memory)
+            there = min(end, os.fstat(file.handle).st_size)  # a damaged manifest may ask for more than memory holds
+            data = os.pread(file.handle, max(0, there - start), start)
         except OSError as error:
             path = self.store.path(name)
             raise ShardUnavailable(f"{path}: {error.strerror}. Is the data set complete, and may it be read?") from error

@@ -271,7 +271,7 @@ class _Run:
             mode=config.training.mode,
             device=self.world.device.type,
             decoder=self.loader.decoder.description,
-            versions=environment(),
+            versions=environment() if self.world.is_first else {},
         )
 
 

@@ -169,7 +169,6 @@ class Reporting:
         share = self._wait_seconds / self._seconds if self._seconds else 0.0
         losses = self.flush(images_per_second=round(images_per_second, 2), data_wait_share=round(share, 4))
         self.metrics.losses(losses)
-        self.metrics.data(self._loader.counters.totals)
         self._tell_failures()
         self.metrics.mask_coverage(float(batch.masks.float().mean()))
         shown = {

@@ -18,7 +18,7 @@ from pipeline.training.run_folder import read_lines
 from shards.embedded_store import SeaweedFS
 from shards.store import Store
 from tests.conftest import ROOT
-from tests.datasets import photographs, write_dataset
+from tests.datasets import photographs, upload, write_dataset
 from tests.launching import clean_environment, launch, rank_processes, run_alone, setting_list, start, wait_until
 
 SMALL = ["--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "16", "--method.batch_norm_group", "2"]
@@ -68,13 +68,10 @@ def test_with_the_cpu_file_two_ranks_train_and_say_so_in_the_metrics(shards: Pat
 @pytest.mark.server
 def test_checkpoints_and_shards_may_both_be_in_s3(s3: SeaweedFS, shards: Path, tmp_path: Path) -> None:
     bucket = f"launch-{time.time_ns()}"
-    s3.make_bucket(bucket)
-    store = Store(f"s3://{bucket}/set", s3.options)
-    for path in shards.iterdir():
-        store.upload(path, path.name)
+    url = upload(s3, bucket, shards)
     settings = [*SMALL, *BATCH, "--data.cache", str(tmp_path / "cache"), "--checkpoint.url", f"s3://{bucket}/checkpoints"]
     for steps in (3, 5):
-        done = launch(1, *setting_list(f"s3://{bucket}/set", tmp_path / "run", steps, *settings), **s3.environment)
+        done = launch(1, *setting_list(url, tmp_path / "run", steps, *settings), **s3.environment)
         assert done.returncode == 0, done.stderr[-3000:]
     assert "continues after step 3" in done.stderr
     assert CheckpointStore(Store(f"s3://{bucket}/checkpoints", s3.options)).steps() == [3, 5]

@@ -28,8 +28,7 @@ from monitoring.definitions import DEFINITIONS, PREFIX
 from monitoring.prometheus import FOLDER, Prometheus
 from pipeline.training.run_folder import read_lines
 from shards.embedded_store import SeaweedFS
-from shards.store import Store
-from tests.datasets import photographs, write_dataset
+from tests.datasets import photographs, upload, write_dataset
 from tests.faults.proxy import Fault, Proxy, Rule
 from tests.faults.shaping import Shape
 from tests.launching import kill_all, rank_processes, setting_list, start, wait_until
@@ -130,7 +129,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     run = folder / RUN
     with ExitStack() as stack:
         store = stack.enter_context(SeaweedFS(folder / "store"))
-        url = upload(store, folder / "set")
+        write_dataset(folder / "set", photographs(sum(COUNTS), 140, 160), COUNTS)
+        url = upload(store, "monitoring", folder / "set")
         proxy = stack.enter_context(Proxy(store.endpoint, USUAL))
         options = {**store.options, "endpoint_url": proxy.endpoint}
         settings = [
@@ -157,16 +157,6 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             for launcher in live.launchers:
                 if launcher.poll() is None:
                     kill_all(launcher)
-
-
-def upload(store: SeaweedFS, folder: Path) -> str:
-    """A data set in a bucket; returns its URL."""
-    write_dataset(folder, photographs(sum(COUNTS), 140, 160), COUNTS)
-    store.make_bucket("monitoring")
-    target = Store("s3://monitoring/set", store.options)
-    for path in folder.iterdir():
-        target.upload(path, path.name)
-    return target.url
 
 
 def test_nobody_is_told_of_a_start_and_of_a_run_that_is_well(live: Live) -> None:

@@ -18,9 +18,8 @@ import pytest
 from pipeline.training.run_folder import read_lines
 from pipeline.training.watchdog import STALLED
 from shards.embedded_store import SeaweedFS
-from shards.store import Store
 from tests.conftest import ROOT
-from tests.datasets import photographs, write_dataset
+from tests.datasets import photographs, upload, write_dataset
 from tests.faults.proxy import Fault, Proxy, Rule
 from tests.faults.shaping import Shape
 from tests.launching import kill_all, launch, rank_processes, run_alone, setting_list, start, wait_until
@@ -97,10 +96,7 @@ def test_where_a_rank_stands_still_the_other_says_so_and_the_run_ends(shards: Pa
 def store_behind(s3: SeaweedFS, folder: Path, name: str) -> Iterator[tuple[Proxy, list[str]]]:
     """The data set in a real store, a proxy before it, and the settings that read it through the proxy."""
     bucket = f"watchdogs-{name}"
-    s3.make_bucket(bucket)
-    store = Store(f"s3://{bucket}/set", s3.options)
-    for path in folder.iterdir():
-        store.upload(path, path.name)
+    upload(s3, bucket, folder)
     with Proxy(s3.endpoint) as proxy:
         options = {**s3.options, "endpoint_url": proxy.endpoint}
         yield proxy, ["--data.cache", "none", "--data.storage_options", *(word for pair in options.items() for word in pair)]

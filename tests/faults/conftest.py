@@ -21,7 +21,7 @@ from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
 from pipeline.stream.storage import ResumingReader, reading_store
 from shards.embedded_store import SeaweedFS
 from shards.manifest import Manifest
-from shards.store import Store
+from tests import datasets
 from tests.datasets import photographs, write_dataset
 from tests.faults.proxy import Proxy
 
@@ -103,12 +103,7 @@ def reader_through(proxy: Proxy, data_set: DataSet, retries: int = 3, stall_seco
 
 def upload(server: SeaweedFS, folder: Path) -> str:
     """The files of a folder in a bucket of their own; returns its URL."""
-    bucket = f"faults-{uuid.uuid4().hex[:12]}"
-    server.make_bucket(bucket)
-    store = Store(f"s3://{bucket}/set", server.options)
-    for path in folder.iterdir():
-        store.upload(path, path.name)
-    return store.url
+    return datasets.upload(server, f"faults-{uuid.uuid4().hex[:12]}", folder)
 
 
 @pytest.fixture(scope="session")

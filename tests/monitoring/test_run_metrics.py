@@ -21,6 +21,7 @@ from monitoring import DEFINITIONS, PREFIX, RunMetrics
 from monitoring.definitions import ACCURACY, PHASES, RETRY_CAUSES
 from monitoring.metrics import OTHER
 from pipeline.stream.counters import Counters
+from tests.monitoring.card import Card
 
 CONSTANT = {"run": "runs/first", "rank": "3", "node": "node-7"}
 
@@ -38,19 +39,6 @@ def value(metrics: RunMetrics, name: str, **labels: str) -> float:
     found = metrics.registry.get_sample_value(PREFIX + name, {**CONSTANT, **labels})
     assert found is not None, f"{name}{labels} is not exposed"
     return found
-
-
-class Card:
-    """A GPU that reads the same at any time."""
-
-    def memory_used(self) -> float:
-        return 3e9
-
-    def memory_total(self) -> float:
-        return 8e10
-
-    def utilisation(self) -> float:
-        return 0.75
 
 
 def exercise(metrics: RunMetrics) -> None:

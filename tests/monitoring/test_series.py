@@ -10,23 +10,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from monitoring import DEFINITIONS, RunMetrics
+from tests.monitoring.card import Card
 
 NODES, RANKS, MOST = 128, 8, 200_000
 BESIDE = 10  # that Prometheus itself has of an endpoint (up, scrape_*), and what recording rules and alerts make of a rank
 ROOM = 0.05  # of all that may be there, for the next metric
-
-
-class Card:
-    """A GPU that reads the same at any time."""
-
-    def memory_used(self) -> float:
-        return 3e9
-
-    def memory_total(self) -> float:
-        return 8e10
-
-    def utilisation(self) -> float:
-        return 0.75
 
 
 def full(rank: int) -> RunMetrics:

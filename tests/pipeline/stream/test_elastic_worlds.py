@@ -29,7 +29,7 @@ from shards.embedded_store import SeaweedFS
 from shards.keyed import derived_keys, key_of, sample_keys, uniforms
 from shards.manifest import Manifest, ShardRecord
 from shards.store import Store
-from tests.datasets import photographs, write_dataset
+from tests.datasets import photographs, upload, write_dataset
 
 DECODER = make_decoder()
 WORLDS, THREADS = range(1, 9), (1, 2, 4)
@@ -282,11 +282,7 @@ def test_a_world_that_changes_at_every_batch_delivers_each_sample_of_four_epochs
 
 @pytest.fixture(scope="module")
 def remote(s3: SeaweedFS, data_sets: list[DataSet]) -> DataSet:
-    s3.make_bucket("elastic")
-    store = Store("s3://elastic/set", s3.options)
-    for path in Path(data_sets[1].url).iterdir():
-        store.upload(path, path.name)
-    return replace(data_sets[1], url=store.url, options=s3.options)
+    return replace(data_sets[1], url=upload(s3, "elastic", Path(data_sets[1].url)), options=s3.options)
 
 
 @pytest.mark.server

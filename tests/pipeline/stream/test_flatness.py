@@ -13,9 +13,8 @@ import pytest
 
 from shards.embedded_store import SeaweedFS
 from shards.manifest import Manifest
-from shards.store import Store
 from tests.conftest import ROOT
-from tests.datasets import photographs, write_dataset
+from tests.datasets import photographs, upload, write_dataset
 
 EPOCHS, WARM = 50, 5
 COUNTS = [20, 15, 22, 14, 19]
@@ -72,12 +71,9 @@ def test_nothing_grows_over_fifty_epochs_of_local_shards(local: tuple[Path, Mani
 def test_nothing_grows_over_fifty_epochs_from_a_store_through_a_cache_that_evicts(
     s3: SeaweedFS, local: tuple[Path, Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    s3.make_bucket("flat")
-    store = Store("s3://flat/set", s3.options)
-    for path in local[0].iterdir():
-        store.upload(path, path.name)
+    url = upload(s3, "flat", local[0])
     budget = 2.5 * max(record.size for record in local[1].records)
-    rows = observe(shards=store.url, storage_options=s3.options, cache=str(tmp_path / "cache"), cache_gb=budget / 1e9)
+    rows = observe(shards=url, storage_options=s3.options, cache=str(tmp_path / "cache"), cache_gb=budget / 1e9)
     assert_flat(rows, capsys)
     assert rows[-1]["totals"]["cache_evictions"] > 10
     assert rows[-1]["totals"]["cache_misses"] > EPOCHS  # samples read as ranges meanwhile

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from pipeline.config import DataConfig
+from pipeline.stream.cache import ShardCache
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
 from pipeline.stream.quarantine import QuarantineFull
 from pipeline.stream.storage import ResumingReader, ShardUnavailable
@@ -24,7 +25,7 @@ from shards.embedded_store import SeaweedFS
 from shards.errors import ShardCorrupt, ShardError, StoreError
 from shards.manifest import Manifest
 from shards.store import Store
-from tests.datasets import photographs, write_dataset
+from tests.datasets import photographs, upload, write_dataset
 
 pytestmark = pytest.mark.server
 COUNTS = [1, 30, 25, 40, 5, 27]
@@ -34,14 +35,6 @@ COUNTS = [1, 30, 25, 40, 5, 27]
 def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     folder = tmp_path_factory.mktemp("local")
     return folder, write_dataset(folder, photographs(sum(COUNTS), 160, 200), COUNTS)
-
-
-def upload(server: SeaweedFS, bucket: str, folder: Path) -> str:
-    server.make_bucket(bucket)
-    store = Store(f"s3://{bucket}/set", server.options)
-    for path in folder.iterdir():
-        store.upload(path, path.name)
-    return store.url
 
 
 @pytest.fixture(scope="module")
@@ -305,13 +298,20 @@ def test_the_cache_never_deletes_what_is_not_its_own(s3: SeaweedFS, url: str, lo
         path.write_bytes(b"x" * 100_000)
         os.utime(path, (1, 1))
     budget = 2.2 * max(record.size for record in local[1].records)
-    with StreamLoader(stream_config(url, s3.options, cache=str(tmp_path), cache_gb=budget / 1e9, shuffle_block=2)) as loader:
+    reader = ResumingReader(Store(url, s3.options))
+    # a stream that finds both shards needed all the time reads the others as ranges: what has to go is said here
+    cache = ShardCache(tmp_path, int(budget), local[1], reader, reader.counters)
+    for wanted in ((1, 3), (2, 5)):
+        cache.prefetch(wanted)
         deadline = time.monotonic() + 60
-        for _ in loader:  # downloads run behind the batches, at the machine's pace
-            if loader.counters.totals().get("cache_evictions", 0) > 0:
-                break
-            assert time.monotonic() < deadline, "no shard was evicted from a cache of two"
+        while not all(cache.holds(shard) for shard in wanted):
+            assert time.monotonic() < deadline, f"shards {wanted} did not come into a cache of two"
             time.sleep(0.02)
+    assert reader.counters.totals()["cache_evictions"] > 0, "no shard was evicted from a cache of two"
+    cache.close()
+    cache.close()
+    with StreamLoader(stream_config(url, s3.options, cache=str(tmp_path), cache_gb=budget / 1e9, shuffle_block=2)) as loader:
+        take(loader)
         loader.close()
         loader.close()
     assert all(path.exists() for path in strangers)

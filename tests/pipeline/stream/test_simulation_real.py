@@ -16,8 +16,7 @@ from pipeline.stream.simulation.prediction import FIRST
 from shards.__main__ import main
 from shards.embedded_store import SeaweedFS
 from shards.errors import ShardError
-from shards.store import Store
-from tests.datasets import photographs, write_dataset
+from tests.datasets import photographs, upload, write_dataset
 
 COUNTS = [20, 31, 9, 20, 20, 17, 23, 20, 20, 20, 20, 20, 11, 29, 20, 20, 20, 20, 20, 20, 5, 35, 20, 20]
 
@@ -26,11 +25,7 @@ COUNTS = [20, 31, 9, 20, 20, 17, 23, 20, 20, 20, 20, 20, 11, 29, 20, 20, 20, 20,
 def url(s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("simulated")
     write_dataset(folder, photographs(sum(COUNTS), 120, 160), COUNTS)
-    s3.make_bucket("simulated")
-    store = Store("s3://simulated/set", s3.options)
-    for path in folder.iterdir():
-        store.upload(path, path.name)
-    return store.url
+    return upload(s3, "simulated", folder)
 
 
 def run_an_epoch(url: str, options: dict[str, str], **data: object) -> dict[str, float]:
