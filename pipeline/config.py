@@ -168,6 +168,8 @@ class CheckpointConfig:
     """Steps between two checkpoints; one more is saved at the end and on SIGTERM or SIGUSR1."""
     keep_last: int = 3
     """Newest checkpoints that are kept."""
+    read_back: bool = True
+    """Read every byte of a new checkpoint from the store and compare it before an older one is deleted, beside the training."""
     keep_every: int = 0
     """Checkpoints of steps that this divides are kept for good; 0 keeps none."""
     resume: str = "auto"

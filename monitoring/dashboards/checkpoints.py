@@ -67,9 +67,10 @@ def _state() -> Row:
     unverified = number(
         Text(
             "Steps not verified",
-            "Steps between the newest checkpoint and the newest one that was read back and verified, as every start does with the one "
-            "that it continues from.",
-            "To know before that: `python launch/checkpoints.py verify RUN` reads every byte of what is there.",
+            "Steps between the newest checkpoint and the newest one that was read back and verified. Every save is, "
+            "before an older one is deleted, and so is what a run continues from.",
+            "More than a save's time: the store does not give back what it takes, see the log. "
+            "`python launch/checkpoints.py verify RUN` reads every byte of what is there.",
             PART,
         ),
         Query(f"{saved} - {verified}", "{{run}}"),
@@ -157,8 +158,8 @@ def _safety() -> Row:
         Text(
             "Trained, saved, verified",
             "Step of the run, of its newest checkpoint, and of the newest that was read back and verified. Saved follows trained in "
-            "even stairs, verified follows at every start.",
-            "Saved stays flat: see the failures. To verify before the next start: `python launch/checkpoints.py verify RUN`.",
+            "even stairs, and verified follows saved.",
+            "Saved stays flat: see the failures. Verified stays flat: the store does not give back what it takes, see the log.",
             PART,
         ),
         [

@@ -1,8 +1,8 @@
 """The checkpoints of a run: saved behind the next steps, retained by rule, and found again.
 
-A save takes a snapshot and writes it behind the next steps. The newest checkpoint whose files verify is resumed; a
-damaged one is reported and skipped, never deleted. What a checkpoint looks like is in `checkpoint_files`, who may write
-one in `ownership`.
+A save takes a snapshot and writes it behind the next steps. What it has written is read back before an older checkpoint
+is deleted. The newest checkpoint whose files verify is resumed; a damaged one is reported and skipped, never deleted.
+What a checkpoint looks like is in `checkpoint_files`, who may write one in `ownership`.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class SaveReport:
         waited_seconds: of these, the wait for the save before. More than 0 says that checkpoints come faster than the store takes them.
         seconds: that writing took, beside the training.
         bytes: of all files.
+        verified: every byte was read back from the store and was right.
         error: why it failed; None: the checkpoint exists.
         warning: what went wrong behind a save that did not fail.
         finished: when, in seconds since 1970.
@@ -67,6 +68,7 @@ class SaveReport:
     waited_seconds: float = 0.0
     seconds: float = 0.0
     bytes: int = 0
+    verified: bool = False
     error: str | None = None
     warning: str | None = None
     finished: float = 0.0
@@ -79,16 +81,25 @@ class CheckpointStore:
         store: a folder or an object store.
         keep_last: newest that are kept.
         keep_every: steps whose checkpoints are kept for good; 0 keeps none.
+        read_back: whether every byte of a new checkpoint is read from the store and compared before an older one is deleted.
         report: called in the writing thread after every save.
 
     Attributes:
         before_commit: called in the writing thread right before a checkpoint begins to exist; where it raises the save fails.
     """
 
-    def __init__(self, store: Store, keep_last: int = 3, keep_every: int = 0, report: Callable[[SaveReport], None] | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        keep_last: int = 3,
+        keep_every: int = 0,
+        read_back: bool = True,
+        report: Callable[[SaveReport], None] | None = None,
+    ) -> None:
         self.store = store
         self.keep_last = keep_last
         self.keep_every = keep_every
+        self.read_back = read_back
         self.report = report or (lambda _: None)
         self.before_commit: Callable[[], None] = lambda: None
         self._memory = SnapshotMemory()
@@ -167,18 +178,40 @@ class CheckpointStore:
             report.blocked_seconds += snapshot.wait()
             self._check_owner()
             report.bytes = write(self.store, Checkpoint(step, facts, snapshot.tensors), self._before_commit)
+            report.seconds = time.monotonic() - began
             self._damaged.discard(step)
+            report.warning = self._read_back(step, report) or self._tidy(step)
             self._failures.clear()
-            report.warning = self._tidy(step)
         except Exception as error:  # whatever a store raises must reach the run as a failed save, not end a thread unseen
             self._lost = error if isinstance(error, OwnershipLost) else None
             report.error = f"{type(error).__name__}: {error}"
             self._failures.append(report.error)
-        report.seconds, report.finished = time.monotonic() - began, time.time()
+            report.seconds = time.monotonic() - began
+        report.finished = time.time()
         try:
             self.report(report)
         except Exception as error:  # a run whose record can't be written must not go on: the next `wait` says so
             self._report_error = error
+
+    def _read_back(self, step: int, report: SaveReport) -> str | None:
+        """Reads what was just written. A store that does not answer is a warning: the checkpoint is there, and so are those before it.
+
+        Raises:
+            CheckpointInvalid: what the store holds is not what was written.
+        """
+        if not self.read_back:
+            return None
+        try:
+            verify(self.store, step)
+        except StoreError as error:
+            return f"the checkpoint could not be read back, so older ones are kept until the next: {error}"
+        except CheckpointInvalid as error:
+            self._damaged.add(step)
+            raise CheckpointInvalid(
+                f"read back right after it was written: {error} It is left as it is, and older ones are kept."
+            ) from error
+        report.verified = True
+        return None
 
     def _before_commit(self) -> None:
         self.before_commit()

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import safetensors.torch
@@ -141,33 +144,54 @@ def read(store: Store, step: int) -> Checkpoint:
     """
     facts = describe(store, step)
     tensors = {}
-    for name, data in _verified(store, step, facts):
+    for path, entry in _files(store, step, facts):
+        data = _read(store, path, lambda data, expected=entry["sha256"]: hashlib.sha256(data).hexdigest() == expected)  # type: ignore[misc]
         try:
-            tensors[name.removesuffix(".safetensors")] = safetensors.torch.load(data)
+            tensors[path.rpartition("/")[2].removesuffix(".safetensors")] = safetensors.torch.load(data)
         except Exception as error:  # the sha256 was right, so this was written by something else
-            raise CheckpointInvalid(f"{store.describe(f'{folder_name(step)}/{name}')}: not a safetensors file ({error}).") from error
+            raise CheckpointInvalid(f"{store.describe(path)}: not a safetensors file ({error}).") from error
     return Checkpoint(step, facts, tensors)
 
 
 def verify(store: Store, step: int) -> int:
-    """Reads a checkpoint and compares every byte; returns how many there are.
+    """Reads a checkpoint piece by piece and compares every byte; returns how many there are. What a local disk or a network file system
+    has written is read from there, not from this machine's memory.
 
     Raises:
         CheckpointInvalid: a file is missing, cut or damaged.
         StoreError: the store did not answer, which says nothing about the checkpoint.
     """
-    return sum(len(data) for _, data in _verified(store, step, describe(store, step)))
+    return sum(_verify(store, path, entry) for path, entry in _files(store, step, describe(store, step)))
 
 
-def _verified(store: Store, step: int, facts: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+def _verify(store: Store, path: str, entry: Mapping[str, Any]) -> int:
+    size = int(entry["size"])
+    for _ in range(_READS):
+        if store.local is not None:
+            _forget(store.local / path)
+        seen = hashlib.sha256()
+        for start in range(0, size, _PART):
+            seen.update(store.read_range(path, start, min(size, start + _PART)))
+        if seen.hexdigest() == entry["sha256"]:
+            return size
+    raise _damaged(store, path)
+
+
+def _forget(path: Path) -> None:
+    """Lets the system forget what it remembers of a file, where it knows how to."""
+    with suppress(OSError, AttributeError), path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _files(store: Store, step: int, facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The files of a checkpoint and what its commit file says of each; those before it are there, as long as that says."""
     for name, entry in facts["files"].items():
         path = f"{folder_name(step)}/{name}"
         size = store.size(path)
         if size != entry["size"]:
             found = "is missing" if size is None else f"has {size} bytes"
             raise CheckpointInvalid(f"{store.describe(path)}: {found}, the checkpoint says {entry['size']}.")
-        expected = entry["sha256"]
-        yield name, _read(store, path, lambda data, expected=expected: hashlib.sha256(data).hexdigest() == expected)  # type: ignore[misc]
+        yield path, entry
 
 
 def _read(store: Store, name: str, sound: Callable[[bytes], bool]) -> bytes:
@@ -181,7 +205,11 @@ def _read(store: Store, name: str, sound: Callable[[bytes], bool]) -> bytes:
             continue
         if sound(data):
             return data
-    raise CheckpointInvalid(f"{store.describe(name)}: damaged (its sha256 differs).")
+    raise _damaged(store, name)
+
+
+def _damaged(store: Store, name: str) -> CheckpointInvalid:
+    return CheckpointInvalid(f"{store.describe(name)}: damaged (its sha256 differs).")
 
 
 def _seal(facts: Mapping[str, Any]) -> bytes:

@@ -94,7 +94,8 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
         watchdog.follow(loader.counters)
         flops = flops_per_image(recipe) if config.monitoring.enabled else math.nan
         watchdog.tell("loading the newest checkpoint")
-        checkpoints = CheckpointStore(_checkpoint_store(config, folder), config.checkpoint.keep_last, config.checkpoint.keep_every)
+        kept = config.checkpoint.keep_last, config.checkpoint.keep_every
+        checkpoints = CheckpointStore(_checkpoint_store(config, folder), *kept, config.checkpoint.read_back)
         found = find(config, checkpoints, world, loader.decoder.description)
         watchdog.tell("bringing the networks onto the devices")
         contestants = enter(recipe, found, world, config.training)

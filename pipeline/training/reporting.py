@@ -260,6 +260,8 @@ class Reporting:
         self.metrics.checkpoint(
             step=report.step, size_bytes=report.bytes, duration_seconds=report.seconds, blocking_seconds=report.blocked_seconds
         )
+        if report.verified:
+            self.metrics.verified(report.step)
         self._folder.event(
             "checkpoint",
             step=report.step,
@@ -267,6 +269,7 @@ class Reporting:
             seconds=round(report.seconds, 3),
             blocked=round(report.blocked_seconds, 3),
             waited=round(report.waited_seconds, 3),
+            verified=report.verified,
         )
 
     def resumed(self, step: int, saved_at: float) -> None:

@@ -50,6 +50,7 @@ class Run:
         return found
 
     def save(self, step: int, must_succeed: bool = True) -> None:
+        """Saves, and waits for it."""
         self.checkpoints.save(checkpoint(step))
         self.checkpoints.wait(must_succeed)
 
@@ -139,6 +140,41 @@ def test_bytes_that_stay_wrong_are_damage_and_not_a_store_that_does_not_answer(r
     assert found is not None
     assert found.step == 1
     assert f"{folder_name(2)}/{name}: damaged" in skipped[0]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("name", [PLAYER, COMMIT])
+def test_what_comes_back_wrong_after_a_save_is_a_failed_save_and_older_ones_stay(run: Run, proxy: Proxy, name: str) -> None:
+    run.save(2)
+    proxy.rules = [Rule(Fault.FLIP, f"*/{folder_name(3)}/{name}", "GET")]
+    run.save(3, must_succeed=False)
+    assert proxy.rules[0].hits >= 2, "read twice: what a network spoils once is no damage"
+    report = run.reports[-1]
+    assert f"read back right after it was written: {run.checkpoints.store.describe(f'{folder_name(3)}/{name}')}: damaged" in str(
+        report.error
+    )
+    assert not report.verified
+    assert run.checkpoints.steps() == [1, 2, 3]
+    proxy.rules = []
+    run.save(4)
+    assert run.reports[-1].verified
+    assert run.checkpoints.steps() == [2, 3, 4], "what is damaged counts for none that is kept"
+
+
+@pytest.mark.server
+def test_a_save_that_a_store_does_not_give_back_stays_and_so_do_older_ones(run: Run, proxy: Proxy) -> None:
+    run.save(2)
+    proxy.rules = [Rule(Fault.STATUS, f"*/{PLAYER}", "GET", status=403, body=ERROR % b"AccessDenied", headers=XML)]
+    run.save(3)
+    report = run.reports[-1]
+    assert report.error is None
+    assert not report.verified
+    assert "could not be read back, so older ones are kept" in str(report.warning)
+    assert run.checkpoints.steps() == [1, 2, 3]
+    proxy.rules = []
+    run.save(4)
+    assert (run.reports[-1].verified, run.reports[-1].warning) == (True, None)
+    assert run.checkpoints.steps() == [3, 4]
 
 
 @pytest.mark.server

@@ -122,6 +122,31 @@ def test_retention_keeps_the_last_and_every_nth(store: Store) -> None:
     assert all(report.error is None and report.bytes > 2000 for report in reports)
 
 
+@pytest.mark.parametrize("read_back", [True, False])
+def test_a_disk_that_spoils_what_it_was_given_is_noticed_before_older_ones_are_deleted(tmp_path: Path, read_back: bool) -> None:
+    class Spoiling(Store):
+        """Changes one byte of a file that was written whole, as nobody but a disk does."""
+
+        def write(self, name: str, data: bytes) -> None:
+            super().write(name, data)
+            if name == f"{folder_name(2)}/{COMMIT}":
+                with (tmp_path / folder_name(2) / "player.safetensors").open("r+b") as file:
+                    file.seek(-5, os.SEEK_END)
+                    file.write(b"?")
+
+    reports: list[SaveReport] = []
+    checkpoints = CheckpointStore(Spoiling(str(tmp_path)), keep_last=1, read_back=read_back, report=reports.append)
+    for step in (1, 2):
+        checkpoints.save(checkpoint(step))
+    checkpoints.wait()
+    assert [report.verified for report in reports] == [read_back, False]
+    assert bool(reports[1].error) == read_back
+    assert checkpoints.steps() == ([1, 2] if read_back else [2])
+    checkpoints.save(checkpoint(3))
+    checkpoints.wait()
+    assert checkpoints.steps() == ([2, 3] if read_back else [3])
+
+
 def test_a_save_holds_what_was_there_when_it_was_called(store: Store) -> None:
     checkpoints = CheckpointStore(store)
     saved = checkpoint(5)
