@@ -35,6 +35,7 @@ from pipeline.training.reporting import Reporting
 from pipeline.training.resume import enter
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.step import TrainStep
+from pipeline.training.telemetry import Telemetry
 from pipeline.training.watchdog import Watchdog
 
 MOST = 0.005
@@ -115,7 +116,8 @@ class Training:
         self.step = TrainStep(
             recipe, self.contestants, world, global_batch=batch, largest_share=batch, micro_batch=batch, bf16=False, max_nonfinite_steps=10
         )
-        self.reporting = Reporting(config, world, folder, Totals(), 0, recipe.players, watchdog)  # type: ignore[arg-type]
+        telemetry = Telemetry(config, world, folder, watchdog)
+        self.reporting = Reporting(config, world, folder, Totals(), 0, recipe.players, telemetry)  # type: ignore[arg-type]
         self.reporting.model(1e9)
         masks = torch.zeros(batch, side, side, dtype=torch.bool)
         masks[:, side // 4 : -side // 4, side // 4 : -side // 4] = True

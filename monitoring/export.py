@@ -84,11 +84,14 @@ class Export:
         url: where the metrics of this rank's node (or of this rank) are served; empty where another rank sees to it.
         summary: the same in words for the console, with where those of the other nodes are; likewise.
         process: that serves them, likewise.
+        missed: whether Prometheus is to miss the run where an error ends it. From the beginning that is so of a later attempt alone: where
+            a first one is refused whoever has started it is told.
     """
 
     def __init__(self, registry: CollectorRegistry, settings: Settings, place: Place, targets: Path) -> None:
         self.url = self.summary = ""
         self.process: EndpointProcess | None = None
+        self.missed = place.attempt > 1
         self._targets: TargetsFile | None = None
         single = settings.per == "rank" or place.local_rank >= place.local_size  # a launcher that does not say how many there are
         ranks = range(place.rank, place.rank + 1) if single else _of_node(place)
@@ -142,14 +145,14 @@ class Export:
                 )
 
     def close(self) -> None:
-        """Takes everything back. While an error ends the run the target file stays, and so does what was pushed: it is by them that
-        Prometheus sees that the run is gone, until it is started again and sweeps them. A second call does nothing."""
-        ended_well = sys.exc_info()[1] is None
-        if self._targets is not None and ended_well:
+        """Takes everything back. While an error ends a run that is to be missed the target file stays, and so does what was pushed: it is
+        by them that Prometheus sees that the run is gone, until it is started again and sweeps them. A second call does nothing."""
+        in_order = sys.exc_info()[1] is None or not self.missed
+        if self._targets is not None and in_order:
             self._targets.close()
         self._targets = None
         if self.process is not None:
-            self.process.close(delete=ended_well)
+            self.process.close(delete=in_order)
         self._socket.close()
 
     def __enter__(self) -> Export:

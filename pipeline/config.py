@@ -187,6 +187,8 @@ class MonitoringConfig:
     """Serve them, and push them where a Pushgateway is given."""
     report: bool = True
     """Write RUN/report.html when the run is finished; at any other time `python launch/report.py RUN` does."""
+    run_name: str = ""
+    """Label `run` of every series; empty is the last part of --run. Two runs of one name are one run to every rule and panel."""
     per: Literal["node", "rank"] = "node"
     """node: one endpoint for all ranks of a node; rank: one each."""
     address: str = "127.0.0.1"

@@ -37,6 +37,7 @@ from pipeline.training.reporting import Reporting, Stopwatch
 from pipeline.training.resume import enter, find
 from pipeline.training.run_folder import RunFolder, samples_digest
 from pipeline.training.step import TrainStep, rate_factor
+from pipeline.training.telemetry import Telemetry
 from pipeline.training.watchdog import Watchdog, restart_count
 from shards.keyed import key_of
 from shards.store import Store
@@ -88,6 +89,8 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
         folder = world.on_first(lambda: RunFolder(path, writes=True)) or RunFolder(path, writes=False)
         stack.callback(folder.close)
         watchdog.opened(folder)
+        telemetry = Telemetry(config, world, folder, watchdog)
+        stack.callback(telemetry.close)
         watchdog.tell("opening the data set")
         recipe = recipes.make(config.recipe, config.method, config.seed)
         loader = stack.enter_context(StreamLoader(_stream_config(config, recipe, world, folder), world.rank, world.size))
@@ -103,13 +106,14 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
             stack.callback(contestant.close)
         if found is not None:
             loader.load_state_dict(found.facts["position"])
-        reporting = Reporting(config, world, folder, loader, found.step if found else 0, recipe.players, watchdog)
+        reporting = Reporting(config, world, folder, loader, found.step if found else 0, recipe.players, telemetry)
         stack.callback(reporting.close)
         reporting.model(flops)
         checkpoints.before_commit = folder.sync
         stack.callback(checkpoints.close)  # whatever ends the run: nobody else gets the folder while a save goes on
         run = _Run(config, world, folder, recipe, loader, checkpoints, contestants, reporting, interruption, watchdog)
         stack.callback(watchdog.at, "end")
+        telemetry.training_begins()
         return run(found)
 
 

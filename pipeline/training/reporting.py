@@ -8,19 +8,14 @@ steps for all of them.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from monitoring.export import Place, open_export
-from monitoring.hardware import Gpu, peak_flops
-from monitoring.metrics import RunMetrics
+from monitoring.hardware import peak_flops
 from pipeline.config import Config
 from pipeline.recipes.player import Player
 from pipeline.stream.loader import Batch, StreamLoader
@@ -31,7 +26,7 @@ from pipeline.training.phases import StepTimes
 from pipeline.training.progress import Progress
 from pipeline.training.run_folder import RunFolder, samples_text
 from pipeline.training.step import StepResult
-from pipeline.training.watchdog import Watchdog, restart_count
+from pipeline.training.telemetry import Telemetry
 
 
 class Reporting:
@@ -44,7 +39,7 @@ class Reporting:
         loader: whose counters become metrics.
         first_step: steps that were done before this attempt.
         players: that may declare what a collapse of theirs looks like.
-        watchdog: of this process.
+        telemetry: whose metrics are told everything.
     """
 
     def __init__(
@@ -55,7 +50,7 @@ class Reporting:
         loader: StreamLoader,
         first_step: int,
         players: Sequence[Player],
-        watchdog: Watchdog,
+        telemetry: Telemetry,
     ) -> None:
         self._config, self._world, self._folder, self._loader = config, world, folder, loader
         self._closing = ExitStack()
@@ -74,25 +69,12 @@ class Reporting:
         self.progress = Progress(config.training.steps, first_step, enabled=world.is_first)
         self._closing.callback(self.progress.close)
         logging.basicConfig(format=f"rank {world.rank}: %(message)s")
-        node = os.uname().nodename
-        run = Path(config.run).name
-        self.metrics = RunMetrics(
-            run, world.rank, world.size, node, version=_version(), torch_version=str(torch.__version__), recipe=config.recipe
-        )
-        self.metrics.heartbeat(watchdog.age)
+        self.metrics = telemetry.metrics
         self.metrics.follow(loader.counters.totals)
-        self.metrics.attempt(watchdog.attempt, restart_count())
         for player in self._collapses:
             self.metrics.collapsed(player, False)
-        if world.device.type == "cuda":
-            gpu = Gpu.find(f"GPU-{str(torch.cuda.get_device_properties(world.device).uuid).removeprefix('GPU-')}")
-            if gpu is not None:
-                self.metrics.gpu(gpu)
-        if config.monitoring.enabled:
-            place = Place(folder.path, run, node, world.rank, world.size, world.local_rank, world.local_size, watchdog.attempt)
-            export = open_export(self.metrics.registry, config.monitoring, place, folder.targets)
-            self._closing.callback(export.close)
-            self.say(export.summary)
+        if telemetry.summary:
+            self.say(telemetry.summary)
 
     def say(self, text: str) -> None:
         """A line on the console, from rank 0."""
@@ -277,15 +259,8 @@ class Reporting:
         self.metrics.resumed(step=step, timestamp=saved_at)
 
     def close(self) -> None:
-        """Ends the console's bar and the endpoint."""
+        """Ends the console's bar."""
         self._closing.close()
-
-
-def _version() -> str:
-    try:
-        return metadata.version("context-encoders")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 class Stopwatch:

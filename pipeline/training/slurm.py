@@ -135,6 +135,8 @@ def prepare(resources: Resources, settings: Sequence[str], sweep: Path | None = 
     for chosen in elements:
         run = folder / run_name(chosen) if chosen else folder
         own = [*(f"--{key}={value}" for key, value in chosen.items()), f"--run={run}"] if chosen else []
+        if chosen:  # elements are called alike in every sweep
+            own.append(f"--monitoring.run_name={config.monitoring.run_name or folder.name}/{run.name}")
         steps = configured([*settings, *own]).training.steps
         if is_finished(run, steps):
             raise SubmitError(f"{run}: all {steps} steps are done. Give more --training.steps, or another --run")

@@ -149,6 +149,7 @@ def test_a_sweep_gives_each_combination_its_settings_and_a_folder_of_its_own(tmp
     assert element(path, shared, {"SLURM_ARRAY_TASK_ID": "2"}) == [
         *(*DATA, "--run", str(tmp_path / "s"), "--seed", "3"),
         *("--training.global_batch=128", "--data.flip=True", f"--run={submission.runs[2]}"),
+        f"--monitoring.run_name=s/{submission.runs[2].name}",
     ]
     for number in ("4", "", "x"):
         with pytest.raises(ConfigError, match="no settings for element"):

@@ -32,6 +32,7 @@ metrics.step(step=told["step"], epoch=0, progress=0.5, seconds=0.1, images=8, da
 with open_export(metrics.registry, MonitoringConfig(**{"port": 0, **told["settings"]}), place, place.folder / "targets") as export:
     print(json.dumps({"url": export.url, "endpoint": export.process and export.process.pid}), flush=True)
     if sys.stdin.read() == "fail":
+        export.missed = True
         raise RuntimeError("as a run that ends with an error")
 """
 
@@ -69,7 +70,7 @@ class Rank:
         return self.process.wait(60)
 
     def fail(self) -> int:
-        """Ends it the way an error ends a run; its exit code."""
+        """Ends it the way an error ends a run that has trained; its exit code."""
         assert self.process.stdin is not None
         self.process.stdin.write("fail")
         return self.end()
