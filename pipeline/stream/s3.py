@@ -210,7 +210,8 @@ class PlainGets:
             if self._certificates is None:
                 from botocore.httpsession import get_cert_path  # type: ignore[import-untyped] # noqa: PLC0415 - comes with s3fs, an extra
 
-                self._certificates = ssl.create_default_context(cafile=get_cert_path(True))
+                own = self._fs.session.get_config_variable("ca_bundle")  # AWS_CA_BUNDLE, or what the profile says
+                self._certificates = ssl.create_default_context(cafile=own or get_cert_path(True))
             return http.client.HTTPSConnection(host, timeout=self._stall_seconds, context=self._certificates)
         return http.client.HTTPConnection(host, timeout=self._stall_seconds)
 

@@ -19,6 +19,7 @@ from enum import Enum, auto
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
+from tests.certificates import Certificate
 from tests.faults.shaping import Shape
 
 _FOREVER = 1 << 40
@@ -124,15 +125,16 @@ class Proxy:
     Args:
         upstream: the store's endpoint, http://127.0.0.1:PORT.
         shape: latency and bandwidth.
+        certificate: that it has, which makes it speak TLS.
 
     Attributes:
-        endpoint: http://127.0.0.1:PORT of the proxy.
+        endpoint: http://127.0.0.1:PORT of the proxy, https:// with a certificate.
         rules: the first that takes a request decides; may be changed at any time.
         requests: answered or spoilt requests by (method, key).
         sent: bytes of bodies that were sent, by key.
     """
 
-    def __init__(self, upstream: str, shape: Shape | None = None) -> None:
+    def __init__(self, upstream: str, shape: Shape | None = None, certificate: Certificate | None = None) -> None:
         parts = urlsplit(upstream)
         self._host, self._port = str(parts.hostname), int(parts.port or 80)
         self.shape = shape or Shape()
@@ -145,11 +147,13 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self.endpoint = ""
+        self._context = certificate.serving() if certificate is not None else None
 
     def __enter__(self) -> Proxy:
         self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._connection, "127.0.0.1", 0), self._loop).result()
-        self.endpoint = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        starting = asyncio.start_server(self._connection, "127.0.0.1", 0, ssl=self._context)
+        self._server = asyncio.run_coroutine_threadsafe(starting, self._loop).result()
+        self.endpoint = f"{'https' if self._context else 'http'}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -271,11 +275,24 @@ async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
     headers = {name.lower(): value for name, value in lines}
     if headers.get("expect", "").lower() == "100-continue":  # how clients ask before they send a body
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    body = await reader.readexactly(int(headers.get("content-length", 0)))
+    chunked = headers.get("transfer-encoding", "").lower() == "chunked"  # how S3's clients send a body over TLS, its checksum behind it
+    body = await _read_chunks(reader) if chunked else await reader.readexactly(int(headers.get("content-length", 0)))
     method, target, _ = first.split(" ")
     _, _, key = unquote(urlsplit(target).path).lstrip("/").partition("/")
     start, _, end = headers.get("range", "").removeprefix("bytes=").partition("-")
     return Request(head, body, method, key, urlsplit(target).query, int(end) - int(start) + 1 if start and end else 0)
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
+    """A chunked body as it came, with its sizes and its trailer."""
+    found, size = b"", 1
+    while size:
+        line = await reader.readuntil(b"\r\n")
+        size = int(line.partition(b";")[0], 16)
+        found += line + (await reader.readexactly(size + 2) if size else b"")
+    while not found.endswith(b"\r\n\r\n"):
+        found += await reader.readuntil(b"\r\n")
+    return found
 
 
 async def _read_answer(reader: asyncio.StreamReader, method: str) -> Answer:

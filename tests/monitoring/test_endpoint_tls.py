@@ -16,7 +16,7 @@ from monitoring import Exporter, ExporterError, RunMetrics
 from monitoring import exporter as module
 from monitoring.access import server_context
 from monitoring.listener import listen
-from tests.monitoring.certificates import Certificate, make_certificate
+from tests.certificates import Certificate, make_certificate
 from tests.monitoring.ranks import Rank, by_rank, get, scrape, wait_until
 
 

@@ -19,8 +19,8 @@ from urllib.parse import quote
 import pytest
 
 from monitoring import TargetsFile, targets
+from tests.certificates import Certificate, make_certificate
 from tests.conftest import ROOT
-from tests.monitoring.certificates import Certificate, make_certificate
 from tests.monitoring.ranks import Rank
 
 CHILD = """

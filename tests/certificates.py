@@ -22,6 +22,12 @@ class Certificate:
         """What a client needs that trusts nobody else."""
         return ssl.create_default_context(cafile=self.certificate)
 
+    def serving(self) -> ssl.SSLContext:
+        """What a server needs that has it."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
 
 def make_certificate(folder: Path, name: str = "endpoint", password: str = "") -> Certificate:
     """For 127.0.0.1 and localhost, valid for two days."""
