@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -40,6 +40,7 @@ from shards.keyed import derived_keys, sample_keys
 
 _LARGEST_READ = 16 << 20  # bytes of a task
 _LARGEST_TASK = 16  # pictures; fewer cost more in scheduling than threads win, more lie longer in no cache
+_TICK_SECONDS = 1.0
 _Columns = tuple[NDArray[Any], ...]
 _MASK, _MODEL = 2, 3  # purposes of random numbers, beside the crop's
 
@@ -140,6 +141,8 @@ class StreamLoader:
         self._buffers = BufferPool(pinned=torch.cuda.is_available())
         self._positions: tuple[Position, ...] = ((0, 0),) * len(self.sources)
         self._started = 0
+        self.waiting: Callable[[], None] = lambda: None
+        """Called every second while a batch is waited for. What it raises ends the iteration, before that batch."""
 
     def _place(self, lanes: Sequence[int]) -> None:
         """Gives every source its share of the batch."""
@@ -224,7 +227,7 @@ class StreamLoader:
                     return
                 self.counters.set(queue_depth=sum(pending.done() for pending in ahead))
                 pending = ahead.popleft()
-                batch = pending.batch(self.sources[0].order.global_batch_size, labelled=self._labelled)
+                batch = pending.batch(self.sources[0].order.global_batch_size, self.waiting, labelled=self._labelled)
                 if wanted == 1:
                     wanted = self.config.data.ready_batches
                     positions = self._fill_up(ahead, wanted - 1, positions)  # while the first is trained on
@@ -412,10 +415,12 @@ class _Pending:
         for data in list(self.fetched.values()):
             data.cancel()
 
-    def batch(self, first_share: int, labelled: bool) -> Batch:
-        """The batch, when its last task is done; raises what a task raised. `first_share`: samples of the first source in a
-        global batch."""
+    def batch(self, first_share: int, waiting: Callable[[], None], labelled: bool) -> Batch:
+        """The batch, when its last task is done; raises what a task or `waiting` raised. `first_share`: samples of the first source in
+        a global batch."""
         for task in self.tasks:
+            while not task.done() and not wait((task,), _TICK_SECONDS).done:
+                waiting()
             task.result()
         return Batch(
             images=self.images,

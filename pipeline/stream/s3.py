@@ -31,6 +31,8 @@ _KEPT_URLS = 4096
 _IDLE_CONNECTIONS = 64
 _DOUBTS = 3
 _LONGEST_ERROR = 4096
+_TICK_SECONDS = 0.5
+_ABANDONED = "not waited for any more"
 
 
 class Body(Protocol):
@@ -62,18 +64,21 @@ class ClientBody:
         wanted: the range as HTTP has it, `bytes=0-9`.
         etag: that the object must have; None takes any.
         stall_seconds: longest wait for the head and for each piece of the body.
+        abandoned: set when nobody wants it any more.
     """
 
-    def __init__(self, fs: Any, bucket: str, key: str, wanted: str, etag: str | None, stall_seconds: float) -> None:
-        self._fs, self._stall_seconds = fs, stall_seconds
+    def __init__(
+        self, fs: Any, bucket: str, key: str, wanted: str, etag: str | None, stall_seconds: float, abandoned: threading.Event
+    ) -> None:
+        self._fs, self._stall_seconds, self._abandoned = fs, stall_seconds, abandoned
         condition = {"IfMatch": etag} if etag else {}
-        answer = in_loop(fs, fs._call_s3("get_object", Bucket=bucket, Key=key, Range=wanted, **condition), stall_seconds)
+        answer = in_loop(fs, fs._call_s3("get_object", Bucket=bucket, Key=key, Range=wanted, **condition), stall_seconds, abandoned)
         self._body = answer["Body"]
         self.etag: str | None = answer.get("ETag")
         self.content_range = str(answer.get("ContentRange") or "")
 
     def read(self, size: int) -> bytes:
-        return bytes(in_loop(self._fs, self._body.read(size), self._stall_seconds))
+        return bytes(in_loop(self._fs, self._body.read(size), self._stall_seconds, self._abandoned))
 
     def finish(self) -> None:
         if self.read(1):
@@ -83,17 +88,24 @@ class ClientBody:
         self._fs.loop.call_soon_threadsafe(self._body.close)
 
 
-def in_loop(fs: Any, action: Coroutine[Any, Any, T], seconds: float) -> T:
-    """Runs a coroutine in the file system's own thread; a wait that is interrupted or too long cancels it.
+def in_loop(fs: Any, action: Coroutine[Any, Any, T], seconds: float, abandoned: threading.Event) -> T:
+    """Runs a coroutine in the file system's own thread; a wait that is interrupted, abandoned or too long cancels it.
 
     Raises:
         TimeoutError: after `seconds`.
+        ConnectionAbortedError: it was abandoned.
     """
     running = asyncio.run_coroutine_threadsafe(action, fs.loop)
+    end = time.monotonic() + seconds
     try:
-        return running.result(seconds)
-    except TimeoutError:
-        raise TimeoutError(f"nothing came for {seconds:g} seconds") from None
+        while not abandoned.is_set():
+            left = end - time.monotonic()
+            try:
+                return running.result(min(_TICK_SECONDS, max(0.0, left)))
+            except TimeoutError:
+                if running.done() or left <= 0:
+                    raise TimeoutError(f"nothing came for {seconds:g} seconds") from None
+        raise ConnectionAbortedError(_ABANDONED)
     finally:
         running.cancel()
 
@@ -129,11 +141,12 @@ class PlainGets:
     Args:
         fs: the s3fs file system that signs.
         stall_seconds: longest wait for a connection and for the next bytes.
+        abandoned: set before `abandon`.
     """
 
-    def __init__(self, fs: Any, stall_seconds: float) -> None:
+    def __init__(self, fs: Any, stall_seconds: float, abandoned: threading.Event) -> None:
         self._fs = fs
-        self._stall_seconds = stall_seconds
+        self._stall_seconds, self._abandoned = stall_seconds, abandoned
         self._certificates: ssl.SSLContext | None = None
         self._lock = threading.Lock()
         self._urls: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
@@ -198,11 +211,15 @@ class PlainGets:
                 connection, fresh = self._connection(scheme, host), True
             self._live.add(connection)
             try:
+                if fresh:
+                    connection.connect()
+                if self._abandoned.is_set():  # whichever of this and of `abandon` comes later sees the other
+                    raise ConnectionAbortedError(_ABANDONED)
                 connection.request("GET", target, headers=headers)
                 return connection.getresponse(), connection
             except BaseException as error:
                 connection.close()
-                if fresh or not isinstance(error, ConnectionError):
+                if fresh or self._abandoned.is_set() or not isinstance(error, ConnectionError):
                     raise  # else it was closed while it was idle, as servers do
 
     def _connection(self, scheme: str, host: str) -> http.client.HTTPConnection:
@@ -220,7 +237,7 @@ class PlainGets:
             url, until = self._urls.get((bucket, key), ("", 0.0))
         if time.monotonic() < until:
             return url
-        url = str(in_loop(self._fs, self._fs._url(f"{bucket}/{key}", expires=_SIGNED_SECONDS), self._stall_seconds))
+        url = str(in_loop(self._fs, self._fs._url(f"{bucket}/{key}", expires=_SIGNED_SECONDS), self._stall_seconds, self._abandoned))
         with self._lock:
             self._urls[bucket, key] = (url, time.monotonic() + _SIGNED_SECONDS / 2)
             while len(self._urls) > _KEPT_URLS:

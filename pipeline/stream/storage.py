@@ -119,10 +119,10 @@ class ResumingReader:
         self._local = store.local is not None
         self._files: dict[str, LocalFile] = {}
         self._files_lock = threading.Lock()
-        self._plain = PlainGets(store.fs, stall_seconds) if self.s3 and PlainGets.possible(store.fs) else None
+        self._plain = PlainGets(store.fs, stall_seconds, self._abandoned) if self.s3 and PlainGets.possible(store.fs) else None
 
     def abandon(self) -> None:
-        """Ends what still waits for another attempt; the reader can't be used afterwards."""
+        """Ends what still waits for bytes or for another attempt; the reader can't be used afterwards."""
         self._abandoned.set()
         if self._plain is not None:
             self._plain.abandon()
@@ -279,7 +279,7 @@ class ResumingReader:
         while progress.position < end:
             fs, stop = self.store.fs, min(end, progress.position + 16 * _CHUNK)
             if fs.async_impl:
-                data = in_loop(fs, fs._cat_file(path, start=progress.position, end=stop), self.stall_seconds)
+                data = in_loop(fs, fs._cat_file(path, start=progress.position, end=stop), self.stall_seconds, self._abandoned)
             else:
                 data = fs.cat_file(path, start=progress.position, end=stop)
             if not data:
@@ -298,7 +298,7 @@ class ResumingReader:
             progress.doubtful = True  # unless this works
             body = self._plain.get(bucket, key, wanted, progress.etag)
         if body is None:
-            body = ClientBody(fs, bucket, key, wanted, progress.etag, self.stall_seconds)
+            body = ClientBody(fs, bucket, key, wanted, progress.etag, self.stall_seconds, self._abandoned)
         try:
             if progress.etag and body.etag != progress.etag:
                 raise ShardCorrupt(self._replaced(name))

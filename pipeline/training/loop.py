@@ -117,6 +117,10 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
         return run(found)
 
 
+class _StoppedWaiting(Exception):
+    """A stop was asked for while a batch was waited for, and nobody else waits for this rank."""
+
+
 class _Run:
     """The parts of one attempt, and the loop over them."""
 
@@ -136,7 +140,9 @@ class _Run:
         self.watchdog = watchdog
         self.config, self.world, self.folder, self.loader = config, world, folder, loader
         self.checkpoints, self.contestants, self.reporting, self.interruption = checkpoints, contestants, reporting, interruption
+        self.step = 0
         self.saved_step = -1
+        loader.waiting = self._wait_on
         checkpoints.report = reporting.saved
         training = config.training
         self.train_step = TrainStep(
@@ -152,65 +158,78 @@ class _Run:
         self.recipe = recipe
 
     def __call__(self, found: Checkpoint | None) -> Outcome:
-        first = found.step if found else 0
+        self.step = found.step if found else 0
         self._announce(found)
-        step, reason = first, "finished"
+        reason = "finished"
         try:
-            if first < self.config.training.steps:
-                step, reason = self._train(first)
-            self._save(step)
+            if self.step < self.config.training.steps:
+                reason = self._train()
+            self._save()
             # every rank waits for it: a launcher or batch system that sees some ranks end takes the others for stuck
             self.world.on_first(lambda: self.checkpoints.wait(must_succeed=True))
         except BaseException as error:
             self.reporting.flush()
-            self.folder.event("end", step=step, reason=type(error).__name__, message=str(error))
+            self.folder.event("end", step=self.step, reason=type(error).__name__, message=str(error))
             raise
-        finished = step >= self.config.training.steps
-        self.folder.event("end", step=step, reason="finished" if finished else reason)
-        return Outcome(step, finished, reason, self.folder.path, self.world.size, self.world.rank)
+        finished = self.step >= self.config.training.steps
+        self.folder.event("end", step=self.step, reason="finished" if finished else reason)
+        return Outcome(self.step, finished, reason, self.folder.path, self.world.size, self.world.rank)
 
-    def _train(self, step: int) -> tuple[int, str]:
-        """Takes steps until there are enough or somebody asks to stop; returns the step and why."""
+    def _train(self) -> str:
+        """Takes steps until there are enough or somebody asks to stop; returns why."""
+        try:
+            return self._steps()
+        except _StoppedWaiting:
+            return self.interruption.requested or "stopped"
+
+    def _steps(self) -> str:
         training = self.config.training
         watch, beside, phases = Stopwatch(), 0.0, self.train_step.phases
-        self.watchdog.at("data", step + 1)
+        self.watchdog.at("data", self.step + 1)
         for batch in self.loader:
-            self.watchdog.at("step", step + 1)
+            self.watchdog.at("step", self.step + 1)
             waited = watch.lap()
             phases.begin()
             stop, digest = int(self.interruption.requested is not None), samples_digest(batch.sample_ids.numpy())
             news = torch.tensor([stop, digest, *self.reporting.hunger], dtype=torch.int64)
             telling = self.world.start_sum(news)
-            rate = rate_factor(self.config.schedule, step, training.steps)
-            torch.manual_seed(key_of(self.config.seed, step, self.world.rank) >> 1)  # for recipes that draw from torch's own generator
+            rate = rate_factor(self.config.schedule, self.step, training.steps)
+            torch.manual_seed(key_of(self.config.seed, self.step, self.world.rank) >> 1)  # for recipes that draw from torch's own generator
             result = self.train_step(batch, rate)
             with phases.collective():
                 self.world.finish(telling)
-            step += 1
+            self.step += 1
             seconds = beside + waited + watch.lap()
             phases.end(seconds)
             self.reporting.rates({each.player.name: each.player.optimiser.learning_rate * rate for each in self.contestants})
-            self.reporting.step(step, batch, result, rate, seconds, waited, int(news[1]), news[2:].tolist())
+            self.reporting.step(self.step, batch, result, rate, seconds, waited, int(news[1]), news[2:].tolist())
             self.reporting.times(phases.read())
-            if training.pictures_every and step % training.pictures_every == 0:
-                self._draw(step, batch)
-            if step >= training.steps:
-                return step, "finished"
+            if training.pictures_every and self.step % training.pictures_every == 0:
+                self._draw(batch)
+            if self.step >= training.steps:
+                return "finished"
             if news[0]:
-                return step, self.interruption.requested or "another rank was asked to stop"
-            if step % self.config.checkpoint.every == 0:
-                self._save(step)
-            self.watchdog.at("data", step + 1)
+                return self.interruption.requested or "another rank was asked to stop"
+            if self.step % self.config.checkpoint.every == 0:
+                self._save()
+            self.watchdog.at("data", self.step + 1)
             beside = watch.lap()  # pictures, checkpoints and reports: part of the next step's time, and no wait for data
         raise AssertionError("a loader without a number of epochs has no end")
 
-    def _save(self, step: int) -> None:
-        self.watchdog.at("checkpoint", step)
+    def _wait_on(self) -> None:
+        """While a batch is waited for, which may be as long as a store is down. Where there are several ranks, those that have their batch
+        wait in the step for this one and can't be told of a stop: it is with that batch."""
+        if self.world.size == 1 and self.interruption.requested is not None:
+            raise _StoppedWaiting
+
+    def _save(self) -> None:
+        """Saves the steps that were done, unless that is so."""
+        self.watchdog.at("checkpoint", self.step)
         began = time.monotonic()
         self.reporting.flush()  # steps that a checkpoint holds are never taken again, so their lines must be there
-        if step == self.saved_step:
+        if self.step == self.saved_step:
             return
-        self.saved_step = step
+        self.saved_step = self.step
         tensors: dict[str, Mapping[str, Tensor]] = {}
         for each in self.contestants:
             tensors |= each.full_state()
@@ -226,9 +245,9 @@ class _Run:
             "torch": str(torch.__version__),
             "saved_at": time.time(),
         }
-        self.checkpoints.save(Checkpoint(step, facts, tensors), began)
+        self.checkpoints.save(Checkpoint(self.step, facts, tensors), began)
 
-    def _draw(self, step: int, batch: Batch) -> None:
+    def _draw(self, batch: Batch) -> None:
         """Writes the grid of what the networks paint, from the first pictures of rank 0. Every rank paints its own, since weights that
         are divided among the ranks come together in a forward of all of them."""
         networks = self.train_step.networks()
@@ -239,9 +258,9 @@ class _Run:
             columns = self.recipe.pictures(self.train_step.views(batch, shown), networks)
         try:
             if self.world.is_first:
-                save_grid(self.folder.picture(step), columns)
+                save_grid(self.folder.picture(self.step), columns)
         except OSError as error:  # a full disk: no reason to stop
-            self.reporting.say(f"step {step}: the picture grid could not be written: {error}")
+            self.reporting.say(f"step {self.step}: the picture grid could not be written: {error}")
         for network in networks.values():
             network.train()
 
@@ -267,7 +286,7 @@ class _Run:
             "start",
             attempt=attempt,
             world_size=self.world.size,
-            step=found.step if found else 0,
+            step=self.step,
             position=self.loader.state_dict(),
             global_batch=config.training.global_batch,
             shares={source.name: source.order.global_batch_size for source in self.loader.sources},

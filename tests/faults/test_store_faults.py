@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.stream.loader import StreamLoader
-from pipeline.stream.storage import ShardUnavailable
+from pipeline.stream.storage import ReaderAbandoned, ShardUnavailable
 from shards.errors import ShardError
 from shards.store import Store
 from tests.faults.conftest import (
@@ -201,6 +202,24 @@ def test_wrong_and_absent_credentials_are_one_message(data_set: DataSet, monkeyp
         StreamLoader(stream_config(data_set.url, {"endpoint_url": options["endpoint_url"]}, cache="none"))
     assert re.search("credentials", str(absent.value), re.IGNORECASE)
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("how", ["plain", "client"])
+@pytest.mark.parametrize("where", [Fault.STALL_HEAD, Fault.STALL])
+def test_a_reader_that_is_abandoned_waits_for_nothing(data_set: DataSet, proxy: Proxy, how: str, where: Fault) -> None:
+    reader = reader_through(proxy, data_set, retries=100, stall_seconds=600)
+    if how == "client":
+        reader._plain = None
+    name = data_set.manifest.records[0].name
+    reader.range(name, 0, 512)  # so that a connection is there already: one that was closed while idle is replaced, this one is not
+    proxy.rules = [Rule(where, f"*/{name}", at=10)]
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(reader.range, name, 0, 512)
+        wait_for(lambda: proxy.rules[0].hits)
+        reader.abandon()
+        with pytest.raises(ReaderAbandoned, match=name):
+            reading.result(60)
+    assert proxy.rules[0].hits == 1, "nor does it ask again"
 
 
 def test_most_ranges_are_plain_requests(data_set: DataSet, proxy: Proxy) -> None:
