@@ -152,14 +152,14 @@ def somebody_else(folder: Path, core: int) -> Iterator[Endpoint]:
 @contextmanager
 def abuse(endpoint: Endpoint, core: int, answers: Counter[str]) -> Iterator[None]:
     """Abusers, from when the endpoint is busy to the end of the block."""
-    quiet = endpoint.process.num_threads()
+    quiet = endpoint.process.num_fds()
     target = endpoint.url.removeprefix("http://").removesuffix("/metrics")
     command = [sys.executable, "-m", "benchmarks.abusers", target, "--token-file", str(endpoint.token), "--seconds", "100000"]
     pinned = ["taskset", "--cpu-list", str(core), *command]
     with subprocess.Popen(pinned, cwd=ROOT, stdout=subprocess.PIPE, text=True) as abusers:
         assert abusers.stdout is not None
         assert abusers.stdout.readline().endswith("clients\n")
-        _wait_until(lambda: endpoint.process.num_threads() > quiet + 10)
+        _wait_until(lambda: endpoint.process.num_fds() > quiet + 10)
         try:
             yield
         finally:
@@ -176,7 +176,7 @@ def measure(run: Run, other: Endpoint, rounds: int, steps: int, core: int, secon
             break
         blocks = {}
         for at_run in (False, True) if number % 2 == 0 else (True, False):
-            quiet = run.endpoint.process.num_threads()
+            quiet = run.endpoint.process.num_fds()
             with abuse(run.endpoint if at_run else other, core, found.answers if at_run else Counter()):
                 blocks[at_run] = run.block(steps)
                 if at_run:
@@ -186,7 +186,7 @@ def measure(run: Run, other: Endpoint, rounds: int, steps: int, core: int, secon
                         found.beside.append(None)
             if at_run:
                 found.after.append(run.endpoint.scrape())
-                _wait_until(lambda quiet=quiet: run.endpoint.process.num_threads() <= quiet)
+                _wait_until(lambda quiet=quiet: run.endpoint.process.num_fds() <= quiet)
         found.pairs.append((blocks[False], blocks[True]))
     return found
 

@@ -1,22 +1,24 @@
-"""How much processor time requests may take: so much in the long run, some of it at once, and whoever comes later waits."""
+"""How much processor time requests may take: so much in the long run, a little of it at once, and whoever comes later waits."""
 
 from __future__ import annotations
 
 import threading
 import time
 
-PROCESSOR_SHARE = 0.01
-"""Part of a core that requests may take in the long run, at least. A whole scrape as OpenMetrics takes some 5 ms of processor time for each
-rank: a Prometheus that asks every 15 seconds takes a thirtieth of this for one rank, and a third for 8."""
-RANK_SHARE = 0.005
-"""Likewise for each rank of the node: two Prometheus servers that ask every 5 seconds take less than half of it."""
-BURST_SECONDS = 0.5
-"""Processor time that they may take at once when there were few before: some hundred scrapes of one rank, a dozen of 8."""
-_DEBT_SECONDS = 0.02  # of processor time: nobody waits for longer than two seconds because of those before
+PROCESSOR_SHARE = 0.0075
+"""Part of a core that requests may take in the long run for each rank of the node, what the ranks spend on their own answers included. With
+the burst no ten seconds take more than a hundredth of a core for each rank, which is what a step may lose where a rank has no core to
+spare. A Prometheus that asks for one rank every second takes 4 ms of it here and 3 ms in the rank."""
+BURST_SECONDS = 2.0
+"""Seconds whose share may be taken at once when there were few requests before: 15 ms of processor time for one rank, which is 0.15 % of a
+core over ten seconds, and some hundred scrapes that share a text."""
 
 
 class Allowance:
     """Any thread may call any method.
+
+    Who comes while there is a crowd waits until half of the burst is there again: many are let in at the same time, who share one text.
+    Letting them in one by one would make a text for each, which is dearer than fifty requests.
 
     Args:
         share: part of a core, in the long run.
@@ -27,19 +29,29 @@ class Allowance:
         self._share, self._burst = share, burst
         self._lock = threading.Lock()
         self._left, self._counted = burst, time.monotonic()
+        self._needed, self._is_letting = 0.0, False
 
     def spend(self, seconds: float) -> None:
-        """Processor time was taken; negative: less than was thought."""
+        """Processor time was taken."""
         with self._lock:
             self._count()
             self._left -= seconds
 
     def wait(self) -> float:
-        """Seconds until one more request may be let in; 0 or less for at once."""
+        """Seconds until one more of those who wait may be let in; 0 for at once."""
         with self._lock:
             self._count()
-            self._left = max(self._left, -_DEBT_SECONDS)
-            return -self._left / self._share
+            if self._left >= self._needed:
+                self._needed, self._is_letting = 0.0, True
+                return 0.0
+            if self._is_letting:  # it has run out before all of them were in
+                self._needed, self._is_letting = self._burst / 2, False
+            return (self._needed - self._left) / self._share
+
+    def all_are_in(self) -> None:
+        """Nobody waits."""
+        with self._lock:
+            self._needed, self._is_letting = 0.0, False
 
     def _count(self) -> None:
         now = time.monotonic()
@@ -49,4 +61,4 @@ class Allowance:
 
 def processor_share(ranks: int) -> float:
     """Part of a core for the requests to an endpoint that serves so many ranks."""
-    return max(PROCESSOR_SHARE, RANK_SHARE * ranks)
+    return PROCESSOR_SHARE * ranks

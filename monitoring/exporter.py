@@ -1,13 +1,16 @@
 """An HTTP endpoint: GET /metrics for Prometheus, GET /healthz for whoever restarts things. Nothing else.
 
-It is built for a port that anybody may knock at: requests are let in for a small part of a core (monitoring/allowance.py) and the others
-wait in the kernel's queue, so many are answered at the same time, each has a few seconds, its TLS handshake included, and what stalls or
-drips is cut off.
+It is built for a port that anybody may knock at: one thread with an event loop talks to all, so that a request costs one or two tenths of
+a millisecond, and the text of the metrics is made once for all that wait for it. Requests are let in for a small part of a core
+(monitoring/allowance.py), so many are talked to at the same time, each has a few seconds, its TLS handshake included, and what stalls or
+drips is cut off. The others wait, those that have left are dropped, and who came last is let in first: in a flood that lasts nobody who
+had to wait for all before him would be answered in time, while a Prometheus that has just come is, as are those that come back.
 Loopback unless told otherwise. A run serves it from a process beside its ranks (monitoring/endpoint_process.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hmac
 import logging
@@ -17,38 +20,34 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections import deque
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from monitoring.access import ExporterError, read_secret, server_context
 from monitoring.allowance import BURST_SECONDS, PROCESSOR_SHARE, Allowance
+from monitoring.connection import Connection, ready
+from monitoring.http_head import LARGEST_HEAD, Head, answer, read_head
 from monitoring.listener import listen, target_of
+from monitoring.shared_text import Exposition, SharedText
 
 __all__ = ["Exporter", "ExporterError", "Exposition", "encode"]
 
-Exposition = Callable[[bool, float], bytes]
-"""Gives the metrics as text: OpenMetrics 1.0.0 where True is asked for, else Prometheus's 0.0.4. The number: seconds for which the client
-waits for them, infinite where it has not said so."""
-
-MAX_REQUESTS = 128
-"""Requests that are answered at the same time; the others wait in the kernel's queue."""
+MAX_REQUESTS = 256
+"""Clients that are talked to at the same time; the others wait."""
+MAX_WAITING = 512
+"""Clients that wait and are not talked to; who comes when there are so many takes the place of the one that has waited the longest."""
 IDLE_SECONDS = 3.0
 """Longest silence of a client within its request. As many silent ones as are let in meanwhile leave room for others."""
 REQUEST_SECONDS = 10.0
-"""Longest duration of a whole request: a client that sends a byte now and then holds no thread for longer."""
-_POLL_SECONDS = 0.25
-_SLOT_SECONDS = 0.1
-_EXPECTED_SECONDS = 0.001  # of processor time for a request, until it is known
-_PATIENCE = "X-Prometheus-Scrape-Timeout-Seconds"
-_STARTING_SECONDS = 0.0003  # what accepting one and starting its thread take beside the thread's own time
+"""Longest duration of a whole request: a client that sends a byte now and then holds no place for longer."""
+_AT_ONCE = 16  # clients that are taken out of the queue, and let in, before those that are in get their turn
+_TAKE_SECONDS, _TAKES = 0.25, 10  # while there is a crowd the kernel's queue is kept from being full: so often, and so many times at most
+_PATIENCE = b"x-prometheus-scrape-timeout-seconds"
 
 _log = logging.getLogger(__name__)
 
@@ -65,9 +64,11 @@ class Exporter:
         key_file: its private key.
         listener: a socket that listens already, instead of the address and the port.
         share: part of a core that requests may take in the long run.
+        allowance: of processor time, instead of the share, where requests take some elsewhere, too.
 
     Attributes:
         port: that is served.
+        target: `host:port` for Prometheus.
 
     Raises:
         ExporterError: the address is not one of this machine, or a file can't be used.
@@ -83,23 +84,27 @@ class Exporter:
         key_file: str | Path = "",
         listener: socket.socket | None = None,
         share: float = PROCESSOR_SHARE,
+        allowance: Allowance | None = None,
     ) -> None:
-        exposition = (lambda form, _: encode(source, form)) if isinstance(source, CollectorRegistry) else source
+        exposition = (lambda form, *_: encode(source, form)) if isinstance(source, CollectorRegistry) else source
         token, context = read_secret(token_file, "monitoring.token_file"), server_context(certificate_file, key_file)
         listener = listener or listen(address, port, guarded=bool(token))
         self.target = target_of(listener, address)
         self.port = int(listener.getsockname()[1])
-        self._server = _Server(listener, exposition, token, context, Allowance(share, BURST_SECONDS))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), name="metrics", daemon=True)
+        self._loop, self._over = asyncio.new_event_loop(), asyncio.Event()
+        server = _Server(listener, exposition, token, context, allowance or Allowance(share, share * BURST_SECONDS))
+        self._thread = threading.Thread(target=self._serve, args=(server,), name="metrics", daemon=True)
         self._thread.start()
 
+    def _serve(self, server: _Server) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(server.serve(self._over))
+
     def close(self) -> None:
-        """Stops serving and ends every thread, those of stalled clients too. A second call does nothing."""
+        """Stops serving, cuts off whoever is served, and waits for a text that is being made. A second call does nothing."""
         if self._thread.is_alive():
-            self._server.shutdown()
+            self._loop.call_soon_threadsafe(self._over.set)
             self._thread.join()
-            self._server.server_close()
-            self._server.end_requests()
 
     def __enter__(self) -> Exporter:
         return self
@@ -109,149 +114,125 @@ class Exporter:
 
 
 def encode(source: Collector, form: bool) -> bytes:
-    """The text of metrics, as `Exposition` says."""
-    return bytes(openmetrics.generate_latest(source)) if form else generate_latest(source)  # type: ignore[no-untyped-call]
+    """The text of metrics, as `Exposition` says. Their names must be of the classic form, which needs no escaping."""
+    return bytes(openmetrics.generate_latest(source, openmetrics.ALLOWUTF8)) if form else generate_latest(source)  # type: ignore[no-untyped-call]
 
 
-class _Server(ThreadingHTTPServer):
+class _Server:
     def __init__(
         self, listener: socket.socket, exposition: Exposition, token: bytes, context: ssl.SSLContext | None, allowance: Allowance
     ) -> None:
-        self.exposition = exposition
-        self.token = token
-        self._context = context
-        self._slots = threading.BoundedSemaphore(MAX_REQUESTS)
-        self._lock = threading.Lock()
-        self._running: dict[socket.socket, tuple[float, threading.Thread]] = {}
-        self._allowance = allowance
-        super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
-        self.socket.close()  # the one that the base class made
-        self.socket, self.server_address = listener, listener.getsockname()[:2]
-        # the base class would ask a name server for the name of this machine: seconds, where there is none
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-        self.socket.setblocking(False)  # a client that is gone before it is accepted must not block the thread
+        self._listener, self._token, self._context, self._allowance = listener, token, context, allowance
+        self._texts = SharedText(exposition, allowance.spend)
+        self._waiting: deque[socket.socket] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._counted = 0.0
+        self._listener.setblocking(False)  # a client that is gone before it is accepted must not block the thread
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        wait = self._allowance.wait()
-        if wait > 0:  # the connection stays in the kernel's queue, where it costs this machine nothing
-            time.sleep(min(wait, _POLL_SECONDS))
-            raise BlockingIOError
-        if not self._slots.acquire(timeout=_SLOT_SECONDS):
-            raise BlockingIOError
+    async def serve(self, over: asyncio.Event) -> None:
+        """Until told that it is over."""
+        self._counted = time.thread_time()
+        letting_in = asyncio.create_task(self._let_in())
         try:
-            return self._accept()
-        except OSError as error:
-            self._slots.release()
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                time.sleep(_POLL_SECONDS)  # the connection stays in the queue: without a pause this thread would spin
-            raise
-
-    def _accept(self) -> tuple[socket.socket, Any]:
-        request, address = super().get_request()
-        if _has_left(request):
-            request.close()
-            raise BlockingIOError
-        request.settimeout(IDLE_SECONDS)
-        if self._context is not None:  # the handshake itself is done in the request's thread
-            try:
-                request = self._context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
-            except OSError:
-                request.close()
-                raise
-        return request, address
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        thread = threading.Thread(target=self._answer, args=(request, client_address), name="metrics-request", daemon=True)
-        with self._lock:
-            self._running[request] = (time.monotonic(), thread)
-        self._allowance.spend(_EXPECTED_SECONDS)
-        try:
-            thread.start()
-        except RuntimeError:  # no more threads on this machine
-            self._forget(request, 0.0)
-            raise
-
-    def _answer(self, request: Any, client_address: Any) -> None:
-        try:
-            self.process_request_thread(request, client_address)
+            await over.wait()
         finally:
-            self._forget(request, _STARTING_SECONDS + time.thread_time() - _EXPECTED_SECONDS)
+            tasks = [letting_in, *self._tasks]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._texts.close()
+            for client in (*self._waiting, self._listener):
+                client.close()
 
-    def _forget(self, request: Any, spent: float) -> None:
-        with self._lock:
-            del self._running[request]
-        self._allowance.spend(spent)
-        self._slots.release()
+    async def _let_in(self) -> None:
+        """Takes clients out of the kernel's queue, and lets them in as the allowance has it."""
+        all_are_taken = True
+        while True:
+            if all_are_taken and not self._waiting:
+                self._allowance.all_are_in()
+                self._texts.release()
+                await ready(self._listener)
+            all_are_taken = self._take()
+            if not self._waiting and not all_are_taken:  # this process may open no more files
+                await asyncio.sleep(_TAKE_SECONDS)
+                continue
+            is_full, wait = len(self._tasks) >= MAX_REQUESTS, self._allowance.wait()
+            if is_full or wait > 0:
+                self._texts.release()
+                # not counted before the next are in: what it takes to wake up would never let the time be over
+                await asyncio.sleep(max(min(wait, _TAKE_SECONDS), wait / _TAKES) if wait > 0 else _TAKE_SECONDS)
+                continue
+            self._texts.hold()
+            for _ in range(min(_AT_ONCE, len(self._waiting), MAX_REQUESTS - len(self._tasks))):
+                client = self._waiting.pop()
+                if _has_left(client):
+                    client.close()
+                    continue
+                task = asyncio.create_task(self._serve_one(client))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            await asyncio.sleep(0)  # those that are in get their turn
+            self._count()
 
-    def service_actions(self) -> None:
-        """Runs between requests: cuts off those that take too long."""
-        late = time.monotonic() - REQUEST_SECONDS
-        with self._lock:
-            requests = [request for request, (started, _) in self._running.items() if started < late]
-        _cut(requests)
+    def _take(self) -> bool:
+        """Takes some out of the kernel's queue; whether nobody is left there."""
+        for _ in range(_AT_ONCE):
+            try:
+                client, _ = self._listener.accept()
+            except BlockingIOError:
+                return True
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    break
+                continue
+            if self._waiting and _has_left(client):
+                client.close()
+                continue
+            if len(self._waiting) == MAX_WAITING:
+                self._waiting.popleft().close()
+            self._waiting.append(client)
+        return False
 
-    def end_requests(self) -> None:
-        """Cuts off every request and waits for its thread."""
-        with self._lock:
-            running = dict(self._running)
-        _cut(list(running))
-        for _, thread in running.values():
-            thread.join(IDLE_SECONDS)
+    def _count(self) -> None:
+        now = time.thread_time()
+        self._allowance.spend(now - self._counted)
+        self._counted = now
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        _log.debug("a request from %s failed", client_address, exc_info=True)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-
-    def setup(self) -> None:
-        if isinstance(self.request, ssl.SSLSocket):
-            self.request.do_handshake()
-        super().setup()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if path == "/healthz":
-            self._reply(200, b"ok\n")
-        elif path != "/metrics":
-            self._reply(404, b"there are /metrics and /healthz\n")
-        elif not self._authorised():
-            self._reply(401, b"a bearer token is needed\n", **{"WWW-Authenticate": "Bearer"})
-        else:
-            self._metrics()
-
-    def _metrics(self) -> None:
-        form = "application/openmetrics-text" in self.headers.get("Accept", "")
+    async def _serve_one(self, client: socket.socket) -> None:
+        connection = Connection(client, IDLE_SECONDS, REQUEST_SECONDS)
         try:
-            body = self.server.exposition(form, _seconds(self.headers.get(_PATIENCE, "")))
-        except Exception:
-            _log.exception("the metrics can't be read")
-            self._reply(500, b"the metrics can't be read: see the log of the process\n")
-            return
-        self._reply(200, body, **{"Content-Type": openmetrics.CONTENT_TYPE_LATEST if form else CONTENT_TYPE_PLAIN_0_0_4})
+            if self._context is not None:
+                await connection.secure(self._context)
+            received = bytearray()
+            while (head := read_head(received)) is None:
+                chunk = await connection.receive(LARGEST_HEAD + 1 - len(received))
+                if not chunk:
+                    return
+                received += chunk
+            await connection.send(head if isinstance(head, bytes) else await self._answer(head, connection))
+        except OSError:
+            _log.debug("a request failed", exc_info=True)
+        finally:
+            connection.close()
 
-    def _authorised(self) -> bool:
-        if not self.server.token:
+    async def _answer(self, head: Head, connection: Connection) -> bytes:
+        if head.path == b"/healthz":
+            return answer(HTTPStatus.OK, b"ok\n")
+        if head.path != b"/metrics":
+            return answer(HTTPStatus.NOT_FOUND, b"there are /metrics and /healthz\n")
+        if not self._is_authorised(head):
+            return answer(HTTPStatus.UNAUTHORIZED, b"a bearer token is needed\n", more=("WWW-Authenticate: Bearer",))
+        form = b"application/openmetrics-text" in head.headers.get(b"accept", b"")
+        return await connection.in_time(self._texts.ask(form, _seconds(head.headers.get(_PATIENCE, b""))))
+
+    def _is_authorised(self, head: Head) -> bool:
+        if not self._token:
             return True
-        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode("latin-1", "replace"), self.server.token)
-
-    def _reply(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "text/plain; charset=utf-8", **headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def version_string(self) -> str:
-        return "context-encoder"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        _log.debug(format, *args)
+        scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
 
 
-def _seconds(text: str) -> float:
+def _seconds(text: bytes) -> float:
     """What a client says of how long it waits; infinite where it says nothing that could be true."""
     try:
         seconds = float(text)
@@ -260,14 +241,8 @@ def _seconds(text: str) -> float:
     return seconds if seconds > 0 else math.inf
 
 
-def _has_left(request: socket.socket) -> bool:
+def _has_left(client: socket.socket) -> bool:
     """Whether the client has hung up while it waited: after a flood the queue is full of those."""
     waiting = select.poll()
-    waiting.register(request, getattr(select, "POLLRDHUP", select.POLLHUP))
+    waiting.register(client, getattr(select, "POLLRDHUP", select.POLLHUP))
     return bool(waiting.poll(0))
-
-
-def _cut(requests: list[socket.socket]) -> None:
-    for request in requests:
-        with suppress(OSError):  # it ended by itself
-            socket.socket.shutdown(request, socket.SHUT_RDWR)  # not TLS's own, which would change the object under its thread

@@ -9,7 +9,7 @@ import socket
 
 from monitoring.access import ExporterError
 
-_BACKLOG = 256  # whom it has no room for comes again after seconds, and later each time
+_BACKLOG = 128  # whom it has no room for comes again after a second; whom it has waits for all before, those that have left among them
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 (compared with, not bound to)
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ SILENT_SECONDS = 0.5
 PAUSE_SECONDS = 1.0
 """Least time from the beginning of one collection to that of the next."""
 LARGEST_ANSWER = 16 * 2**20
+_MOST_SECONDS = 0.1  # that are believed for an answer
 RANK_UP = next(definition for definition in DEFINITIONS if definition.name == "rank_up")
 
 
@@ -56,11 +57,14 @@ class NodeCollector(Collector):
         run: name of the run, for ranks that do not answer.
         node: name of this machine, likewise.
         attempt: of the run; what a process of another one answers is not taken.
+        spend: called with the processor time that the ranks say their answers took, in seconds.
     """
 
-    def __init__(self, sockets: Mapping[int, Path], *, run: str, node: str, attempt: int) -> None:
+    def __init__(
+        self, sockets: Mapping[int, Path], *, run: str, node: str, attempt: int, spend: Callable[[float], None] = lambda _: None
+    ) -> None:
         self._sockets = dict(sorted(sockets.items()))
-        self._run, self._node, self._attempt = run, node, attempt
+        self._run, self._node, self._attempt, self._spend = run, node, attempt, spend
         self._done, self._collecting = threading.Condition(), False
         self._encoding = threading.Lock()
         self._last = _Collection(-1e9, [])
@@ -70,22 +74,23 @@ class NodeCollector(Collector):
         """The families of all ranks, of a collection that began after the call."""
         yield from self._collection().families
 
-    def exposition(self, form: bool, timeout: float = math.inf) -> bytes:
+    def exposition(self, form: bool, timeout: float = math.inf, asked: float | None = None) -> bytes:
         """Their text. Many that ask at the same time share one.
 
         Args:
             form: OpenMetrics where it is True, else Prometheus's own.
-            timeout: seconds for which the text is waited for.
+            timeout: seconds for which the text is waited for, from when it was asked for.
+            asked: when that was, on the monotonic clock; None for now. The text is of a collection that began later.
         """
-        collection = self._collection(timeout)
+        collection = self._collection(timeout, asked)
         with self._encoding:
             text = collection.texts.get(form)
             if text is None:
                 text = collection.texts[form] = encode(_Collected(collection.families), form)
         return text
 
-    def _collection(self, timeout: float = math.inf) -> _Collection:
-        asked = time.monotonic()
+    def _collection(self, timeout: float = math.inf, asked: float | None = None) -> _Collection:
+        asked = time.monotonic() if asked is None else asked
         with self._done:
             while self._last.began < asked:
                 if not self._collecting:
@@ -110,7 +115,7 @@ class NodeCollector(Collector):
         families: dict[str, Metric] = {}
         for rank in self._sockets:
             labels = {"run": self._run, "rank": str(rank), "node": self._node}
-            said = _parse(answers.get(rank, b""), self._attempt, labels)
+            said = self._parse(answers.get(rank, b""), labels)
             if said is None:
                 family = families.setdefault(PREFIX + RANK_UP.name, Metric(PREFIX + RANK_UP.name, RANK_UP.help, RANK_UP.kind))
                 family.add_sample(family.name, labels, 0.0)
@@ -120,6 +125,26 @@ class NodeCollector(Collector):
                 if families[each.name] is not each:
                     families[each.name].samples += each.samples
         return list(families.values())
+
+    def _parse(self, answer: bytes, own: Mapping[str, str]) -> list[Metric] | None:
+        """The families in an answer, with those samples that have a rank's own labels; None where there are none, it was cut off, or
+        another attempt gave it."""
+        try:
+            content: Any = json.loads(answer)
+            if content["attempt"] != self._attempt:
+                return None
+            self._spend(min(max(float(content.get("seconds", 0.0)), 0.0), _MOST_SECONDS))
+            families = []
+            for name, text, kind, unit, samples in content["families"]:
+                family = Metric(str(name), str(text), str(kind), str(unit))
+                for sample, labels, value in samples:
+                    if own.items() <= labels.items():
+                        family.add_sample(str(sample), {str(key): str(each) for key, each in labels.items()}, float(value))
+                if family.samples or not samples:
+                    families.append(family)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+        return families if any(family.samples for family in families) else None
 
     def close(self) -> None:
         """Drops the connections that were never answered. Not while another thread asks."""
@@ -193,23 +218,3 @@ def _forget_answered(unanswered: dict[int, socket.socket]) -> None:
         except OSError:  # reset: it does not hang any more
             pass
         unanswered.pop(rank).close()
-
-
-def _parse(answer: bytes, attempt: int, own: Mapping[str, str]) -> list[Metric] | None:
-    """The families in an answer, with those samples that have a rank's own labels; None where there are none, it was cut off, or another
-    attempt gave it."""
-    try:
-        content: Any = json.loads(answer)
-        if content["attempt"] != attempt:
-            return None
-        families = []
-        for name, text, kind, unit, samples in content["families"]:
-            family = Metric(str(name), str(text), str(kind), str(unit))
-            for sample, labels, value in samples:
-                if own.items() <= labels.items():
-                    family.add_sample(str(sample), {str(key): str(each) for key, each in labels.items()}, float(value))
-            if family.samples or not samples:
-                families.append(family)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return None
-    return families if any(family.samples for family in families) else None

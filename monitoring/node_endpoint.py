@@ -14,13 +14,12 @@ import os
 import select
 import socket
 import sys
-import threading
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from monitoring.allowance import processor_share
+from monitoring.allowance import BURST_SECONDS, Allowance, processor_share
 from monitoring.exporter import Exporter, ExporterError
 from monitoring.node_collector import NodeCollector
 from monitoring.pushgateway import Pushgateway
@@ -28,7 +27,6 @@ from monitoring.pushgateway import Pushgateway
 DELETE = b"delete\n"
 """Last word of whoever started it."""
 _NICE = 10
-_STACK_BYTES = 512 * 1024  # of a thread, since there may be one for each request
 _PARENT_SECONDS = 1.0
 
 
@@ -94,10 +92,11 @@ def serve(settings: EndpointSettings, listener: socket.socket, pipe: int) -> Non
     """
     parent = os.getppid()
     sockets = {rank: Path(path) for rank, path in settings.sockets.items()}
-    collector = NodeCollector(sockets, run=settings.run, node=settings.node, attempt=settings.attempt)
-    files = settings.token_file, settings.certificate_file, settings.key_file
     share = processor_share(len(sockets))
-    with closing(collector), Exporter(collector.exposition, settings.address, 0, *files, listener=listener, share=share):
+    allowance = Allowance(share, share * BURST_SECONDS)
+    collector = NodeCollector(sockets, run=settings.run, node=settings.node, attempt=settings.attempt, spend=allowance.spend)
+    files = settings.token_file, settings.certificate_file, settings.key_file
+    with closing(collector), Exporter(collector.exposition, settings.address, 0, *files, listener=listener, allowance=allowance):
         pusher = _pusher(settings, collector) if settings.pushgateway else None
         # the pipe of a rank that was killed may live on in a process that the rank forked
         while os.getppid() == parent and not select.select([pipe], [], [], _PARENT_SECONDS)[0]:
@@ -125,7 +124,6 @@ def main() -> None:
         settings, listener = EndpointSettings.from_line(pipe.readline())
     logging.basicConfig(format=f"metrics of {settings.node}: %(message)s")
     _give_way()
-    threading.stack_size(_STACK_BYTES)
     try:
         serve(settings, socket.socket(fileno=listener), sys.stdin.fileno())
     except ExporterError as error:

@@ -4,7 +4,9 @@ Whoever connects is sent one JSON document and the end of the stream. A rank spe
 an answer and nothing while nobody asks; text for Prometheus is made of it elsewhere. Whoever asks makes sure that it is a rank of the same
 user who answers.
 
-    {"attempt": 2, "families": [[name, help, type, unit, [[sample name, labels, value], ...]], ...]}
+    {"attempt": 2, "seconds": 0.003, "families": [[name, help, type, unit, [[sample name, labels, value], ...]], ...]}
+
+`seconds` is the processor time of this rank since its answer before, most of it for that one and this one: whoever asks limits it.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class RankSocket:
     def __init__(self, registry: Collector, path: Path, attempt: int) -> None:
         self.path = path
         self._registry, self._attempt = registry, attempt
+        self._spent = 0.0
         self._listener: socket.socket | None = None
         try:
             listener, self._inode = _listen(path)
@@ -88,7 +91,8 @@ class RankSocket:
             (family.name, family.documentation, family.type, family.unit, [(s.name, s.labels, s.value) for s in family.samples])
             for family in self._registry.collect()
         ]
-        return json.dumps({"attempt": self._attempt, "families": families}).encode()
+        before, self._spent = self._spent, time.thread_time()
+        return json.dumps({"attempt": self._attempt, "seconds": self._spent - before, "families": families}).encode()
 
     def close(self) -> None:
         """Stops answering and removes the socket, unless another process has taken the rank over. A second call does nothing."""

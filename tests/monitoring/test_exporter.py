@@ -35,7 +35,7 @@ def exporter(metrics: RunMetrics) -> Iterator[Exporter]:
 
 
 def get(exporter: Exporter, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes, http.client.HTTPMessage]:
-    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=60)
     try:
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
@@ -183,27 +183,32 @@ def test_a_client_that_stalls_is_dropped_and_others_are_served_meanwhile(metrics
 
 
 def test_stalled_clients_can_not_pile_up(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IDLE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "IDLE_SECONDS", 2.0)
     monkeypatch.setattr(module, "MAX_REQUESTS", 4)
+    monkeypatch.setattr(module, "MAX_WAITING", 2)
     with Exporter(metrics.registry, port=0) as exporter:
-        before = threading.active_count()
-        stalled = [connect(exporter, b"GET /metr") for _ in range(12)]
-        wait_until(lambda: threading.active_count() - before == 4)
-        time.sleep(0.2)
-        assert threading.active_count() - before == 4
+        before, stalled = open_files(), []
+        for count in range(1, 4 + 2 + 1):  # four are talked to, two wait
+            stalled.append(connect(exporter, b"GET /metr"))
+            wait_until(lambda count=count: open_files() == before + 2 * count)
+        stalled += [connect(exporter, b"GET /metr") for _ in range(6)]
+        most, end = 0, time.monotonic() + 0.3
+        while time.monotonic() < end:
+            most = max(most, open_files() - before)
+        assert most <= 12 + 4 + 2 + 1, "nor is there room for more: only the one that has just come may be there, too"
         assert get(exporter, "/metrics")[0] == 200
         for client in stalled:
             client.close()
 
 
-def test_what_finds_no_free_thread_waits_for_one(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_finds_no_free_place_waits_for_one(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_REQUESTS", 4)
     monkeypatch.setattr(module, "IDLE_SECONDS", 60.0)
     monkeypatch.setattr(module, "REQUEST_SECONDS", 60.0)
     with Exporter(metrics.registry, port=0) as exporter:
-        before = threading.active_count()
+        before = open_files() + 4
         stalled = [connect(exporter, b"GET /metr") for _ in range(4)]
-        wait_until(lambda: threading.active_count() == before + 4)
+        wait_until(lambda: open_files() == before + 4)
         with connect(exporter, b"GET /healthz HTTP/1.0\r\n\r\n") as waiting:
             waiting.settimeout(0.5)
             with pytest.raises(TimeoutError):
@@ -215,24 +220,73 @@ def test_what_finds_no_free_thread_waits_for_one(metrics: RunMetrics, monkeypatc
             client.close()
 
 
+def processor_seconds(exporter: Exporter) -> float:
+    """What the thread that serves has taken."""
+    assert exporter._thread.ident is not None
+    return time.clock_gettime(time.pthread_getcpuclockid(exporter._thread.ident))
+
+
 def test_requests_take_a_part_of_a_core_and_those_that_wait_are_served_later(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BURST_SECONDS", 0.0)
-    spent = []
-    with Exporter(metrics.registry, port=0, share=0.002) as exporter:
-        started = time.monotonic()
-        answer = exporter._server._answer
-        monkeypatch.setattr(exporter._server, "_answer", lambda *request: (answer(*request), spent.append(time.thread_time())))
+    monkeypatch.setattr(module, "BURST_SECONDS", 0.25)
+    share = 0.005
+    with Exporter(metrics.registry, port=0, share=share) as exporter, ThreadPoolExecutor(16) as pool:
+        started, spent = time.monotonic(), processor_seconds(exporter)
         for _ in range(5):
-            assert get(exporter, "/metrics")[0] == 200
-        assert sum(spent[:-2]) <= 0.002 * (time.monotonic() - started), "one may begin while another ends, and nobody waits for the last"
+            assert {status for status, *_ in pool.map(lambda _: get(exporter, "/healthz"), range(16))} == {200}
+        spent = processor_seconds(exporter) - spent
+        waited = time.monotonic() - started
+        assert spent > share * 0.25, "more than may be taken at once, so that there was something to wait for"
+        # those that are let in at the same time, and what is left to do for those before, are at the expense of those after them
+        assert spent <= share * (waited + 0.25) + 2 * 16 * spent / 80
+        pool.submit(get, exporter, "/metrics")
+        started = time.monotonic()
         exporter.close()
         assert time.monotonic() - started < 60, "a close does not wait for it"
+
+
+def test_who_came_last_is_let_in_first_and_who_has_waited_longest_makes_room(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_REQUESTS", 1)
+    monkeypatch.setattr(module, "MAX_WAITING", 2)
+    monkeypatch.setattr(module, "IDLE_SECONDS", 60.0)
+    monkeypatch.setattr(module, "REQUEST_SECONDS", 60.0)
+    with Exporter(metrics.registry, port=0) as exporter:
+        before = open_files()
+        clients = []
+        for count in (1, 2, 3):  # one is talked to, two wait
+            clients.append(connect(exporter, b"GET /metr"))
+            wait_until(lambda count=count: open_files() == before + 2 * count)
+        clients.append(connect(exporter, b"GET /healthz HTTP/1.0\r\n\r\n"))
+        with pytest.raises(ConnectionResetError):  # makes room
+            clients[1].recv(100)
+        clients[0].close()
+        assert clients[3].recv(100).startswith(b"HTTP/1.0 200 "), "though another one has waited for longer"
+        for client in clients:
+            client.close()
+        wait_until(lambda: open_files() == before)
+
+
+def test_a_crowd_is_let_in_together_and_a_single_one_as_soon_as_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(allowance, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    requests = allowance.Allowance(0.01, 0.02)
+    assert requests.wait() == 0
+    requests.all_are_in()
+    requests.spend(0.03)
+    assert requests.wait() == pytest.approx(1.0), "nobody was waiting: until there is something left"
+    now[0] += 1.01
+    assert requests.wait() == 0
+    requests.spend(0.001)
+    assert requests.wait() == pytest.approx(1.09), "it has run out before all were in: until half of the burst is there"
+    now[0] += 1.0
+    assert requests.wait() > 0
+    requests.all_are_in()
+    assert requests.wait() == 0, "they have left"
 
 
 def test_how_long_the_client_waits_is_told_to_what_gives_the_metrics() -> None:
     told: list[float] = []
 
-    def exposition(_: bool, timeout: float) -> bytes:
+    def exposition(_: bool, timeout: float, __: float) -> bytes:
         told.append(timeout)
         return b""
 
@@ -240,7 +294,7 @@ def test_how_long_the_client_waits_is_told_to_what_gives_the_metrics() -> None:
         get(exporter, "/metrics")
         for text in ("2.5", "soon", "nan", "-1", "0", "inf"):
             get(exporter, "/metrics", **{"X-Prometheus-Scrape-Timeout-Seconds": text})
-    assert told == [math.inf, 2.5, *[math.inf] * 5]
+    assert told == [math.inf, pytest.approx(2.5), *[math.inf] * 5]
 
 
 def test_two_servers_that_ask_a_node_of_eight_every_five_seconds_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,10 +302,12 @@ def test_two_servers_that_ask_a_node_of_eight_every_five_seconds_never_wait(monk
     monkeypatch.setattr(allowance, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def longest(ranks: int) -> float:
-        requests, wait = allowance.Allowance(allowance.processor_share(ranks), allowance.BURST_SECONDS), -math.inf
+        share = allowance.processor_share(ranks)
+        requests, wait = allowance.Allowance(share, share * allowance.BURST_SECONDS), -math.inf
         for _ in range(2 * 720):
             now[0] += 2.5
             wait = max(wait, requests.wait())
+            requests.all_are_in()
             requests.spend(scrape)
         return wait
 

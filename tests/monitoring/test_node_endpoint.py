@@ -186,6 +186,19 @@ def test_a_rank_that_was_silent_is_waited_for_again_when_it_has_said_something(t
         wait_until(lambda: ups(collector.exposition(False)) == ["1.0"])
 
 
+def test_what_the_answers_took_is_counted_and_texts_of_both_forms_share_a_collection(tmp_path: Path) -> None:
+    path, spent = socket_path(tmp_path / "run", "node", 0), list[float]()
+    collector = NodeCollector({0: path}, run="run", node="node", attempt=1, spend=spent.append)
+    with closing(collector), RankSocket(RunMetrics("run", 0, 1, "node").registry, path, 1):
+        asked = time.monotonic()
+        collector.exposition(False, 10.0, asked)
+        collector.exposition(True, 10.0, asked)
+        assert len(spent) == 1
+        collector.exposition(True)
+        assert len(spent) == 2
+    assert all(0 < seconds <= 0.1 for seconds in spent)
+
+
 def answering(path: Path, families: object, before: str = "pass") -> str:
     """A program that answers on a socket as a rank of the first attempt would; "here" when it does."""
     answer = json.dumps({"attempt": 1, "families": families})
