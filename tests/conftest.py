@@ -19,6 +19,14 @@ settings.load_profile("suite")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+LONGEST = [
+    *("e2e/test_worlds.py", "e2e/test_slurm.py", "e2e/test_monitoring.py", "e2e/test_recipes.py", "faults/test_chaos.py"),
+    *("e2e/test_watchdogs.py", "e2e/test_resume.py", "e2e/test_modes.py", "e2e/test_launch.py", "e2e/test_restarts.py"),
+]
+"""The files that take minutes: where several workers share the files, these go first, so that all workers end together. One that computes
+stands beside one that mostly waits."""
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Real photographs: the folder named by CONTEXT_ENCODER_DATA, or ../shared/data beside the checkout."""
@@ -55,6 +63,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--no-skips", action="store_true", help="fail when a test is skipped that needs no GPU: what continuous integration asks for"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+        assert all(path.exists() for path in places), f"LONGEST names a file that is not there: {LONGEST}"
+        items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,4 +1,8 @@
-"""Starts the real program the way a person does, and reads what it left."""
+"""Starts the real program the way a person does, and reads what it left.
+
+Launcher and ranks are run by the warm interpreter of tests/warm.py, unless a test asks for a real one because the start itself, a parent's
+death or what `ps` says of a rank is its point.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,21 @@ from typing import Any
 import psutil
 
 from pipeline.training.run_folder import read_lines
+from tests import warm
 from tests.conftest import ROOT
 
 ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
 CPU = ROOT / "launch" / "accelerate" / "cpu.yaml"
 
 
-def pretrain_command(ranks: int, *settings: str) -> list[str]:
+def python(real: bool = False) -> str:
+    """The interpreter that runs programs: one that has imported everything already, or the one that runs the tests."""
+    return sys.executable if real else warm.interpreter()
+
+
+def pretrain_command(ranks: int, *settings: str, real: bool = False) -> list[str]:
     """`accelerate launch launch/pretrain.py`, without a launcher's configuration for one rank, with the CPU file for more."""
-    launcher = [ACCELERATE, "launch"]
+    launcher = [python(real), ACCELERATE, "launch"]
     if ranks > 1:
         launcher += ["--config_file", str(CPU), "--num_processes", str(ranks)]
     return [*launcher, "launch/pretrain.py", *settings, "--monitoring.port", "0"]
@@ -35,14 +45,19 @@ def clean_environment(**extra: str) -> dict[str, str]:
     return {**kept, "TQDM_MININTERVAL": "0", **extra}
 
 
-def launch(ranks: int, *settings: str, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
+def launch(ranks: int, *settings: str, timeout: float = 280, real: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs to the end."""
-    return _run(pretrain_command(ranks, *settings), timeout, environment)
+    return _run(pretrain_command(ranks, *settings, real=real), timeout, environment)
 
 
-def run_alone(*settings: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_alone(*settings: str, timeout: float = 120, real: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
     """The program without a launcher: what a rank says and how it ends."""
-    return _run([sys.executable, "launch/pretrain.py", *settings, "--monitoring.port", "0"], timeout, environment)
+    return _run([python(real), "launch/pretrain.py", *settings, "--monitoring.port", "0"], timeout, environment)
+
+
+def run_program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS`: another program of the repository, to its end."""
+    return _run([python(), *arguments], 120, environment)
 
 
 def _run(command: list[str], timeout: float, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -50,11 +65,11 @@ def _run(command: list[str], timeout: float, environment: dict[str, str]) -> sub
     return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def start(ranks: int, *settings: str, log: Path, **environment: str) -> subprocess.Popen[bytes]:
+def start(ranks: int, *settings: str, log: Path, real: bool = False, **environment: str) -> subprocess.Popen[bytes]:
     """Starts and returns at once; the launcher leads a process group of its own."""
     with open(log, "ab") as file:
         return subprocess.Popen(
-            pretrain_command(ranks, *settings),
+            pretrain_command(ranks, *settings, real=real),
             cwd=ROOT,
             env=clean_environment(**environment),
             stdout=file,
@@ -63,10 +78,24 @@ def start(ranks: int, *settings: str, log: Path, **environment: str) -> subproce
         )
 
 
+def ranks_of(launcher: subprocess.Popen[bytes]) -> dict[int, psutil.Process]:
+    """Rank -> its process, of those below a launcher."""
+    found = {}
+    for child in _started_ranks(launcher):
+        with suppress(psutil.Error, KeyError):
+            found[int(child.environ()["RANK"])] = warm.behind(child)
+    return found
+
+
 def rank_processes(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The ranks below a launcher."""
+    return [warm.behind(child) for child in _started_ranks(launcher)]
+
+
+def _started_ranks(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes that a launcher has started as ranks."""
     try:
-        children = psutil.Process(launcher.pid).children(recursive=True)
+        children = warm.behind(psutil.Process(launcher.pid)).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
     return [child for child in children if "launch/pretrain.py" in " ".join(_command(child))]
@@ -79,23 +108,23 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-def wait_until(condition: Callable[[], Any], log: Path, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], Any], log: Path | None = None, seconds: float = 120, pause: float = 0.05) -> None:
     """Waits for a condition; shows the log where it never comes."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"waited in vain; the log:\n{log.read_text()[-4000:]}"
-        time.sleep(0.05)
+        assert time.monotonic() < end, f"waited in vain; the log:\n{log.read_text()[-4000:]}" if log else "waited in vain"
+        time.sleep(pause)
 
 
 def kill_all(launcher: subprocess.Popen[bytes]) -> None:
     """kill -9 of the launcher and every rank at once."""
-    ranks = rank_processes(launcher)
+    processes = [warm.behind(psutil.Process(launcher.pid)), *rank_processes(launcher)]
     os.killpg(launcher.pid, signal.SIGKILL)
-    for rank in ranks:  # the launcher starts each in a group of its own
+    for process in processes:  # the launcher starts each in a group of its own
         with suppress(psutil.NoSuchProcess):
-            rank.kill()
+            process.kill()
     launcher.wait()
-    psutil.wait_procs(ranks, timeout=20)
+    psutil.wait_procs(processes, timeout=20)
 
 
 def losses(run: Path) -> dict[int, Any]:

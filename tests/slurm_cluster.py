@@ -22,6 +22,8 @@ from typing import Any
 
 import psutil
 
+from tests.ports import free_port
+
 PROGRAMS = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm", "srun": "slurm-wlm"}
 """What has to be there, and the Debian package that it is in."""
 _NODE = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
@@ -85,7 +87,7 @@ class SlurmCluster:
         hosts = self.folder / "hosts"
         hosts.write_text(Path("/etc/hosts").read_text() + "".join(f"127.0.0.1 {node}\n" for node in self.nodes))
         conf = self.folder / "slurm.conf"
-        conf.write_text(self._configuration(_free_ports(1 + len(self.nodes))))
+        conf.write_text(self._configuration([free_port() for _ in range(1 + len(self.nodes))]))
         munged = ["munged", "--foreground", "--num-threads=2", f"--key-file={key}", f"--socket={self._sockets / 'socket'}"]
         munged += [f"--{what}-file={self.folder / 'munge' / what}" for what in ("pid", "log", "seed")]
         self._spawn("munged", munged)
@@ -241,14 +243,3 @@ def _unshare() -> list[str]:
     if os.getuid() == 0 and subprocess.run([*own, "true"], capture_output=True, check=False).returncode == 0:
         return own
     return [*own, "--user", "--map-current-user", "--keep-caps"]
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

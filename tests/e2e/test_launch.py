@@ -19,7 +19,7 @@ from shards.embedded_store import SeaweedFS
 from shards.store import Store
 from tests.conftest import ROOT
 from tests.datasets import photographs, upload, write_dataset
-from tests.launching import clean_environment, launch, rank_processes, run_alone, setting_list, start, wait_until
+from tests.launching import clean_environment, launch, rank_processes, run_alone, run_program, setting_list, start, wait_until
 
 SMALL = ["--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "16", "--method.batch_norm_group", "2"]
 BATCH = ["--training.global_batch", "8", "--training.micro_batch", "4"]
@@ -33,7 +33,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_plain_accelerate_launch_trains_on_one_process(shards: Path, tmp_path: Path) -> None:
-    done = launch(1, *setting_list(shards, tmp_path / "run", 4, *SMALL, *BATCH))
+    done = launch(1, *setting_list(shards, tmp_path / "run", 4, *SMALL, *BATCH), real=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "world size 1 (cpu)" in done.stderr
     assert done.stdout.count("finished: 4 steps with 1 ranks") == 1
@@ -41,7 +41,7 @@ def test_plain_accelerate_launch_trains_on_one_process(shards: Path, tmp_path: P
 
 def test_with_the_cpu_file_two_ranks_train_and_say_so_in_the_metrics(shards: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    launcher = start(2, *setting_list(shards, run, 100_000, *SMALL, *BATCH, "--training.pictures_every", "3"), log=log)
+    launcher = start(2, *setting_list(shards, run, 100_000, *SMALL, *BATCH, "--training.pictures_every", "3"), log=log, real=True)
     try:
         wait_until(lambda: launcher.poll() is not None or len(read_lines(run / "history.jsonl")) > 5, log)
         (target,) = sorted((run / "targets").glob("*.json"))
@@ -77,15 +77,14 @@ def test_checkpoints_and_shards_may_both_be_in_s3(s3: SeaweedFS, shards: Path, t
     assert CheckpointStore(Store(f"s3://{bucket}/checkpoints", s3.options)).steps() == [3, 5]
     for path in (tmp_path / "run").rglob("*"):
         assert path.is_dir() or s3.secret not in path.read_text(errors="replace")
-    command = [sys.executable, "launch/checkpoints.py", "verify", f"s3://{bucket}/checkpoints"]
-    listed = subprocess.run(command, cwd=ROOT, env=clean_environment(**s3.environment), capture_output=True, text=True, check=False)
+    listed = run_program("launch/checkpoints.py", "verify", f"s3://{bucket}/checkpoints", **s3.environment)
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout.count("verified") == 2
 
 
-def refuse(message: str, *settings: str, code: int = 1, **environment: str) -> None:
+def refuse(message: str, *settings: str, code: int = 1, real: bool = False, **environment: str) -> None:
     """The program ends with one clear line and without a traceback."""
-    done = run_alone(*settings, **environment)
+    done = run_alone(*settings, real=real, **environment)
     assert done.returncode == code, done.stdout + done.stderr
     assert re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
@@ -98,7 +97,7 @@ def test_bad_settings_are_refused(shards: Path, tmp_path: Path) -> None:
     refuse(r"--data\.shards", "--data.shard", str(shards), code=2)
     (tmp_path / "bad.yaml").write_text("training: {step: 3}")
     refuse("training.step: no such setting. Did you mean 'steps'", "--config", str(tmp_path / "bad.yaml"))
-    refuse("data.shards: give the URL", *run)
+    refuse("data.shards: give the URL", *run, real=True)
     refuse(
         "method.mask: max_fraction: 7.0 is not above 0",
         "--config",
@@ -224,7 +223,7 @@ def test_gradients_that_are_not_finite_stop_the_run(shards: Path, tmp_path: Path
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_trains_in_bf16(shards: Path, tmp_path: Path) -> None:
-    done = launch(1, *setting_list(shards, tmp_path / "run", 4, *SMALL, *BATCH, "--training.precision", "bf16"))
+    done = launch(1, *setting_list(shards, tmp_path / "run", 4, *SMALL, *BATCH, "--training.precision", "bf16"), real=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "(cuda)" in done.stderr
     assert (tmp_path / "run" / "checkpoints").exists()

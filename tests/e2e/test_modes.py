@@ -4,9 +4,7 @@ launch/accelerate."""
 from __future__ import annotations
 
 import math
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,8 @@ from shards.store import Store
 from tests.conftest import ROOT
 from tests.datasets import photographs, write_dataset
 from tests.e2e.test_worlds import train_in_turn
-from tests.launching import ACCELERATE, clean_environment, launch, losses, run_alone, setting_list
+from tests.launching import ACCELERATE, clean_environment, launch, losses, python, run_alone, run_program, setting_list
+from tests.ports import free_port
 
 SMALL = ["--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "16", "--method.batch_norm_group", "2"]
 SETTINGS = [*SMALL, "--training.global_batch", "10", "--training.micro_batch", "4", "--data.shuffle_block", "16"]
@@ -93,18 +92,23 @@ def test_a_run_goes_on_with_other_ranks_in_other_modes(shards: Path, tmp_path: P
     assert account(run).problems == []
     starts = [row["world_size"] for row in read_lines(run / "events.jsonl") if row["event"] == "start"]
     assert starts == [2, 1, 3, 4]
-    ledger = [sys.executable, "launch/ledger.py", str(run)]
-    said = subprocess.run(ledger, cwd=ROOT, capture_output=True, text=True, check=False)
+    said = run_program("launch/ledger.py", str(run))
     assert said.returncode == 0, said.stdout + said.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["zero2", "zero3"])
 def test_the_zero_files_choose_the_mode(shards: Path, tmp_path: Path, mode: str) -> None:
-    launcher = [ACCELERATE, "launch", "--config_file", f"launch/accelerate/{mode}.yaml", "--num_processes", "2", "launch/pretrain.py"]
+    launcher = [python(), ACCELERATE, "launch", "--config_file", f"launch/accelerate/{mode}.yaml", "--num_processes", "2"]
     settings = setting_list(shards, tmp_path / "run", 2, *SETTINGS, "--monitoring.enabled", "False")
     run = subprocess.run(
-        [*launcher, *settings], cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=280, check=False
+        [*launcher, "launch/pretrain.py", *settings],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert "world size 2 (cpu)" in run.stderr
@@ -115,9 +119,7 @@ def test_the_zero_files_choose_the_mode(shards: Path, tmp_path: Path, mode: str)
 @pytest.mark.slow
 def test_the_nodes_file_joins_two_machines(shards: Path, tmp_path: Path) -> None:
     """Two launchers, as two machines would have them, on the loopback interface."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     launcher = [ACCELERATE, "launch", "--config_file", "launch/accelerate/nodes.yaml", "--num_machines", "2", "--num_processes", "2"]
     settings = setting_list(shards, tmp_path / "run", 2, *SETTINGS, "--monitoring.enabled", "False")
     machines = []

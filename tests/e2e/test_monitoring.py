@@ -31,7 +31,7 @@ from shards.embedded_store import SeaweedFS
 from tests.datasets import photographs, upload, write_dataset
 from tests.faults.proxy import Fault, Proxy, Rule
 from tests.faults.shaping import Shape
-from tests.launching import kill_all, rank_processes, setting_list, start, wait_until
+from tests.launching import kill_all, ranks_of, setting_list, start, wait_until
 from tests.monitoring.dashboard_files import NAMES, expressions, load, substituted
 from tests.rule_windows import rule_files, rules, shorten
 
@@ -84,7 +84,7 @@ class Live:
 
     @property
     def ranks(self) -> dict[int, psutil.Process]:
-        return {int(process.environ()["RANK"]): process for process in rank_processes(self.launchers[-1])}
+        return ranks_of(self.launchers[-1])
 
     def steps(self) -> int:
         return len(read_lines(self.folder / "history.jsonl"))

@@ -17,8 +17,8 @@ from shards.tar_samples import scan
 from tests.launching import launch, setting_list
 
 RECIPES = {
-    "features": ["--training.global_batch", "2", "--method.optimiser.learning_rate", "1e-3"],
-    "autoencoder": ["--training.global_batch", "2", "--method.optimiser.learning_rate", "1e-3"],
+    "features": ["--training.global_batch", "1", "--method.optimiser.learning_rate", "1e-3"],
+    "autoencoder": ["--training.global_batch", "1", "--method.optimiser.learning_rate", "1e-3"],
     "inpainting": [
         "--training.global_batch",
         "4",

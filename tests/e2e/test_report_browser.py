@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -29,6 +28,7 @@ from monitoring.report.curves import MOST_BUCKETS
 from pipeline.training.run_folder import read_lines
 from tests.datasets import photographs, write_dataset
 from tests.launching import kill_all, setting_list, start, wait_until
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -58,8 +58,7 @@ class Prometheus:
     """A real server that scrapes the ranks of a run."""
 
     def __init__(self, folder: Path, targets: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = port = free.getsockname()[1]
+        self.port = port = free_port()
         folder.mkdir()
         job = {
             "job_name": "context_encoder",

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,7 @@ from pipeline.training.checkpoint import CheckpointStore, read
 from pipeline.training.ledger import account
 from pipeline.training.run_folder import read_lines
 from shards.store import Store
-from tests.conftest import ROOT
-from tests.launching import kill_all, launch, losses, rank_processes, setting_list, start, wait_until
+from tests.launching import kill_all, launch, losses, rank_processes, run_program, setting_list, start, wait_until
 
 STEPS, EVERY = 14, 3
 COMMON = ["--training.global_batch", "4", "--checkpoint.every", str(EVERY), "--data.shuffle_block", "64"]
@@ -81,7 +79,7 @@ def test_kill_9_at_a_random_step(imagenet_shards: Path, undisturbed: dict[str, P
     settings = setting_list(imagenet_shards, run, STEPS, *KINDS[recipe])
     at = random.SystemRandom().randint(EVERY + 1, STEPS - 5)
     saved = CheckpointStore(Store(str(run / "checkpoints")))
-    launcher = start(2, *settings, log=log)
+    launcher = start(2, *settings, log=log, real=(victim, recipe) == ("one rank", "inpainting"))
     wait_until(lambda: steps_done(run) >= 1 or launcher.poll() is not None, log)
     chosen = random.SystemRandom().choice(rank_processes(launcher))
     # a save is written beside the steps that follow it
@@ -126,7 +124,7 @@ def test_a_signal_saves_and_ends_cleanly(imagenet_shards: Path, undisturbed: dic
 @pytest.mark.slow
 def test_a_launcher_that_is_killed_leaves_no_orphans(imagenet_shards: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    launcher = start(1, *setting_list(imagenet_shards, run, 10_000, *KINDS["features"]), log=log)
+    launcher = start(1, *setting_list(imagenet_shards, run, 10_000, *KINDS["features"]), log=log, real=True)
     wait_until(lambda: steps_done(run) >= 2 or launcher.poll() is not None, log)
     ranks = rank_processes(launcher)
     assert ranks
@@ -168,8 +166,7 @@ def test_another_number_of_ranks_continues_with_the_same_samples(
     last = [rows[STEPS]["losses"]["context_encoder"]["total"] for rows in (found, expected)]
     assert last[0] == pytest.approx(last[1], rel=1e-4)
     assert_every_step_counts_once(run)
-    command = [sys.executable, "launch/ledger.py", str(run)]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    said = run_program("launch/ledger.py", str(run))
     assert said.returncode == 0, said.stderr
     assert f"{STEPS} steps count, of 2 attempts with 2, 3 ranks" in said.stdout
     assert "every counted step saw exactly the samples that the order has for it" in said.stdout
@@ -186,8 +183,7 @@ def test_a_finished_run_is_left_alone(imagenet_shards: Path, undisturbed: dict[s
 
 def test_the_encoder_of_a_run_loads_into_the_network(undisturbed: dict[str, Path], tmp_path: Path) -> None:
     target = tmp_path / "encoder.safetensors"
-    command = [sys.executable, "launch/export.py", str(undisturbed["features"]), str(target)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_program("launch/export.py", str(undisturbed["features"]), str(target))
     assert done.returncode == 0, done.stderr
     assert f"after {STEPS} steps" in done.stdout
     encoder = Encoder("caffenet")
@@ -197,6 +193,6 @@ def test_the_encoder_of_a_run_loads_into_the_network(undisturbed: dict[str, Path
     with safe_open(target, "pt") as file:
         assert file.metadata()["step"] == str(STEPS)
     (tmp_path / "empty").mkdir()
-    refused = subprocess.run([*command[:2], str(tmp_path / "empty"), str(target)], cwd=ROOT, capture_output=True, text=True, check=False)
+    refused = run_program("launch/export.py", str(tmp_path / "empty"), str(target))
     assert refused.returncode == 1
     assert "no checkpoint that verifies" in refused.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ from tests.conftest import ROOT
 from tests.datasets import photographs, upload, write_dataset
 from tests.faults.proxy import Fault, Proxy, Rule
 from tests.faults.shaping import Shape
-from tests.launching import kill_all, launch, rank_processes, run_alone, setting_list, start, wait_until
+from tests.launching import kill_all, launch, rank_processes, ranks_of, run_alone, setting_list, start, wait_until
+from tests.ports import free_port
 
 SMALL = [
     *("--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "16", "--method.batch_norm_group", "2"),
@@ -40,22 +40,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def running(log: Path, *settings: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(log: Path, *settings: str, real: bool = False) -> Iterator[subprocess.Popen[bytes]]:
     """Two ranks; whatever is left of them in the end is killed."""
-    launcher = start(2, *settings, log=log, **environment)
+    launcher = start(2, *settings, log=log, real=real)
     try:
         yield launcher
     finally:
         if launcher.poll() is None:
             kill_all(launcher)
-
-
-def rank_of(process: psutil.Process) -> int:
-    return int(process.environ()["RANK"])
-
-
-def ranks_of(launcher: subprocess.Popen[bytes]) -> dict[int, psutil.Process]:
-    return {rank_of(process): process for process in rank_processes(launcher)}
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -134,17 +126,11 @@ def test_a_store_that_is_down_and_tried_again_is_no_stall(s3: SeaweedFS, shards:
     assert events(run, "stall") == []
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def test_a_rank_that_never_joins_is_named(shards: Path, tmp_path: Path) -> None:
     port = free_port()
     environment = {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     run = tmp_path / "run"
-    done = run_alone(*setting_list(shards, run, 1, *SMALL), "--watchdog.startup_minutes", "0.5", **environment)
+    done = run_alone(*setting_list(shards, run, 1, *SMALL), "--watchdog.startup_minutes", "0.25", **environment)
     assert done.returncode == STALLED, done.stderr
     assert f"hangs, start-up, waiting for ranks 1, 2 of 3 to join at 127.0.0.1:{port} for" in done.stderr
     (stall,) = events(run, "stall")
@@ -159,7 +145,7 @@ def test_a_rank_that_never_joins_is_named(shards: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_stands_still_before_it_joined_is_named_by_the_other(shards: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    with running(log, *setting_list(shards, run, 1, *SMALL), "--watchdog.startup_minutes", "1") as launcher:
+    with running(log, *setting_list(shards, run, 1, *SMALL), "--watchdog.startup_minutes", "0.25", real=True) as launcher:
         wait_until(lambda: len(rank_processes(launcher)) == 2 or launcher.poll() is not None, log)
         ranks_of(launcher)[1].send_signal(signal.SIGSTOP)  # while it imports
         wait_until(lambda: "hangs, start-up, waiting for rank 1 of 2 to join at" in log.read_text(), log)
@@ -169,7 +155,7 @@ def test_a_rank_that_stands_still_before_it_joined_is_named_by_the_other(shards:
 @pytest.mark.slow
 def test_the_stacks_of_a_live_run_can_be_asked_for(shards: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    with running(log, *setting_list(shards, run, ENDLESS, *SMALL)) as launcher:
+    with running(log, *setting_list(shards, run, ENDLESS, *SMALL), real=True) as launcher:
         wait_until(lambda: has_steps(run, launcher), log)
         ranks = ranks_of(launcher)
         for process in ranks.values():

@@ -22,7 +22,7 @@ from pipeline.training.checkpoint import CheckpointStore, folder_name, read, ste
 from pipeline.training.run_folder import read_lines
 from shards.store import Store, split
 from tests.conftest import ROOT
-from tests.launching import ACCELERATE, CPU, clean_environment, losses, setting_list
+from tests.launching import ACCELERATE, CPU, clean_environment, losses, python, setting_list
 
 STEPS, TOLERANCE = 20, 1e-4
 MOVED = 5e-2  # of what 20 steps did, to weights and to the optimiser's state; float32 rounds weights off by up to a fiftieth of it
@@ -127,7 +127,7 @@ def first_step(name: str) -> int:
 
 def train_in_turn(folder: Path, ranks: int, commands: list[list[str]]) -> None:
     (folder / "runs.json").write_text(json.dumps([[*command, "--monitoring.enabled", "False"] for command in commands]))
-    launcher = [ACCELERATE, "launch", *(["--config_file", str(CPU), "--num_processes", str(ranks)] if ranks > 1 else [])]
+    launcher = [python(), ACCELERATE, "launch", *(["--config_file", str(CPU), "--num_processes", str(ranks)] if ranks > 1 else [])]
     done = subprocess.run(
         [*launcher, "tests/e2e/train_in_turn.py", str(folder / "runs.json")],
         cwd=ROOT,

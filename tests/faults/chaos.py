@@ -4,7 +4,8 @@ The process imports what the program needs, once, and forks a launcher for every
 runs launch/pretrain.py with an empty state of its own. Like `accelerate launch` it ends the others when a rank fails, passes SIGTERM on,
 and leaves the ranks alone when it is killed itself.
 
-python -m tests.faults.chaos reads {"arguments": [...], "environment": {...}, "ranks": 2, "log": FILE}, prints {"pid": n} and {"code": n}
+python -m tests.faults.chaos reads {"arguments": [...], "environment": {...}, "ranks": 2, "port": n, "log": FILE}, prints {"pid": n} and
+{"code": n}.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import os
 import queue
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,8 +26,10 @@ from typing import Any
 
 import psutil
 
+from tests import warm
 from tests.conftest import ROOT
 from tests.launching import clean_environment
+from tests.ports import free_port
 
 _PATIENCE = 30.0  # seconds that ranks have to end before the launcher kills them
 
@@ -65,7 +67,7 @@ class Launchers:
 
     def start(self, ranks: int, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         """Starts an attempt; `ranks` and `launcher` are its processes."""
-        task = {"arguments": list(arguments), "environment": dict(environment), "ranks": ranks, "log": str(self.log)}
+        task = {"arguments": list(arguments), "environment": dict(environment), "ranks": ranks, "port": free_port(), "log": str(self.log)}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(task).encode() + b"\n")
         self._process.stdin.flush()
@@ -108,14 +110,7 @@ class Launchers:
 
 def main() -> None:
     """Forks a launcher for every line, until stdin ends."""
-    import accelerate  # noqa: F401
-    import s3fs  # noqa: F401
-    import torch._inductor  # what torch imports late, and slowly
-    import torch.distributed.fsdp  # noqa: F401
-
-    import pipeline.training.loop  # noqa: F401
-
-    assert threading.active_count() == 1, "a fork takes no threads along"
+    warm.preload()
     for line in sys.stdin:
         task = json.loads(line)
         pid = os.fork()
@@ -132,9 +127,7 @@ def _launch(task: Mapping[str, Any]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, target in enumerate((nothing, log, log)):
         os.dup2(target, number)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = task["port"]
     ranks: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: _tell(ranks, number))
     for rank in range(task["ranks"]):

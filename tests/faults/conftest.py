@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from shards.manifest import Manifest
 from tests import datasets
 from tests.datasets import photographs, write_dataset
 from tests.faults.proxy import Proxy
+from tests.launching import wait_until
 
 COUNTS = [9, 14, 1, 16, 8]
 BATCH, BATCHES, SIDE = 16, 6, 48
@@ -73,10 +73,7 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
 
 def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Polls until the condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
+    wait_until(condition, seconds=seconds, pause=0.02)
 
 
 def whole_shards(folder: Path) -> list[Path]:

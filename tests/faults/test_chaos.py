@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +22,10 @@ from pipeline.training.ownership import OWNER
 from pipeline.training.run_folder import read_lines
 from shards.embedded_store import SeaweedFS
 from shards.store import Store
-from tests.conftest import ROOT
 from tests.datasets import photographs, write_dataset
 from tests.faults.chaos import Launchers
 from tests.faults.proxy import Fault, Proxy, Rule
-from tests.launching import launch, losses, setting_list, wait_until
+from tests.launching import launch, losses, run_program, setting_list, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.timeout(900)]
 EVERY, KEEP, RANKS = 2, 2, 2
@@ -125,8 +122,7 @@ def assert_as_if_nothing_had_been(chaos: Chaos, tmp_path: Path) -> None:
             assert one.tensors[file][name].equal(tensor), (file, name)
     assert one.facts["position"] == other.facts["position"]
     assert losses(chaos.run) == losses(quiet)
-    command = [sys.executable, "launch/ledger.py", str(chaos.run)]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    said = run_program("launch/ledger.py", str(chaos.run))
     assert said.returncode == 0, said.stdout + said.stderr
     assert f"{steps} steps count" in said.stdout
     assert_nothing_is_left(chaos)

@@ -26,6 +26,7 @@ from monitoring.access import ExporterError
 from monitoring.pushgateway import Pushgateway
 from pipeline.config import MonitoringConfig
 from tests.monitoring.ranks import Rank, get, wait_until
+from tests.ports import free_port
 
 PASSWORD = "pa:ss w0rd"
 BCRYPT = "$2b$04$HWTvwAp5F6tuq8wHNjbMk.vmtE/FY5pzCVCuapeTb75JJcfTuNdGy"
@@ -33,11 +34,6 @@ REAL = pytest.mark.skipif(
     shutil.which("prometheus-pushgateway") is None, reason="prometheus-pushgateway is not installed (Debian: prometheus-pushgateway)"
 )
 pytestmark = pytest.mark.server
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @contextmanager
