@@ -179,7 +179,7 @@ DEFINITIONS = (
     Definition("checkpoint_bytes", "gauge", "Size of the checkpoint that was saved last, NaN before the first.", unknown_at_first=True),
     Definition("checkpoint_duration_seconds", "gauge", "Time the last save took from snapshot to commit.", unknown_at_first=True),
     Definition("checkpoint_blocking_seconds", "gauge", "Time training stood still for the last save.", unknown_at_first=True),
-    Definition("checkpoint_failures_total", "counter", "Saves that failed."),
+    Definition("checkpoint_failures_total", "counter", "Saves that failed, or could not be read back."),
     Definition("host_memory_used_bytes", "gauge", "Memory of this machine that is not available any more.", unknown_at_first=True),
     Definition("host_memory_total_bytes", "gauge", "Memory of this machine.", unknown_at_first=True),
     Definition("gpu_memory_used_bytes", "gauge", "Memory of this rank's GPU that is in use, by any process.", only_with_gpu=True),

@@ -3,8 +3,7 @@
 It is built for a port that anybody may knock at: one thread with an event loop talks to all, so that a request costs one or two tenths of
 a millisecond, and the text of the metrics is made once for all that wait for it. Requests are let in for a small part of a core
 (monitoring/allowance.py), so many are talked to at the same time, each has a few seconds, its TLS handshake included, and what stalls or
-drips is cut off. The others wait, those that have left are dropped, and who came last is let in first: in a flood that lasts nobody who
-had to wait for all before him would be answered in time, while a Prometheus that has just come is, as are those that come back.
+drips is cut off. The others wait (monitoring/waiting_room.py), each address in turn, so that a flood from some hosts keeps nobody else out.
 Loopback unless told otherwise. A run serves it from a process beside its ranks (monitoring/endpoint_process.py).
 """
 
@@ -15,12 +14,11 @@ import errno
 import hmac
 import logging
 import math
-import select
+import resource
 import socket
 import ssl
 import threading
 import time
-from collections import deque
 from http import HTTPStatus
 from pathlib import Path
 
@@ -31,20 +29,22 @@ from prometheus_client.registry import Collector
 from monitoring.access import ExporterError, read_secret, server_context
 from monitoring.allowance import BURST_SECONDS, PROCESSOR_SHARE, Allowance
 from monitoring.connection import Connection, ready
-from monitoring.http_head import LARGEST_HEAD, Head, answer, read_head
+from monitoring.http_head import LARGEST_HEAD, Head, answer, read_head, without_body
 from monitoring.listener import listen, target_of
 from monitoring.shared_text import Exposition, SharedText
+from monitoring.waiting_room import WaitingRoom
 
 __all__ = ["Exporter", "ExporterError", "Exposition", "encode"]
 
 MAX_REQUESTS = 256
 """Clients that are talked to at the same time; the others wait."""
 MAX_WAITING = 512
-"""Clients that wait and are not talked to; who comes when there are so many takes the place of the one that has waited the longest."""
+"""Clients that wait and are not talked to. Both are fewer where this process may open fewer files."""
 IDLE_SECONDS = 3.0
 """Longest silence of a client within its request. As many silent ones as are let in meanwhile leave room for others."""
 REQUEST_SECONDS = 10.0
 """Longest duration of a whole request: a client that sends a byte now and then holds no place for longer."""
+_OTHER_FILES = 64  # that this process needs: the ranks' sockets, a Pushgateway's
 _AT_ONCE = 16  # clients that are taken out of the queue, and let in, before those that are in get their turn
 _TAKE_SECONDS, _TAKES = 0.25, 10  # while there is a crowd the kernel's queue is kept from being full: so often, and so many times at most
 _PATIENCE = b"x-prometheus-scrape-timeout-seconds"
@@ -92,13 +92,21 @@ class Exporter:
         self.target = target_of(listener, address)
         self.port = int(listener.getsockname()[1])
         self._loop, self._over = asyncio.new_event_loop(), asyncio.Event()
-        server = _Server(listener, exposition, token, context, allowance or Allowance(share, share * BURST_SECONDS))
-        self._thread = threading.Thread(target=self._serve, args=(server,), name="metrics", daemon=True)
+        self._server = _Server(listener, exposition, token, context, allowance or Allowance(share, share * BURST_SECONDS))
+        self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
         self._thread.start()
 
-    def _serve(self, server: _Server) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(server.serve(self._over))
+    def _serve(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._server.serve(self._over))
+        except Exception:
+            _log.exception("the metrics are not served any more")
+
+    @property
+    def is_serving(self) -> bool:
+        """False from `close` on, or where something nobody thought of has ended it: the log says what."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Stops serving, cuts off whoever is served, and waits for a text that is being made. A second call does nothing."""
@@ -124,7 +132,9 @@ class _Server:
     ) -> None:
         self._listener, self._token, self._context, self._allowance = listener, token, context, allowance
         self._texts = SharedText(exposition, allowance.spend)
-        self._waiting: deque[socket.socket] = deque()
+        room = max(12, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES)
+        self._most = min(MAX_REQUESTS, room // 3)
+        self._waiting = WaitingRoom(min(MAX_WAITING, room - self._most))
         self._tasks: set[asyncio.Task[None]] = set()
         self._counted = 0.0
         self._listener.setblocking(False)  # a client that is gone before it is accepted must not block the thread
@@ -132,17 +142,19 @@ class _Server:
     async def serve(self, over: asyncio.Event) -> None:
         """Until told that it is over."""
         self._counted = time.thread_time()
-        letting_in = asyncio.create_task(self._let_in())
+        letting_in, ending = asyncio.create_task(self._let_in()), asyncio.create_task(over.wait())
         try:
-            await over.wait()
+            await asyncio.wait((letting_in, ending), return_when=asyncio.FIRST_COMPLETED)
+            if letting_in.done():
+                letting_in.result()
         finally:
-            tasks = [letting_in, *self._tasks]
+            tasks = [letting_in, ending, *self._tasks]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._texts.close()
-            for client in (*self._waiting, self._listener):
-                client.close()
+            self._waiting.close()
+            self._listener.close()
 
     async def _let_in(self) -> None:
         """Takes clients out of the kernel's queue, and lets them in as the allowance has it."""
@@ -154,20 +166,20 @@ class _Server:
                 await ready(self._listener)
             all_are_taken = self._take()
             if not self._waiting and not all_are_taken:  # this process may open no more files
+                self._texts.release()
                 await asyncio.sleep(_TAKE_SECONDS)
                 continue
-            is_full, wait = len(self._tasks) >= MAX_REQUESTS, self._allowance.wait()
+            is_full, wait = len(self._tasks) >= self._most, self._allowance.wait()
             if is_full or wait > 0:
                 self._texts.release()
                 # not counted before the next are in: what it takes to wake up would never let the time be over
                 await asyncio.sleep(max(min(wait, _TAKE_SECONDS), wait / _TAKES) if wait > 0 else _TAKE_SECONDS)
                 continue
             self._texts.hold()
-            for _ in range(min(_AT_ONCE, len(self._waiting), MAX_REQUESTS - len(self._tasks))):
-                client = self._waiting.pop()
-                if _has_left(client):
-                    client.close()
-                    continue
+            for _ in range(min(_AT_ONCE, self._most - len(self._tasks))):
+                client = self._waiting.next()
+                if client is None:
+                    break
                 task = asyncio.create_task(self._serve_one(client))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -178,19 +190,14 @@ class _Server:
         """Takes some out of the kernel's queue; whether nobody is left there."""
         for _ in range(_AT_ONCE):
             try:
-                client, _ = self._listener.accept()
+                client, address = self._listener.accept()
             except BlockingIOError:
                 return True
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     break
                 continue
-            if self._waiting and _has_left(client):
-                client.close()
-                continue
-            if len(self._waiting) == MAX_WAITING:
-                self._waiting.popleft().close()
-            self._waiting.append(client)
+            self._waiting.add(client, address[0])
         return False
 
     def _count(self) -> None:
@@ -209,9 +216,15 @@ class _Server:
                 if not chunk:
                     return
                 received += chunk
-            await connection.send(head if isinstance(head, bytes) else await self._answer(head, connection))
+            if isinstance(head, bytes):
+                await connection.send(head)
+            else:
+                whole = await self._answer(head, connection)
+                await connection.send(without_body(whole) if head.bodiless else whole)
         except OSError:
             _log.debug("a request failed", exc_info=True)
+        except Exception:
+            _log.exception("a request failed")
         finally:
             connection.close()
 
@@ -239,10 +252,3 @@ def _seconds(text: bytes) -> float:
     except ValueError:
         return math.inf
     return seconds if seconds > 0 else math.inf
-
-
-def _has_left(client: socket.socket) -> bool:
-    """Whether the client has hung up while it waited: after a flood the queue is full of those."""
-    waiting = select.poll()
-    waiting.register(client, getattr(select, "POLLRDHUP", select.POLLHUP))
-    return bool(waiting.poll(0))

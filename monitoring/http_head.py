@@ -27,19 +27,23 @@ class Head:
 
     Attributes:
         path: without what follows a question mark.
+        bodiless: whether the head of the answer is all that is asked for.
         headers: name in lower case -> value; of those that are sent twice, the first.
     """
 
     path: bytes
+    bodiless: bool
     headers: Mapping[bytes, bytes]
 
 
 def read_head(received: bytes | bytearray) -> Head | bytes | None:
-    """The head of a GET request; the answer that refuses anything else; None while more is needed to tell.
+    """The head of a GET or HEAD request; the answer that refuses anything else; None while more is needed to tell.
 
     Args:
         received: what has come so far.
     """
+    if received.startswith((b"\r\n", b"\n")):  # what an older client sent behind its request before
+        received = received.lstrip(b"\r\n")
     line = received.find(b"\n")
     if line < 0:
         return refusal(HTTPStatus.REQUEST_URI_TOO_LONG) if len(received) > LARGEST_HEAD else None
@@ -48,8 +52,8 @@ def read_head(received: bytes | bytearray) -> Head | bytes | None:
         return refusal(HTTPStatus.BAD_REQUEST)
     if words[2] >= b"HTTP/2":
         return refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
-    if words[0] != b"GET":
-        return refusal(HTTPStatus.NOT_IMPLEMENTED, bodiless=words[0] == b"HEAD")
+    if words[0] not in (b"GET", b"HEAD"):
+        return answer(HTTPStatus.METHOD_NOT_ALLOWED, b"there are GET and HEAD\n", more=("Allow: GET, HEAD",))
     end = _END.search(received, line)
     if len(received) > LARGEST_HEAD or received.count(b"\n", line + 1, end.start() if end else len(received)) >= MOST_HEADERS:
         return refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
@@ -61,7 +65,14 @@ def read_head(received: bytes | bytearray) -> Head | bytes | None:
         if not colon or name.split() != [name]:  # also a line that continues the one before, which nobody may send any more
             return refusal(HTTPStatus.BAD_REQUEST)
         headers.setdefault(name.lower(), value.strip())
-    return Head(bytes(words[1].partition(b"?")[0]), headers)
+    return Head(_path(bytes(words[1])), words[0] == b"HEAD", headers)
+
+
+def _path(target: bytes) -> bytes:
+    """Of a target that is a path or, as to a proxy, a whole URL."""
+    _, scheme, rest = target.partition(b"://")
+    path = b"/" + rest.partition(b"/")[2] if scheme and not target.startswith(b"/") else target
+    return path.partition(b"?")[0]
 
 
 def answer(status: HTTPStatus, body: bytes, content_type: str = _PLAIN, more: Sequence[str] = ()) -> bytes:
@@ -85,9 +96,14 @@ def answer(status: HTTPStatus, body: bytes, content_type: str = _PLAIN, more: Se
     return "\r\n".join(lines).encode("latin-1") + body
 
 
-def refusal(status: HTTPStatus, *, bodiless: bool = False) -> bytes:
+def without_body(whole: bytes) -> bytes:
+    """The head of an answer."""
+    return whole[: whole.index(b"\r\n\r\n") + 4]
+
+
+def refusal(status: HTTPStatus) -> bytes:
     """An answer that says no more than its status."""
-    return answer(status, b"" if bodiless else f"{status.phrase}\n".encode())
+    return answer(status, f"{status.phrase}\n".encode())
 
 
 @lru_cache(maxsize=1)

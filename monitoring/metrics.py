@@ -292,7 +292,7 @@ class RunMetrics:
         self._gauges["checkpoint_step"].set(step)
 
     def checkpoint_failed(self) -> None:
-        """A save failed."""
+        """A save failed, or could not be read back."""
         self._counters["checkpoint_failures_total"].inc()
 
     def _checkpoint_age(self) -> float:

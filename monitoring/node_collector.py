@@ -133,7 +133,8 @@ class NodeCollector(Collector):
             content: Any = json.loads(answer)
             if content["attempt"] != self._attempt:
                 return None
-            self._spend(min(max(float(content.get("seconds", 0.0)), 0.0), _MOST_SECONDS))
+            if (spent := float(content.get("seconds", 0.0))) > 0:  # which a NaN is not
+                self._spend(min(spent, _MOST_SECONDS))
             families = []
             for name, text, kind, unit, samples in content["families"]:
                 family = Metric(str(name), str(text), str(kind), str(unit))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import select
 import socket
 import sys
@@ -28,6 +29,7 @@ DELETE = b"delete\n"
 """Last word of whoever started it."""
 _NICE = 10
 _PARENT_SECONDS = 1.0
+_FILES = 1024
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,14 @@ def serve(settings: EndpointSettings, listener: socket.socket, pipe: int) -> Non
     allowance = Allowance(share, share * BURST_SECONDS)
     collector = NodeCollector(sockets, run=settings.run, node=settings.node, attempt=settings.attempt, spend=allowance.spend)
     files = settings.token_file, settings.certificate_file, settings.key_file
-    with closing(collector), Exporter(collector.exposition, settings.address, 0, *files, listener=listener, allowance=allowance):
+    serving = Exporter(collector.exposition, settings.address, 0, *files, listener=listener, allowance=allowance)
+    with closing(collector), serving as exporter:
         pusher = _pusher(settings, collector) if settings.pushgateway else None
         # the pipe of a rank that was killed may live on in a process that the rank forked
-        while os.getppid() == parent and not select.select([pipe], [], [], _PARENT_SECONDS)[0]:
+        while os.getppid() == parent and exporter.is_serving and not select.select([pipe], [], [], _PARENT_SECONDS)[0]:
             pass
+        if not exporter.is_serving:
+            raise ExporterError("the metrics are not served any more, see above")  # this process is started again
         if pusher is not None:
             orderly = bool(select.select([pipe], [], [], 0)[0]) and os.read(pipe, len(DELETE)) == DELETE
             pusher.close(delete=orderly)
@@ -124,10 +129,20 @@ def main() -> None:
         settings, listener = EndpointSettings.from_line(pipe.readline())
     logging.basicConfig(format=f"metrics of {settings.node}: %(message)s")
     _give_way()
+    _open_more_files()
     try:
         serve(settings, socket.socket(fileno=listener), sys.stdin.fileno())
     except ExporterError as error:
         raise SystemExit(f"metrics of {settings.node}: {error}") from None
+
+
+def _open_more_files() -> None:
+    """As many as the exporter's clients need, where this process may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (max(soft, min(_FILES, hard)) if hard != resource.RLIM_INFINITY else max(soft, _FILES), hard)
+        )
 
 
 def _give_way() -> None:

@@ -43,6 +43,7 @@ class SharedText:
     def __init__(self, exposition: Exposition, spend: Callable[[float], None]) -> None:
         self._exposition, self._spend = exposition, spend
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="metrics-text")
+        self._executor.submit(int).result()  # has its thread now: later this machine may have no more
         self._waiting: list[_Waiting] = []
         self._is_held = self._is_making = False
 
@@ -78,7 +79,7 @@ class SharedText:
     def _make(self, waiting: list[_Waiting]) -> dict[bool, bytes]:
         """Form -> answer."""
         began, asked = time.thread_time(), max(each.asked for each in waiting)
-        until = min(each.until for each in waiting)
+        until = max(each.until for each in waiting)  # not the least: who is in a hurry must not have ranks called silent for all
         try:
             answers = {}
             for form in {each.form for each in waiting}:
@@ -103,5 +104,6 @@ class SharedText:
         self._make_next()
 
     def close(self) -> None:
-        """Waits for the thread. Nobody may ask any more."""
+        """Waits for the thread; nobody gets anything else. Nobody may ask any more."""
+        self._waiting.clear()
         self._executor.shutdown()

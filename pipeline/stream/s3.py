@@ -103,7 +103,9 @@ def in_loop(fs: Any, action: Coroutine[Any, Any, T], seconds: float, abandoned: 
             try:
                 return running.result(min(_TICK_SECONDS, max(0.0, left)))
             except TimeoutError:
-                if running.done() or left <= 0:
+                if running.done():  # in this moment, or with a time-out of its own
+                    return running.result()
+                if left <= 0:
                     raise TimeoutError(f"nothing came for {seconds:g} seconds") from None
         raise ConnectionAbortedError(_ABANDONED)
     finally:
@@ -135,6 +137,45 @@ class PlainBody:
         self._connection.close()
 
 
+class _Connection(http.client.HTTPConnection):
+    """A connection whose socket is there, to be shut down, from before it is opened.
+
+    Args:
+        host: and port, where that is not the usual one.
+        seconds: longest wait for it, and for the next bytes.
+        context: for TLS.
+        abandoned: set when nobody wants it any more.
+    """
+
+    def __init__(self, host: str, seconds: float, context: ssl.SSLContext | None, abandoned: threading.Event) -> None:
+        self.default_port = http.client.HTTPS_PORT if context is not None else http.client.HTTP_PORT
+        super().__init__(host, timeout=seconds)
+        self._context, self._abandoned = context, abandoned
+
+    def connect(self) -> None:
+        failed: OSError | None = None
+        for family, kind, protocol, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
+            self.sock = socket.socket(family, kind, protocol)
+            try:
+                if self._abandoned.is_set():  # whichever of this and of `abandon` comes later sees the other
+                    raise ConnectionAbortedError(_ABANDONED)
+                self.sock.settimeout(self.timeout)
+                self.sock.connect(address)
+                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._context is not None:
+                    self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+                    self.sock.do_handshake()
+            except OSError as error:
+                self.sock.close()
+                failed = failed or error
+                if not self._abandoned.is_set() and not isinstance(error, ssl.SSLError):
+                    continue
+            else:
+                return
+            break
+        raise failed or OSError(f"{self.host} has no address")
+
+
 class PlainGets:
     """Plain GETs of signed URLs, from any thread.
 
@@ -152,15 +193,18 @@ class PlainGets:
         self._urls: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = defaultdict(list)
         self._live: WeakSet[http.client.HTTPConnection] = WeakSet()
+        self._live_lock = threading.Lock()
         self._proven, self._doubts = False, 0
 
     def abandon(self) -> None:
         """Ends the requests that are under way: whoever waits for them gets an error at once."""
-        for connection in list(self._live):
+        with self._live_lock:
+            live = list(self._live)
+        for connection in live:
             sock = connection.sock
             if sock is not None:
                 with suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not TLS's own, which would change the object under its thread
 
     @staticmethod
     def possible(fs: Any) -> bool:
@@ -209,11 +253,10 @@ class PlainGets:
                 connection, fresh = idle.pop(), False
             except IndexError:
                 connection, fresh = self._connection(scheme, host), True
-            self._live.add(connection)
+            with self._live_lock:
+                self._live.add(connection)
             try:
-                if fresh:
-                    connection.connect()
-                if self._abandoned.is_set():  # whichever of this and of `abandon` comes later sees the other
+                if self._abandoned.is_set():
                     raise ConnectionAbortedError(_ABANDONED)
                 connection.request("GET", target, headers=headers)
                 return connection.getresponse(), connection
@@ -229,8 +272,8 @@ class PlainGets:
 
                 own = self._fs.session.get_config_variable("ca_bundle")  # AWS_CA_BUNDLE, or what the profile says
                 self._certificates = ssl.create_default_context(cafile=own or get_cert_path(True))
-            return http.client.HTTPSConnection(host, timeout=self._stall_seconds, context=self._certificates)
-        return http.client.HTTPConnection(host, timeout=self._stall_seconds)
+            return _Connection(host, self._stall_seconds, self._certificates, self._abandoned)
+        return _Connection(host, self._stall_seconds, None, self._abandoned)
 
     def _url(self, bucket: str, key: str) -> str:
         with self._lock:

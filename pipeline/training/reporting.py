@@ -244,6 +244,8 @@ class Reporting:
         )
         if report.verified:
             self.metrics.verified(report.step)
+        elif self._config.checkpoint.read_back:
+            self.metrics.checkpoint_failed()
         self._folder.event(
             "checkpoint",
             step=report.step,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.stream.loader import StreamLoader
-from pipeline.stream.storage import ReaderAbandoned, ShardUnavailable
+from pipeline.stream.storage import ReaderAbandoned, ResumingReader, ShardUnavailable, reading_store
 from shards.errors import ShardError
 from shards.store import Store
 from tests.faults.conftest import (
@@ -220,6 +222,30 @@ def test_a_reader_that_is_abandoned_waits_for_nothing(data_set: DataSet, proxy: 
         with pytest.raises(ReaderAbandoned, match=name):
             reading.result(60)
     assert proxy.rules[0].hits == 1, "nor does it ask again"
+
+
+@pytest.mark.parametrize("how", ["no answer to a connection", "no handshake"])
+def test_a_reader_that_is_abandoned_waits_for_no_connection(how: str) -> None:
+    """A host that drops packets, and one that hangs."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as waiting:
+        address = server.getsockname()
+        if how == "no answer to a connection":
+            for _ in range(3):  # whom the kernel's queue has no room for it does not answer
+                client = waiting.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(address)
+        scheme = "http" if how == "no answer to a connection" else "https"
+        options = {"endpoint_url": f"{scheme}://127.0.0.1:{address[1]}", "key": "any", "secret": "any"}
+        reader = ResumingReader(reading_store("s3://bucket/set", options, 600), 100, 600)
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(reader.range, "shard-000000.tar", 0, 512)
+            assert reader._plain is not None
+            wait_for(lambda: any(connection.sock is not None for connection in list(reader._plain._live)))
+            time.sleep(0.5)  # it is under way: nothing shows how far
+            assert not reading.done()
+            reader.abandon()
+            with pytest.raises(ReaderAbandoned):
+                reading.result(20)
 
 
 def test_most_ranges_are_plain_requests(data_set: DataSet, proxy: Proxy) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,7 +87,11 @@ def test_there_is_health_and_nothing_else(exporter: Exporter) -> None:
     for path in ("/", "/metrics/", "/metricsx", "/../etc/passwd", "/debug"):
         assert get(exporter, path)[0] == 404, path
     for method in ("POST", "PUT", "DELETE"):
-        assert get(exporter, "/metrics", method)[0] == 501, method
+        assert get(exporter, "/metrics", method)[0] == 405, method
+    for path in ("/healthz", "/metrics"):
+        status, body, headers = get(exporter, path, "HEAD")
+        assert (status, body) == (200, b"")
+        assert int(headers["Content-Length"]) > 0
     assert "Python" not in get(exporter, "/")[2]["Server"]
 
 
@@ -295,6 +300,93 @@ def test_how_long_the_client_waits_is_told_to_what_gives_the_metrics() -> None:
         for text in ("2.5", "soon", "nan", "-1", "0", "inf"):
             get(exporter, "/metrics", **{"X-Prometheus-Scrape-Timeout-Seconds": text})
     assert told == [math.inf, pytest.approx(2.5), *[math.inf] * 5]
+
+
+def test_who_is_in_a_hurry_shortens_it_for_nobody_else() -> None:
+    told: list[float] = []
+    first, go_on = threading.Event(), threading.Event()
+
+    def exposition(_: bool, timeout: float, __: float) -> bytes:
+        told.append(timeout)
+        first.set()
+        go_on.wait(30)
+        return b""
+
+    with Exporter(exposition, port=0) as exporter, ThreadPoolExecutor(3) as pool:
+        pool.submit(get, exporter, "/metrics")
+        first.wait(30)
+        together = [pool.submit(get, exporter, "/metrics", **{"X-Prometheus-Scrape-Timeout-Seconds": seconds}) for seconds in ("0.01", "8")]
+        wait_until(lambda: len(waiting_for_text(exporter)) == 2)
+        go_on.set()
+        assert {each.result()[0] for each in together} == {200}
+    assert told == [math.inf, pytest.approx(8, abs=1)]
+
+
+def waiting_for_text(exporter: Exporter) -> list[object]:
+    return list(exporter._server._texts._waiting)
+
+
+def test_making_the_text_is_paid_for() -> None:
+    paid: list[float] = []
+
+    class Recording(allowance.Allowance):
+        def spend(self, seconds: float) -> None:
+            paid.append(seconds)
+
+    def exposition(*_: object) -> bytes:
+        end = time.thread_time() + 0.2
+        while time.thread_time() < end:
+            pass
+        return b""
+
+    with Exporter(exposition, port=0, allowance=Recording(0.01, 0.02)) as exporter:
+        assert get(exporter, "/metrics")[0] == 200
+        wait_until(lambda: sum(paid) >= 0.2)
+
+
+def test_a_flood_from_one_host_keeps_nobody_else_out(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_REQUESTS", 1)
+    monkeypatch.setattr(module, "MAX_WAITING", 4)
+    monkeypatch.setattr(module, "IDLE_SECONDS", 60.0)
+    monkeypatch.setattr(module, "REQUEST_SECONDS", 60.0)
+    with Exporter(metrics.registry, port=0) as exporter:
+        before, clients = open_files(), [connect(exporter, b"GET /metr")]
+        wait_until(lambda: open_files() == before + 2)
+        other = socket.create_connection(("127.0.0.1", exporter.port), timeout=20, source_address=("127.0.0.2", 0))
+        other.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        wait_until(lambda: open_files() == before + 4)
+        for _ in range(6):  # more than wait: they make room for each other
+            clients.append(connect(exporter, b"GET /metr"))
+        with pytest.raises(ConnectionResetError):
+            clients[1].recv(100)
+        clients[0].close()
+        clients[-1].close()  # the last of the host that is served first is the next
+        assert other.recv(100).startswith(b"HTTP/1.0 200 ")
+        for client in (other, *clients):
+            client.close()
+
+
+def test_what_nobody_thought_of_ends_it_instead_of_leaving_it_deaf(
+    metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Exporter(metrics.registry, port=0) as exporter:
+        assert exporter.is_serving
+        monkeypatch.setattr(exporter._server, "_take", lambda: 1 / 0)
+        with connect(exporter):
+            wait_until(lambda: not exporter.is_serving)
+    assert "not served any more" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_what_nobody_thought_of_in_a_request_costs_that_request(
+    exporter: Exporter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "read_head", lambda _: 1 / 0)
+    with connect(exporter, b"GET /healthz HTTP/1.0\r\n\r\n") as client, suppress(ConnectionResetError):
+        assert client.recv(100) == b""
+    monkeypatch.undo()
+    assert get(exporter, "/healthz")[0] == 200
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_two_servers_that_ask_a_node_of_eight_every_five_seconds_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,28 @@ def test_a_disk_that_spoils_what_it_was_given_is_noticed_before_older_ones_are_d
     assert checkpoints.steps() == ([2, 3] if read_back else [3])
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_an_s3_client_finds_damaged_is_read_again_and_then_damage(tmp_path: Path, times: int) -> None:
+    class FlexibleChecksumError(Exception):
+        """As botocore has it."""
+
+    class Checking(Store):
+        left = times
+
+        def read_range(self, name: str, start: int, end: int) -> bytes:
+            if name.endswith("player.safetensors") and self.left:
+                self.left -= 1
+                raise StoreError(name) from FlexibleChecksumError("Expected checksum 1 did not match calculated checksum: 2")
+            return super().read_range(name, start, end)
+
+    write(Store(str(tmp_path)), checkpoint(1))
+    if times == 1:
+        assert verify(Checking(str(tmp_path)), 1) > 2000
+    else:
+        with pytest.raises(CheckpointInvalid, match=r"player\.safetensors: damaged"):
+            verify(Checking(str(tmp_path)), 1)
+
+
 def test_a_save_holds_what_was_there_when_it_was_called(store: Store) -> None:
     checkpoints = CheckpointStore(store)
     saved = checkpoint(5)

@@ -12,9 +12,10 @@ import pytest
 
 from pipeline import recipes
 from pipeline.config import parse
-from pipeline.training import loop
+from pipeline.training import checkpoint, loop
 from pipeline.training.interruption import Interruption
-from shards.errors import ShardError
+from pipeline.training.telemetry import Telemetry
+from shards.errors import ShardError, StoreError
 from tests.datasets import photographs, write_dataset
 
 
@@ -85,3 +86,25 @@ def test_a_run_has_the_name_that_it_is_given(tmp_path: Path, asked: list[str]) -
     assert pretrain(tmp_path, 1, "--monitoring.run_name", "lab/first")
     assert 'run="lab/first"' in asked[0]
     assert 'run="run"' not in asked[0]
+
+
+@pytest.mark.parametrize(("read_back", "failures"), [(True, 1), (False, 0)])
+def test_a_save_that_can_not_be_read_back_is_counted_and_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_back: bool, failures: int
+) -> None:
+    write_dataset(tmp_path / "set", photographs(24, 140, 160), [12, 12])
+    counted: list[float | None] = []
+    close = Telemetry.close
+
+    def look(self: Telemetry) -> None:
+        (family,) = (each for each in self.metrics.registry.collect() if each.name == "context_encoder_checkpoint_failures")
+        counted.append(next(sample.value for sample in family.samples if sample.name.endswith("_total")))
+        close(self)
+
+    def silent(*_: Any) -> None:
+        raise StoreError("nobody may read here")
+
+    monkeypatch.setattr(Telemetry, "close", look)
+    monkeypatch.setattr(checkpoint, "verify", silent)
+    assert pretrain(tmp_path, 1, "--checkpoint.read_back", str(read_back), "--monitoring.enabled", "False")
+    assert counted == [failures]
