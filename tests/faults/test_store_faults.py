@@ -236,7 +236,7 @@ def test_a_reader_that_is_abandoned_waits_for_no_connection(how: str) -> None:
                 client.connect_ex(address)
         scheme = "http" if how == "no answer to a connection" else "https"
         options = {"endpoint_url": f"{scheme}://127.0.0.1:{address[1]}", "key": "any", "secret": "any"}
-        reader = ResumingReader(reading_store("s3://bucket/set", options, 600), 100, 600)
+        reader = ResumingReader(reading_store("s3://bucket/set", options, 60), 100, 60)
         with ThreadPoolExecutor(1) as pool:
             reading = pool.submit(reader.range, "shard-000000.tar", 0, 512)
             assert reader._plain is not None
