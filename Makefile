@@ -24,7 +24,7 @@ monitoring: venv
 	$(BIN)/python launch/live_monitoring.py $(MONITORING_FLAGS)
 
 test: venv
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=70 $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=92 $(PYTEST_FLAGS)
 
 lint: venv
 	$(BIN)/ruff check $(SOURCES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -17,16 +16,26 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.launching import clean_environment, wait_until
+from tests.ports import free_port
 
 
 @pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)")
 def test_what_make_monitoring_starts_shows_a_live_run_and_ends_on_ctrl_c(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     log = tmp_path / "log"
-    command = [sys.executable, "launch/live_monitoring.py", "--folder", str(tmp_path / "demo"), "--port", str(port)]
+    # where the tests themselves run in the background a shell has SIGINT ignored for them
+    command = [
+        "env",
+        "--default-signal=INT",
+        sys.executable,
+        "launch/live_monitoring.py",
+        "--folder",
+        str(tmp_path / "demo"),
+        "--port",
+        str(port),
+    ]
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*command, "--seconds", "250", "--interval", "1s"], cwd=ROOT, env=clean_environment(), stdout=file, stderr=file
