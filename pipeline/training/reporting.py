@@ -7,7 +7,6 @@ steps for all of them.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -68,7 +67,6 @@ class Reporting:
         self._collapses = {each.name: CollapseWatch(each.collapse, steps) for each in players if each.collapse is not None and steps}
         self.progress = Progress(config.training.steps, first_step, enabled=world.is_first)
         self._closing.callback(self.progress.close)
-        logging.basicConfig(format=f"rank {world.rank}: %(message)s")
         self.metrics = telemetry.metrics
         self.metrics.follow(loader.counters.totals)
         for player in self._collapses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +36,7 @@ class Telemetry:
     """
 
     def __init__(self, config: Config[Any], world: World, folder: RunFolder, watchdog: Watchdog) -> None:
+        logging.basicConfig(format=f"rank {world.rank}: %(message)s")  # before anything here has something to say
         run, node = config.monitoring.run_name or Path(config.run).name, os.uname().nodename
         self.metrics = RunMetrics(
             run, world.rank, world.size, node, version=_version(), torch_version=str(torch.__version__), recipe=config.recipe
