@@ -59,6 +59,7 @@ class Allowance:
         self._counted = now
 
 
-def processor_share(ranks: int) -> float:
-    """Part of a core for the requests to an endpoint that serves so many ranks."""
-    return PROCESSOR_SHARE * ranks
+def allowance_of(ranks: int) -> Allowance:
+    """For the requests to an endpoint that serves so many ranks."""
+    share = PROCESSOR_SHARE * ranks
+    return Allowance(share, share * BURST_SECONDS)

@@ -27,7 +27,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from monitoring.access import ExporterError, read_secret, server_context
-from monitoring.allowance import BURST_SECONDS, PROCESSOR_SHARE, Allowance
+from monitoring.allowance import Allowance, allowance_of
 from monitoring.connection import Connection, ready
 from monitoring.http_head import LARGEST_HEAD, Head, answer, read_head, without_body
 from monitoring.listener import listen, target_of
@@ -63,8 +63,7 @@ class Exporter:
         certificate_file: certificate in PEM; with it only TLS 1.2 or newer is spoken. Read once.
         key_file: its private key.
         listener: a socket that listens already, instead of the address and the port.
-        share: part of a core that requests may take in the long run.
-        allowance: of processor time, instead of the share, where requests take some elsewhere, too.
+        allowance: of processor time; that for one rank where there is none.
 
     Attributes:
         port: that is served.
@@ -83,7 +82,6 @@ class Exporter:
         certificate_file: str | Path = "",
         key_file: str | Path = "",
         listener: socket.socket | None = None,
-        share: float = PROCESSOR_SHARE,
         allowance: Allowance | None = None,
     ) -> None:
         exposition = (lambda form, *_: encode(source, form)) if isinstance(source, CollectorRegistry) else source
@@ -92,7 +90,7 @@ class Exporter:
         self.target = target_of(listener, address)
         self.port = int(listener.getsockname()[1])
         self._loop, self._over = asyncio.new_event_loop(), asyncio.Event()
-        self._server = _Server(listener, exposition, token, context, allowance or Allowance(share, share * BURST_SECONDS))
+        self._server = _Server(listener, exposition, token, context, allowance or allowance_of(1))
         self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
         self._thread.start()
 
@@ -132,7 +130,8 @@ class _Server:
     ) -> None:
         self._listener, self._token, self._context, self._allowance = listener, token, context, allowance
         self._texts = SharedText(exposition, allowance.spend)
-        room = max(12, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        room = MAX_REQUESTS + MAX_WAITING if files == resource.RLIM_INFINITY else max(12, files - _OTHER_FILES)
         self._most = min(MAX_REQUESTS, room // 3)
         self._waiting = WaitingRoom(min(MAX_WAITING, room - self._most))
         self._tasks: set[asyncio.Task[None]] = set()

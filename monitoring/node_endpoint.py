@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from monitoring.allowance import BURST_SECONDS, Allowance, processor_share
+from monitoring.allowance import allowance_of
 from monitoring.exporter import Exporter, ExporterError
 from monitoring.node_collector import NodeCollector
 from monitoring.pushgateway import Pushgateway
@@ -94,8 +94,7 @@ def serve(settings: EndpointSettings, listener: socket.socket, pipe: int) -> Non
     """
     parent = os.getppid()
     sockets = {rank: Path(path) for rank, path in settings.sockets.items()}
-    share = processor_share(len(sockets))
-    allowance = Allowance(share, share * BURST_SECONDS)
+    allowance = allowance_of(len(sockets))
     collector = NodeCollector(sockets, run=settings.run, node=settings.node, attempt=settings.attempt, spend=allowance.spend)
     files = settings.token_file, settings.certificate_file, settings.key_file
     serving = Exporter(collector.exposition, settings.address, 0, *files, listener=listener, allowance=allowance)
@@ -139,10 +138,11 @@ def main() -> None:
 def _open_more_files() -> None:
     """As many as the exporter's clients need, where this process may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= _FILES:
+        return
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
     with suppress(OSError, ValueError):
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (max(soft, min(_FILES, hard)) if hard != resource.RLIM_INFINITY else max(soft, _FILES), hard)
-        )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _give_way() -> None:

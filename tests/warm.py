@@ -151,7 +151,7 @@ class Server:
         length, streams, _, _ = socket.recv_fds(connection, 8, 3)
         task: dict[str, Any] = json.loads(connection.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL))
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        task["client"] = client = struct.unpack("3i", credentials)[0]
+        client = struct.unpack("3i", credentials)[0]
         pid = os.fork()
         if pid == 0:
             for number, stream in enumerate(streams):

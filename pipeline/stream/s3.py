@@ -157,23 +157,23 @@ class _Connection(http.client.HTTPConnection):
         for family, kind, protocol, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
             self.sock = socket.socket(family, kind, protocol)
             try:
-                if self._abandoned.is_set():  # whichever of this and of `abandon` comes later sees the other
-                    raise ConnectionAbortedError(_ABANDONED)
-                self.sock.settimeout(self.timeout)
-                self.sock.connect(address)
-                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self._context is not None:
-                    self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
-                    self.sock.do_handshake()
+                return self._open(address)
             except OSError as error:
                 self.sock.close()
                 failed = failed or error
-                if not self._abandoned.is_set() and not isinstance(error, ssl.SSLError):
-                    continue
-            else:
-                return
-            break
+                if self._abandoned.is_set() or isinstance(error, ssl.SSLError):
+                    break
         raise failed or OSError(f"{self.host} has no address")
+
+    def _open(self, address: Any) -> None:
+        if self._abandoned.is_set():  # whichever of this and of `abandon` comes later sees the other
+            raise ConnectionAbortedError(_ABANDONED)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(address)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._context is not None:
+            self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+            self.sock.do_handshake()
 
 
 class PlainGets:

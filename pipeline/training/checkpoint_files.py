@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from shards.errors import StoreError
 from shards.store import Store, sync_folder
 
+T = TypeVar("T")
 COMMIT = "checkpoint.json"
 FOLDER = re.compile(r"step_(\d{9})/")
 _FORMAT, _VERSION = "context-encoder-checkpoint", 1
@@ -166,20 +167,16 @@ def verify(store: Store, step: int) -> int:
 
 def _verify(store: Store, path: str, entry: Mapping[str, Any]) -> int:
     size = int(entry["size"])
-    for _ in range(_READS):
+
+    def look() -> int | None:
         if store.local is not None:
             _forget(store.local / path)
         seen = hashlib.sha256()
-        try:
-            for start in range(0, size, _PART):
-                seen.update(store.read_range(path, start, min(size, start + _PART)))
-        except StoreError as error:
-            if type(error.__cause__).__name__ != _CLIENT_NOTICED:
-                raise
-            continue
-        if seen.hexdigest() == entry["sha256"]:
-            return size
-    raise _damaged(store, path)
+        for start in range(0, size, _PART):
+            seen.update(store.read_range(path, start, min(size, start + _PART)))
+        return size if seen.hexdigest() == entry["sha256"] else None
+
+    return _sound(store, path, look)
 
 
 def _forget(path: Path) -> None:
@@ -200,21 +197,26 @@ def _files(store: Store, step: int, facts: Mapping[str, Any]) -> Iterator[tuple[
 
 
 def _read(store: Store, name: str, sound: Callable[[bytes], bool]) -> bytes:
-    """Reads a file, again where its bytes are not sound. An S3 client may notice first, by the checksum that the store keeps."""
+    def look() -> bytes | None:
+        data = store.read(name)
+        return data if sound(data) else None
+
+    return _sound(store, name, look)
+
+
+def _sound(store: Store, name: str, look: Callable[[], T | None]) -> T:
+    """What comes of a look at a file, of another one where its bytes are not sound (None). An S3 client may notice first, by the checksum
+    that the store keeps."""
     for _ in range(_READS):
         try:
-            data = store.read(name)
+            found = look()
         except StoreError as error:
             if type(error.__cause__).__name__ != _CLIENT_NOTICED:
                 raise
             continue
-        if sound(data):
-            return data
-    raise _damaged(store, name)
-
-
-def _damaged(store: Store, name: str) -> CheckpointInvalid:
-    return CheckpointInvalid(f"{store.describe(name)}: damaged (its sha256 differs).")
+        if found is not None:
+            return found
+    raise CheckpointInvalid(f"{store.describe(name)}: damaged (its sha256 differs).")
 
 
 def _seal(facts: Mapping[str, Any]) -> bytes:

@@ -179,8 +179,8 @@ class _Run:
         """Takes steps until there are enough or somebody asks to stop; returns why."""
         try:
             return self._steps()
-        except _StoppedWaiting:
-            return self.interruption.requested or "stopped"
+        except _StoppedWaiting as stopped:
+            return str(stopped)
 
     def _steps(self) -> str:
         training = self.config.training
@@ -220,7 +220,7 @@ class _Run:
         """While a batch is waited for, which may be as long as a store is down. Where there are several ranks, those that have their batch
         wait in the step for this one and can't be told of a stop: it is with that batch."""
         if self.world.size == 1 and self.interruption.requested is not None:
-            raise _StoppedWaiting
+            raise _StoppedWaiting(self.interruption.requested)
 
     def _save(self) -> None:
         """Saves the steps that were done, unless that is so."""

@@ -58,6 +58,12 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.01)
 
 
+def limit(monkeypatch: pytest.MonkeyPatch, **limits: float) -> None:
+    """Sets limits of the exporter for one test."""
+    for name, value in limits.items():
+        monkeypatch.setattr(module, name, value)
+
+
 def drip(client: socket.socket, seconds: float) -> None:
     started = time.monotonic()
     while time.monotonic() - started < seconds:
@@ -188,9 +194,7 @@ def test_a_client_that_stalls_is_dropped_and_others_are_served_meanwhile(metrics
 
 
 def test_stalled_clients_can_not_pile_up(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IDLE_SECONDS", 2.0)
-    monkeypatch.setattr(module, "MAX_REQUESTS", 4)
-    monkeypatch.setattr(module, "MAX_WAITING", 2)
+    limit(monkeypatch, MAX_REQUESTS=4, MAX_WAITING=2, IDLE_SECONDS=2.0)
     with Exporter(metrics.registry, port=0) as exporter:
         before, stalled = open_files(), []
         for count in range(1, 4 + 2 + 1):  # four are talked to, two wait
@@ -207,9 +211,7 @@ def test_stalled_clients_can_not_pile_up(metrics: RunMetrics, monkeypatch: pytes
 
 
 def test_what_finds_no_free_place_waits_for_one(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_REQUESTS", 4)
-    monkeypatch.setattr(module, "IDLE_SECONDS", 60.0)
-    monkeypatch.setattr(module, "REQUEST_SECONDS", 60.0)
+    limit(monkeypatch, MAX_REQUESTS=4, IDLE_SECONDS=60.0, REQUEST_SECONDS=60.0)
     with Exporter(metrics.registry, port=0) as exporter:
         before = open_files() + 4
         stalled = [connect(exporter, b"GET /metr") for _ in range(4)]
@@ -231,10 +233,10 @@ def processor_seconds(exporter: Exporter) -> float:
     return time.clock_gettime(time.pthread_getcpuclockid(exporter._thread.ident))
 
 
-def test_requests_take_a_part_of_a_core_and_those_that_wait_are_served_later(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BURST_SECONDS", 0.25)
+def test_requests_take_a_part_of_a_core_and_those_that_wait_are_served_later(metrics: RunMetrics) -> None:
     share = 0.005
-    with Exporter(metrics.registry, port=0, share=share) as exporter, ThreadPoolExecutor(16) as pool:
+    allowed = allowance.Allowance(share, share * 0.25)
+    with Exporter(metrics.registry, port=0, allowance=allowed) as exporter, ThreadPoolExecutor(16) as pool:
         started, spent = time.monotonic(), processor_seconds(exporter)
         for _ in range(5):
             assert {status for status, *_ in pool.map(lambda _: get(exporter, "/healthz"), range(16))} == {200}
@@ -250,10 +252,7 @@ def test_requests_take_a_part_of_a_core_and_those_that_wait_are_served_later(met
 
 
 def test_who_came_last_is_let_in_first_and_who_has_waited_longest_makes_room(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_REQUESTS", 1)
-    monkeypatch.setattr(module, "MAX_WAITING", 2)
-    monkeypatch.setattr(module, "IDLE_SECONDS", 60.0)
-    monkeypatch.setattr(module, "REQUEST_SECONDS", 60.0)
+    limit(monkeypatch, MAX_REQUESTS=1, MAX_WAITING=2, IDLE_SECONDS=60.0, REQUEST_SECONDS=60.0)
     with Exporter(metrics.registry, port=0) as exporter:
         before = open_files()
         clients = []
@@ -345,10 +344,7 @@ def test_making_the_text_is_paid_for() -> None:
 
 
 def test_a_flood_from_one_host_keeps_nobody_else_out(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_REQUESTS", 1)
-    monkeypatch.setattr(module, "MAX_WAITING", 4)
-    monkeypatch.setattr(module, "IDLE_SECONDS", 60.0)
-    monkeypatch.setattr(module, "REQUEST_SECONDS", 60.0)
+    limit(monkeypatch, MAX_REQUESTS=1, MAX_WAITING=4, IDLE_SECONDS=60.0, REQUEST_SECONDS=60.0)
     with Exporter(metrics.registry, port=0) as exporter:
         before, clients = open_files(), [connect(exporter, b"GET /metr")]
         wait_until(lambda: open_files() == before + 2)
@@ -394,8 +390,7 @@ def test_two_servers_that_ask_a_node_of_eight_every_five_seconds_never_wait(monk
     monkeypatch.setattr(allowance, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def longest(ranks: int) -> float:
-        share = allowance.processor_share(ranks)
-        requests, wait = allowance.Allowance(share, share * allowance.BURST_SECONDS), -math.inf
+        requests, wait = allowance.allowance_of(ranks), -math.inf
         for _ in range(2 * 720):
             now[0] += 2.5
             wait = max(wait, requests.wait())
