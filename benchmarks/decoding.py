@@ -25,8 +25,10 @@ from PIL import Image
 from pipeline.stream import region
 from pipeline.stream.crop import Box, Crop, choose
 from pipeline.stream.decode import Decoder, DecoderName, decode, make_decoder
-from pipeline.stream.jpeg import Frame, decode_rows, read_frame
+from pipeline.stream.jpeg import decode_rows
 from pipeline.stream.resize import resize
+from pipeline.stream.segments import cut
+from shards.jpeg_header import Frame, read_frame
 from shards.picture import PictureRules, prepare
 
 SIZE = 227
@@ -93,6 +95,10 @@ def stages(crop: Crop, out: Pixels) -> dict[str, Callable[[Sample], object]]:
         pixels = decode(sample.data, LIMIT)
         return pixels[sample.box.top : sample.box.bottom, sample.box.left : sample.box.right]
 
+    def segments(sample: Sample) -> Pixels | None:
+        (piece,) = cut([sample.data], [sample.frame], [sample.box])
+        return whole(sample) if piece is None else piece.decode(sample.box)
+
     def pillow(sample: Sample) -> None:
         box = sample.box
         with Image.open(io.BytesIO(sample.data)) as picture:
@@ -112,6 +118,7 @@ def stages(crop: Crop, out: Pixels) -> dict[str, Callable[[Sample], object]]:
     found: dict[str, Callable[[Sample], object]] = {
         "decode: whole picture": whole,
         "decode: rows of the crop": lambda sample: decode_rows(sample.data, sample.frame, sample.box),
+        "decode: segments of the crop": segments,
     }
     if region.version() is not None:
         found["decode: rectangle, nvImageCodec"] = lambda sample: region.decode_region(sample.data, sample.frame, sample.box)

@@ -21,14 +21,14 @@ from PIL import Image
 from pipeline.mapping import ConfigError
 from pipeline.stream import region
 from pipeline.stream.crop import Box, Crop, choose
-from pipeline.stream.jpeg import Frame, decode_rows, decode_whole, read_frame
+from pipeline.stream.jpeg import decode_rows, decode_whole
 from pipeline.stream.resize import resize
-from pipeline.stream.scratch import Scratch
+from pipeline.stream.segments import cut
+from shards.jpeg_header import Frame, read_frame
 from shards.picture import refuse_lost_pixels, to_rgb
 
 DecoderName = Literal["simplejpeg", "nvimgcodec"]
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-_resized, _flipped = Scratch(), Scratch()
 
 
 class UndecodableError(ValueError):
@@ -83,13 +83,14 @@ class Decoder:
             choose(crop, flip, key, frame.height, frame.width, place.shape[0], few) if frame is not None else None
             for frame, key, place, few in zip(frames, keys, out, drawn, strict=True)
         ]
+        pieces = cut(data, frames, boxes)
         reasons: list[str | None] = []
-        for each, place, key, frame, planned in zip(data, out, keys, frames, boxes, strict=True):
+        for each, place, key, frame, planned, piece in zip(data, out, keys, frames, boxes, pieces, strict=True):
             box, part = planned, None
             try:
                 if frame is not None and box is not None:
                     _check_size(frame.height, frame.width, max_pixels)
-                    part = self.part(each, frame, box)
+                    part = self.part(each, frame, box) if piece is None else piece.decode(box)
                 if part is None or box is None:
                     pixels = decode(bytes(each), max_pixels)
                     box = choose(crop, flip, key, pixels.shape[0], pixels.shape[1], place.shape[0])
@@ -103,23 +104,14 @@ class Decoder:
 
 
 def _write(part: NDArray[np.uint8], out: NDArray[np.uint8], mirror: bool) -> None:
-    """Brings what was cut out to the size of the crop."""
+    """Brings what was cut out to the size of the crop. OpenCV copies rows in less time than NumPy, and mirrors them in place in a third of
+    the time that writing a mirror image elsewhere takes."""
     if part.shape == out.shape:
-        out[:] = _mirrored(part) if mirror else part
-    elif mirror:
-        whole = _resized.take(out.shape)
-        resize(part, whole)
-        out[:] = _mirrored(whole)
+        cv2.copyTo(part, None, out)
     else:
         resize(part, out)
-
-
-def _mirrored(part: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The mirror image, in memory of this thread: OpenCV reverses rows ten times as fast as NumPy copies a reversed view, and twice as fast
-    again where it writes into a cache; a plain copy takes it from there to the batch."""
-    mirror = _flipped.take(part.shape)
-    cv2.flip(part, 1, dst=mirror)
-    return mirror
+    if mirror:
+        cv2.flip(out, 1, dst=out)
 
 
 def make_decoder(name: DecoderName = "simplejpeg") -> Decoder:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.stream.crop import Box
-from pipeline.stream.jpeg import Frame, decode_rows
+from pipeline.stream.jpeg import decode_rows
+from shards.jpeg_header import Frame
 
 _HOST = -99999  # nvImageCodec's number for "no device at all"
 _thread = threading.local()

@@ -117,6 +117,13 @@ def mutate_tar(data: bytes, chance: random.Random) -> bytes:
     return bytes(found) if chance.random() < 0.7 else bytes(found[: at + chance.randrange(1, 2000)])
 
 
+def cuttable(jpeg: bytes) -> bytes:
+    """The picture as the builder encodes it, with a table of its coded segments."""
+    png = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).save(png, "PNG")
+    return picture.prepare(png.getvalue(), picture.PictureRules()).data
+
+
 def rewrite_numbers(data: bytes, chance: random.Random) -> bytes:
     """A manifest whose values are others and that still is JSON, with sums that hold where they can."""
     table = json.loads(data)
@@ -167,6 +174,7 @@ class Cases:
         self.folder = folder
         self.decoder = make_decoder()
         self.pictures = photographs(sum(COUNTS), 40, 56)
+        self.pictures[::2] = map(cuttable, self.pictures[::2])
         self.whole = folder / "whole"
         self.manifest = write_dataset(self.whole, self.pictures, COUNTS)
         self.tar = (self.whole / "shard-000000.tar").read_bytes()
@@ -174,6 +182,7 @@ class Cases:
         self.table = (self.whole / manifest.NAME).read_bytes()
         self.encoded = [*self.pictures[:4], *map(self._encoded, ("PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"))]
         self.encoded += [self._encoded("JPEG", mode="CMYK"), self._encoded("JPEG", progressive=True), self._encoded("JPEG", mode="L")]
+        self.encoded += [*map(cuttable, self.pictures[:4]), self._encoded("JPEG", restart_marker_rows=1)]
         self.right = self._deliver(self.whole)
 
     def _encoded(self, kind: str, mode: str = "RGB", **options: Any) -> bytes:

@@ -18,6 +18,7 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
 from shards.errors import ShardError
+from shards.jpeg_header import read_frame, segment_lengths
 from shards.picture import PictureRejected, PictureRules, prepare
 from tests.shards.trees import encoded
 
@@ -208,8 +209,35 @@ def test_every_sample_photograph_is_accepted_and_decodes_strictly(data_folder: P
 
 
 def test_a_strip_that_no_jpeg_can_hold_is_rejected() -> None:
-    with pytest.raises(PictureRejected, match="longest side"):
-        prepare(encoded(np.zeros((2, 70_000, 3), np.uint8), "PNG"), PictureRules())
+    for longest in (65_501, 70_000):
+        with pytest.raises(PictureRejected, match="longest side"):
+            prepare(encoded(np.zeros((2, longest, 3), np.uint8), "PNG"), PictureRules())
+    assert pixels(prepare(encoded(np.zeros((2, 65_500, 3), np.uint8), "PNG"), PictureRules()).data).shape == (2, 65_500, 3)
+
+
+def test_what_is_encoded_has_a_marker_behind_every_block_and_a_table_of_them() -> None:
+    noise = np.random.default_rng(0).integers(0, 2, (300, 257, 3), np.uint8) * 255
+    for photo, quality in ((PHOTO[:300, :410], 90), (PHOTO[:300, :410], 100), (noise, 95), (noise, 100)):
+        stored = prepare(encoded(photo, "PNG"), PictureRules(quality=quality)).data
+        frame = read_frame(stored)
+        assert frame is not None
+        assert frame.table
+        assert frame.grid == (-(-frame.height // 16), -(-frame.width // 16))
+        lengths = segment_lengths(stored, frame)
+        assert lengths is not None
+        ends = frame.scan + np.cumsum(lengths, dtype=np.int64)
+        assert ends[-1] == len(stored)
+        assert {stored[end - 2] for end in ends.tolist()} == {0xFF}
+
+
+def test_the_markers_and_the_table_cost_next_to_no_bytes(data_folder: Path) -> None:
+    stored = plain = 0
+    for path in sorted((data_folder / "imagenet_sample").glob("*.JPEG"))[:40]:
+        if min(Image.open(path).size) > 256:
+            data = prepare(path.read_bytes(), PictureRules()).data
+            stored += len(data)
+            plain += len(encoded(pixels(data), quality=90, subsampling="4:2:0"))
+    assert stored < 1.03 * plain
 
 
 def test_a_format_that_shards_do_not_hold_is_stored_only_encoded_anew() -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 
 from pipeline.stream import region
 from pipeline.stream.crop import Box
-from pipeline.stream.jpeg import decode_rows, read_frame
+from pipeline.stream.jpeg import decode_rows
+from shards.jpeg_header import read_frame
 from tests.datasets import photographs
 
 HEIGHT, WIDTH = 83, 121  # no multiple of a block: the last ones are filled up

@@ -1,0 +1,175 @@
+"""Decoding only the rectangle of a crop of a JPEG with restart markers, by cutting a smaller JPEG out of its bytes.
+
+What lies between two restart markers is coded by itself, so the segments that a crop touches, behind a header that says how many they are,
+are a JPEG too: neither the Huffman codes nor the pixels around the crop cost anything. The crop's pixels are those of the whole decode to
+the bit, since the neighbours that smooth upsampling of the colours looks at are cut out with it. `python -m shards build` puts a marker
+behind every block of the pictures that it encodes; any file whose markers divide its rows of blocks evenly can be cut. What lies outside
+isn't decoded, so damage there isn't seen: the sample's digest has vouched for the bytes, and the builder decodes every picture whole.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.stream.crop import Box
+from pipeline.stream.jpeg import decode_whole
+from shards.jpeg_header import MARKER, Frame, segment_lengths
+
+_WORTH = 0.93  # of the segments: cutting costs about what decoding the rest of them does
+_EOI = 0xD9
+_TURN = (np.arange(1 << 18) & 7 | 0xD0).astype(np.uint8)  # second bytes of markers in turn, as many as a piece may have segments
+_put_size = struct.Struct(">HH").pack_into  # height and width
+
+
+class Piece(NamedTuple):
+    """A JPEG of the segments that a crop touches, to be put together.
+
+    Attributes:
+        header: its header.
+        runs: its coded bytes.
+        markers: int64 (n,), places of its markers.
+        height: in pixels.
+        width: in pixels.
+        top: of the crop in it, in pixels.
+        left: of the crop in it, in pixels.
+    """
+
+    header: bytearray
+    runs: list[memoryview]
+    markers: NDArray[np.int64]
+    height: int
+    width: int
+    top: int
+    left: int
+
+    def decode(self, box: Box) -> NDArray[np.uint8] | None:
+        """The pixels of the crop that it was cut for.
+
+        Returns:
+            uint8 (box.height, box.width, 3), RGB, in memory that the calling thread's next decode writes over; None where a marker is not
+            in its place, or when libjpeg-turbo had something to say about it.
+        """
+        joined = self.header
+        joined += b"".join(self.runs)
+        coded = np.frombuffer(joined, np.uint8)
+        if not (coded.take(self.markers) == 0xFF).all():
+            return None
+        # a decoder expects the markers' numbers to begin at 0, and the last one to be the end's
+        coded[1:][self.markers] = _TURN[: len(self.markers)]
+        coded[-1] = _EOI
+        try:
+            pixels = decode_whole(joined, self.height, self.width)
+        except ValueError:
+            return None
+        return pixels[self.top : self.top + box.height, self.left : self.left + box.width]
+
+
+class _Window(NamedTuple):
+    """The segments that a crop touches, of a picture's grid of segments.
+
+    Attributes:
+        data: of the picture.
+        frame: of the picture.
+        lengths: of `segment_lengths`.
+        columns: segments in a row of the picture.
+        rows: first row, and the one behind the last.
+        across: first column, and the one behind the last.
+        size: height and width of the window in pixels.
+        crop: top and left of the crop in the window, in pixels.
+    """
+
+    data: bytes | memoryview
+    frame: Frame
+    lengths: NDArray[np.unsignedinteger[Any]]
+    columns: int
+    rows: tuple[int, int]
+    across: tuple[int, int]
+    size: tuple[int, int]
+    crop: tuple[int, int]
+
+
+def cut(data: Sequence[bytes | memoryview], frames: Sequence[Frame | None], boxes: Sequence[Box | None]) -> list[Piece | None]:
+    """Cuts out of some JPEGs what their crops touch; for many at once, which costs half of one by one.
+
+    Args:
+        data: of the JPEGs.
+        frames: what `read_frame` says of them.
+        boxes: the crops.
+
+    Returns:
+        Of each a piece; None where it has no markers that allow it or not all of them, or where nearly everything is touched.
+    """
+    windows = [
+        _window(each, frame, box) if frame is not None and frame.interval and box is not None else None
+        for each, frame, box in zip(data, frames, boxes, strict=True)
+    ]
+    pieces = iter(_cut([window for window in windows if window is not None]))
+    return [None if window is None else next(pieces) for window in windows]
+
+
+def _window(data: bytes | memoryview, frame: Frame, box: Box) -> _Window | None:
+    """What a crop touches, or None where cutting it out is impossible or saves too little."""
+    rows, columns = frame.grid
+    height, width = frame.block[0], frame.block[1] * frame.interval
+    # one pixel more on every side, since smooth upsampling looks at the colour of the next block where a crop ends with its own
+    top, left = (box.top - 1) // height if box.top else 0, (box.left - 1) // width if box.left else 0
+    bottom, right = min(rows, (box.top + box.height) // height + 1), min(columns, (box.left + box.width) // width + 1)
+    if not rows or (bottom - top) * (right - left) > min(_WORTH * rows * columns, len(_TURN)):
+        return None
+    lengths = segment_lengths(data, frame)
+    if lengths is None:
+        return None
+    above, before = top * height, left * width
+    size = min(frame.height, bottom * height) - above, min(frame.width, right * width) - before
+    return _Window(data, frame, lengths, columns, (top, bottom), (left, right), size, (box.top - above, box.left - before))
+
+
+def _cut(windows: Sequence[_Window]) -> list[Piece | None]:
+    """The pieces of some windows; None for those whose segments are not as long as the picture."""
+    if not windows:
+        return []
+    # segments and coded bytes are counted on from one picture to the next
+    counts = np.array([len(window.lengths) for window in windows])
+    lasts = counts.cumsum()
+    edges = np.empty(lasts[-1] + 1, np.int64)
+    edges[0] = 0
+    np.concatenate([window.lengths for window in windows]).cumsum(out=edges[1:])
+    begins = edges.take(lasts - counts).tolist()
+    sizes = [len(window.data) - window.frame.scan for window in windows]
+    if edges.take(lasts).tolist() != [begin + size for begin, size in zip(begins, sizes, strict=True)]:
+        return [None] if len(windows) == 1 else [_cut([window])[0] for window in windows]  # the others are not to suffer for one
+
+    # a row of a window is one run of bytes, with the markers in it
+    heads, heights, widths, first = list[int](), list[int](), list[int](), 0
+    for window in windows:
+        (top, bottom), (left, right), columns = window.rows, window.across, window.columns
+        heads.extend(range(first + top * columns + left, first + bottom * columns, columns))
+        heights.append(bottom - top)
+        widths.append(right - left)
+        first += len(window.lengths)
+    row_heads, row_widths = np.array(heads), np.array(widths).repeat(heights)
+    row_starts, row_ends = edges.take(row_heads), edges.take(row_heads + row_widths)
+    runs = zip(row_starts.tolist(), row_ends.tolist(), strict=True)
+
+    # where its markers come to lie in the piece
+    lasts, row_lasts = np.array(heights).cumsum() - 1, row_widths.cumsum()
+    sizes_so_far = (row_ends - row_starts).cumsum()
+    before = np.concatenate([[0], sizes_so_far.take(lasts[:-1])])
+    moved = sizes_so_far - row_ends + (np.array([window.frame.scan for window in windows]) - before - MARKER).repeat(heights)
+    segments = np.arange(1, row_lasts[-1] + 1) + (row_heads - row_lasts + row_widths).repeat(row_widths)
+    markers = edges.take(segments) + moved.repeat(row_widths)
+    pieces, place = list[Piece | None](), 0
+    for window, begin, height, width in zip(windows, begins, heights, widths, strict=True):
+        whole, scan = memoryview(window.data), window.frame.scan
+        header, skipped = bytearray(whole[:scan]), scan - begin
+        _put_size(header, window.frame.place, *window.size)
+        parts = [whole[skipped + start : skipped + end] for start, end in islice(runs, height)]
+        pieces.append(Piece(header, parts, markers[place : place + height * width], *window.size, *window.crop))
+        place += height * width
+    return pieces

@@ -1,0 +1,210 @@
+"""What the header of a JPEG says about how it can be decoded in part, and a table of its coded segments that the builder puts there.
+
+Between two restart markers a JPEG is coded by itself, so a reader can leave out segments if it knows where they are. Finding every marker
+costs a tenth of decoding the picture, and the header as much again; so the pictures that the builder encodes begin, behind their JFIF
+segment, with an application segment of this project's own, which other readers skip:
+
+    marker 0xFFE9, length            2 + 2 bytes, as of every segment
+    "SEGMENTS"                       8 bytes
+    frame, scan                      2 + 2 bytes: from the end of this segment to the frame's height, and to the first coded byte
+    block height, width, interval    1 + 1 + 2 bytes: of a coded block (MCU) in pixels, and blocks from a restart marker to the next
+    lengths                          1 or 2 bytes for each segment in turn, its restart marker (at last the end marker) included
+
+All numbers are big-endian. A reader trusts it no further than that a marker is found, with its right number, wherever the table says so.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SOF_PROGRESSIVE, _DHT, _JPG, _DAC, _EOI, _SOS, _DRI, _TABLE = 0xC2, 0xC4, 0xC8, 0xCC, 0xD9, 0xDA, 0xDD, 0xE9
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {_DHT, _JPG, _DAC}
+_BARE = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})  # not followed by a length: none of them belongs before the scan
+_CONTEXT = {1: 0, 2: 2}  # rows below that the upsampling of colours stored at full and at half height reads
+_SEGMENT = struct.Struct(">BBH").unpack_from  # marker and length
+_FRAME = struct.Struct(">BHH").unpack_from  # bits, height and width
+_SIZE = struct.Struct(">HH")  # height and width
+_NUMBER = struct.Struct(">H").unpack_from
+_TABLE_PLACE = 20  # behind a JFIF segment
+_TABLE_HEAD = struct.Struct(">BBH8sHHBBH")
+_NAME = b"SEGMENTS"
+_LONGEST = 65535 + 2  # bytes of a segment of the header
+_ENTRIES = frozenset({1, 2})  # bytes of a length
+_JFIF = b"\xff\xe0\0\x10"
+_BASELINE = (b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x08")  # three colours of 8 bits
+MARKER = 2
+"""Bytes of a marker."""
+_ENDS_SEGMENT = np.zeros(256, np.bool_)
+_ENDS_SEGMENT[[*range(0xD0, 0xD8), _EOI]] = True
+
+
+class Frame(NamedTuple):
+    """What the header of a plain JPEG (8 bits; grey or three colours; Huffman-coded) says.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        place: of the height in the file, in bytes; the width follows.
+        context: rows below a crop that its own last rows depend on, or None where the file can't be decoded down to a row (several scans,
+            restart markers, rare samplings).
+        block: height and width in pixels of what is coded together (MCU).
+        interval: blocks from one restart marker to the next, or 0 where the file can't be cut between them.
+        scan: place of the first coded byte in the file, where there is an interval.
+        table: place of the segments' lengths in the file, or 0.
+        entry: bytes of a length in the table.
+    """
+
+    height: int
+    width: int
+    place: int
+    context: int | None
+    block: tuple[int, int]
+    interval: int = 0
+    scan: int = 0
+    table: int = 0
+    entry: int = 0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of its segments; (0, 0) where they are none of a grid."""
+        blocks = -(-self.width // self.block[1])
+        if not self.interval or blocks % self.interval:
+            return 0, 0
+        return -(-self.height // self.block[0]), blocks // self.interval
+
+
+def read_frame(data: bytes | memoryview) -> Frame | None:
+    """Reads the header up to the first scan, in a few microseconds.
+
+    Returns:
+        None for anything unusual, damage included: whoever decodes the whole file then says what is wrong with it.
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    return _from_table(data) or _from_segments(data)
+
+
+def _from_table(data: bytes | memoryview) -> Frame | None:
+    """The frame that a table of segments tells of, or None where there is none, or one that can't be."""
+    try:
+        first, kind, length, name, frame, scan, high, wide, interval = _TABLE_HEAD.unpack_from(data, _TABLE_PLACE)
+        if name != _NAME or kind != _TABLE or first != 0xFF:
+            return None
+        end, table = _TABLE_PLACE + MARKER + length, _TABLE_PLACE + _TABLE_HEAD.size
+        height, width = _SIZE.unpack_from(data, end + frame)
+        found = Frame(height, width, end + frame, None, (high, wide), interval, end + scan, table)
+        rows, columns = found.grid
+        entry, rest = divmod(end - table, rows * columns)
+    except (struct.error, ZeroDivisionError):
+        return None
+    inside = found.place + _SIZE.size <= found.scan <= len(data)
+    told = inside and data[found.place - 5 : found.place] in _BASELINE and not rest and entry in _ENTRIES
+    return found._replace(entry=entry) if told else None
+
+
+def _from_segments(data: bytes | memoryview) -> Frame | None:
+    """The frame that the segments of the header tell of."""
+    frame: Frame | None = None
+    components, interval = 0, 0
+    place, end = 2, len(data) - 24  # what follows a marker can be read without asking for each byte
+    while place < end:
+        first, kind, length = _SEGMENT(data, place)
+        if first != 0xFF or kind in _BARE:
+            return None
+        if kind in _FRAMES:
+            components = data[place + 9]
+            if frame is not None or kind > _SOF_PROGRESSIVE or length != 8 + 3 * components:
+                return None
+            frame = _frame(data, place, components)
+            if frame is None:
+                return None
+        elif kind == _SOS:
+            return frame and _with_scan(frame, interval, place + 2 + length, several=data[place + 4] != components)
+        elif kind == _DRI:
+            (interval,) = _NUMBER(data, place + 4)
+        place += 2 + length
+    return None
+
+
+def _frame(data: bytes | memoryview, place: int, components: int) -> Frame | None:
+    """The frame whose marker is at a place."""
+    precision, height, width = _FRAME(data, place + 4)
+    if precision != 8 or components not in {1, 3} or not height or not width:  # the height may follow the picture; no photograph's does
+        return None
+    tallest = widest = 1  # one colour alone is never sampled less than itself
+    if components == 3:
+        samplings = data[place + 11], data[place + 14], data[place + 17]
+        tallest, widest = max(each & 15 for each in samplings), max(each >> 4 for each in samplings)
+    context = None if data[place + 1] == _SOF_PROGRESSIVE else _CONTEXT.get(tallest)
+    return Frame(height, width, place + 5, context, (8 * tallest, 8 * widest))
+
+
+def _with_scan(frame: Frame, interval: int, scan: int, several: bool) -> Frame:
+    """A frame whose first scan is met, of several perhaps."""
+    if several:
+        return frame._replace(context=None)
+    if not interval:
+        return frame
+    # markers after the last row would look like damage; upsampling looks at the next pixel at most, unless sampling is a rare one
+    cuttable = frame.context is not None and frame.block[1] in {8, 16}
+    return frame._replace(context=None, interval=interval if cuttable else 0, scan=scan)
+
+
+def segment_lengths(data: bytes | memoryview, frame: Frame) -> NDArray[np.unsignedinteger[Any]] | None:
+    """Bytes of each coded segment, the marker that ends it included.
+
+    Args:
+        data: of the JPEG.
+        frame: of `read_frame`, with a grid of segments.
+
+    Returns:
+        (rows * columns,), of the table as it is, or counted; None where markers are missing, or not in their order.
+    """
+    rows, columns = frame.grid
+    if frame.table:
+        return np.frombuffer(data, ">u1" if frame.entry == 1 else ">u2", rows * columns, frame.table)
+    coded = np.frombuffer(data, np.uint8, offset=frame.scan)
+    escapes = (coded[:-1] == 0xFF).nonzero()[0]
+    kinds = coded[1:].take(escapes)
+    ending = _ENDS_SEGMENT.take(kinds)
+    ends = escapes.compress(ending) + MARKER
+    if len(ends) != rows * columns or not np.array_equal(kinds.compress(ending), end_markers(np.array([len(ends)]))):
+        return None
+    lengths: NDArray[np.unsignedinteger[Any]] = np.diff(ends, prepend=0).astype(np.uint32)
+    return lengths
+
+
+def end_markers(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The second bytes of the markers that end the segments of JPEGs.
+
+    Args:
+        counts: int64 (n,), segments of each JPEG.
+
+    Returns:
+        uint8 (sum of counts,): 0xD0 to 0xD7 in turn, and 0xD9 for the last of each.
+    """
+    ends = counts.cumsum()
+    kinds = ((np.arange(ends[-1]) - (ends - counts).repeat(counts)) & 7 | 0xD0).astype(np.uint8)
+    kinds[ends - 1] = _EOI
+    return kinds
+
+
+def with_table(data: bytes) -> bytes:
+    """A JPEG with the table of its segments, where it is one that can have one: with a JFIF segment, restart markers in a grid, and room
+    for the table in a segment; as it is otherwise."""
+    frame = read_frame(data)
+    lengths = segment_lengths(data, frame) if frame and frame.grid != (0, 0) and not frame.table else None
+    if frame is None or lengths is None or data[2:6] != _JFIF:
+        return data
+    entries = lengths.astype(">u1" if lengths.max() < 256 else ">u2").tobytes()
+    size = _TABLE_HEAD.size + len(entries)
+    if size > _LONGEST or lengths.max() > 65535:
+        return data
+    places = frame.place - _TABLE_PLACE, frame.scan - _TABLE_PLACE
+    head = _TABLE_HEAD.pack(0xFF, _TABLE, size - MARKER, _NAME, *places, *frame.block, frame.interval)
+    tabled = data[:_TABLE_PLACE] + head + entries + data[_TABLE_PLACE:]
+    return tabled if _from_table(tabled) else data  # shades of grey can't be told apart from other frames in so few bytes

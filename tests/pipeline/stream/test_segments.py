@@ -1,0 +1,192 @@
+"""A crop that is cut out between restart markers has the pixels of the whole decode to the bit, and what can't be cut is left alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.stream.crop import Box
+from pipeline.stream.decode import UndecodableError, make_decoder
+from pipeline.stream.segments import Piece, cut
+from shards.jpeg_header import read_frame, segment_lengths, with_table
+from shards.picture import PictureRules, prepare
+from tests.datasets import photographs
+
+HEIGHT, WIDTH = 83, 121  # no multiple of a block: the last ones are filled up; 8 and 16 blocks across
+SAMPLINGS = {
+    "444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    "422": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    "440": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+}
+
+
+@cache
+def pixels_of(height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:
+    return simplejpeg.decode_jpeg(photographs(1, height, width)[0])
+
+
+@cache
+def marked(sampling: str, interval: int, table: bool = False, height: int = HEIGHT, width: int = WIDTH) -> bytes:
+    """A JPEG with restart markers; in shades of grey where that is the sampling."""
+    pixels = pixels_of(height, width)
+    options = [cv2.IMWRITE_JPEG_RST_INTERVAL, interval, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS.get(sampling, 0)]
+    grey = sampling == "grey"
+    _, found = cv2.imencode(".jpg", pixels[:, :, 0].copy() if grey else pixels, options[:2] if grey else options)
+    return with_table(bytes(found)) if table else bytes(found)
+
+
+def pieces_of(pictures: Sequence[bytes], boxes: Sequence[Box]) -> list[Piece | None]:
+    return cut(pictures, [read_frame(each) for each in pictures], boxes)
+
+
+def assert_same(data: bytes, box: Box, piece: Piece | None) -> None:
+    assert piece is not None
+    whole = simplejpeg.decode_jpeg(data, "RGB")
+    np.testing.assert_array_equal(piece.decode(box), whole[box.top : box.bottom, box.left : box.right])
+
+
+@pytest.mark.parametrize("table", [False, True])
+@pytest.mark.parametrize("interval", [1, 2, 4, 8])
+@pytest.mark.parametrize("sampling", [*SAMPLINGS, "grey"])
+def test_every_crop_has_the_pixels_of_the_whole_decode(sampling: str, interval: int, table: bool) -> None:
+    data = marked(sampling, interval, table and sampling != "grey")
+    boxes = [
+        Box(top, left, height, width, False)
+        for top in (0, 1, 7, 8, 15, 16, 17, 50)
+        for left in (0, 1, 8, 16, 17, 63, 64, 65)
+        for height, width in ((1, 1), (8, 8), (15, 16), (16, 17), (33, 56))
+    ]
+    pieces = pieces_of([data] * len(boxes), boxes)
+    assert pieces.count(None) < len(pieces) / 3  # where nearly all is touched
+    for box, piece in zip(boxes, pieces, strict=True):
+        if piece is not None:
+            assert_same(data, box, piece)
+
+
+@given(st.data())
+def test_pictures_of_all_kinds_are_cut_together(data: st.DataObject) -> None:
+    kinds = st.tuples(
+        st.sampled_from(list(SAMPLINGS)), st.sampled_from([0, 1, 2, 3, 8]), st.booleans(), st.integers(1, 90), st.integers(1, 130)
+    )
+    pictures = [marked(*kind) for kind in data.draw(st.lists(kinds, min_size=1, max_size=6))]
+    boxes = []
+    for picture in pictures:
+        height, width, *_ = simplejpeg.decode_jpeg_header(picture)
+        top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+        boxes.append(Box(top, left, data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left)), False))
+    for picture, box, piece in zip(pictures, boxes, pieces_of(pictures, boxes), strict=True):
+        if piece is not None:
+            assert_same(picture, box, piece)
+
+
+def test_crops_of_what_the_builder_stores_are_cut(data_folder: Path) -> None:
+    random = np.random.default_rng(0)
+    pictures, boxes = [], []
+    for path in sorted((data_folder / "imagenet_sample").iterdir())[::8]:
+        if min(Image.open(path).size) <= 256:
+            continue
+        data = prepare(path.read_bytes(), PictureRules()).data
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        side = int(random.integers(20, 200))
+        pictures.append(data)
+        boxes.append(Box(int(random.integers(height - side + 1)), int(random.integers(width - side + 1)), side, side, False))
+    assert len(pictures) > 50
+    for data, box, piece in zip(pictures, boxes, pieces_of(pictures, boxes), strict=True):
+        assert_same(data, box, piece)
+
+
+def test_what_lies_outside_is_not_decoded_and_lost_pixels_inside_are_noticed() -> None:
+    data = marked("420", 1, True, 300, 400)
+    frame = read_frame(data)
+    whole = simplejpeg.decode_jpeg(data, "RGB")
+    ends = frame.scan + np.cumsum(segment_lengths(data, frame), dtype=np.int64)
+    box = Box(100, 120, 80, 90, False)
+
+    def damaged(row: int, column: int) -> bytes:
+        number = row * 25 + column
+        start, end = int(ends[number - 1]), int(ends[number]) - 2
+        return data[:start] + b"\xff\0" * ((end - start) // 2) + b"\x11" * ((end - start) % 2) + data[end:]
+
+    for row, column in ((0, 3), (8, 2), (8, 20), (18, 24)):
+        (piece,) = pieces_of([damaged(row, column)], [box])
+        np.testing.assert_array_equal(piece.decode(box), whole[box.top : box.bottom, box.left : box.right])
+    (piece,) = pieces_of([damaged(8, 10)], [box])
+    assert piece.decode(box) is None
+
+
+def test_what_can_not_be_cut_is_left_to_others() -> None:
+    data, box = marked("420", 1), Box(20, 20, 20, 20, False)
+    frame = read_frame(data)
+    scan = frame.scan
+    first = scan + int(segment_lengths(data, frame)[0]) - 2
+    progressive, arithmetic = io.BytesIO(), data.replace(b"\xff\xc0", b"\xff\xc9")
+    Image.fromarray(pixels_of()).save(progressive, "JPEG", progressive=True, restart_marker_rows=1)
+    for name, odd in {
+        "no markers": marked("420", 0),
+        "rows begin between markers": marked("420", 3),
+        "a marker is missing": data[:first] + data[first + 2 :],
+        "two markers changed places": data[: first + 1] + b"\xd1" + data[first + 2 :],
+        "no end": data[:-2],
+        "more after the end": data + data[scan:],
+        "progressive": progressive.getvalue(),
+        "a rare sampling": simplejpeg.encode_jpeg(pixels_of(), 90, "RGB", "411"),
+        "another coding": arithmetic,
+    }.items():
+        odd_frame = read_frame(odd)
+        assert cut([odd, data], [odd_frame, frame], [box, box])[0] is None, name
+        assert_same(data, box, cut([odd, data], [odd_frame, frame], [box, box])[1])
+    assert cut([data], [None], [box]) == [None]
+    assert cut([data], [frame], [None]) == [None]
+    assert cut([data], [frame], [Box(0, 0, HEIGHT, WIDTH, False)]) == [None]
+    assert cut([], [], []) == []
+
+
+@given(st.data())
+def test_a_table_that_lies_changes_no_pixel(data: st.DataObject) -> None:
+    right = marked("420", 1, True)
+    frame = read_frame(right)
+    lying = bytearray(right)
+    for _ in range(data.draw(st.integers(1, 3))):
+        lying[data.draw(st.integers(20, frame.table + frame.grid[0] * frame.grid[1] - 1))] = data.draw(st.integers(0, 255))
+    height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 60))
+    box = Box(data.draw(st.integers(0, HEIGHT - height)), data.draw(st.integers(0, WIDTH - width)), height, width, False)
+    whole = simplejpeg.decode_jpeg(right, "RGB")
+    found = read_frame(bytes(lying))
+    if found is None or (found.height, found.width) != (HEIGHT, WIDTH):
+        return
+    (piece,) = cut([bytes(lying)], [found], [box])
+    pixels = None if piece is None else piece.decode(box)
+    if pixels is not None:
+        np.testing.assert_array_equal(pixels, whole[box.top : box.bottom, box.left : box.right])
+
+
+def test_a_picture_whose_table_lies_is_decoded_whole_beside_others_that_are_cut() -> None:
+    right = marked("420", 1, True)
+    table = read_frame(right).table
+    liar = right[:table] + bytes([right[table] + 1, right[table + 1] - 1]) + right[table + 2 :]
+    decoder, keys = make_decoder(), [3, 4, 5, 6]
+    out: Any = [np.zeros((24, 24, 3), np.uint8) for _ in keys]
+    assert decoder.crops([right, liar, right, liar], out, "random", False, keys, 10**6) == [None] * 4
+    plain = marked("420", 0)
+    for key, place in zip(keys, out, strict=True):
+        expected = np.zeros((24, 24, 3), np.uint8)
+        decoder.crop(plain, expected, "random", False, key, 10**6)
+        np.testing.assert_array_equal(place, expected)
+
+
+def test_a_cut_picture_over_the_limit_is_refused() -> None:
+    with pytest.raises(UndecodableError, match=r"data\.max_pixels = 100"):
+        make_decoder().crop(marked("420", 1, True), np.zeros((8, 8, 3), np.uint8), "random", True, 1, 100)
