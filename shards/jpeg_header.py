@@ -53,6 +53,7 @@ class Frame(NamedTuple):
             restart markers, rare samplings).
         block: height and width in pixels of what is coded together (MCU).
         interval: blocks from one restart marker to the next, or 0 where the file can't be cut between them.
+        grid: rows and columns of its segments; (0, 0) where they are none of a grid.
         scan: place of the first coded byte in the file, where there is an interval.
         table: place of the segments' lengths in the file, or 0.
         entry: bytes of a length in the table.
@@ -64,17 +65,10 @@ class Frame(NamedTuple):
     context: int | None
     block: tuple[int, int]
     interval: int = 0
+    grid: tuple[int, int] = (0, 0)
     scan: int = 0
     table: int = 0
     entry: int = 0
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of its segments; (0, 0) where they are none of a grid."""
-        blocks = -(-self.width // self.block[1])
-        if not self.interval or blocks % self.interval:
-            return 0, 0
-        return -(-self.height // self.block[0]), blocks // self.interval
 
 
 def read_frame(data: bytes | memoryview) -> Frame | None:
@@ -95,15 +89,22 @@ def _from_table(data: bytes | memoryview) -> Frame | None:
         if name != _NAME or kind != _TABLE or first != 0xFF:
             return None
         end, table = _TABLE_PLACE + MARKER + length, _TABLE_PLACE + _TABLE_HEAD.size
-        height, width = _SIZE.unpack_from(data, end + frame)
-        found = Frame(height, width, end + frame, None, (high, wide), interval, end + scan, table)
-        rows, columns = found.grid
+        place, scan = end + frame, end + scan
+        height, width = _SIZE.unpack_from(data, place)
+        rows, columns = _grid(height, width, (high, wide), interval)
         entry, rest = divmod(end - table, rows * columns)
     except (struct.error, ZeroDivisionError):
         return None
-    inside = found.place + _SIZE.size <= found.scan <= len(data)
-    told = inside and data[found.place - 5 : found.place] in _BASELINE and not rest and entry in _ENTRIES
-    return found._replace(entry=entry) if told else None
+    inside = place + _SIZE.size <= scan <= len(data)
+    if not inside or rest or entry not in _ENTRIES or data[place - 5 : place] not in _BASELINE:
+        return None
+    return Frame(height, width, place, None, (high, wide), interval, (rows, columns), scan, table, entry)
+
+
+def _grid(height: int, width: int, block: tuple[int, int], interval: int) -> tuple[int, int]:
+    """Rows and columns of the segments of a picture; (0, 0) where rows of blocks end between markers."""
+    columns, uneven = divmod(-(-width // block[1]), interval)
+    return (0, 0) if uneven else (-(-height // block[0]), columns)
 
 
 def _from_segments(data: bytes | memoryview) -> Frame | None:
@@ -150,8 +151,9 @@ def _with_scan(frame: Frame, interval: int, scan: int, several: bool) -> Frame:
     if not interval:
         return frame
     # markers after the last row would look like damage; upsampling looks at the next pixel at most, unless sampling is a rare one
-    cuttable = frame.context is not None and frame.block[1] in {8, 16}
-    return frame._replace(context=None, interval=interval if cuttable else 0, scan=scan)
+    if frame.context is None or frame.block[1] not in {8, 16}:
+        return frame._replace(context=None)
+    return frame._replace(context=None, interval=interval, grid=_grid(frame.height, frame.width, frame.block, interval), scan=scan)
 
 
 def segment_lengths(data: bytes | memoryview, frame: Frame) -> NDArray[np.unsignedinteger[Any]] | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +30,9 @@ class Piece(NamedTuple):
     """A JPEG of the segments that a crop touches, to be put together.
 
     Attributes:
+        data: of the picture that it is cut from.
         header: its header.
-        runs: its coded bytes.
+        runs: where its coded bytes begin and end in the picture, by turns.
         markers: int64 (n,), places of its markers.
         height: in pixels.
         width: in pixels.
@@ -40,8 +40,9 @@ class Piece(NamedTuple):
         left: of the crop in it, in pixels.
     """
 
+    data: memoryview
     header: bytearray
-    runs: list[memoryview]
+    runs: list[int]
     markers: NDArray[np.int64]
     height: int
     width: int
@@ -55,10 +56,10 @@ class Piece(NamedTuple):
             uint8 (box.height, box.width, 3), RGB, in memory that the calling thread's next decode writes over; None where a marker is not
             in its place, or when libjpeg-turbo had something to say about it.
         """
-        joined = self.header
-        joined += b"".join(self.runs)
+        whole, runs, joined = self.data, iter(self.runs), self.header
+        joined += b"".join([whole[start:end] for start, end in zip(runs, runs, strict=True)])
         coded = np.frombuffer(joined, np.uint8)
-        if not (coded.take(self.markers) == 0xFF).all():
+        if coded.take(self.markers).tobytes().count(0xFF) != len(self.markers):
             return None
         # a decoder expects the markers' numbers to begin at 0, and the last one to be the end's
         coded[1:][self.markers] = _TURN[: len(self.markers)]
@@ -155,7 +156,6 @@ def _cut(windows: Sequence[_Window]) -> list[Piece | None]:
         first += len(window.lengths)
     row_heads, row_widths = np.array(heads), np.array(widths).repeat(heights)
     row_starts, row_ends = edges.take(row_heads), edges.take(row_heads + row_widths)
-    runs = zip(row_starts.tolist(), row_ends.tolist(), strict=True)
 
     # where its markers come to lie in the piece
     lasts, row_lasts = np.array(heights).cumsum() - 1, row_widths.cumsum()
@@ -164,12 +164,14 @@ def _cut(windows: Sequence[_Window]) -> list[Piece | None]:
     moved = sizes_so_far - row_ends + (np.array([window.frame.scan for window in windows]) - before - MARKER).repeat(heights)
     segments = np.arange(1, row_lasts[-1] + 1) + (row_heads - row_lasts + row_widths).repeat(row_widths)
     markers = edges.take(segments) + moved.repeat(row_widths)
-    pieces, place = list[Piece | None](), 0
-    for window, begin, height, width in zip(windows, begins, heights, widths, strict=True):
-        whole, scan = memoryview(window.data), window.frame.scan
-        header, skipped = bytearray(whole[:scan]), scan - begin
+    in_picture = (np.array([window.frame.scan for window in windows]) - begins).repeat(heights)
+    runs = np.stack([row_starts + in_picture, row_ends + in_picture], axis=1)
+    pieces, row, place = list[Piece | None](), 0, 0
+    for window, height, width in zip(windows, heights, widths, strict=True):
+        whole = memoryview(window.data)
+        header = bytearray(whole[: window.frame.scan])
         _put_size(header, window.frame.place, *window.size)
-        parts = [whole[skipped + start : skipped + end] for start, end in islice(runs, height)]
-        pieces.append(Piece(header, parts, markers[place : place + height * width], *window.size, *window.crop))
-        place += height * width
+        its_runs = runs[row : row + height].ravel().tolist()
+        pieces.append(Piece(whole, header, its_runs, markers[place : place + height * width], *window.size, *window.crop))
+        row, place = row + height, place + height * width
     return pieces
