@@ -10,7 +10,8 @@ segment, with an application segment of this project's own, which other readers 
     block height, width, interval    1 + 1 + 2 bytes: of a coded block (MCU) in pixels, and blocks from a restart marker to the next
     lengths                          1 or 2 bytes for each segment in turn, its restart marker (at last the end marker) included
 
-All numbers are big-endian. A reader trusts it no further than that a marker is found, with its right number, wherever the table says so.
+All numbers are big-endian. A reader believes it where the coded bytes begin behind a scan's header and add up to the file, and a marker
+with the number that is due is found wherever a segment that it uses ends.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _TABLE_HEAD = struct.Struct(">BBH8sHHBBH")
 _NAME = b"SEGMENTS"
 _LONGEST = 65535 + 2  # bytes of a segment of the header
 _ENTRIES = frozenset({1, 2})  # bytes of a length
+_COLOUR_SCAN = b"\xff\xda\0\x0c\x03"  # of three colours
+_SCAN_HEADER = 14  # bytes, marker included
 _JFIF = b"\xff\xe0\0\x10"
 _BASELINE = (b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x08")  # three colours of 8 bits
 MARKER = 2
@@ -95,9 +98,11 @@ def _from_table(data: bytes | memoryview) -> Frame | None:
         entry, rest = divmod(end - table, rows * columns)
     except (struct.error, ZeroDivisionError):
         return None
-    inside = place + _SIZE.size <= scan <= len(data)
-    if not inside or rest or entry not in _ENTRIES or data[place - 5 : place] not in _BASELINE:
+    inside = place + _SIZE.size <= scan - _SCAN_HEADER and scan < len(data)
+    if not inside or rest or entry not in _ENTRIES:
         return None
+    if data[place - 5 : place] not in _BASELINE or data[scan - _SCAN_HEADER : scan - _SCAN_HEADER + 5] != _COLOUR_SCAN:
+        return None  # somebody has put something between
     return Frame(height, width, place, None, (high, wide), interval, (rows, columns), scan, table, entry)
 
 
@@ -124,7 +129,7 @@ def _from_segments(data: bytes | memoryview) -> Frame | None:
             if frame is None:
                 return None
         elif kind == _SOS:
-            return frame and _with_scan(frame, interval, place + 2 + length, several=data[place + 4] != components)
+            return frame and _with_scan(frame, interval, place + 2 + length, len(data), several=data[place + 4] != components)
         elif kind == _DRI:
             (interval,) = _NUMBER(data, place + 4)
         place += 2 + length
@@ -144,12 +149,14 @@ def _frame(data: bytes | memoryview, place: int, components: int) -> Frame | Non
     return Frame(height, width, place + 5, context, (8 * tallest, 8 * widest))
 
 
-def _with_scan(frame: Frame, interval: int, scan: int, several: bool) -> Frame:
-    """A frame whose first scan is met, of several perhaps."""
+def _with_scan(frame: Frame, interval: int, scan: int, size: int, several: bool) -> Frame:
+    """A frame whose first scan is met, of several perhaps, in a file of `size` bytes."""
     if several:
         return frame._replace(context=None)
     if not interval:
         return frame
+    if scan >= size:
+        return frame._replace(context=None)
     # markers after the last row would look like damage; upsampling looks at the next pixel at most, unless sampling is a rare one
     if frame.context is None or frame.block[1] not in {8, 16}:
         return frame._replace(context=None)
@@ -169,6 +176,8 @@ def segment_lengths(data: bytes | memoryview, frame: Frame) -> NDArray[np.unsign
     rows, columns = frame.grid
     if frame.table:
         return np.frombuffer(data, ">u1" if frame.entry == 1 else ">u2", rows * columns, frame.table)
+    if len(data) - frame.scan < rows * columns * MARKER:
+        return None  # told before anything is done that grows with the file
     coded = np.frombuffer(data, np.uint8, offset=frame.scan)
     escapes = (coded[:-1] == 0xFF).nonzero()[0]
     kinds = coded[1:].take(escapes)
@@ -204,9 +213,9 @@ def with_table(data: bytes) -> bytes:
         return data
     entries = lengths.astype(">u1" if lengths.max() < 256 else ">u2").tobytes()
     size = _TABLE_HEAD.size + len(entries)
-    if size > _LONGEST or lengths.max() > 65535:
-        return data
     places = frame.place - _TABLE_PLACE, frame.scan - _TABLE_PLACE
+    if size > _LONGEST or max(lengths.max(), *places) > 65535:
+        return data
     head = _TABLE_HEAD.pack(0xFF, _TABLE, size - MARKER, _NAME, *places, *frame.block, frame.interval)
     tabled = data[:_TABLE_PLACE] + head + entries + data[_TABLE_PLACE:]
     return tabled if _from_table(tabled) else data  # shades of grey can't be told apart from other frames in so few bytes

@@ -80,7 +80,9 @@ class Decoder:
         frames = [read_frame(each) for each in data]
         drawn: Sequence[Sequence[float] | None] = draws or [None] * len(keys)
         boxes = [
-            choose(crop, flip, key, frame.height, frame.width, place.shape[0], few) if frame is not None else None
+            choose(crop, flip, key, frame.height, frame.width, place.shape[0], few)
+            if frame is not None and frame.height * frame.width <= max_pixels
+            else None
             for frame, key, place, few in zip(frames, keys, out, drawn, strict=True)
         ]
         pieces = cut(data, frames, boxes)
@@ -88,8 +90,9 @@ class Decoder:
         for each, place, key, frame, planned, piece in zip(data, out, keys, frames, boxes, pieces, strict=True):
             box, part = planned, None
             try:
-                if frame is not None and box is not None:
+                if frame is not None:
                     _check_size(frame.height, frame.width, max_pixels)
+                if frame is not None and box is not None:
                     part = self.part(each, frame, box) if piece is None else piece.decode(box)
                 if part is None or box is None:
                     pixels = decode(bytes(each), max_pixels)
@@ -118,7 +121,8 @@ def make_decoder(name: DecoderName = "simplejpeg") -> Decoder:
     """The decoder of a run.
 
     Args:
-        name: simplejpeg: always there; nvimgcodec: the extra `decode`, faster where much of a picture lies outside the crop.
+        name: simplejpeg: always there; nvimgcodec: the extra `decode`, faster where much of a picture lies outside the crop. Pictures whose
+            segments can be cut out go through simplejpeg with both, which is faster still.
 
     Raises:
         ConfigError: nvimgcodec was asked for and isn't installed.

@@ -27,9 +27,11 @@ def decode_whole(data: bytes | bytearray | memoryview, height: int, width: int) 
         uint8 (height, width, 3), RGB, in memory that the calling thread's next call writes over.
 
     Raises:
-        ValueError: libjpeg's first error or warning.
+        ValueError: libjpeg's first error or warning, or another size.
     """
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", buffer=_pixels.take((height, width, 3)))
+    if pixels.shape != (height, width, 3):
+        raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels instead of {width} x {height}")
     return pixels
 
 

@@ -109,7 +109,8 @@ class Batch:
 class StreamLoader:
     """An iterable of the batches of one rank, from its position on.
 
-    Its threads share Python's interpreter lock with the training, so it shortens the interpreter's switch interval to 0.1 ms.
+    Its threads share Python's interpreter lock with the training, so it shortens the interpreter's switch interval to 0.1 ms, for as
+    long as the process lives.
 
     Args:
         config: what to read.
@@ -426,8 +427,9 @@ class _Pending:
         a global batch."""
         while True:
             done, missing = wait(self.tasks, _TICK_SECONDS, FIRST_EXCEPTION)  # one look at all: a look at each would be woken for each
-            for task in done:
-                task.result()
+            for task in self.tasks:  # of several errors the first one's in order, not whichever a set begins with
+                if task in done:
+                    task.result()
             if not missing:
                 break
             waiting()

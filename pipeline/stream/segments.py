@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from pipeline.stream.crop import Box
 from pipeline.stream.jpeg import decode_whole
-from shards.jpeg_header import MARKER, Frame, segment_lengths
+from shards.jpeg_header import MARKER, Frame, end_markers, segment_lengths
 
 _WORTH = 0.93  # of the segments: cutting costs about what decoding the rest of them does
-_EOI = 0xD9
-_TURN = (np.arange(1 << 18) & 7 | 0xD0).astype(np.uint8)  # second bytes of markers in turn, as many as a piece may have segments
+_FANCY = 5  # pixels: in a narrower JPEG libjpeg repeats the colours of every second one instead of interpolating
 _put_size = struct.Struct(">HH").pack_into  # height and width
 
 
@@ -34,6 +33,8 @@ class Piece(NamedTuple):
         header: its header.
         runs: where its coded bytes begin and end in the picture, by turns.
         markers: int64 (n,), places of its markers.
+        found: uint8 (n,), their second bytes in the picture.
+        wanted: uint8 (n,), what these have to be, since a decoder expects the markers' numbers to begin at 0.
         height: in pixels.
         width: in pixels.
         top: of the crop in it, in pixels.
@@ -44,6 +45,8 @@ class Piece(NamedTuple):
     header: bytearray
     runs: list[int]
     markers: NDArray[np.int64]
+    found: NDArray[np.uint8]
+    wanted: NDArray[np.uint8]
     height: int
     width: int
     top: int
@@ -56,14 +59,15 @@ class Piece(NamedTuple):
             uint8 (box.height, box.width, 3), RGB, in memory that the calling thread's next decode writes over; None where a marker is not
             in its place, or when libjpeg-turbo had something to say about it.
         """
-        whole, runs, joined = self.data, iter(self.runs), self.header
-        joined += b"".join([whole[start:end] for start, end in zip(runs, runs, strict=True)])
-        coded = np.frombuffer(joined, np.uint8)
-        if coded.take(self.markers).tobytes().count(0xFF) != len(self.markers):
+        whole, runs = self.data, iter(self.runs)
+        joined = self.header + b"".join([whole[start:end] for start, end in zip(runs, runs, strict=True)])
+        firsts = np.frombuffer(joined, np.uint8)
+        seconds = firsts[1:]
+        if firsts.take(self.markers).tobytes().count(0xFF) != len(self.markers):
             return None
-        # a decoder expects the markers' numbers to begin at 0, and the last one to be the end's
-        coded[1:][self.markers] = _TURN[: len(self.markers)]
-        coded[-1] = _EOI
+        if seconds.take(self.markers).tobytes() != self.found.tobytes():
+            return None
+        seconds[self.markers] = self.wanted
         try:
             pixels = decode_whole(joined, self.height, self.width)
         except ValueError:
@@ -121,7 +125,9 @@ def _window(data: bytes | memoryview, frame: Frame, box: Box) -> _Window | None:
     # one pixel more on every side, since smooth upsampling looks at the colour of the next block where a crop ends with its own
     top, left = (box.top - 1) // height if box.top else 0, (box.left - 1) // width if box.left else 0
     bottom, right = min(rows, (box.top + box.height) // height + 1), min(columns, (box.left + box.width) // width + 1)
-    if not rows or (bottom - top) * (right - left) > min(_WORTH * rows * columns, len(_TURN)):
+    if left and frame.width - left * width < _FANCY:
+        left -= 1
+    if not rows or (bottom - top) * (right - left) > _WORTH * rows * columns:
         return None
     lengths = segment_lengths(data, frame)
     if lengths is None:
@@ -132,46 +138,55 @@ def _window(data: bytes | memoryview, frame: Frame, box: Box) -> _Window | None:
 
 
 def _cut(windows: Sequence[_Window]) -> list[Piece | None]:
-    """The pieces of some windows; None for those whose segments are not as long as the picture."""
+    """The pieces of some windows; None for those whose segments are not as long as the picture.
+
+    Segments and coded bytes are counted on from one picture to the next. Of a picture of 3 x 4 segments behind one of 12, rows 1 to 2 and
+    columns 2 to 3 are the segments 18, 19, 22 and 23: two runs of bytes, from 18's beginning to 19's end and from 22's to 23's.
+    """
     if not windows:
         return []
-    # segments and coded bytes are counted on from one picture to the next
+    scans = np.array([window.frame.scan for window in windows])
     counts = np.array([len(window.lengths) for window in windows])
-    lasts = counts.cumsum()
-    edges = np.empty(lasts[-1] + 1, np.int64)
-    edges[0] = 0
+    behind = counts.cumsum()
+    edges = np.zeros(behind[-1] + 1, np.int64)
     np.concatenate([window.lengths for window in windows]).cumsum(out=edges[1:])
-    begins = edges.take(lasts - counts).tolist()
-    sizes = [len(window.data) - window.frame.scan for window in windows]
-    if edges.take(lasts).tolist() != [begin + size for begin, size in zip(begins, sizes, strict=True)]:
+    begins = edges.take(behind - counts)
+    if edges.take(behind).tolist() != (begins + [len(window.data) for window in windows] - scans).tolist():
         return [None] if len(windows) == 1 else [_cut([window])[0] for window in windows]  # the others are not to suffer for one
 
-    # a row of a window is one run of bytes, with the markers in it
-    heads, heights, widths, first = list[int](), list[int](), list[int](), 0
+    heights, widths, heads = _rows(windows)
+    across = widths.repeat(heights)
+    starts, ends = edges.take(heads), edges.take(heads + across)
+    in_picture = (scans - begins).repeat(heights)
+    runs = np.stack([starts + in_picture, ends + in_picture], axis=1)
+
+    # a segment's marker lies as far behind its run's beginning in the piece as in the picture
+    sizes = ends - starts
+    earlier = sizes.cumsum() - sizes
+    in_piece = earlier - earlier.take(heights.cumsum() - heights).repeat(heights) + scans.repeat(heights)
+    segments = (heads - across.cumsum() + across).repeat(across)
+    segments += np.arange(len(segments))
+    markers = edges[1:].take(segments) + (in_piece - starts - MARKER).repeat(across)
+    found, wanted = end_markers(counts).take(segments), end_markers(heights * widths)
+
+    pieces, row, place = list[Piece | None](), 0, 0
+    for window, height, width in zip(windows, heights.tolist(), widths.tolist(), strict=True):
+        whole, part = memoryview(window.data), slice(place, place + height * width)
+        header = bytearray(whole[: window.frame.scan])
+        _put_size(header, window.frame.place, *window.size)
+        its_runs = runs[row : row + height].ravel().tolist()
+        pieces.append(Piece(whole, header, its_runs, markers[part], found[part], wanted[part], *window.size, *window.crop))
+        row, place = row + height, part.stop
+    return pieces
+
+
+def _rows(windows: Sequence[_Window]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Heights and widths of the windows, and the first segment of each of their rows."""
+    heights, widths, heads, first = list[int](), list[int](), list[int](), 0
     for window in windows:
         (top, bottom), (left, right), columns = window.rows, window.across, window.columns
         heads.extend(range(first + top * columns + left, first + bottom * columns, columns))
         heights.append(bottom - top)
         widths.append(right - left)
         first += len(window.lengths)
-    row_heads, row_widths = np.array(heads), np.array(widths).repeat(heights)
-    row_starts, row_ends = edges.take(row_heads), edges.take(row_heads + row_widths)
-
-    # where its markers come to lie in the piece
-    lasts, row_lasts = np.array(heights).cumsum() - 1, row_widths.cumsum()
-    sizes_so_far = (row_ends - row_starts).cumsum()
-    before = np.concatenate([[0], sizes_so_far.take(lasts[:-1])])
-    moved = sizes_so_far - row_ends + (np.array([window.frame.scan for window in windows]) - before - MARKER).repeat(heights)
-    segments = np.arange(1, row_lasts[-1] + 1) + (row_heads - row_lasts + row_widths).repeat(row_widths)
-    markers = edges.take(segments) + moved.repeat(row_widths)
-    in_picture = (np.array([window.frame.scan for window in windows]) - begins).repeat(heights)
-    runs = np.stack([row_starts + in_picture, row_ends + in_picture], axis=1)
-    pieces, row, place = list[Piece | None](), 0, 0
-    for window, height, width in zip(windows, heights, widths, strict=True):
-        whole = memoryview(window.data)
-        header = bytearray(whole[: window.frame.scan])
-        _put_size(header, window.frame.place, *window.size)
-        its_runs = runs[row : row + height].ravel().tolist()
-        pieces.append(Piece(whole, header, its_runs, markers[place : place + height * width], *window.size, *window.crop))
-        row, place = row + height, place + height * width
-    return pieces
+    return np.array(heights), np.array(widths), np.array(heads)

@@ -52,7 +52,19 @@ def test_other_readers_see_the_same_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["no markers", "markers in no grid", "progressive", "no JFIF", "more after the end", "a segment of over 65,535 bytes", "png"]
+    "name",
+    [
+        "no markers",
+        "markers in no grid",
+        "progressive",
+        "no JFIF",
+        "more after the end",
+        "a long table",
+        "long segments",
+        "a long header",
+        "grey",
+        "png",
+    ],
 )
 def test_what_can_have_no_table_stays_as_it_is(name: str) -> None:
     plain = {
@@ -61,7 +73,13 @@ def test_what_can_have_no_table_stays_as_it_is(name: str) -> None:
         "progressive": lambda: saved(progressive=True, restart_marker_rows=1),
         "no JFIF": lambda: jpeg()[:2] + jpeg()[20:],
         "more after the end": lambda: jpeg() + jpeg(),
-        "a segment of over 65,535 bytes": lambda: jpeg(np.zeros((16 * 256, 16 * 257, 3), np.uint8)),
+        "a long table": lambda: jpeg(np.zeros((16 * 256, 16 * 257, 3), np.uint8)),
+        "long segments": lambda: jpeg(
+            np.random.default_rng(0).integers(0, 256, (32, 16000, 3), np.uint8),
+            [cv2.IMWRITE_JPEG_RST_INTERVAL, 1000, cv2.IMWRITE_JPEG_QUALITY, 100],
+        ),
+        "a long header": lambda: jpeg()[:20] + 2 * (b"\xff\xe2\xff\xff" + bytes(65533)) + jpeg()[20:],
+        "grey": lambda: bytes(cv2.imencode(".jpg", PHOTO[:, :, 0], SINGLES)[1]),
         "png": lambda: bytes(cv2.imencode(".png", PHOTO)[1]),
     }[name]()
     assert with_table(plain) == plain

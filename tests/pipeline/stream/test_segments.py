@@ -31,6 +31,7 @@ SAMPLINGS = {
     "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
     "440": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
 }
+RARE = {"411": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411}
 
 
 @cache
@@ -42,10 +43,15 @@ def pixels_of(height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:
 def marked(sampling: str, interval: int, table: bool = False, height: int = HEIGHT, width: int = WIDTH) -> bytes:
     """A JPEG with restart markers; in shades of grey where that is the sampling."""
     pixels = pixels_of(height, width)
-    options = [cv2.IMWRITE_JPEG_RST_INTERVAL, interval, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS.get(sampling, 0)]
+    options = [cv2.IMWRITE_JPEG_RST_INTERVAL, interval, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, {**SAMPLINGS, **RARE}.get(sampling, 0)]
     grey = sampling == "grey"
     _, found = cv2.imencode(".jpg", pixels[:, :, 0].copy() if grey else pixels, options[:2] if grey else options)
     return with_table(bytes(found)) if table else bytes(found)
+
+
+def with_scan_length(data: bytes, length: int) -> bytes:
+    place = data.index(b"\xff\xda") + 2
+    return data[:place] + length.to_bytes(2, "big") + data[place + 2 :]
 
 
 def pieces_of(pictures: Sequence[bytes], boxes: Sequence[Box]) -> list[Piece | None]:
@@ -74,6 +80,19 @@ def test_every_crop_has_the_pixels_of_the_whole_decode(sampling: str, interval: 
     for box, piece in zip(boxes, pieces, strict=True):
         if piece is not None:
             assert_same(data, box, piece)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_last_blocks_of_a_few_pixels_have_the_pixels_of_the_whole_decode(sampling: str) -> None:
+    """libjpeg interpolates the colours of no JPEG that is narrower than 5 pixels."""
+    for rest in range(1, 9):
+        for height, width in ((40, 48 + rest), (48 + rest, 40), (48 + rest, 32 + rest)):
+            data = marked(sampling, 1, False, height, width)
+            boxes = [Box(top, left, height - top, width - left, False) for top in (0, 20, height - 1) for left in range(width - 12, width)]
+            pieces = pieces_of([data] * len(boxes), boxes)
+            assert pieces.count(None) == 0
+            for box, piece in zip(boxes, pieces, strict=True):
+                assert_same(data, box, piece)
 
 
 @given(st.data())
@@ -142,7 +161,8 @@ def test_what_can_not_be_cut_is_left_to_others() -> None:
         "no end": data[:-2],
         "more after the end": data + data[scan:],
         "progressive": progressive.getvalue(),
-        "a rare sampling": simplejpeg.encode_jpeg(pixels_of(), 90, "RGB", "411"),
+        "a rare sampling": marked("411", 1),
+        "a scan that is longer than the file": with_scan_length(data, 0xFFFF),
         "another coding": arithmetic,
     }.items():
         odd_frame = read_frame(odd)
@@ -173,10 +193,72 @@ def test_a_table_that_lies_changes_no_pixel(data: st.DataObject) -> None:
         np.testing.assert_array_equal(pixels, whole[box.top : box.bottom, box.left : box.right])
 
 
+def lying(right: bytes) -> bytes:
+    """With a table that joins the first two segments and divides the last one, so that their number and sum are right."""
+    frame = read_frame(right)
+    first, last = frame.table, frame.table + frame.grid[0] * frame.grid[1] - 1
+    table = list(right[first : last + 1])
+    table = [table[0] + table[1], *table[2:-1], table[-1] - 2, 2]
+    return right[:first] + bytes(table) + right[last + 1 :]
+
+
+def test_a_table_that_is_off_by_a_segment_is_not_believed() -> None:
+    right = marked("420", 1, True)
+    box = Box(40, 40, 20, 20, False)
+    (piece,) = pieces_of([lying(right)], [box])
+    assert piece is not None
+    assert piece.decode(box) is None
+
+
+def test_what_somebody_put_behind_the_table_leaves_the_markers_to_be_counted() -> None:
+    right = marked("420", 1, True)
+    scan = right.index(b"\xff\xda")
+    commented, box = right[:scan] + b"\xff\xfe\0\x08secret" + right[scan:], Box(40, 40, 20, 20, False)
+    assert not read_frame(commented).table
+    assert_same(commented, box, pieces_of([commented], [box])[0])
+
+
+@pytest.mark.parametrize("width", [64, 96, 144])
+def test_a_frame_that_is_not_the_picture_s_own_gives_no_pixels_of_another_size(width: int) -> None:
+    """A comment that looks like a frame of 64 x 64, and a table that points at it."""
+    right, real = marked("420", 1, True, 64, 64), marked("420", 1, True, 16, width)
+    table, frame = right[20 : 20 + 20 + 16], right[right.index(b"\xff\xc0") :][:19]
+    end = 20 + len(table)
+    header = real[read_frame(real).table + read_frame(real).grid[0] * read_frame(real).grid[1] : read_frame(real).scan]
+    scan = right[read_frame(right).scan :]
+    places = (4 + 5).to_bytes(2, "big") + (4 + len(frame) + len(header)).to_bytes(2, "big")
+    hostile = right[:20] + table[:12] + places + table[16:] + b"\xff\xfe" + (2 + len(frame)).to_bytes(2, "big") + frame + header + scan
+    found = read_frame(hostile)
+    assert found.place == end + 9
+    assert found.table
+    out = np.zeros((30, 30, 3), np.uint8)
+    (reason,) = make_decoder().crops([hostile], [out], "random", False, [1], 10**6)
+    assert reason is not None or out.any()  # what is delivered is the real picture's, at the crop's size
+
+
+def test_a_hostile_header_is_its_own_picture_s_error_alone() -> None:
+    right = marked("420", 1, True)
+    out: Any = [np.zeros((24, 24, 3), np.uint8) for _ in range(3)]
+    hostile = with_scan_length(marked("420", 1), 0xFFFF)
+    reasons = make_decoder().crops([right, hostile, right], out, "random", False, [1, 1, 1], 10**6)
+    assert reasons[0] is None
+    assert reasons[1] is not None
+    assert reasons[2] is None
+    assert out[0].any()
+    np.testing.assert_array_equal(out[0], out[2])
+    assert not out[1].any()
+
+
+def test_nothing_is_counted_in_a_picture_over_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.stream.segments.segment_lengths", lambda *_: pytest.fail("counted"))
+    (reason,) = make_decoder().crops([marked("420", 1)], [np.zeros((24, 24, 3), np.uint8)], "random", False, [1], 100)
+    assert reason is not None
+    assert "data.max_pixels = 100" in reason
+
+
 def test_a_picture_whose_table_lies_is_decoded_whole_beside_others_that_are_cut() -> None:
     right = marked("420", 1, True)
-    table = read_frame(right).table
-    liar = right[:table] + bytes([right[table] + 1, right[table + 1] - 1]) + right[table + 2 :]
+    liar = lying(right)
     decoder, keys = make_decoder(), [3, 4, 5, 6]
     out: Any = [np.zeros((24, 24, 3), np.uint8) for _ in keys]
     assert decoder.crops([right, liar, right, liar], out, "random", False, keys, 10**6) == [None] * 4
