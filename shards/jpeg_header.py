@@ -129,7 +129,7 @@ def _from_segments(data: bytes | memoryview) -> Frame | None:
             if frame is None:
                 return None
         elif kind == _SOS:
-            return frame and _with_scan(frame, interval, place + 2 + length, len(data), several=data[place + 4] != components)
+            return frame and _with_scan(frame, interval, place + 2 + length, several=data[place + 4] != components)
         elif kind == _DRI:
             (interval,) = _NUMBER(data, place + 4)
         place += 2 + length
@@ -149,14 +149,12 @@ def _frame(data: bytes | memoryview, place: int, components: int) -> Frame | Non
     return Frame(height, width, place + 5, context, (8 * tallest, 8 * widest))
 
 
-def _with_scan(frame: Frame, interval: int, scan: int, size: int, several: bool) -> Frame:
-    """A frame whose first scan is met, of several perhaps, in a file of `size` bytes."""
+def _with_scan(frame: Frame, interval: int, scan: int, several: bool) -> Frame:
+    """A frame whose first scan is met, of several perhaps."""
     if several:
         return frame._replace(context=None)
     if not interval:
         return frame
-    if scan >= size:
-        return frame._replace(context=None)
     # markers after the last row would look like damage; upsampling looks at the next pixel at most, unless sampling is a rare one
     if frame.context is None or frame.block[1] not in {8, 16}:
         return frame._replace(context=None)
@@ -177,7 +175,7 @@ def segment_lengths(data: bytes | memoryview, frame: Frame) -> NDArray[np.unsign
     if frame.table:
         return np.frombuffer(data, ">u1" if frame.entry == 1 else ">u2", rows * columns, frame.table)
     if len(data) - frame.scan < rows * columns * MARKER:
-        return None  # told before anything is done that grows with the file
+        return None  # as many can't be there, or the scan begins behind the end
     coded = np.frombuffer(data, np.uint8, offset=frame.scan)
     escapes = (coded[:-1] == 0xFF).nonzero()[0]
     kinds = coded[1:].take(escapes)

@@ -213,9 +213,31 @@ def test_a_table_that_is_off_by_a_segment_is_not_believed() -> None:
 def test_what_somebody_put_behind_the_table_leaves_the_markers_to_be_counted() -> None:
     right = marked("420", 1, True)
     scan = right.index(b"\xff\xda")
-    commented, box = right[:scan] + b"\xff\xfe\0\x08secret" + right[scan:], Box(40, 40, 20, 20, False)
-    assert not read_frame(commented).table
-    assert_same(commented, box, pieces_of([commented], [box])[0])
+    moved = right[:33] + bytes([right[33] + 2]) + right[34:]  # where the table says that the frame is
+    for changed in (right[:scan] + b"\xff\xfe\0\x08secret" + right[scan:], moved):
+        box = Box(40, 40, 20, 20, False)
+        assert not read_frame(changed).table
+        assert_same(changed, box, pieces_of([changed], [box])[0])
+
+
+def test_a_byte_that_looks_like_the_end_of_a_marker_is_none() -> None:
+    right = marked("420", 1, True)
+    frame = read_frame(right)
+    lengths = segment_lengths(right, frame).tolist()
+    rows, columns = frame.grid
+    found, start = 0, frame.scan
+    for number, length in enumerate(lengths[:-1]):
+        for place in range(start + 1, start + length - 2):
+            if right[place] == number & 7 | 0xD0 and right[place - 1] != 0xFF and lengths[number + 1] + length < 256:
+                found += 1
+                head = place + 1 - start
+                table = bytes([*lengths[:number], head, length - head + lengths[number + 1], *lengths[number + 2 :]])
+                liar = right[: frame.table] + table + right[frame.table + rows * columns :]
+                box = Box(number // columns * 16 + 4, number % columns * 16 + 4, 4, 4, False)
+                (piece,) = pieces_of([liar], [box])
+                assert piece is None or piece.decode(box) is None
+        start += length
+    assert found > 0
 
 
 @pytest.mark.parametrize("width", [64, 96, 144])
@@ -231,9 +253,12 @@ def test_a_frame_that_is_not_the_picture_s_own_gives_no_pixels_of_another_size(w
     found = read_frame(hostile)
     assert found.place == end + 9
     assert found.table
-    out = np.zeros((30, 30, 3), np.uint8)
-    (reason,) = make_decoder().crops([hostile], [out], "random", False, [1], 10**6)
-    assert reason is not None or out.any()  # what is delivered is the real picture's, at the crop's size
+    plain = hostile.replace(b"SEGMENTS", b"SEGMENTZ")
+    for key in range(20):
+        out: Any = [np.zeros((30, 30, 3), np.uint8) for _ in range(2)]
+        reasons = make_decoder().crops([hostile, plain], out, "random", False, [key, key], 10**6)
+        assert reasons[0] == reasons[1]
+        np.testing.assert_array_equal(out[0], out[1])
 
 
 def test_a_hostile_header_is_its_own_picture_s_error_alone() -> None:
