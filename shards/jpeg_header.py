@@ -10,8 +10,8 @@ segment, with an application segment of this project's own, which other readers 
     block height, width, interval    1 + 1 + 2 bytes: of a coded block (MCU) in pixels, and blocks from a restart marker to the next
     lengths                          1 or 2 bytes for each segment in turn, its restart marker (at last the end marker) included
 
-All numbers are big-endian. A reader believes it where the coded bytes begin behind a scan's header and add up to the file, and a marker
-with the number that is due is found wherever a segment that it uses ends.
+All numbers are big-endian. A reader believes the table where the coded bytes begin behind a scan's header and add up to the file, and a marker
+with the number that is due is found wherever a segment that is used ends.
 """
 
 from __future__ import annotations
@@ -151,14 +151,13 @@ def _frame(data: bytes | memoryview, place: int, components: int) -> Frame | Non
 
 def _with_scan(frame: Frame, interval: int, scan: int, several: bool) -> Frame:
     """A frame whose first scan is met, of several perhaps."""
-    if several:
-        return frame._replace(context=None)
-    if not interval:
+    if not several and not interval:
         return frame
-    # markers after the last row would look like damage; upsampling looks at the next pixel at most, unless sampling is a rare one
-    if frame.context is None or frame.block[1] not in {8, 16}:
-        return frame._replace(context=None)
-    return frame._replace(context=None, interval=interval, grid=_grid(frame.height, frame.width, frame.block, interval), scan=scan)
+    whole = frame._replace(context=None)  # markers after the last row would look like damage
+    # upsampling looks at the next pixel at most, unless sampling is a rare one
+    if several or frame.context is None or frame.block[1] not in {8, 16}:
+        return whole
+    return whole._replace(interval=interval, grid=_grid(frame.height, frame.width, frame.block, interval), scan=scan)
 
 
 def segment_lengths(data: bytes | memoryview, frame: Frame) -> NDArray[np.unsignedinteger[Any]] | None:

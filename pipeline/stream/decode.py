@@ -76,7 +76,8 @@ class Decoder:
         draws: Sequence[Sequence[float]] | None = None,
     ) -> list[str | None]:
         """`crop` of several pictures: why each is undecodable, or None. The headers are all read first, since a decode clears the
-        processor's caches of everything else. `draws`: of `crop.draws_of` for the keys, where they are known."""
+        processor's caches of everything else. `draws`: of `crop.draws_of` for the keys, where they are known. What is over the limit is
+        planned nothing for, and left to `decode`, which refuses it."""
         frames = [read_frame(each) for each in data]
         drawn: Sequence[Sequence[float] | None] = draws or [None] * len(keys)
         boxes = [
@@ -90,8 +91,6 @@ class Decoder:
         for each, place, key, frame, planned, piece in zip(data, out, keys, frames, boxes, pieces, strict=True):
             box, part = planned, None
             try:
-                if frame is not None:
-                    _check_size(frame.height, frame.width, max_pixels)
                 if frame is not None and box is not None:
                     part = self.part(each, frame, box) if piece is None else piece.decode(box)
                 if part is None or box is None:
