@@ -10,8 +10,8 @@ segment, with an application segment of this project's own, which other readers 
     block height, width, interval    1 + 1 + 2 bytes: of a coded block (MCU) in pixels, and blocks from a restart marker to the next
     lengths                          1 or 2 bytes for each segment in turn, its restart marker (at last the end marker) included
 
-All numbers are big-endian. A reader believes the table where the coded bytes begin behind a scan's header and add up to the file, and a marker
-with the number that is due is found wherever a segment that is used ends.
+All numbers are big-endian. A reader believes the table where the coded bytes begin behind a scan's header and add up to the file, and a
+marker with the number that is due is found wherever a segment that is used ends.
 """
 
 from __future__ import annotations

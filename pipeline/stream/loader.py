@@ -13,19 +13,19 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.config import DataConfig
+from pipeline.stream.batch import Batch, Pending, Place, places_of
 from pipeline.stream.buffers import BufferPool
 from pipeline.stream.counters import Counters
 from pipeline.stream.crop import draws_of
@@ -39,12 +39,13 @@ from pipeline.stream.source import Position, Source, granule, open_sources, shar
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
 from shards.keyed import derived_keys, sample_keys
 
+__all__ = ["Batch", "MaskSource", "StreamConfig", "StreamLoader"]
+
 _LARGEST_READ = 2 << 20  # bytes of a task's files: more lie longer in no cache
 _LARGEST_TASK = 64  # pictures; fewer cost more in scheduling than threads win
-_TICK_SECONDS = 1.0
 _SWITCH_SECONDS = 1e-4  # of waiting for the interpreter's lock
 _Columns = tuple[NDArray[Any], ...]
-_MASK, _MODEL = 2, 3  # purposes of random numbers, beside the crop's
+_MASK = 2  # purpose of random numbers, beside the crop's and the model's
 
 
 class MaskSource(Protocol):
@@ -80,30 +81,6 @@ class StreamConfig:
     ranks_on_node: int = 1
     quarantine: Path | None = None
     epochs: int | None = None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A rank's share of one global batch.
-
-    Attributes:
-        images: uint8 (n, H, W, 3), RGB; pinned where there is a GPU.
-        masks: bool (n, H, W), True where pixels are dropped.
-        labels: int64 (n,), -1 where unknown; None where a data set has no classes.
-        sample_ids: int64 (n,), of what was delivered: a substitute's own id where one stands in. Those of a second source begin where
-            the first's end.
-        epoch: of the data set, from 0; of the first one where several are mixed.
-        index: of the batch in that epoch, from 0.
-        keys: int64 (n,), random keys for whatever else a model draws a sample.
-    """
-
-    images: Tensor
-    masks: Tensor
-    labels: Tensor | None
-    sample_ids: Tensor
-    epoch: int
-    index: int
-    keys: Tensor
 
 
 class StreamLoader:
@@ -223,7 +200,7 @@ class StreamLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the position on, epoch after epoch."""
-        ahead: deque[_Pending] = deque()
+        ahead: deque[Pending] = deque()
         positions = self._positions
         wanted = self.config.data.ready_batches if self._fetcher is None else 1  # the first batch has the store to itself
         self._hold_downloads(True)
@@ -245,7 +222,7 @@ class StreamLoader:
             for pending in ahead:
                 pending.cancel()
 
-    def _fill_up(self, ahead: deque[_Pending], wanted: int, positions: tuple[Position, ...]) -> tuple[Position, ...]:
+    def _fill_up(self, ahead: deque[Pending], wanted: int, positions: tuple[Position, ...]) -> tuple[Position, ...]:
         """Starts batches from a position on until as many as wanted are under way; returns the position behind them."""
         while len(ahead) < wanted:
             positions = self._each(Source.next, positions)
@@ -267,13 +244,13 @@ class StreamLoader:
             if source.samples.cache is not None:
                 source.samples.cache.hold_back(held)
 
-    def _start(self, positions: tuple[Position, ...]) -> _Pending:
+    def _start(self, positions: tuple[Position, ...]) -> Pending:
         """Hands the batch that follows a position to the threads."""
         self._started += 1
         count, size = self.part.stop - self.part.start, self.config.image_size
         images = self._buffers.take((count, size, size, 3), torch.uint8)
         masks = self._buffers.take((count, size, size), torch.bool)
-        pending = _Pending(positions, images, masks)
+        pending = Pending(positions, images, masks)
         for source, (epoch, consumed) in zip(self.sources, positions, strict=True):
             source.prefetch((epoch, consumed))
             ids = source.order.take(epoch, consumed, source.part)
@@ -293,22 +270,22 @@ class StreamLoader:
         return pending
 
     def _columns(self, places: NDArray[np.int64], shards: NDArray[np.int64], rows: NDArray[np.int64], keys: NDArray[np.uint64]) -> _Columns:
-        """What the threads need to know of some samples, as `_Place` has it; drawn for all at once, which costs next to nothing."""
+        """What the threads need to know of some samples, as `Place` has it; drawn for all at once, which costs next to nothing."""
         return places, shards, rows, keys, derived_keys(keys, _MASK), draws_of(keys, self.config.data.crop)
 
-    def _fill(self, pending: _Pending, source: Source, columns: Sequence[NDArray[Any]]) -> None:
-        """Reads, decodes and masks some pictures of a batch, given as the columns of `_Place`."""
+    def _fill(self, pending: Pending, source: Source, columns: Sequence[NDArray[Any]]) -> None:
+        """Reads, decodes and masks some pictures of a batch, given as the columns of `Place`."""
         started = time.thread_time()
-        samples = _places(columns)
+        samples = places_of(columns)
         for place, error in self._fill_places(pending, source, samples):
             self._substitute(pending, source, place, error)
         self.counters.add(decode_seconds=time.thread_time() - started, images=len(samples))
 
-    def _fill_places(self, pending: _Pending, source: Source, samples: Sequence[_Place]) -> list[tuple[int, BadSample]]:
+    def _fill_places(self, pending: Pending, source: Source, samples: Sequence[Place]) -> list[tuple[int, BadSample]]:
         """Fills places with samples; returns those whose sample is bad. Each stage is done for all samples before the next: a decode
         clears the processor's caches, and the little that the other stages do costs twice in cold ones."""
         data, bad = self.config.data, list[tuple[int, BadSample]]()
-        read: list[_Place] = []
+        read: list[Place] = []
         pictures: list[bytes | memoryview] = []
         self._memory.clear()
         for sample, here in zip(samples, self._read_here(pending, source, samples), strict=True):
@@ -337,7 +314,7 @@ class StreamLoader:
                 self.config.mask.draw(each.mask_key, pending.mask_rows[each.place])
         return bad
 
-    def _read_here(self, pending: _Pending, source: Source, samples: Sequence[_Place]) -> Iterator[tuple[memoryview, int] | None]:
+    def _read_here(self, pending: Pending, source: Source, samples: Sequence[Place]) -> Iterator[tuple[memoryview, int] | None]:
         """What of some samples lies on this machine and is right, shard by shard; None for all that needs a closer look, or was asked of
         the store."""
         for shard, group in groupby(samples, attrgetter("shard")):
@@ -366,7 +343,7 @@ class StreamLoader:
             name = source.samples.reader.store.describe(source.manifest.records[shard].name)
             raise BadSample(sample_id, f"row {row}", name, "unavailable", str(error)) from error
 
-    def _substitute(self, pending: _Pending, source: Source, place: int, error: BadSample) -> None:
+    def _substitute(self, pending: Pending, source: Source, place: int, error: BadSample) -> None:
         """Fills a place whose sample is bad with the next good one of its block, the same whoever does it."""
         self.quarantine.add(error)
         (number,) = np.flatnonzero(source.places == place).tolist()
@@ -376,69 +353,8 @@ class StreamLoader:
             if int(shard) in source.lost:
                 continue  # its samples are counted when their own turn comes
             columns = self._columns(np.array([place]), np.array([shard]), np.array([row]), sample_keys(source.seed, epoch, [candidate]))
-            bad = self._fill_places(pending, source, _places(columns))
+            bad = self._fill_places(pending, source, places_of(columns))
             if not bad:
                 return
             self.quarantine.add(bad[0][1])
         raise ShardCorrupt(f"no sample can be read in place of another: {error}") from error
-
-
-class _Place(NamedTuple):
-    """One sample on its way into a batch: where it goes, where it lies, and what is drawn for it."""
-
-    place: int
-    shard: int
-    row: int
-    key: int
-    mask_key: int
-    draws: list[float]
-
-
-def _places(columns: Sequence[NDArray[Any]]) -> list[_Place]:
-    return list(map(_Place._make, zip(*(column.tolist() for column in columns), strict=True)))
-
-
-class _Pending:
-    """A batch in the making: where its position was, what the threads write into, and their tasks."""
-
-    def __init__(self, positions: tuple[Position, ...], images: Tensor, masks: Tensor) -> None:
-        self.positions = positions
-        self.images, self.masks = images, masks
-        self.image_rows: NDArray[np.uint8] = images.numpy()
-        self.mask_rows: NDArray[np.bool_] = masks.numpy()
-        count = images.shape[0]
-        self.sample_ids = np.empty(count, np.int64)
-        self.labels = np.empty(count, np.int64)
-        self.keys = np.empty(count, np.uint64)
-        self.fetched: dict[int, Future[bytes]] = {}
-        self.tasks: list[Future[None]] = []
-
-    def done(self) -> bool:
-        return all(task.done() for task in self.tasks)
-
-    def cancel(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        for data in list(self.fetched.values()):
-            data.cancel()
-
-    def batch(self, first_share: int, waiting: Callable[[], None], labelled: bool) -> Batch:
-        """The batch, when its last task is done; raises what a task or `waiting` raised. `first_share`: samples of the first source in
-        a global batch."""
-        while True:
-            done, missing = wait(self.tasks, _TICK_SECONDS, FIRST_EXCEPTION)  # one look at all: a look at each would be woken for each
-            for task in self.tasks:  # of several errors the first one's in order, not whichever a set begins with
-                if task in done:
-                    task.result()
-            if not missing:
-                break
-            waiting()
-        return Batch(
-            images=self.images,
-            masks=self.masks,
-            labels=torch.from_numpy(self.labels) if labelled else None,
-            sample_ids=torch.from_numpy(self.sample_ids),
-            epoch=self.positions[0][0],
-            index=self.positions[0][1] // first_share,
-            keys=torch.from_numpy(derived_keys(self.keys, _MODEL).view(np.int64)),
-        )

@@ -1,0 +1,105 @@
+"""One rank's share of a global batch: what is handed out, and what it is while the threads still write into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.stream.source import Position
+from shards.keyed import derived_keys
+
+_TICK_SECONDS = 1.0
+_MODEL = 3  # purpose of the random numbers that are left to the model
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's share of one global batch.
+
+    Attributes:
+        images: uint8 (n, H, W, 3), RGB; pinned where there is a GPU.
+        masks: bool (n, H, W), True where pixels are dropped.
+        labels: int64 (n,), -1 where unknown; None where a data set has no classes.
+        sample_ids: int64 (n,), of what was delivered: a substitute's own id where one stands in. Those of a second source begin where
+            the first's end.
+        epoch: of the data set, from 0; of the first one where several are mixed.
+        index: of the batch in that epoch, from 0.
+        keys: int64 (n,), random keys for whatever else a model draws a sample.
+    """
+
+    images: Tensor
+    masks: Tensor
+    labels: Tensor | None
+    sample_ids: Tensor
+    epoch: int
+    index: int
+    keys: Tensor
+
+
+class Place(NamedTuple):
+    """One sample on its way into a batch: where it goes, where it lies, and what is drawn for it."""
+
+    place: int
+    shard: int
+    row: int
+    key: int
+    mask_key: int
+    draws: list[float]
+
+
+def places_of(columns: Sequence[NDArray[Any]]) -> list[Place]:
+    """The samples of the columns of `Place`, each an array (n,) or (n, draws)."""
+    return list(map(Place._make, zip(*(column.tolist() for column in columns), strict=True)))
+
+
+class Pending:
+    """A batch in the making: where its position was, what the threads write into, and their tasks."""
+
+    def __init__(self, positions: tuple[Position, ...], images: Tensor, masks: Tensor) -> None:
+        self.positions = positions
+        self.images, self.masks = images, masks
+        self.image_rows: NDArray[np.uint8] = images.numpy()
+        self.mask_rows: NDArray[np.bool_] = masks.numpy()
+        count = images.shape[0]
+        self.sample_ids = np.empty(count, np.int64)
+        self.labels = np.empty(count, np.int64)
+        self.keys = np.empty(count, np.uint64)
+        self.fetched: dict[int, Future[bytes]] = {}
+        self.tasks: list[Future[None]] = []
+
+    def done(self) -> bool:
+        return all(task.done() for task in self.tasks)
+
+    def cancel(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        for data in list(self.fetched.values()):
+            data.cancel()
+
+    def batch(self, first_share: int, waiting: Callable[[], None], labelled: bool) -> Batch:
+        """The batch, when its last task is done; raises what a task or `waiting` raised. `first_share`: samples of the first source in
+        a global batch."""
+        while True:
+            done, missing = wait(self.tasks, _TICK_SECONDS, FIRST_EXCEPTION)  # one look at all: a look at each would be woken for each
+            for task in self.tasks:  # of several errors the first one's in order, not whichever a set begins with
+                if task in done:
+                    task.result()
+            if not missing:
+                break
+            waiting()
+        return Batch(
+            images=self.images,
+            masks=self.masks,
+            labels=torch.from_numpy(self.labels) if labelled else None,
+            sample_ids=torch.from_numpy(self.sample_ids),
+            epoch=self.positions[0][0],
+            index=self.positions[0][1] // first_share,
+            keys=torch.from_numpy(derived_keys(self.keys, _MODEL).view(np.int64)),
+        )
