@@ -30,6 +30,9 @@ _PORTS = (
     *("s3.port", "s3.port.grpc", "admin.port", "admin.port.grpc"),
 )
 _READY_SECONDS = 60.0
+# Each bucket takes a volume of its own. By default as many are allowed as the free disk holds full ones, so a disk with little room would
+# refuse the fifty-ninth bucket however small all are. Writing to a disk that is full fails all the same, and what was acknowledged stays.
+_MOST_VOLUMES = 100_000
 
 
 class SeaweedFS:
@@ -94,6 +97,7 @@ class SeaweedFS:
         flags = [
             *("-dir=" + str(data), "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.config=" + str(config), "-s3.autoCreateBucket=false"),
             *("-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+            f"-volume.max={_MOST_VOLUMES}",
             # a path in the data folder may be too long for a socket; these are next to the ones that the server makes itself
             *(f"-{part}.localSocket=/tmp/seaweedfs-{part}-{self._ports['s3.port']}.sock" for part in ("filer", "s3")),
             *(f"-{name}={port}" for name, port in self._ports.items()),

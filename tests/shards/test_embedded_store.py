@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import sys
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -32,6 +34,12 @@ def test_only_its_own_credentials_open_it(s3: SeaweedFS) -> None:
         with pytest.raises(PermissionError):
             s3fs.S3FileSystem(**{**s3.options, **wrong}).cat_file("locked/x")
     assert (s3.folder / "s3.json").stat().st_mode & 0o077 == 0
+
+
+def test_the_free_disk_does_not_say_how_many_buckets_there_may_be(s3: SeaweedFS) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{s3._ports['master.port']}/dir/status") as answer:
+        volumes = json.load(answer)["Topology"]
+    assert volumes["Max"] >= 10_000  # each bucket takes one; left to itself the server allows one for each gigabyte that is free
 
 
 def test_a_crash_loses_nothing_that_was_acknowledged_and_a_stop_leaves_nothing_behind(tmp_path: Path) -> None:
