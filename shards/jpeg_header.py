@@ -196,7 +196,10 @@ def end_markers(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
         uint8 (sum of counts,): 0xD0 to 0xD7 in turn, and 0xD9 for the last of each.
     """
     ends = counts.cumsum()
-    kinds = ((np.arange(ends[-1]) - (ends - counts).repeat(counts)) & 7 | 0xD0).astype(np.uint8)
+    kinds = np.arange(ends[-1]).astype(np.uint8)  # where the count runs over does not matter, since 8 divides 256
+    kinds -= (ends - counts).astype(np.uint8).repeat(counts)
+    kinds &= 7
+    kinds |= 0xD0
     kinds[ends - 1] = _EOI
     return kinds
 

@@ -43,7 +43,7 @@ __all__ = ["Batch", "MaskSource", "StreamConfig", "StreamLoader"]
 
 _LARGEST_READ = 2 << 20  # bytes of a task's files: more lie longer in no cache
 _LARGEST_TASK = 64  # pictures; fewer cost more in scheduling than threads win
-_SWITCH_SECONDS = 1e-4  # of waiting for the interpreter's lock
+_SWITCH_SECONDS = 2e-5  # of waiting for the interpreter's lock
 _Columns = tuple[NDArray[Any], ...]
 _MASK = 2  # purpose of random numbers, beside the crop's and the model's
 

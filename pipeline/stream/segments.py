@@ -26,15 +26,10 @@ _put_size = struct.Struct(">HH").pack_into  # height and width
 
 
 class Piece(NamedTuple):
-    """A JPEG of the segments that a crop touches, to be put together.
+    """A JPEG of the segments that a crop touches.
 
     Attributes:
-        data: of the picture that it is cut from.
-        header: its header.
-        runs: where its coded bytes begin and end in the picture, by turns.
-        markers: int64 (n,), places of its markers.
-        found: uint8 (n,), their second bytes in the picture.
-        wanted: uint8 (n,), what these have to be, since a decoder expects the markers' numbers to begin at 0.
+        data: its bytes.
         height: in pixels.
         width: in pixels.
         top: of the crop in it, in pixels.
@@ -42,11 +37,6 @@ class Piece(NamedTuple):
     """
 
     data: memoryview
-    header: bytearray
-    runs: list[int]
-    markers: NDArray[np.int64]
-    found: NDArray[np.uint8]
-    wanted: NDArray[np.uint8]
     height: int
     width: int
     top: int
@@ -56,20 +46,11 @@ class Piece(NamedTuple):
         """The pixels of the crop that it was cut for.
 
         Returns:
-            uint8 (box.height, box.width, 3), RGB, in memory that the calling thread's next decode writes over; None where a marker is not
-            in its place, or when libjpeg-turbo had something to say about it.
+            uint8 (box.height, box.width, 3), RGB, in memory that the calling thread's next decode writes over; None when libjpeg-turbo had
+            something to say about it.
         """
-        whole, runs = self.data, iter(self.runs)
-        joined = self.header + b"".join([whole[start:end] for start, end in zip(runs, runs, strict=True)])
-        firsts = np.frombuffer(joined, np.uint8)
-        seconds = firsts[1:]
-        if firsts.take(self.markers).tobytes().count(0xFF) != len(self.markers):
-            return None
-        if seconds.take(self.markers).tobytes() != self.found.tobytes():
-            return None
-        seconds[self.markers] = self.wanted
         try:
-            pixels = decode_whole(joined, self.height, self.width)
+            pixels = decode_whole(self.data, self.height, self.width)
         except ValueError:
             return None
         return pixels[self.top : self.top + box.height, self.left : self.left + box.width]
@@ -83,20 +64,24 @@ class _Window(NamedTuple):
         frame: of the picture.
         lengths: of `segment_lengths`.
         columns: segments in a row of the picture.
-        rows: first row, and the one behind the last.
-        across: first column, and the one behind the last.
-        size: height and width of the window in pixels.
-        crop: top and left of the crop in the window, in pixels.
+        top, bottom: first row, and the one behind the last.
+        left, right: first column, and the one behind the last.
+        height, width: of the window in pixels.
+        crop_top, crop_left: of the crop in the window, in pixels.
     """
 
     data: bytes | memoryview
     frame: Frame
     lengths: NDArray[np.unsignedinteger[Any]]
     columns: int
-    rows: tuple[int, int]
-    across: tuple[int, int]
-    size: tuple[int, int]
-    crop: tuple[int, int]
+    top: int
+    bottom: int
+    left: int
+    right: int
+    height: int
+    width: int
+    crop_top: int
+    crop_left: int
 
 
 def cut(data: Sequence[bytes | memoryview], frames: Sequence[Frame | None], boxes: Sequence[Box | None]) -> list[Piece | None]:
@@ -134,11 +119,12 @@ def _window(data: bytes | memoryview, frame: Frame, box: Box) -> _Window | None:
         return None
     above, before = top * height, left * width
     size = min(frame.height, bottom * height) - above, min(frame.width, right * width) - before
-    return _Window(data, frame, lengths, columns, (top, bottom), (left, right), size, (box.top - above, box.left - before))
+    return _Window(data, frame, lengths, columns, top, bottom, left, right, *size, box.top - above, box.left - before)
 
 
 def _cut(windows: Sequence[_Window]) -> list[Piece | None]:
-    """The pieces of some windows; None for those whose segments are not as long as the picture.
+    """The pieces of some windows, one behind the other in memory; None for those whose segments are not as long as the picture, or don't
+    end with their markers.
 
     Segments and coded bytes are counted on from one picture to the next. Of a picture of 3 x 4 segments behind one of 12, rows 1 to 2 and
     columns 2 to 3 are the segments 18, 19, 22 and 23: two runs of bytes, from 18's beginning to 19's end and from 22's to 23's.
@@ -152,41 +138,55 @@ def _cut(windows: Sequence[_Window]) -> list[Piece | None]:
     np.concatenate([window.lengths for window in windows]).cumsum(out=edges[1:])
     begins = edges.take(behind - counts)
     if edges.take(behind).tolist() != (begins + [len(window.data) for window in windows] - scans).tolist():
-        return [None] if len(windows) == 1 else [_cut([window])[0] for window in windows]  # the others are not to suffer for one
+        return _one_by_one(windows)
 
     heights, widths, heads = _rows(windows)
     across = widths.repeat(heights)
     starts, ends = edges.take(heads), edges.take(heads + across)
     in_picture = (scans - begins).repeat(heights)
-    runs = np.stack([starts + in_picture, ends + in_picture], axis=1)
+    runs = np.stack([starts + in_picture, ends + in_picture], axis=1).ravel().tolist()
+    parts, row = list[bytes](), 0
+    for window, height in zip(windows, heights.tolist(), strict=True):
+        whole, its_runs = memoryview(window.data), iter(runs[2 * row : 2 * (row + height)])
+        # one after the other, since Python's garbage collector would look through a thousand slices of all
+        parts.append(b"".join([whole[: window.frame.scan], *[whole[start:end] for start, end in zip(its_runs, its_runs, strict=True)]]))
+        row += height
+    joined = bytearray().join(parts)
 
     # a segment's marker lies as far behind its run's beginning in the piece as in the picture
     sizes = ends - starts
-    earlier = sizes.cumsum() - sizes
-    in_piece = earlier - earlier.take(heights.cumsum() - heights).repeat(heights) + scans.repeat(heights)
+    places = sizes.cumsum() - sizes + scans.cumsum().repeat(heights)
     segments = (heads - across.cumsum() + across).repeat(across)
     segments += np.arange(len(segments))
-    markers = edges[1:].take(segments) + (in_piece - starts - MARKER).repeat(across)
-    found, wanted = end_markers(counts).take(segments), end_markers(heights * widths)
+    markers = edges[1:].take(segments) + (places - starts - MARKER).repeat(across)
+    firsts = np.frombuffer(joined, np.uint8)
+    seconds = firsts[1:]
+    if not ((firsts.take(markers) == 0xFF) & (seconds.take(markers) == end_markers(counts).take(segments))).all():
+        return _one_by_one(windows)
+    seconds[markers] = end_markers(heights * widths)  # a decoder expects the markers' numbers to begin at 0
 
-    pieces, row, place = list[Piece | None](), 0, 0
-    for window, height, width in zip(windows, heights.tolist(), widths.tolist(), strict=True):
-        whole, part = memoryview(window.data), slice(place, place + height * width)
-        header = bytearray(whole[: window.frame.scan])
-        _put_size(header, window.frame.place, *window.size)
-        its_runs = runs[row : row + height].ravel().tolist()
-        pieces.append(Piece(whole, header, its_runs, markers[part], found[part], wanted[part], *window.size, *window.crop))
-        row, place = row + height, part.stop
+    pieces, start = list[Piece | None](), 0
+    stops = (np.add.reduceat(sizes, heights.cumsum() - heights).cumsum() + scans.cumsum()).tolist()
+    view = memoryview(joined)
+    for window, stop in zip(windows, stops, strict=True):
+        _put_size(joined, start + window.frame.place, window.height, window.width)
+        pieces.append(Piece(view[start:stop], window.height, window.width, window.crop_top, window.crop_left))
+        start = stop
     return pieces
+
+
+def _one_by_one(windows: Sequence[_Window]) -> list[Piece | None]:
+    """The pieces of some windows of which one can't be cut, for which the others are not to suffer."""
+    return [None] if len(windows) == 1 else [_cut([window])[0] for window in windows]
 
 
 def _rows(windows: Sequence[_Window]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Heights and widths of the windows, and the first segment of each of their rows."""
     heights, widths, heads, first = list[int](), list[int](), list[int](), 0
     for window in windows:
-        (top, bottom), (left, right), columns = window.rows, window.across, window.columns
-        heads.extend(range(first + top * columns + left, first + bottom * columns, columns))
-        heights.append(bottom - top)
-        widths.append(right - left)
+        columns = window.columns
+        heads.extend(range(first + window.top * columns + window.left, first + window.bottom * columns, columns))
+        heights.append(window.bottom - window.top)
+        widths.append(window.right - window.left)
         first += len(window.lengths)
     return np.array(heights), np.array(widths), np.array(heads)
