@@ -60,10 +60,28 @@ def places_of(columns: Sequence[NDArray[Any]]) -> list[Place]:
 
 
 class Pending:
-    """A batch in the making: where its position was, what the threads write into, and their tasks."""
+    """A batch in the making.
 
-    def __init__(self, positions: tuple[Position, ...], images: Tensor, masks: Tensor) -> None:
-        self.positions = positions
+    Attributes:
+        number: of the batch since the loader was made, from 1.
+        positions: of the sources, where it begins.
+        planned: done when everything below is there.
+        images, masks: what the threads write into, with their NumPy views image_rows and mask_rows; labels, sample_ids, keys likewise.
+        fetched: bytes that were asked of the store, by place.
+        tasks: of the threads.
+    """
+
+    images: Tensor
+    masks: Tensor
+
+    def __init__(self, number: int, positions: tuple[Position, ...]) -> None:
+        self.number, self.positions = number, positions
+        self.planned: Future[None] = Future()
+        self.fetched: dict[int, Future[bytes]] = {}
+        self.tasks: list[Future[None]] = []
+
+    def write_into(self, images: Tensor, masks: Tensor) -> None:
+        """Gives it its memory."""
         self.images, self.masks = images, masks
         self.image_rows: NDArray[np.uint8] = images.numpy()
         self.mask_rows: NDArray[np.bool_] = masks.numpy()
@@ -71,29 +89,24 @@ class Pending:
         self.sample_ids = np.empty(count, np.int64)
         self.labels = np.empty(count, np.int64)
         self.keys = np.empty(count, np.uint64)
-        self.fetched: dict[int, Future[bytes]] = {}
-        self.tasks: list[Future[None]] = []
 
     def done(self) -> bool:
-        return all(task.done() for task in self.tasks)
+        """Whether `batch` would not wait."""
+        return self.planned.done() and all(task.done() for task in self.tasks)
 
     def cancel(self) -> None:
+        """Lets go of what nobody has begun. Not to be called while it is being planned."""
+        self.planned.cancel()
         for task in self.tasks:
             task.cancel()
         for data in list(self.fetched.values()):
             data.cancel()
 
     def batch(self, first_share: int, waiting: Callable[[], None], labelled: bool) -> Batch:
-        """The batch, when its last task is done; raises what a task or `waiting` raised. `first_share`: samples of the first source in
-        a global batch."""
-        while True:
-            done, missing = wait(self.tasks, _TICK_SECONDS, FIRST_EXCEPTION)  # one look at all: a look at each would be woken for each
-            for task in self.tasks:  # of several errors the first one's in order, not whichever a set begins with
-                if task in done:
-                    task.result()
-            if not missing:
-                break
-            waiting()
+        """The batch, when its last task is done; raises what planning it, a task or `waiting` raised. `first_share`: samples of the first
+        source in a global batch."""
+        _await([self.planned], waiting)
+        _await(self.tasks, waiting)
         return Batch(
             images=self.images,
             masks=self.masks,
@@ -103,3 +116,15 @@ class Pending:
             index=self.positions[0][1] // first_share,
             keys=torch.from_numpy(derived_keys(self.keys, _MODEL).view(np.int64)),
         )
+
+
+def _await(tasks: Sequence[Future[None]], waiting: Callable[[], None]) -> None:
+    """Waits until all are done, or one has failed: raises its error."""
+    while True:
+        done, missing = wait(tasks, _TICK_SECONDS, FIRST_EXCEPTION)  # one look at all: a look at each would be woken for each
+        for task in tasks:  # of several errors the first one's in order, not whichever a set begins with
+            if task in done:
+                task.result()
+        if not missing:
+            return
+        waiting()

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from threading import RLock
 from typing import Any, Protocol
 
 import numpy as np
@@ -124,7 +125,9 @@ class StreamLoader:
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
         self._buffers = BufferPool(pinned=torch.cuda.is_available())
         self._positions: tuple[Position, ...] = ((0, 0),) * len(self.sources)
-        self._started = 0
+        self._begun = 0
+        self._unplanned: deque[Pending] = deque()
+        self._planning = RLock()  # a collection may end an abandoned iteration inside _plan()
         self.waiting: Callable[[], None] = lambda: None
         """Called every second while a batch is waited for. What it raises ends the iteration, before that batch."""
 
@@ -210,8 +213,9 @@ class StreamLoader:
                 if not ahead:
                     return
                 self.counters.set(queue_depth=sum(pending.done() for pending in ahead))
-                pending = ahead.popleft()
+                pending = ahead[0]
                 batch = pending.batch(self.sources[0].order.global_batch_size, self.waiting, labelled=self._labelled)
+                ahead.popleft()
                 if wanted == 1:
                     wanted = self.config.data.ready_batches
                     positions = self._fill_up(ahead, wanted - 1, positions)  # while the first is trained on
@@ -219,8 +223,9 @@ class StreamLoader:
                 self._positions = self._each(Source.after, pending.positions)
                 yield batch
         finally:
-            for pending in ahead:
-                pending.cancel()
+            with self._planning:
+                for pending in ahead:
+                    pending.cancel()
 
     def _fill_up(self, ahead: deque[Pending], wanted: int, positions: tuple[Position, ...]) -> tuple[Position, ...]:
         """Starts batches from a position on until as many as wanted are under way; returns the position behind them."""
@@ -228,7 +233,7 @@ class StreamLoader:
             positions = self._each(Source.next, positions)
             if self.config.epochs is not None and positions[0][0] >= self.config.epochs:
                 break
-            ahead.append(self._start(positions))
+            ahead.append(self._begin(positions))
             positions = self._each(Source.after, positions)
         return positions
 
@@ -244,21 +249,41 @@ class StreamLoader:
             if source.samples.cache is not None:
                 source.samples.cache.hold_back(held)
 
-    def _start(self, positions: tuple[Position, ...]) -> Pending:
-        """Hands the batch that follows a position to the threads."""
-        self._started += 1
+    def _begin(self, positions: tuple[Position, ...]) -> Pending:
+        """The batch that follows a position. One of the threads plans it, which takes milliseconds that the training has a use for."""
+        self._begun += 1
+        pending = Pending(self._begun, positions)
+        self._unplanned.append(pending)
+        self._pool.submit(self._plan_next)
+        return pending
+
+    def _plan_next(self) -> None:
+        """Plans the batch whose turn it is. In turn, whichever thread comes first: the cache takes the shards that it was told of last for
+        those that are needed next."""
+        with self._planning:
+            pending = self._unplanned.popleft()
+            if not pending.planned.set_running_or_notify_cancel():
+                return
+            try:
+                self._plan(pending)
+            except BaseException as error:
+                pending.planned.set_exception(error)
+            else:
+                pending.planned.set_result(None)
+
+    def _plan(self, pending: Pending) -> None:
+        """Hands the samples of a batch to the threads."""
         count, size = self.part.stop - self.part.start, self.config.image_size
         images = self._buffers.take((count, size, size, 3), torch.uint8)
-        masks = self._buffers.take((count, size, size), torch.bool)
-        pending = Pending(positions, images, masks)
-        for source, (epoch, consumed) in zip(self.sources, positions, strict=True):
+        pending.write_into(images, self._buffers.take((count, size, size), torch.bool))
+        for source, (epoch, consumed) in zip(self.sources, pending.positions, strict=True):
             source.prefetch((epoch, consumed))
             ids = source.order.take(epoch, consumed, source.part)
             shards, rows = source.manifest.locate(ids)
             keys = sample_keys(source.seed, epoch, ids)
             absent = source.samples.absent(shards)
             if self._fetcher is not None and absent.any():
-                places, data = source.places[absent], self._fetcher.start(source.samples, self._started, shards[absent], rows[absent])
+                places, data = source.places[absent], self._fetcher.start(source.samples, pending.number, shards[absent], rows[absent])
                 pending.fetched.update(zip(places.tolist(), data, strict=True))
             columns = self._columns(source.places, shards, rows, keys)
             by_place_in_store = np.lexsort((rows, shards))  # a task's samples lie near each other
@@ -267,7 +292,6 @@ class StreamLoader:
             for start in range(0, len(ids), pictures):
                 task = by_place_in_store[start : start + pictures]
                 pending.tasks.append(self._pool.submit(self._fill, pending, source, [column[task] for column in columns]))
-        return pending
 
     def _columns(self, places: NDArray[np.int64], shards: NDArray[np.int64], rows: NDArray[np.int64], keys: NDArray[np.uint64]) -> _Columns:
         """What the threads need to know of some samples, as `Place` has it; drawn for all at once, which costs next to nothing."""

@@ -6,6 +6,7 @@ import gc
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,6 +131,41 @@ def test_the_state_counts_what_was_handed_out_not_what_was_prepared(dataset: Pat
     with StreamLoader(stream_config(dataset)) as loader:
         loader.load_state_dict(state)
         assert_same(joined(take(loader, 1)), joined(reference[3:4]))
+
+
+def test_batches_are_planned_in_turn_beside_the_training_and_a_failure_is_its_own_batchs(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[int] = []
+    with StreamLoader(stream_config(dataset, threads=4, ready_batches=3)) as loader:
+        order, training = loader.sources[0].order, threading.current_thread()
+        right = order.take
+
+        def failing_at_the_third(epoch: int, consumed: int, part: slice) -> NDArray[np.int64]:
+            assert threading.current_thread() is not training
+            time.sleep(0.01 if planned else 0.1)  # the others would come first if they could
+            planned.append(consumed)
+            if len(planned) == 3:
+                raise OrderError("the third")
+            return right(epoch, consumed, part)
+
+        monkeypatch.setattr(order, "take", failing_at_the_third)
+        batches = iter(loader)
+        assert [next(batches).index, next(batches).index] == [0, 1]
+        with pytest.raises(OrderError, match="the third"):
+            next(batches)
+    assert planned[:3] == [0, 24, 48]
+
+
+def test_an_iteration_that_ends_before_its_batches_are_planned_leaves_the_next_alone(dataset: Path, reference: list[Batch]) -> None:
+    with StreamLoader(stream_config(dataset, threads=1, ready_batches=3)) as loader:
+        for _ in range(5):
+            first = next(iter(loader))
+            assert torch.equal(first.sample_ids, reference[0].sample_ids)
+            loader.load_state_dict({**loader.state_dict(), "consumed": 24})
+            second = next(iter(loader))
+            assert torch.equal(second.images, reference[1].images)
+            loader.load_state_dict({**loader.state_dict(), "consumed": 0})
 
 
 def test_a_batch_that_is_kept_is_never_written_over(dataset: Path) -> None:
