@@ -87,7 +87,7 @@ class StreamConfig:
 class StreamLoader:
     """An iterable of the batches of one rank, from its position on.
 
-    Its threads share Python's interpreter lock with the training, so it shortens the interpreter's switch interval to 0.1 ms, for as
+    Its threads share Python's interpreter lock with the training, so it shortens the interpreter's switch interval to 20 us, for as
     long as the process lives.
 
     Args:
