@@ -120,6 +120,8 @@ class StreamLoader:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         remote = any(source.samples.reader.store.local is None for source in self.sources)
         self._fetcher = Fetcher(data.requests) if remote else None
+        # asking a store for what comes next is not to stand in a line behind those who wait for the store
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="plan") if remote else self._pool
         self._memory = ReadMemory()
         # a thread that planned many crops without a pause would keep the others, and the training, waiting for Python's usual 5 ms
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
@@ -191,7 +193,8 @@ class StreamLoader:
             source.abandon()
         if self._fetcher is not None:
             self._fetcher.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for threads in (self._planner, self._pool):
+            threads.shutdown(wait=True, cancel_futures=True)
         for source in self.sources:
             source.close()
 
@@ -250,11 +253,12 @@ class StreamLoader:
                 source.samples.cache.hold_back(held)
 
     def _begin(self, positions: tuple[Position, ...]) -> Pending:
-        """The batch that follows a position. One of the threads plans it, which takes milliseconds that the training has a use for."""
+        """The batch that follows a position. Another thread plans it, which takes milliseconds that the training has a use for: where all
+        lies on this machine one of those that decode, since one more would only wait for a core."""
         self._begun += 1
         pending = Pending(self._begun, positions)
         self._unplanned.append(pending)
-        self._pool.submit(self._plan_next)
+        self._planner.submit(self._plan_next)
         return pending
 
     def _plan_next(self) -> None:

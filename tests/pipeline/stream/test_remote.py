@@ -8,18 +8,23 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
 from pipeline.stream.cache import ShardCache
+from pipeline.stream.fetch import Wanted
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
 from pipeline.stream.quarantine import QuarantineFull
+from pipeline.stream.samples import SampleReader
 from pipeline.stream.storage import ResumingReader, ShardUnavailable
 from shards.embedded_store import SeaweedFS
 from shards.errors import ShardCorrupt, ShardError, StoreError
@@ -82,6 +87,38 @@ def test_same_batches_from_s3_with_any_cache(s3: SeaweedFS, url: str, reference:
     held = sum(path.stat().st_size for path in (tmp_path / "cache").iterdir())
     assert held <= gigabytes * 1e9
     assert not list((tmp_path / "cache").glob(".partial*"))
+
+
+def test_the_store_is_asked_for_later_batches_while_every_thread_waits_for_it(
+    s3: SeaweedFS, url: str, reference: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    answering = threading.Event()
+    with StreamLoader(stream_config(url, s3.options, cache="none", threads=1, ready_batches=3)) as loader:
+        assert loader._fetcher is not None
+        start, read = loader._fetcher.start, loader._fetcher._read_shard
+
+        def noted(samples: SampleReader, batch: int, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> list[Future[bytes]]:
+            asked.append(batch)
+            return start(samples, batch, shards, rows)
+
+        def from_the_third_on_in_time(samples: SampleReader, batch: int, shard: int, wanted: Sequence[Wanted]) -> None:
+            assert batch < 3 or answering.wait(30)
+            read(samples, batch, shard, wanted)
+
+        monkeypatch.setattr(loader._fetcher, "start", noted)
+        monkeypatch.setattr(loader._fetcher, "_read_shard", from_the_third_on_in_time)
+        batches = iter(loader)
+        found = [next(batches), next(batches)]
+        training = threading.Thread(target=lambda: found.append(next(batches)))
+        training.start()
+        try:
+            wait_for(lambda: asked == [1, 2, 3, 4, 5])
+            assert len(found) == 2
+        finally:
+            answering.set()
+            training.join(30)
+        assert_same(found, reference[:3])
 
 
 def test_same_batches_from_s3_without_a_cache(s3: SeaweedFS, url: str, reference: list[Batch]) -> None:
