@@ -11,7 +11,7 @@ segment, with an application segment of this project's own, which other readers 
     lengths                          1 or 2 bytes for each segment in turn, its restart marker (at last the end marker) included
 
 All numbers are big-endian. A reader believes the table where the coded bytes begin behind a scan's header and add up to the file, and a
-marker with the number that is due is found wherever a segment that is used ends.
+marker with the number that is due is found in front of and at the end of whatever is used.
 """
 
 from __future__ import annotations

@@ -19,6 +19,13 @@ _TICK_SECONDS = 1.0
 _MODEL = 3  # purpose of the random numbers that are left to the model
 
 
+class LoaderClosed(RuntimeError):
+    """A batch was asked of a loader that was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the loader was closed, and no more batches come from it: make another")
+
+
 @dataclass(frozen=True)
 class Batch:
     """A rank's share of one global batch.
@@ -65,20 +72,22 @@ class Pending:
     Attributes:
         number: of the batch since the loader was made, from 1.
         positions: of the sources, where it begins.
-        planned: done when everything below is there.
+        planned: done when all that follows is there.
         images, masks: what the threads write into, with their NumPy views image_rows and mask_rows; labels, sample_ids, keys likewise.
         fetched: bytes that were asked of the store, by place.
         tasks: of the threads.
+        abandoned: nobody wants it any more.
     """
 
     images: Tensor
     masks: Tensor
+    planned: Future[None]
 
     def __init__(self, number: int, positions: tuple[Position, ...]) -> None:
         self.number, self.positions = number, positions
-        self.planned: Future[None] = Future()
         self.fetched: dict[int, Future[bytes]] = {}
         self.tasks: list[Future[None]] = []
+        self.abandoned = False
 
     def write_into(self, images: Tensor, masks: Tensor) -> None:
         """Gives it its memory."""
@@ -94,9 +103,15 @@ class Pending:
         """Whether `batch` would not wait."""
         return self.planned.done() and all(task.done() for task in self.tasks)
 
-    def cancel(self) -> None:
-        """Lets go of what nobody has begun. Not to be called while it is being planned."""
+    def abandon(self) -> None:
+        """Lets go of what nobody has begun. Waits for nothing, since the garbage collector may call it in any thread: a plan that is being
+        made right now lets go of its own at its end."""
+        self.abandoned = True
         self.planned.cancel()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Cancels its tasks and what was asked of the store."""
         for task in self.tasks:
             task.cancel()
         for data in list(self.fetched.values()):
@@ -119,12 +134,15 @@ class Pending:
 
 
 def _await(tasks: Sequence[Future[None]], waiting: Callable[[], None]) -> None:
-    """Waits until all are done, or one has failed: raises its error."""
+    """Waits until all are done, or one has failed: raises its error, of several the first one's in their order."""
     while True:
-        done, missing = wait(tasks, _TICK_SECONDS, FIRST_EXCEPTION)  # one look at all: a look at each would be woken for each
-        for task in tasks:  # of several errors the first one's in order, not whichever a set begins with
-            if task in done:
+        wait(tasks, _TICK_SECONDS, FIRST_EXCEPTION)  # one look at all: a look at each would be woken for each
+        done = [task.done() for task in tasks]
+        for task, is_done in zip(tasks, done, strict=True):
+            if is_done and task.cancelled():
+                raise LoaderClosed
+            if is_done:
                 task.result()
-        if not missing:
+        if all(done):
             return
         waiting()

@@ -86,8 +86,11 @@ class Fetcher:
 
     def _put(self, batch: int, action: Callable[[], None]) -> None:
         with self._ready:
-            heapq.heappush(self._work, (batch, next(self._numbers), action))
-            self._ready.notify()
+            if not self._closed:
+                heapq.heappush(self._work, (batch, next(self._numbers), action))
+                self._ready.notify()
+                return
+        action()  # which cancels what nobody would read any more
 
     def _serve(self) -> None:
         while True:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from threading import RLock
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
-from pipeline.stream.batch import Batch, Pending, Place, places_of
+from pipeline.stream.batch import Batch, LoaderClosed, Pending, Place, places_of
 from pipeline.stream.buffers import BufferPool
 from pipeline.stream.counters import Counters
 from pipeline.stream.crop import draws_of
@@ -40,7 +39,7 @@ from pipeline.stream.source import Position, Source, granule, open_sources, shar
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
 from shards.keyed import derived_keys, sample_keys
 
-__all__ = ["Batch", "MaskSource", "StreamConfig", "StreamLoader"]
+__all__ = ["Batch", "LoaderClosed", "MaskSource", "StreamConfig", "StreamLoader"]
 
 _LARGEST_READ = 2 << 20  # bytes of a task's files: more lie longer in no cache
 _LARGEST_TASK = 64  # pictures; fewer cost more in scheduling than threads win
@@ -99,6 +98,7 @@ class StreamLoader:
         OrderError: too many ranks, or a batch larger than the data set.
         ShardError: the data set can't be had or is damaged.
         QuarantineFull: while iterating, more samples are unreadable than allowed.
+        LoaderClosed: while iterating, after it was closed.
     """
 
     def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1) -> None:
@@ -128,8 +128,7 @@ class StreamLoader:
         self._buffers = BufferPool(pinned=torch.cuda.is_available())
         self._positions: tuple[Position, ...] = ((0, 0),) * len(self.sources)
         self._begun = 0
-        self._unplanned: deque[Pending] = deque()
-        self._planning = RLock()  # a collection may end an abandoned iteration inside _plan()
+        self._closed = False
         self.waiting: Callable[[], None] = lambda: None
         """Called every second while a batch is waited for. What it raises ends the iteration, before that batch."""
 
@@ -189,12 +188,13 @@ class StreamLoader:
 
     def close(self) -> None:
         """Ends the threads. The loader can't be used afterwards."""
+        self._closed = True
         for source in self.sources:
             source.abandon()
         if self._fetcher is not None:
+            self._planner.shutdown(wait=True, cancel_futures=True)  # before those that it asks
             self._fetcher.close()
-        for threads in (self._planner, self._pool):
-            threads.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
         for source in self.sources:
             source.close()
 
@@ -212,6 +212,8 @@ class StreamLoader:
         self._hold_downloads(True)
         try:
             while True:
+                if self._closed:
+                    raise LoaderClosed
                 positions = self._fill_up(ahead, wanted, positions)
                 if not ahead:
                     return
@@ -226,9 +228,8 @@ class StreamLoader:
                 self._positions = self._each(Source.after, pending.positions)
                 yield batch
         finally:
-            with self._planning:
-                for pending in ahead:
-                    pending.cancel()
+            for pending in ahead:
+                pending.abandon()
 
     def _fill_up(self, ahead: deque[Pending], wanted: int, positions: tuple[Position, ...]) -> tuple[Position, ...]:
         """Starts batches from a position on until as many as wanted are under way; returns the position behind them."""
@@ -256,32 +257,25 @@ class StreamLoader:
         """The batch that follows a position. Another thread plans it, which takes milliseconds that the training has a use for: where all
         lies on this machine one of those that decode, since one more would only wait for a core."""
         self._begun += 1
+        for source, position in zip(self.sources, positions, strict=True):
+            source.prefetch(position)  # in turn: the cache takes the shards that it was told of last for those that are needed next
         pending = Pending(self._begun, positions)
-        self._unplanned.append(pending)
-        self._planner.submit(self._plan_next)
+        pending.planned = self._planner.submit(self._plan, pending)
         return pending
-
-    def _plan_next(self) -> None:
-        """Plans the batch whose turn it is. In turn, whichever thread comes first: the cache takes the shards that it was told of last for
-        those that are needed next."""
-        with self._planning:
-            pending = self._unplanned.popleft()
-            if not pending.planned.set_running_or_notify_cancel():
-                return
-            try:
-                self._plan(pending)
-            except BaseException as error:
-                pending.planned.set_exception(error)
-            else:
-                pending.planned.set_result(None)
 
     def _plan(self, pending: Pending) -> None:
         """Hands the samples of a batch to the threads."""
+        try:
+            self._hand_out(pending)
+        finally:
+            if pending.abandoned:
+                pending.let_go()
+
+    def _hand_out(self, pending: Pending) -> None:
         count, size = self.part.stop - self.part.start, self.config.image_size
         images = self._buffers.take((count, size, size, 3), torch.uint8)
         pending.write_into(images, self._buffers.take((count, size, size), torch.bool))
         for source, (epoch, consumed) in zip(self.sources, pending.positions, strict=True):
-            source.prefetch((epoch, consumed))
             ids = source.order.take(epoch, consumed, source.part)
             shards, rows = source.manifest.locate(ids)
             keys = sample_keys(source.seed, epoch, ids)

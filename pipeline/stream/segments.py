@@ -124,7 +124,7 @@ def _window(data: bytes | memoryview, frame: Frame, box: Box) -> _Window | None:
 
 def _cut(windows: Sequence[_Window]) -> list[Piece | None]:
     """The pieces of some windows, one behind the other in memory; None for those whose segments are not as long as the picture, or don't
-    end with their markers.
+    begin behind a marker and end with their own.
 
     Segments and coded bytes are counted on from one picture to the next. Of a picture of 3 x 4 segments behind one of 12, rows 1 to 2 and
     columns 2 to 3 are the segments 18, 19, 22 and 23: two runs of bytes, from 18's beginning to 19's end and from 22's to 23's.
@@ -144,14 +144,19 @@ def _cut(windows: Sequence[_Window]) -> list[Piece | None]:
     across = widths.repeat(heights)
     starts, ends = edges.take(heads), edges.take(heads + across)
     in_picture = (scans - begins).repeat(heights)
-    runs = np.stack([starts + in_picture, ends + in_picture], axis=1).ravel().tolist()
-    parts, row = list[bytes](), 0
+    runs = list(zip((starts + in_picture).tolist(), (ends + in_picture).tolist(), strict=True))
+    parts, fronts, row = list[bytes](), list[bytes](), 0
     for window, height in zip(windows, heights.tolist(), strict=True):
-        whole, its_runs = memoryview(window.data), iter(runs[2 * row : 2 * (row + height)])
+        whole, its_runs = memoryview(window.data), runs[row : row + height]
         # one after the other, since Python's garbage collector would look through a thousand slices of all
-        parts.append(b"".join([whole[: window.frame.scan], *[whole[start:end] for start, end in zip(its_runs, its_runs, strict=True)]]))
+        parts.append(b"".join([whole[: window.frame.scan], *[whole[start:end] for start, end in its_runs]]))
+        fronts.append(b"".join([whole[start - MARKER : start] for start, _ in its_runs]))
         row += height
-    joined = bytearray().join(parts)
+    joined, expected = bytearray().join(parts), end_markers(counts)
+    front = np.frombuffer(b"".join(fronts), np.uint8).reshape(-1, MARKER)
+    first = heads == (behind - counts).repeat(heights)  # of the picture: no marker is in front of it
+    if not (first | (front[:, 0] == 0xFF) & (front[:, 1] == expected.take(heads - 1))).all():
+        return _one_by_one(windows)
 
     # a segment's marker lies as far behind its run's beginning in the piece as in the picture
     sizes = ends - starts
@@ -161,7 +166,7 @@ def _cut(windows: Sequence[_Window]) -> list[Piece | None]:
     markers = edges[1:].take(segments) + (places - starts - MARKER).repeat(across)
     firsts = np.frombuffer(joined, np.uint8)
     seconds = firsts[1:]
-    if not ((firsts.take(markers) == 0xFF) & (seconds.take(markers) == end_markers(counts).take(segments))).all():
+    if not ((firsts.take(markers) == 0xFF) & (seconds.take(markers) == expected.take(segments))).all():
         return _one_by_one(windows)
     seconds[markers] = end_markers(heights * widths)  # a decoder expects the markers' numbers to begin at 0
 

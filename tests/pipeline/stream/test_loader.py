@@ -6,7 +6,6 @@ import gc
 import itertools
 import json
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
-from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
+from pipeline.stream.loader import Batch, LoaderClosed, StreamConfig, StreamLoader
 from pipeline.stream.order import OrderError
 from pipeline.stream.quarantine import QuarantineFull
 from shards.__main__ import main
@@ -133,19 +132,14 @@ def test_the_state_counts_what_was_handed_out_not_what_was_prepared(dataset: Pat
         assert_same(joined(take(loader, 1)), joined(reference[3:4]))
 
 
-def test_batches_are_planned_in_turn_beside_the_training_and_a_failure_is_its_own_batchs(
-    dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    planned: list[int] = []
+def test_batches_are_planned_beside_the_training_and_a_failure_is_its_own_batchs(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with StreamLoader(stream_config(dataset, threads=4, ready_batches=3)) as loader:
         order, training = loader.sources[0].order, threading.current_thread()
         right = order.take
 
         def failing_at_the_third(epoch: int, consumed: int, part: slice) -> NDArray[np.int64]:
             assert threading.current_thread() is not training
-            time.sleep(0.01 if planned else 0.1)  # the others would come first if they could
-            planned.append(consumed)
-            if len(planned) == 3:
+            if consumed == 48:
                 raise OrderError("the third")
             return right(epoch, consumed, part)
 
@@ -154,7 +148,88 @@ def test_batches_are_planned_in_turn_beside_the_training_and_a_failure_is_its_ow
         assert [next(batches).index, next(batches).index] == [0, 1]
         with pytest.raises(OrderError, match="the third"):
             next(batches)
-    assert planned[:3] == [0, 24, 48]
+
+
+def test_closing_ends_a_wait_for_a_batch(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = StreamLoader(stream_config(dataset, threads=1, ready_batches=2))
+    planning, going, problems = threading.Event(), threading.Event(), list[BaseException]()
+
+    def never_until_closed(self: StreamLoader, pending: object, source: object, columns: object) -> None:
+        planning.set()
+        assert going.wait(20)
+
+    monkeypatch.setattr(StreamLoader, "_fill", never_until_closed)
+
+    def train() -> None:
+        try:
+            list(loader)
+        except LoaderClosed as error:
+            problems.append(error)
+
+    training = threading.Thread(target=train)
+    training.start()
+    assert planning.wait(20)
+    threading.Timer(0.3, going.set).start()
+    loader.close()
+    training.join(20)
+    assert [str(problem) for problem in problems] == [str(LoaderClosed())]
+
+
+def test_what_nobody_wants_any_more_is_neither_planned_nor_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned, filled = list[int](), list[int]()
+    going, halfway = threading.Event(), threading.Event()
+    fill = StreamLoader._fill
+    monkeypatch.setattr(StreamLoader, "_fill", lambda self, pending, *rest: (filled.append(pending.number), fill(self, pending, *rest)))
+    with StreamLoader(stream_config(dataset, threads=1, ready_batches=4)) as loader:
+        order = loader.sources[0].order
+        right = order.take
+
+        def slowly(epoch: int, consumed: int, part: slice) -> NDArray[np.int64]:
+            planned.append(consumed)
+            halfway.set()
+            assert going.wait(20)
+            return right(epoch, consumed, part)
+
+        monkeypatch.setattr(order, "take", slowly)
+
+        def interrupted() -> None:
+            assert halfway.wait(20)
+            raise InterruptedError
+
+        monkeypatch.setattr(loader, "waiting", interrupted)
+        with pytest.raises(InterruptedError):  # while the first batch is planned and the others wait for their turn
+            next(iter(loader))
+        going.set()
+    assert planned == [0]
+    assert filled == []
+
+
+def test_a_closed_loader_says_so(dataset: Path) -> None:
+    loader = StreamLoader(stream_config(dataset))
+    batches = iter(loader)
+    next(batches)
+    loader.close()
+    with pytest.raises(LoaderClosed, match="make another"):
+        next(batches)
+    with pytest.raises(LoaderClosed):
+        next(iter(loader))
+
+
+@pytest.mark.timeout(60)  # what is tested for is a deadlock
+def test_iterations_that_the_garbage_collector_ends_hold_nobody_up(dataset: Path, reference: list[Batch]) -> None:
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(20, 1, 1)
+        with StreamLoader(stream_config(dataset, threads=3, ready_batches=3)) as loader:
+            for _ in range(60):
+                batches = iter(loader)
+                assert torch.equal(next(batches).sample_ids, reference[0].sample_ids)
+                cycle: list[object] = [batches]
+                cycle.append(cycle)
+                del batches, cycle
+                loader.load_state_dict({**loader.state_dict(), "consumed": 0})
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_an_iteration_that_ends_before_its_batches_are_planned_leaves_the_next_alone(dataset: Path, reference: list[Batch]) -> None:

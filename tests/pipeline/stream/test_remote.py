@@ -121,6 +121,21 @@ def test_the_store_is_asked_for_later_batches_while_every_thread_waits_for_it(
         assert_same(found, reference[:3])
 
 
+def test_closing_ends_what_was_asked_of_the_store(s3: SeaweedFS, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pause in (0.0, 0.0, 0.2):
+        loader = StreamLoader(stream_config(url, s3.options, cache="none", ready_batches=3))
+        batches = iter(loader)
+        next(batches)
+        take_ids = loader.sources[0].order.take
+        monkeypatch.setattr(loader.sources[0].order, "take", lambda *rest: (time.sleep(pause), take_ids(*rest))[1])  # noqa: B023
+        loader._begin(loader._positions)  # is being planned, or not even that
+        closing = threading.Thread(target=loader.close, daemon=True)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
+        del batches
+
+
 def test_same_batches_from_s3_without_a_cache(s3: SeaweedFS, url: str, reference: list[Batch]) -> None:
     with StreamLoader(stream_config(url, s3.options, cache="none")) as loader:
         assert_same(take(loader), reference)
