@@ -144,13 +144,14 @@ def _cut(windows: Sequence[_Window]) -> list[Piece | None]:
     across = widths.repeat(heights)
     starts, ends = edges.take(heads), edges.take(heads + across)
     in_picture = (scans - begins).repeat(heights)
-    runs = list(zip((starts + in_picture).tolist(), (ends + in_picture).tolist(), strict=True))
+    firsts, lasts = (starts + in_picture).tolist(), (ends + in_picture).tolist()
     parts, fronts, row = list[bytes](), list[bytes](), 0
     for window, height in zip(windows, heights.tolist(), strict=True):
-        whole, its_runs = memoryview(window.data), runs[row : row + height]
+        whole, rows = memoryview(window.data), slice(row, row + height)
         # one after the other, since Python's garbage collector would look through a thousand slices of all
-        parts.append(b"".join([whole[: window.frame.scan], *[whole[start:end] for start, end in its_runs]]))
-        fronts.append(b"".join([whole[start - MARKER : start] for start, _ in its_runs]))
+        runs = [whole[start:end] for start, end in zip(firsts[rows], lasts[rows], strict=True)]
+        parts.append(b"".join([whole[: window.frame.scan], *runs]))
+        fronts.append(b"".join([whole[start - MARKER : start] for start in firsts[rows]]))
         row += height
     joined, expected = bytearray().join(parts), end_markers(counts)
     front = np.frombuffer(b"".join(fronts), np.uint8).reshape(-1, MARKER)
@@ -164,11 +165,11 @@ def _cut(windows: Sequence[_Window]) -> list[Piece | None]:
     segments = (heads - across.cumsum() + across).repeat(across)
     segments += np.arange(len(segments))
     markers = edges[1:].take(segments) + (places - starts - MARKER).repeat(across)
-    firsts = np.frombuffer(joined, np.uint8)
-    seconds = firsts[1:]
-    if not ((firsts.take(markers) == 0xFF) & (seconds.take(markers) == expected.take(segments))).all():
+    coded = np.frombuffer(joined, np.uint8)
+    numbers = coded[1:]
+    if not ((coded.take(markers) == 0xFF) & (numbers.take(markers) == expected.take(segments))).all():
         return _one_by_one(windows)
-    seconds[markers] = end_markers(heights * widths)  # a decoder expects the markers' numbers to begin at 0
+    numbers[markers] = end_markers(heights * widths)  # a decoder expects the markers' numbers to begin at 0
 
     pieces, start = list[Piece | None](), 0
     stops = (np.add.reduceat(sizes, heights.cumsum() - heights).cumsum() + scans.cumsum()).tolist()
