@@ -40,13 +40,10 @@ def run_an_epoch(url: str, options: dict[str, str], **data: object) -> dict[str,
     }
     config = StreamConfig(DataConfig(**{**known, **data}), image_size=64, global_batch=32, seed=9, epochs=1)  # type: ignore[arg-type]
     with StreamLoader(config) as loader:
+        cache = loader.sources[0].samples.cache
         for _ in loader:
-            seen, quiet = -1.0, 0
-            while data["cache"] != "none" and quiet < 3:
-                time.sleep(0.03)
-                now = loader.counters.totals().get("store_requests", 0)
-                quiet = quiet + 1 if now == seen else 0
-                seen = now
+            while cache is not None and (cache._wanted or cache._busy):
+                time.sleep(0.01)
         return dict(loader.counters.totals())
 
 
@@ -68,11 +65,12 @@ def test_a_real_epoch_without_a_cache_asks_for_what_was_predicted(s3: SeaweedFS,
 @pytest.mark.server
 @pytest.mark.parametrize("part", [1.0, 0.6], ids=["enough", "too small"])
 def test_a_real_epoch_with_a_cache_asks_for_what_was_predicted(s3: SeaweedFS, url: str, tmp_path: Path, part: float) -> None:
-    """Whole shards to the last one where the cache is enough; samples read by ranges, requests and bytes within 15 %."""
+    """Whole shards but for one where the cache is enough, since two that are downloaded side by side come in either order and the older one
+    is evicted first; samples read by ranges, requests and bytes within 15 %."""
     cache_gb = predicted(url, s3.options, 1.0).cache_needed * part / 1e9
     totals = run_an_epoch(url, s3.options, cache=str(tmp_path), cache_gb=cache_gb)
     traffic = predicted(url, s3.options, cache_gb).paces[FIRST].traffic
-    assert totals["cache_downloads"] == pytest.approx(traffic.downloads, abs=0 if part == 1 else 2)
+    assert totals["cache_downloads"] == pytest.approx(traffic.downloads, abs=1 if part == 1 else 2)
     assert totals["cache_misses"] == pytest.approx(traffic.ranged, rel=0.15)
     assert totals["bytes_read_store"] == pytest.approx(traffic.bytes, rel=0.15)
     assert totals["store_requests"] == pytest.approx(traffic.requests, rel=0.15)
