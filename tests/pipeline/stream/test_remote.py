@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -121,13 +121,20 @@ def test_the_store_is_asked_for_later_batches_while_every_thread_waits_for_it(
         assert_same(found, reference[:3])
 
 
+def slowly(take_ids: Callable[..., NDArray[np.int64]], pause: float) -> Callable[..., NDArray[np.int64]]:
+    def paused(*which: object) -> NDArray[np.int64]:
+        time.sleep(pause)  # closing comes in between
+        return take_ids(*which)
+
+    return paused
+
+
 def test_closing_ends_what_was_asked_of_the_store(s3: SeaweedFS, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for pause in (0.0, 0.0, 0.2):
         loader = StreamLoader(stream_config(url, s3.options, cache="none", ready_batches=3))
         batches = iter(loader)
         next(batches)
-        take_ids = loader.sources[0].order.take
-        monkeypatch.setattr(loader.sources[0].order, "take", lambda *rest: (time.sleep(pause), take_ids(*rest))[1])  # noqa: B023
+        monkeypatch.setattr(loader.sources[0].order, "take", slowly(loader.sources[0].order.take, pause))
         loader._begin(loader._positions)  # is being planned, or not even that
         closing = threading.Thread(target=loader.close, daemon=True)
         closing.start()
