@@ -85,7 +85,7 @@ class SampleOrder:
             )
         self._lock = threading.RLock()
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
-        self._blocks: OrderedDict[tuple[int, int, int], NDArray[np.int64]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, range, int], NDArray[np.int64]] = OrderedDict()
 
     def batches_per_epoch(self, epoch: int = 0) -> int:
         """Batches in an epoch; the same in every epoch of one data set."""
@@ -136,12 +136,17 @@ class SampleOrder:
         Raises:
             OrderError: the epoch has no such batch.
         """
-        first = self._lane_position(epoch, consumed)
-        pieces = []
-        for lane in range(part.start // self.per_lane, -(-part.stop // self.per_lane)):
-            start, stop = (min(max(edge - lane * self.per_lane, 0), self.per_lane) for edge in (part.start, part.stop))
-            pieces.append(self._lane_ids(epoch, lane, first + start, first + stop))
-        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+        position = self._lane_position(epoch, consumed)
+        lanes = range(part.start // self.per_lane, -(-part.stop // self.per_lane))
+        pieces, wanted = [], self.per_lane
+        while wanted:
+            number, within = divmod(position % self.lane_length, self.shuffle_block)  # past their end the lanes start over (tail: pad)
+            pieces.append(self._block(epoch, lanes, number)[:, within : within + wanted])
+            position += pieces[-1].shape[1]
+            wanted -= pieces[-1].shape[1]
+        ids = np.concatenate(pieces, axis=1).ravel()
+        before = lanes.start * self.per_lane
+        return ids[part.start - before : part.stop - before]
 
     def substitutes(self, epoch: int, consumed: int, place: int) -> Iterator[int]:
         """What replaces an unreadable sample: the others of its block, then the blocks that follow in its lane, then the lanes that
@@ -155,15 +160,15 @@ class SampleOrder:
         lane, offset = divmod(place, self.per_lane)
         position = (self._lane_position(epoch, consumed) + offset) % self.lane_length
         number, within = divmod(position, self.shuffle_block)
-        own = self._block(epoch, lane, number)
+        own = self._lane_block(epoch, lane, number)
         key = key_of(self.seed, _SUBSTITUTE, epoch, int(own[within]))
         yield from _turned(np.delete(own, within), key)
         blocks = -(-self.lane_length // self.shuffle_block)
         for ahead in range(1, blocks):
-            yield from _turned(self._block(epoch, lane, (number + ahead) % blocks), key)
+            yield from _turned(self._lane_block(epoch, lane, (number + ahead) % blocks), key)
         for other in range(1, self.lanes):
             for block in range(blocks):
-                yield from _turned(self._block(epoch, (lane + other) % self.lanes, block), key)
+                yield from _turned(self._lane_block(epoch, (lane + other) % self.lanes, block), key)
 
     def shards_ahead(self, epoch: int, consumed: int, part: slice, blocks: int) -> Iterator[int]:
         """The shards that a rank needs soon: those of the block of a position, then of the blocks after it, into the next epoch.
@@ -205,36 +210,30 @@ class SampleOrder:
             )
         return consumed // self.lanes
 
-    def _lane_ids(self, epoch: int, lane: int, start: int, stop: int) -> NDArray[np.int64]:
-        """Ids at lane positions [start, stop); past the end of the lane they start over (tail: pad)."""
-        pieces = []
-        while start < stop:
-            position = start % self.lane_length
-            number, within = divmod(position, self.shuffle_block)
-            block = self._block(epoch, lane, number)
-            piece = block[within : within + stop - start]
-            pieces.append(piece)
-            start += len(piece)
-        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
-
-    def _block(self, epoch: int, lane: int, number: int) -> NDArray[np.int64]:
+    def _block(self, epoch: int, lanes: range, number: int) -> NDArray[np.int64]:
+        """Ids of a block of some lanes, int64 (lanes, samples); of all at once, since they come to it together."""
         with self._lock:  # substitutes are looked for by the threads that decode
-            return self._block_of(epoch, lane, number)
-
-    def _block_of(self, epoch: int, lane: int, number: int) -> NDArray[np.int64]:
-        key = (epoch, lane, number)
-        found = self._blocks.get(key)
-        if found is not None:
+            key = (epoch, lanes, number)
+            found = self._blocks.get(key)
+            if found is None:
+                found = self._blocks[key] = self._make_block(epoch, lanes, number)
+                # this block and the next of every lane, and as much for substitutes
+                while sum(map(len, self._blocks.values())) > 3 * self.lanes + 2:
+                    self._blocks.popitem(last=False)
             self._blocks.move_to_end(key)
             return found
+
+    def _make_block(self, epoch: int, lanes: range, number: int) -> NDArray[np.int64]:
         start = number * self.shuffle_block
         length = min(self.shuffle_block, self.lane_length - start)
-        places = lane * self.lane_length + start + permutation(length, self.seed, _BLOCK, epoch, lane, number)
-        block = self._ids(epoch, places % self.manifest.total_samples)
-        self._blocks[key] = block
-        while len(self._blocks) > 2 * self.lanes + 2:  # this block and the next of every lane
-            self._blocks.popitem(last=False)
-        return block
+        places = np.empty((len(lanes), length), np.int64)
+        for row, lane in zip(places, lanes, strict=True):
+            np.add(permutation(length, self.seed, _BLOCK, epoch, lane, number), lane * self.lane_length + start, out=row)
+        return self._ids(epoch, places % self.manifest.total_samples)
+
+    def _lane_block(self, epoch: int, lane: int, number: int) -> NDArray[np.int64]:
+        (ids,) = self._block(epoch, range(lane, lane + 1), number)
+        return ids
 
     def _ids(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sample ids at places of the epoch's virtual sequence."""
