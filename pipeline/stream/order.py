@@ -232,8 +232,7 @@ class SampleOrder:
         return self._ids(epoch, places % self.manifest.total_samples)
 
     def _lane_block(self, epoch: int, lane: int, number: int) -> NDArray[np.int64]:
-        (ids,) = self._block(epoch, range(lane, lane + 1), number)
-        return ids
+        return self._block(epoch, range(lane, lane + 1), number).ravel()
 
     def _ids(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sample ids at places of the epoch's virtual sequence."""
