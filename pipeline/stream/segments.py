@@ -118,7 +118,10 @@ def _window(data: bytes | memoryview, frame: Frame, box: Box) -> _Window | None:
     if lengths is None:
         return None
     above, before = top * height, left * width
-    size = min(frame.height, bottom * height) - above, min(frame.width, right * width) - before
+    # the last blocks are decoded, but of their pixels only what the crop needs is made: a block may hold fewer than it is large
+    below = min(frame.height, box.bottom + 1)
+    beyond = min(frame.width, max(box.right + 1, right * width - frame.block[1] + 1, before + _FANCY))
+    size = below - above, beyond - before
     return _Window(data, frame, lengths, columns, top, bottom, left, right, *size, box.top - above, box.left - before)
 
 

@@ -82,6 +82,23 @@ def test_every_crop_has_the_pixels_of_the_whole_decode(sampling: str, interval: 
             assert_same(data, box, piece)
 
 
+@pytest.mark.parametrize("interval", [1, 2, 4])
+@pytest.mark.parametrize("sampling", [*SAMPLINGS, "grey"])
+def test_a_crop_may_end_at_any_row_and_column_of_a_block(sampling: str, interval: int) -> None:
+    """Of the last blocks a piece says that they hold no more than the crop needs."""
+    data = marked(sampling, interval)
+    boxes = [
+        *(Box(17, left, 9, width, False) for left in (0, 30) for width in range(1, 35)),
+        *(Box(top, 8, height, 9, False) for top in (0, 21) for height in range(1, 35)),
+    ]
+    whole = simplejpeg.decode_jpeg(data, "RGB")
+    for box, piece in zip(boxes, pieces_of([data] * len(boxes), boxes), strict=True):
+        assert piece is not None
+        assert piece.top + box.height <= piece.height <= piece.top + box.height + 1
+        assert interval > 1 or piece.width <= max(piece.left + box.width + 1, 5)  # more blocks are as many as the last marker ends
+        np.testing.assert_array_equal(piece.decode(box), whole[box.top : box.bottom, box.left : box.right])
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_last_blocks_of_a_few_pixels_have_the_pixels_of_the_whole_decode(sampling: str) -> None:
     """libjpeg interpolates the colours of no JPEG that is narrower than 5 pixels."""
