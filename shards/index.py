@@ -12,6 +12,7 @@ import io
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import xxhash
@@ -48,6 +49,10 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def row(self, number: int) -> tuple[int, int, int, int]:
+        """Offset, digest, length and label of a sample."""
+        return cast(tuple[int, int, int, int], self.rows.item(number))
 
     def encode(self) -> bytes:
         """The bytes of the index file."""

@@ -54,6 +54,7 @@ class Place(NamedTuple):
     """One sample on its way into a batch: where it goes, where it lies, and what is drawn for it."""
 
     place: int
+    sample_id: int
     shard: int
     row: int
     key: int

@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.stream.counters import Counters
-from pipeline.stream.storage import ReaderAbandoned, ResumingReader
+from pipeline.stream.storage import LocalFile, ReaderAbandoned, ResumingReader
 from shards.errors import ShardCorrupt, ShardError, StoreError
 from shards.manifest import Manifest, ShardRecord
 from shards.store import TEMPORARY_PREFIX
@@ -79,7 +79,7 @@ class ShardCache:
             ) from error
         with self._room():
             self._sweep()
-        self._handles: OrderedDict[int, int] = OrderedDict()
+        self._files: OrderedDict[int, LocalFile] = OrderedDict()
         self._lock = threading.Condition()
         self._wanted: deque[int] = deque()
         self._busy: set[int] = set()
@@ -94,43 +94,32 @@ class ShardCache:
 
     def read(self, shard: int, offset: int, length: int) -> bytes | None:
         """Bytes of a shard, None where it is not (or no longer) here."""
-        with self.file(shard) as handle:
-            if handle is None:
-                self.counters.add(cache_misses=1)
-                return None
-            try:
-                data = os.pread(handle, length, offset)
-            except OSError:
-                data = b""
+        file = self.file(shard)
+        if file is None:
+            self.counters.add(cache_misses=1)
+            return None
+        try:
+            data = os.pread(file.handle, length, offset)
+        except OSError:
+            data = b""
         if len(data) != length:
             self.forget(shard)
             return None
         self.counters.add(cache_hits=1, bytes_read_cache=length)
         return data
 
-    @contextmanager
-    def file(self, shard: int) -> Iterator[int | None]:
-        """A shard's file, open until the caller is done with it; None where it is not (or no longer) here."""
+    def file(self, shard: int) -> LocalFile | None:
+        """A shard's file, claimed against eviction for as long as somebody keeps it; None where it is not (or no longer) here."""
         with self._lock:
-            handle = self._handles.get(shard)
-            if handle is None:
-                handle = self._open(shard)
-            if handle is not None:
-                self._handles.move_to_end(shard)
-                try:
-                    handle = os.dup(handle)  # so that another thread may close it while this one reads
-                except OSError:
-                    handle = None
-        try:
-            yield handle
-        finally:
-            if handle is not None:
-                os.close(handle)
+            file = self._files.get(shard) or self._open(shard)
+            if file is not None:
+                self._files.move_to_end(shard)
+            return file
 
     def holds(self, shard: int) -> bool:
         """Whether a shard is here; it stays for as long as it is needed."""
         with self._lock:
-            return shard in self._handles or self._open(shard) is not None
+            return shard in self._files or self._open(shard) is not None
 
     def hold_back(self, held: bool) -> None:
         """Begins no download while held, so that the first batch has the store's whole bandwidth."""
@@ -145,21 +134,19 @@ class ShardCache:
         """
         needed = list(dict.fromkeys(shards))
         with self._lock:
-            for shard in self._handles.keys() - set(needed):
-                os.close(self._handles.pop(shard))
+            for shard in self._files.keys() - set(needed):
+                del self._files[shard]
             for shard in needed:
-                if shard not in self._handles:
+                if shard not in self._files:
                     self._open(shard)  # claims what is here, before somebody's download takes its room
             self._needed = set(needed)
-            self._wanted = deque(shard for shard in needed if shard not in self._handles and shard not in self.failures)
+            self._wanted = deque(shard for shard in needed if shard not in self._files and shard not in self.failures)
             self._lock.notify_all()
 
     def forget(self, shard: int) -> None:
         """Removes a shard whose bytes turned out wrong, so that it is fetched anew."""
         with self._lock:
-            handle = self._handles.pop(shard, None)
-            if handle is not None:
-                os.close(handle)
+            self._files.pop(shard, None)
             self._path(self.manifest.records[shard]).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -172,9 +159,7 @@ class ShardCache:
             self._lock.notify_all()
         for thread in self._threads:
             thread.join()
-        for handle in self._handles.values():
-            os.close(handle)
-        self._handles.clear()
+        self._files.clear()
         os.close(self._room_lock)
 
     def _identity(self, record: ShardRecord) -> str:
@@ -186,29 +171,27 @@ class ShardCache:
     def _path(self, record: ShardRecord) -> Path:
         return self.folder / f"{self._identity(record)}.tar"
 
-    def _open(self, shard: int) -> int | None:
+    def _open(self, shard: int) -> LocalFile | None:
         """Opens a cached shard and claims it against eviction for as long as it stays open."""
         record = self.manifest.records[shard]
         path = self._path(record)
         try:
-            handle = os.open(path, os.O_RDONLY)
+            file = LocalFile(path)
         except OSError:
             return None
         try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file.handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:  # being finished or evicted this very moment
-            os.close(handle)
             return None
-        if os.fstat(handle).st_size != record.size or not path.exists():
-            os.close(handle)
+        if os.fstat(file.handle).st_size != record.size or not path.exists():
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             return None
-        os.utime(handle)
-        self._handles[shard] = handle
-        while len(self._handles) > self._open_files:
-            os.close(self._handles.popitem(last=False)[1])
-        return handle
+        os.utime(file.handle)
+        self._files[shard] = file
+        while len(self._files) > self._open_files:
+            self._files.popitem(last=False)
+        return file
 
     def _work(self) -> None:
         while True:

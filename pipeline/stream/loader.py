@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -277,13 +275,12 @@ class StreamLoader:
         pending.write_into(images, self._buffers.take((count, size, size), torch.bool))
         for source, (epoch, consumed) in zip(self.sources, pending.positions, strict=True):
             ids = source.order.take(epoch, consumed, source.part)
-            shards, rows = source.manifest.locate(ids)
-            keys = sample_keys(source.seed, epoch, ids)
+            columns = self._columns(pending, source, epoch, source.places, ids)
+            _, _, shards, rows, *_ = columns
             absent = source.samples.absent(shards)
             if self._fetcher is not None and absent.any():
                 places, data = source.places[absent], self._fetcher.start(source.samples, pending.number, shards[absent], rows[absent])
                 pending.fetched.update(zip(places.tolist(), data, strict=True))
-            columns = self._columns(source.places, shards, rows, keys)
             by_place_in_store = np.lexsort((rows, shards))  # a task's samples lie near each other
             # a small share has work for every thread, too, and large files are not all read before the first is decoded
             pictures = max(1, min(_LARGEST_TASK, len(ids) // (2 * self.threads), _LARGEST_READ // source.mean_bytes))
@@ -291,9 +288,13 @@ class StreamLoader:
                 task = by_place_in_store[start : start + pictures]
                 pending.tasks.append(self._pool.submit(self._fill, pending, source, [column[task] for column in columns]))
 
-    def _columns(self, places: NDArray[np.int64], shards: NDArray[np.int64], rows: NDArray[np.int64], keys: NDArray[np.uint64]) -> _Columns:
-        """What the threads need to know of some samples, as `Place` has it; drawn for all at once, which costs next to nothing."""
-        return places, shards, rows, keys, derived_keys(keys, _MASK), draws_of(keys, self.config.data.crop)
+    def _columns(self, pending: Pending, source: Source, epoch: int, places: NDArray[np.int64], ids: NDArray[np.int64]) -> _Columns:
+        """What the threads need to know of some samples, as `Place` has it, drawn for all at once, which costs next to nothing. The batch
+        learns which samples they are."""
+        shards, rows = source.manifest.locate(ids)
+        keys, ids = sample_keys(source.seed, epoch, ids), source.first_id + ids
+        pending.sample_ids[places], pending.keys[places] = ids, keys
+        return places, ids, shards, rows, keys, derived_keys(keys, _MASK), draws_of(keys, self.config.data.crop)
 
     def _fill(self, pending: Pending, source: Source, columns: Sequence[NDArray[Any]]) -> None:
         """Reads, decodes and masks some pictures of a batch, given as the columns of `Place`."""
@@ -309,61 +310,55 @@ class StreamLoader:
         data, bad = self.config.data, list[tuple[int, BadSample]]()
         read: list[Place] = []
         pictures: list[bytes | memoryview] = []
-        self._memory.clear()
-        for sample, here in zip(samples, self._read_here(pending, source, samples), strict=True):
-            place, shard, row = sample.place, sample.shard, sample.row
-            fetched = pending.fetched.pop(place, None)
+        here = self._read_here(pending, source, samples)
+        for sample in samples:
             try:
-                picture, label = here or self._read(source, shard, row, fetched)
+                picture, label = here.get(sample.place) or self._read(source, sample, pending.fetched.pop(sample.place, None))
             except BadSample as error:
-                bad.append((place, error.with_traceback(None)))
+                bad.append((sample.place, error.with_traceback(None)))
                 continue
             read.append(sample)
             pictures.append(picture)
-            pending.sample_ids[place] = source.sample_id(shard, row)
-            pending.labels[place] = label
-            pending.keys[place] = sample.key
+            pending.labels[sample.place] = label
         places = [pending.image_rows[each.place] for each in read]
         keys, draws = [each.key for each in read], [each.draws for each in read]
         reasons = self.decoder.crops(pictures, places, data.crop, data.flip, keys, data.max_pixels, draws)
         for each, reason in zip(read, reasons, strict=True):
             if reason is not None:
-                sample_id = source.sample_id(each.shard, each.row)
-                bad.append((each.place, source.samples.bad(sample_id, each.shard, each.row, "undecodable", reason)))
+                bad.append((each.place, source.samples.bad(each.sample_id, each.shard, each.row, "undecodable", reason)))
             elif self.config.mask is None:
                 pending.mask_rows[each.place] = False
             else:
                 self.config.mask.draw(each.mask_key, pending.mask_rows[each.place])
         return bad
 
-    def _read_here(self, pending: Pending, source: Source, samples: Sequence[Place]) -> Iterator[tuple[memoryview, int] | None]:
-        """What of some samples lies on this machine and is right, shard by shard; None for all that needs a closer look, or was asked of
-        the store."""
-        for shard, group in groupby(samples, attrgetter("shard")):
-            members = list(group)
-            rows = [each.row for each in members]
-            known = any(self.quarantine.find(source.sample_id(shard, row)) for row in rows)
-            if known or shard in source.lost or any(each.place in pending.fetched for each in members):
-                yield from [None] * len(rows)
-            else:
-                yield from source.samples.read_here(shard, rows, self._memory)
+    def _read_here(self, pending: Pending, source: Source, samples: Sequence[Place]) -> dict[int, tuple[memoryview, int]]:
+        """What of some samples lies on this machine and is right, by place; without all that needs a closer look, or was asked of the
+        store."""
+        plain = [
+            each
+            for each in samples
+            if each.place not in pending.fetched and each.shard not in source.lost and self.quarantine.find(each.sample_id) is None
+        ]
+        found = source.samples.read_here([each.shard for each in plain], [each.row for each in plain], self._memory)
+        return {each.place: here for each, here in zip(plain, found, strict=True) if here is not None}
 
-    def _read(self, source: Source, shard: int, row: int, fetched: Future[bytes] | None) -> tuple[bytes, int]:
+    def _read(self, source: Source, sample: Place, fetched: Future[bytes] | None) -> tuple[bytes, int]:
         """The bytes and the label of a sample; BadSample where it is known or turns out to be unusable."""
-        sample_id = source.sample_id(shard, row)
-        known = self.quarantine.find(sample_id)
+        shard, row = sample.shard, sample.row
+        known = self.quarantine.find(sample.sample_id)
         if known is not None and known.cause != "undecodable":  # whether the part that a crop needs decodes is another question each epoch
             raise known
         if self.config.data.unavailable == "stop":
-            return source.samples.read(sample_id, shard, row, fetched)
+            return source.samples.read(sample.sample_id, shard, row, fetched)
         try:
             if (lost := source.lost.get(shard)) is not None:
                 raise ShardCorrupt(lost)
-            return source.samples.read(sample_id, shard, row, fetched)
+            return source.samples.read(sample.sample_id, shard, row, fetched)
         except ShardError as error:
             source.lost[shard] = str(error)  # asked for once, not once a sample
             name = source.samples.reader.store.describe(source.manifest.records[shard].name)
-            raise BadSample(sample_id, f"row {row}", name, "unavailable", str(error)) from error
+            raise BadSample(sample.sample_id, f"row {row}", name, "unavailable", str(error)) from error
 
     def _substitute(self, pending: Pending, source: Source, place: int, error: BadSample) -> None:
         """Fills a place whose sample is bad with the next good one of its block, the same whoever does it."""
@@ -371,11 +366,10 @@ class StreamLoader:
         (number,) = np.flatnonzero(source.places == place).tolist()
         epoch, consumed = pending.positions[self.sources.index(source)]
         for candidate in source.order.substitutes(epoch, consumed, source.part.start + number):
-            (shard,), (row,) = source.manifest.locate([candidate])
-            if int(shard) in source.lost:
+            (sample,) = places_of(self._columns(pending, source, epoch, np.array([place]), np.array([candidate])))
+            if sample.shard in source.lost:
                 continue  # its samples are counted when their own turn comes
-            columns = self._columns(np.array([place]), np.array([shard]), np.array([row]), sample_keys(source.seed, epoch, [candidate]))
-            bad = self._fill_places(pending, source, places_of(columns))
+            bad = self._fill_places(pending, source, [sample])
             if not bad:
                 return
             self.quarantine.add(bad[0][1])

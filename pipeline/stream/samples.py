@@ -11,9 +11,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.stream.cache import ShardCache
 from pipeline.stream.counters import Counters
 from pipeline.stream.scratch import ReadMemory
-from pipeline.stream.storage import ResumingReader, ShardUnavailable
+from pipeline.stream.storage import LocalFile, ResumingReader, ShardUnavailable
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
 from shards.index import NO_DIGEST, ShardIndex, digest, file_size, member_name
 from shards.manifest import Manifest
@@ -42,15 +41,13 @@ class BadSample(Exception):
         self.sample_id, self.name, self.shard, self.cause, self.reason = sample_id, name, shard, cause, reason
 
 
-def _checked(handle: int, entry: tuple[int, int, int, int], memory: ReadMemory) -> tuple[memoryview, int] | None:
-    """The bytes and the label of a row of an open shard, where the bytes are right."""
-    offset, expected, length, label = entry
-    place = memory.take(length)
+def _read_right(file: LocalFile, offset: int, place: memoryview, expected: int) -> bool:
+    """Reads from a shard; says whether those are the bytes that were stored."""
     try:
-        whole = os.preadv(handle, (place,), offset) == length
+        whole = os.preadv(file.handle, (place,), offset) == len(place)
     except OSError:
-        return None
-    return (place, label) if whole and expected in (NO_DIGEST, digest(place)) else None
+        return False
+    return whole and expected in (NO_DIGEST, digest(place))
 
 
 class SampleReader:
@@ -120,7 +117,7 @@ class SampleReader:
             ShardError: the shard or its index can't be had.
         """
         data = fetched.result() if fetched is not None else None
-        offset, expected, length, label = self.index(shard).rows[row].tolist()
+        offset, expected, length, label = self.index(shard).row(row)
         attempts = 2
         if data is not None:
             attempts = 1
@@ -139,41 +136,52 @@ class SampleReader:
                 return data, label
         raise self.bad(sample_id, shard, row, "digest", "its bytes are not those that were stored (digest)")
 
-    def read_here(self, shard: int, rows: Sequence[int], memory: ReadMemory) -> list[tuple[memoryview, int] | None]:
-        """Samples of a shard that lies on this machine, with one look at its index and its file for all of them.
+    def read_here(self, shards: Sequence[int], rows: Sequence[int], memory: ReadMemory) -> list[tuple[memoryview, int] | None]:
+        """Samples that lie on this machine, with one look at each shard's index and file where its samples stand together.
 
         Args:
-            shard: of the manifest.
-            rows: of the shard's index.
+            shards: of the samples, in the manifest.
+            rows: of their shards' indexes.
             memory: to read into.
 
         Returns:
             Of each what `read` gives; None where it has to be read in that way, which also says what is wrong.
         """
-        with self._lock:
-            known = self._indexes.get(shard)
-            if known is None or not known.done() or not self._here:
-                return [None] * len(rows)
-            self._indexes.move_to_end(shard)
-        entries: list[tuple[int, int, int, int]] = known.result().rows[list(rows)].tolist()
-        with self._open(shard) as handle:
-            found = [_checked(handle, entry, memory) if handle is not None else None for entry in entries]
-        size = sum(len(each[0]) for each in found if each is not None)
+        entries = self._entries(shards, rows)
+        block = memory.take(sum(length for _, _, length, _ in filter(None, entries)))
+        found = list[tuple[memoryview, int] | None]()
+        file, of, start = None, -1, 0
+        for shard, entry in zip(shards, entries, strict=True):
+            if entry is None:
+                found.append(None)
+                continue
+            if shard != of:
+                file, of = self._file(shard), shard  # no more than one, since each may have to be kept open for this thread alone
+            offset, expected, length, label = entry
+            place = block[start : start + length]
+            start += length
+            found.append((place, label) if file is not None and _read_right(file, offset, place, expected) else None)
+        size = sum(len(place) for place, _ in filter(None, found))
         if self.cache is not None:
             self.counters.add(cache_hits=len(found) - found.count(None), bytes_read_cache=size)
         else:
-            self.counters.add(store_requests=len(found), bytes_read_store=size)
+            self.counters.add(store_requests=len(found) - entries.count(None), bytes_read_store=size)
         return found
 
-    @contextmanager
-    def _open(self, shard: int) -> Iterator[int | None]:
+    def _entries(self, shards: Sequence[int], rows: Sequence[int]) -> list[tuple[int, int, int, int] | None]:
+        """The rows of indexes, where they are there and their shards may be read here."""
+        indexes: dict[int, ShardIndex] = {}
+        with self._lock:
+            for shard in dict.fromkeys(shards) if self._here else ():
+                known = self._indexes.get(shard)
+                if known is not None and known.done():
+                    self._indexes.move_to_end(shard)
+                    indexes[shard] = known.result()
+        return [indexes[shard].row(row) if shard in indexes else None for shard, row in zip(shards, rows, strict=True)]
+
+    def _file(self, shard: int) -> LocalFile | None:
         """The file of a shard on this machine; None where it is not here."""
-        if self.cache is not None:
-            with self.cache.file(shard) as handle:
-                yield handle
-        else:
-            file = self.reader.local_file(self.manifest.records[shard].name)
-            yield None if file is None else file.handle
+        return self.cache.file(shard) if self.cache is not None else self.reader.local_file(self.manifest.records[shard].name)
 
     def bad(self, sample_id: int, shard: int, row: int, cause: str, reason: str) -> BadSample:
         """The error for a sample, with the name that its tar header gives it."""

@@ -26,22 +26,15 @@ class Scratch(threading.local):
 
 
 class ReadMemory(threading.local):
-    """Where a thread reads the files of one task, one behind the other, so that the next task's come to lie in the same place."""
+    """Where a thread reads the files of one task, so that the next task's come to lie in the same place."""
 
     def __init__(self) -> None:
         self._memory = memoryview(bytearray(1 << 20))
-        self._used = 0
-
-    def clear(self) -> None:
-        """Says that nobody looks any more at what this thread was given: it is handed out again."""
-        self._used = 0
 
     def take(self, size: int) -> memoryview:
-        """Writable bytes with whatever was in them, the caller's own until this thread clears."""
-        if self._used + size > len(self._memory):
-            larger = max(size, min(2 * len(self._memory), _LARGEST_KEPT))
-            if larger > _LARGEST_KEPT or len(self._memory) == _LARGEST_KEPT:
-                return memoryview(bytearray(size))  # not kept, so no more than is asked for
-            self._memory, self._used = memoryview(bytearray(larger)), 0  # what was handed out lives on beside it
-        start, self._used = self._used, self._used + size
-        return self._memory[start : self._used]
+        """Writable bytes with whatever was in them; the thread's next call may hand out the same."""
+        if size > _LARGEST_KEPT:
+            return memoryview(bytearray(size))
+        if size > len(self._memory):
+            self._memory = memoryview(bytearray(min(2 * size, _LARGEST_KEPT)))  # so that the next task, which may need more, fits
+        return self._memory[:size]

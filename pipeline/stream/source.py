@@ -105,7 +105,6 @@ class Source:
 
         index_reader = reader_of(manifests.place(config.shards)[0])
         self.manifest: Manifest = manifests.load(config.shards, reader=index_reader)
-        self._starts: list[int] = self.manifest.starts.tolist()
         self.mean_bytes = max(1, sum(record.size for record in self.manifest.records) // max(1, self.manifest.total_samples))
         """Of a sample, with what its tar has around it."""
         elsewhere = self.manifest.shards_url != self.manifest.url
@@ -138,10 +137,6 @@ class Source:
         self.part = slice(start, stop)
         self.places = places[start:stop] - rank_part.start
         self._prefetched = None
-
-    def sample_id(self, shard: int, row: int) -> int:
-        """The id of a sample in the whole stream."""
-        return self.first_id + self._starts[shard] + row
 
     def state(self, position: Position) -> dict[str, int]:
         """The position and what makes it meaningful, under the source's name."""

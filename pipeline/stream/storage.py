@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline.stream.counters import Counters, duration
@@ -85,7 +86,7 @@ def reading_store(url: str, options: Options, stall_seconds: float) -> Store:
 class LocalFile:
     """An open file, closed when nobody reads from it and nobody keeps it any more."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.handle = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:

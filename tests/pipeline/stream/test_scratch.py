@@ -9,32 +9,25 @@ import pytest
 from pipeline.stream.scratch import ReadMemory
 
 
-def test_files_of_a_task_lie_behind_one_another_and_the_next_task_in_their_place() -> None:
+@pytest.mark.parametrize("size", [1, 600_000, 1 << 20, 3 << 20, 16 << 20])
+def test_a_task_reads_where_the_one_before_did(size: int) -> None:
     memory = ReadMemory()
-    first, second = memory.take(600_000), memory.take(300_000)
-    first[:], second[:] = b"1" * 600_000, b"2" * 300_000
-    assert bytes(first) == b"1" * 600_000
-    memory.clear()
-    again = memory.take(600_000)
-    again[:4] = b"next"
-    assert bytes(first[:4]) == b"next"
+    first = memory.take(size)
+    first[:] = b"1" * size
+    again = memory.take(size)
+    again[:1] = b"2"
+    assert first.tobytes() == b"2" + b"1" * (size - 1)
+    assert len(memory.take(min(2 * size, 16 << 20))) == min(2 * size, 16 << 20)
 
 
-@pytest.mark.parametrize("size", [700_000, 1_150_000, 3 << 20, 5 << 20, 40 << 20])
-def test_a_task_that_needs_more_keeps_what_it_was_given(size: int) -> None:
+def test_more_than_is_kept_is_given_back_at_once() -> None:
     memory = ReadMemory()
-    kept = []
-    for number in range(16 if size < 4 << 20 else 4):
-        place = memory.take(size)
-        assert len(place) == size
-        place[:] = bytes([number]) * size
-        kept.append(place)
-    small = memory.take(10)
-    small[:] = b"x" * 10
-    assert [place.tobytes() == bytes([number]) * size for number, place in enumerate(kept)] == [True] * len(kept)
-    held = sum({id(place.obj): len(place.obj) for place in kept}.values())
-    assert held <= size * len(kept) + (32 << 20), "memory that nobody asked for"
-    assert bytes(small) == b"x" * 10
+    large = memory.take(40 << 20)
+    assert len(large.obj) == len(large) == 40 << 20  # type: ignore[arg-type]
+    kept = memory.take(16 << 20)
+    assert kept.obj is not large.obj
+    assert len(kept.obj) == 16 << 20  # type: ignore[arg-type]
+    assert memory.take(1).obj is kept.obj
 
 
 def test_each_thread_has_its_own() -> None:
