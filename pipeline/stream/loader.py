@@ -1,8 +1,8 @@
 """The batches of one rank: threads decode straight into the batch that the device takes.
 
 Threads instead of worker processes: libjpeg-turbo, resizing and reading release the interpreter lock, and nothing is
-copied between processes. A task is several pictures, since a task a picture spends its time on being scheduled. The
-position is (epoch, samples consumed) and counts what was handed out, so that a checkpoint taken after a step resumes
+copied between processes. A task is several pictures, since a task a picture spends its time on being scheduled; what is done for them is
+in `filling`. The position is (epoch, samples consumed) and counts what was handed out, so that a checkpoint taken after a step resumes
 with the batch that would have come next.
 """
 
@@ -10,48 +10,32 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
-from pipeline.stream.batch import Batch, LoaderClosed, Pending, Place, places_of
+from pipeline.stream.batch import Batch, LoaderClosed, Pending
 from pipeline.stream.buffers import BufferPool
 from pipeline.stream.counters import Counters
-from pipeline.stream.crop import draws_of
 from pipeline.stream.decode import make_decoder
 from pipeline.stream.fetch import Fetcher
+from pipeline.stream.filling import Filler, MaskSource
 from pipeline.stream.order import share
 from pipeline.stream.quarantine import Quarantine
-from pipeline.stream.samples import BadSample
-from pipeline.stream.scratch import ReadMemory
 from pipeline.stream.source import Position, Source, granule, open_sources, shares, spread
-from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
-from shards.keyed import derived_keys, sample_keys
+from shards.errors import ManifestMismatch
 
 __all__ = ["Batch", "LoaderClosed", "MaskSource", "StreamConfig", "StreamLoader"]
 
 _LARGEST_READ = 2 << 20  # bytes of a task's files: more lie longer in no cache
 _LARGEST_TASK = 64  # pictures; fewer cost more in scheduling than threads win
 _SWITCH_SECONDS = 2e-5  # of waiting for the interpreter's lock
-_Columns = tuple[NDArray[Any], ...]
-_MASK = 2  # purpose of random numbers, beside the crop's and the model's
-
-
-class MaskSource(Protocol):
-    """Draws the mask of one sample."""
-
-    def draw(self, key: int, out: NDArray[np.bool_]) -> None:
-        """Fills `out`, bool (H, W), with True where pixels are dropped: a pure function of the key and the shape."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -120,7 +104,7 @@ class StreamLoader:
         self._fetcher = Fetcher(data.requests) if remote else None
         # asking a store for what comes next is not to stand in a line behind those who wait for the store
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="plan") if remote else self._pool
-        self._memory = ReadMemory()
+        self._filler = Filler(data, config.mask, self.decoder, self.quarantine, self.counters)
         # a thread that planned many crops without a pause would keep the others, and the training, waiting for Python's usual 5 ms
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
         self._buffers = BufferPool(pinned=torch.cuda.is_available())
@@ -273,9 +257,10 @@ class StreamLoader:
         count, size = self.part.stop - self.part.start, self.config.image_size
         images = self._buffers.take((count, size, size, 3), torch.uint8)
         pending.write_into(images, self._buffers.take((count, size, size), torch.bool))
-        for source, (epoch, consumed) in zip(self.sources, pending.positions, strict=True):
+        for source, position in zip(self.sources, pending.positions, strict=True):
+            epoch, consumed = position
             ids = source.order.take(epoch, consumed, source.part)
-            columns = self._columns(pending, source, epoch, source.places, ids)
+            columns = self._filler.columns(pending, source, epoch, source.places, ids)
             _, _, shards, rows, *_ = columns
             absent = source.samples.absent(shards)
             if self._fetcher is not None and absent.any():
@@ -286,91 +271,4 @@ class StreamLoader:
             pictures = max(1, min(_LARGEST_TASK, len(ids) // (2 * self.threads), _LARGEST_READ // source.mean_bytes))
             for start in range(0, len(ids), pictures):
                 task = by_place_in_store[start : start + pictures]
-                pending.tasks.append(self._pool.submit(self._fill, pending, source, [column[task] for column in columns]))
-
-    def _columns(self, pending: Pending, source: Source, epoch: int, places: NDArray[np.int64], ids: NDArray[np.int64]) -> _Columns:
-        """What the threads need to know of some samples, as `Place` has it, drawn for all at once, which costs next to nothing. The batch
-        learns which samples they are."""
-        shards, rows = source.manifest.locate(ids)
-        keys, ids = sample_keys(source.seed, epoch, ids), source.first_id + ids
-        pending.sample_ids[places], pending.keys[places] = ids, keys
-        return places, ids, shards, rows, keys, derived_keys(keys, _MASK), draws_of(keys, self.config.data.crop)
-
-    def _fill(self, pending: Pending, source: Source, columns: Sequence[NDArray[Any]]) -> None:
-        """Reads, decodes and masks some pictures of a batch, given as the columns of `Place`."""
-        started = time.thread_time()
-        samples = places_of(columns)
-        for place, error in self._fill_places(pending, source, samples):
-            self._substitute(pending, source, place, error)
-        self.counters.add(decode_seconds=time.thread_time() - started, images=len(samples))
-
-    def _fill_places(self, pending: Pending, source: Source, samples: Sequence[Place]) -> list[tuple[int, BadSample]]:
-        """Fills places with samples; returns those whose sample is bad. Each stage is done for all samples before the next: a decode
-        clears the processor's caches, and the little that the other stages do costs twice in cold ones."""
-        data, bad = self.config.data, list[tuple[int, BadSample]]()
-        read: list[Place] = []
-        pictures: list[bytes | memoryview] = []
-        here = self._read_here(pending, source, samples)
-        for sample in samples:
-            try:
-                picture, label = here.get(sample.place) or self._read(source, sample, pending.fetched.pop(sample.place, None))
-            except BadSample as error:
-                bad.append((sample.place, error.with_traceback(None)))
-                continue
-            read.append(sample)
-            pictures.append(picture)
-            pending.labels[sample.place] = label
-        places = [pending.image_rows[each.place] for each in read]
-        keys, draws = [each.key for each in read], [each.draws for each in read]
-        reasons = self.decoder.crops(pictures, places, data.crop, data.flip, keys, data.max_pixels, draws)
-        for each, reason in zip(read, reasons, strict=True):
-            if reason is not None:
-                bad.append((each.place, source.samples.bad(each.sample_id, each.shard, each.row, "undecodable", reason)))
-            elif self.config.mask is None:
-                pending.mask_rows[each.place] = False
-            else:
-                self.config.mask.draw(each.mask_key, pending.mask_rows[each.place])
-        return bad
-
-    def _read_here(self, pending: Pending, source: Source, samples: Sequence[Place]) -> dict[int, tuple[memoryview, int]]:
-        """What of some samples lies on this machine and is right, by place; without all that needs a closer look, or was asked of the
-        store."""
-        plain = [
-            each
-            for each in samples
-            if each.place not in pending.fetched and each.shard not in source.lost and self.quarantine.find(each.sample_id) is None
-        ]
-        found = source.samples.read_here([each.shard for each in plain], [each.row for each in plain], self._memory)
-        return {each.place: here for each, here in zip(plain, found, strict=True) if here is not None}
-
-    def _read(self, source: Source, sample: Place, fetched: Future[bytes] | None) -> tuple[bytes, int]:
-        """The bytes and the label of a sample; BadSample where it is known or turns out to be unusable."""
-        shard, row = sample.shard, sample.row
-        known = self.quarantine.find(sample.sample_id)
-        if known is not None and known.cause != "undecodable":  # whether the part that a crop needs decodes is another question each epoch
-            raise known
-        if self.config.data.unavailable == "stop":
-            return source.samples.read(sample.sample_id, shard, row, fetched)
-        try:
-            if (lost := source.lost.get(shard)) is not None:
-                raise ShardCorrupt(lost)
-            return source.samples.read(sample.sample_id, shard, row, fetched)
-        except ShardError as error:
-            source.lost[shard] = str(error)  # asked for once, not once a sample
-            name = source.samples.reader.store.describe(source.manifest.records[shard].name)
-            raise BadSample(sample.sample_id, f"row {row}", name, "unavailable", str(error)) from error
-
-    def _substitute(self, pending: Pending, source: Source, place: int, error: BadSample) -> None:
-        """Fills a place whose sample is bad with the next good one of its block, the same whoever does it."""
-        self.quarantine.add(error)
-        (number,) = np.flatnonzero(source.places == place).tolist()
-        epoch, consumed = pending.positions[self.sources.index(source)]
-        for candidate in source.order.substitutes(epoch, consumed, source.part.start + number):
-            (sample,) = places_of(self._columns(pending, source, epoch, np.array([place]), np.array([candidate])))
-            if sample.shard in source.lost:
-                continue  # its samples are counted when their own turn comes
-            bad = self._fill_places(pending, source, [sample])
-            if not bad:
-                return
-            self.quarantine.add(bad[0][1])
-        raise ShardCorrupt(f"no sample can be read in place of another: {error}") from error
+                pending.tasks.append(self._pool.submit(self._filler.fill, pending, source, position, [column[task] for column in columns]))

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
+from pipeline.stream.filling import Filler
 from pipeline.stream.loader import Batch, LoaderClosed, StreamConfig, StreamLoader
 from pipeline.stream.order import OrderError
 from pipeline.stream.quarantine import QuarantineFull
@@ -154,11 +155,11 @@ def test_closing_ends_a_wait_for_a_batch(dataset: Path, monkeypatch: pytest.Monk
     loader = StreamLoader(stream_config(dataset, threads=1, ready_batches=2))
     planning, going, problems = threading.Event(), threading.Event(), list[BaseException]()
 
-    def never_until_closed(self: StreamLoader, pending: object, source: object, columns: object) -> None:
+    def never_until_closed(*_: object) -> None:
         planning.set()
         assert going.wait(20)
 
-    monkeypatch.setattr(StreamLoader, "_fill", never_until_closed)
+    monkeypatch.setattr(Filler, "fill", never_until_closed)
 
     def train() -> None:
         try:
@@ -178,8 +179,8 @@ def test_closing_ends_a_wait_for_a_batch(dataset: Path, monkeypatch: pytest.Monk
 def test_what_nobody_wants_any_more_is_neither_planned_nor_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned, filled = list[int](), list[int]()
     going, halfway = threading.Event(), threading.Event()
-    fill = StreamLoader._fill
-    monkeypatch.setattr(StreamLoader, "_fill", lambda self, pending, *rest: (filled.append(pending.number), fill(self, pending, *rest)))
+    fill = Filler.fill
+    monkeypatch.setattr(Filler, "fill", lambda self, pending, *rest: (filled.append(pending.number), fill(self, pending, *rest)))
     with StreamLoader(stream_config(dataset, threads=1, ready_batches=4)) as loader:
         order = loader.sources[0].order
         right = order.take
