@@ -62,9 +62,34 @@ class Place(NamedTuple):
     draws: list[float]
 
 
-def places_of(columns: Sequence[NDArray[Any]]) -> list[Place]:
-    """The samples of the columns of `Place`, each an array (n,) or (n, draws)."""
-    return list(map(Place._make, zip(*(column.tolist() for column in columns), strict=True)))
+class Places(NamedTuple):
+    """Several of `Place`, a column for each of its fields.
+
+    Attributes:
+        places: int64 (n,), in the rank's share of the batch.
+        sample_ids: int64 (n,), of the whole stream.
+        shards: int64 (n,), of the source's manifest.
+        rows: int64 (n,), of the shards' indexes.
+        keys: uint64 (n,), of `sample_keys`.
+        mask_keys: uint64 (n,).
+        draws: float64 (n, numbers), of `draws_of`.
+    """
+
+    places: NDArray[Any]
+    sample_ids: NDArray[Any]
+    shards: NDArray[Any]
+    rows: NDArray[Any]
+    keys: NDArray[Any]
+    mask_keys: NDArray[Any]
+    draws: NDArray[Any]
+
+    def some(self, chosen: NDArray[np.int64]) -> Places:
+        """Those whose numbers are given, in that order."""
+        return Places(*(column[chosen] for column in self))
+
+    def each(self) -> list[Place]:
+        """One by one."""
+        return list(map(Place._make, zip(*(column.tolist() for column in self), strict=True)))
 
 
 class Pending:
@@ -99,6 +124,11 @@ class Pending:
         self.sample_ids = np.empty(count, np.int64)
         self.labels = np.empty(count, np.int64)
         self.keys = np.empty(count, np.uint64)
+
+    def expect(self, samples: Places) -> None:
+        """Says which samples come to some of its places."""
+        self.sample_ids[samples.places] = samples.sample_ids
+        self.keys[samples.places] = samples.keys
 
     def done(self) -> bool:
         """Whether `batch` would not wait."""

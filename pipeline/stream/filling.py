@@ -1,6 +1,6 @@
 """What a thread does for some samples of a batch: read, decode, crop and mask them, and find others in place of those that can't be used.
 
-In: the samples as `batch.Place` has them, a column each, drawn for the whole batch. Out: their places in the batch, filled.
+In: the samples of a task, as `batch.Places` has them. Out: their places in the batch, filled.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
-from pipeline.stream.batch import Pending, Place, places_of
+from pipeline.stream.batch import Pending, Place, Places
 from pipeline.stream.counters import Counters
 from pipeline.stream.crop import draws_of
 from pipeline.stream.decode import Decoder
@@ -26,9 +26,6 @@ from shards.errors import ShardCorrupt, ShardError
 from shards.keyed import derived_keys, sample_keys
 
 _MASK = 2  # purpose of random numbers, beside the crop's and the model's
-
-Columns = tuple[NDArray[Any], ...]
-"""Some samples, as arrays (n,) or (n, draws) of the fields of `batch.Place`."""
 
 
 class MaskSource(Protocol):
@@ -58,32 +55,36 @@ class Filler:
         self.counters = counters
         self._memory = ReadMemory()
 
-    def columns(self, pending: Pending, source: Source, epoch: int, places: NDArray[np.int64], ids: NDArray[np.int64]) -> Columns:
-        """What the threads need to know of some samples, as `Place` has it, drawn for all at once, which costs next to nothing. The batch
-        learns which samples they are."""
-        shards, rows = source.manifest.locate(ids)
-        keys, ids = sample_keys(source.seed, epoch, ids), source.first_id + ids
-        pending.sample_ids[places], pending.keys[places] = ids, keys
-        return places, ids, shards, rows, keys, derived_keys(keys, _MASK), draws_of(keys, self.data.crop)
+    def samples(self, source: Source, epoch: int, places: NDArray[np.int64], ids: NDArray[np.int64]) -> Places:
+        """What the threads need to know of some samples, drawn for all at once, which costs next to nothing.
 
-    def fill(self, pending: Pending, source: Source, position: Position, columns: Sequence[NDArray[Any]]) -> None:
+        Args:
+            source: the samples'.
+            epoch: of the source.
+            places: int64 (n,), in the rank's share of the batch.
+            ids: int64 (n,), of the source's manifest.
+        """
+        keys = sample_keys(source.seed, epoch, ids)
+        crops, mask_keys = draws_of(keys, self.data.crop), derived_keys(keys, _MASK)
+        return Places(places, source.first_id + ids, *source.manifest.locate(ids), keys, mask_keys, crops)
+
+    def fill(self, pending: Pending, source: Source, position: Position, samples: Places) -> None:
         """Reads, decodes and masks some pictures of a batch.
 
         Args:
             pending: the batch.
             source: the pictures'.
             position: of the source where the batch begins.
-            columns: of `columns`, for these pictures.
+            samples: the pictures.
 
         Raises:
             QuarantineFull: more samples are unreadable than allowed.
             ShardError: a shard can't be had or is damaged.
         """
         started = time.thread_time()
-        samples = places_of(columns)
-        for place, error in self._fill_places(pending, source, samples):
+        for place, error in self._fill_places(pending, source, samples.each()):
             self._substitute(pending, source, position, place, error)
-        self.counters.add(decode_seconds=time.thread_time() - started, images=len(samples))
+        self.counters.add(decode_seconds=time.thread_time() - started, images=len(samples.places))
 
     def _fill_places(self, pending: Pending, source: Source, samples: Sequence[Place]) -> list[tuple[int, BadSample]]:
         """Fills places with samples; returns those whose sample is bad. Each stage is done for all samples before the next: a decode
@@ -147,11 +148,13 @@ class Filler:
         (number,) = np.flatnonzero(source.places == place).tolist()
         epoch, consumed = position
         for candidate in source.order.substitutes(epoch, consumed, source.part.start + number):
-            (sample,) = places_of(self.columns(pending, source, epoch, np.array([place]), np.array([candidate])))
-            if sample.shard in source.lost:
+            (shard,), _ = source.manifest.locate([candidate])
+            if int(shard) in source.lost:
                 continue  # its samples are counted when their own turn comes
-            bad = self._fill_places(pending, source, [sample])
+            samples = self.samples(source, epoch, np.array([place]), np.array([candidate]))
+            bad = self._fill_places(pending, source, samples.each())
             if not bad:
+                pending.expect(samples)
                 return
             self.quarantine.add(bad[0][1])
         raise ShardCorrupt(f"no sample can be read in place of another: {error}") from error

@@ -260,8 +260,9 @@ class StreamLoader:
         for source, position in zip(self.sources, pending.positions, strict=True):
             epoch, consumed = position
             ids = source.order.take(epoch, consumed, source.part)
-            columns = self._filler.columns(pending, source, epoch, source.places, ids)
-            _, _, shards, rows, *_ = columns
+            samples = self._filler.samples(source, epoch, source.places, ids)
+            pending.expect(samples)
+            shards, rows = samples.shards, samples.rows
             absent = source.samples.absent(shards)
             if self._fetcher is not None and absent.any():
                 places, data = source.places[absent], self._fetcher.start(source.samples, pending.number, shards[absent], rows[absent])
@@ -270,5 +271,5 @@ class StreamLoader:
             # a small share has work for every thread, too, and large files are not all read before the first is decoded
             pictures = max(1, min(_LARGEST_TASK, len(ids) // (2 * self.threads), _LARGEST_READ // source.mean_bytes))
             for start in range(0, len(ids), pictures):
-                task = by_place_in_store[start : start + pictures]
-                pending.tasks.append(self._pool.submit(self._filler.fill, pending, source, position, [column[task] for column in columns]))
+                task = samples.some(by_place_in_store[start : start + pictures])
+                pending.tasks.append(self._pool.submit(self._filler.fill, pending, source, position, task))

@@ -27,6 +27,7 @@ from shards.keyed import key_of, permutation
 from shards.manifest import Manifest
 
 _SHARDS, _BLOCK, _SUBSTITUTE = 1, 2, 3  # what a permutation is for
+_LOOKED_UP = 1 << 15  # ids at once: more would need memory of a megabyte a step
 
 
 class OrderError(ValueError):
@@ -137,6 +138,8 @@ class SampleOrder:
             OrderError: the epoch has no such batch.
         """
         position = self._lane_position(epoch, consumed)
+        if part.start == part.stop:
+            return np.empty(0, np.int64)
         lanes = range(part.start // self.per_lane, -(-part.stop // self.per_lane))
         pieces, wanted = [], self.per_lane
         while wanted:
@@ -217,7 +220,7 @@ class SampleOrder:
             found = self._blocks.get(key)
             if found is None:
                 found = self._blocks[key] = self._make_block(epoch, lanes, number)
-                # this block and the next of every lane, and as much for substitutes
+                # room for this block and the next of all lanes, and for those of single lanes in which substitutes are looked for
                 while sum(map(len, self._blocks.values())) > 3 * self.lanes + 2:
                     self._blocks.popitem(last=False)
             self._blocks.move_to_end(key)
@@ -226,13 +229,22 @@ class SampleOrder:
     def _make_block(self, epoch: int, lanes: range, number: int) -> NDArray[np.int64]:
         start = number * self.shuffle_block
         length = min(self.shuffle_block, self.lane_length - start)
-        places = np.empty((len(lanes), length), np.int64)
-        for row, lane in zip(places, lanes, strict=True):
+        block = np.empty((len(lanes), length), np.int64)
+        for row, lane in zip(block, lanes, strict=True):
             np.add(permutation(length, self.seed, _BLOCK, epoch, lane, number), lane * self.lane_length + start, out=row)
-        return self._ids(epoch, places % self.manifest.total_samples)
+        together = max(1, _LOOKED_UP // length)
+        for first in range(0, len(lanes), together):
+            few = block[first : first + together]
+            few[:] = self._ids(epoch, few % self.manifest.total_samples)
+        return block
 
     def _lane_block(self, epoch: int, lane: int, number: int) -> NDArray[np.int64]:
-        return self._block(epoch, range(lane, lane + 1), number).ravel()
+        """Ids of a block of one lane, int64 (samples,)."""
+        with self._lock:
+            for (its_epoch, lanes, its_number), ids in self._blocks.items():  # mostly the rank's own
+                if its_epoch == epoch and its_number == number and lane in lanes:
+                    return ids[lane - lanes.start : lane - lanes.start + 1].ravel()
+            return self._block(epoch, range(lane, lane + 1), number).ravel()
 
     def _ids(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sample ids at places of the epoch's virtual sequence."""

@@ -137,7 +137,7 @@ class SampleReader:
         raise self.bad(sample_id, shard, row, "digest", "its bytes are not those that were stored (digest)")
 
     def read_here(self, shards: Sequence[int], rows: Sequence[int], memory: ReadMemory) -> list[tuple[memoryview, int] | None]:
-        """Samples that lie on this machine, with one look at each shard's index and file where its samples stand together.
+        """Samples that lie on this machine: one look for all their indexes, and one at a shard's file for those of it that stand together.
 
         Args:
             shards: of the samples, in the manifest.
@@ -150,13 +150,13 @@ class SampleReader:
         entries = self._entries(shards, rows)
         block = memory.take(sum(length for _, _, length, _ in filter(None, entries)))
         found = list[tuple[memoryview, int] | None]()
-        file, of, start = None, -1, 0
+        file, opened, start = None, -1, 0
         for shard, entry in zip(shards, entries, strict=True):
             if entry is None:
                 found.append(None)
                 continue
-            if shard != of:
-                file, of = self._file(shard), shard  # no more than one, since each may have to be kept open for this thread alone
+            if shard != opened:
+                file, opened = self._file(shard), shard  # no more than one, since each may have to be kept open for this thread alone
             offset, expected, length, label = entry
             place = block[start : start + length]
             start += length

@@ -17,10 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
+from pipeline.stream.batch import Places
 from pipeline.stream.filling import Filler
 from pipeline.stream.loader import Batch, LoaderClosed, StreamConfig, StreamLoader
 from pipeline.stream.order import OrderError
 from pipeline.stream.quarantine import QuarantineFull
+from pipeline.stream.samples import BadSample
+from pipeline.stream.source import Source
 from shards.__main__ import main
 from shards.errors import ManifestMismatch, ShardCorrupt
 from shards.keyed import uniforms
@@ -446,6 +449,34 @@ def test_a_shard_that_is_gone_stops_the_run_or_is_replaced_sample_by_sample(tmp_
     narrow = replace(config, quarantine=None, data=replace(config.data, unavailable="substitute", max_bad_fraction=0.01))
     with StreamLoader(narrow) as loader, pytest.raises(QuarantineFull, match=r"shard-000004.tar: missing"):
         take(loader, 8)
+
+
+def test_what_lies_in_a_lost_shard_is_no_substitute_and_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(tmp_path, photographs(101), [1, 40, 3, 37, 20])
+    (tmp_path / "shard-000001.tar").unlink()
+    drawn: list[int] = []
+    samples = Filler.samples
+
+    def noted(self: Filler, source: Source, epoch: int, places: NDArray[np.int64], ids: NDArray[np.int64]) -> Places:
+        if len(ids) == 1 and source.lost:
+            drawn.extend(ids.tolist())
+        return samples(self, source, epoch, places, ids)
+
+    monkeypatch.setattr(Filler, "samples", noted)
+    with StreamLoader(stream_config(tmp_path, max_bad_fraction=0.5, threads=1, unavailable="substitute")) as loader:
+        take(loader, 8)
+    assert drawn
+    assert not set(drawn) & set(range(1, 41))
+
+
+def test_what_was_found_bad_once_is_not_delivered_by_this_rank_when_it_is_well_again(dataset: Path, reference: list[Batch]) -> None:
+    """A rank that meets it for the first time would find it well, one that knows it must not."""
+    (sample_id, *_) = reference[5].sample_ids.tolist()
+    with StreamLoader(stream_config(dataset, max_bad_fraction=0.1)) as loader:
+        loader.quarantine.add(BadSample(sample_id, "name", "shard", "unavailable", "the store was away"))
+        found = take(loader, 6)
+    assert all(sample_id not in batch.sample_ids.tolist() for batch in found)
+    assert found[5].sample_ids.tolist()[1:] == reference[5].sample_ids.tolist()[1:]
 
 
 @pytest.mark.parametrize("digests", ["read", "none"])

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.stream import order as order_module
 from pipeline.stream.order import OrderError, SampleOrder, share
+from shards.keyed import permutation
 from shards.manifest import Manifest, ShardRecord
 
 
@@ -144,6 +146,40 @@ def test_substitutes_come_from_the_block_then_the_lane_then_the_other_lanes(orde
         and (other * order.per_lane + slot % order.per_lane) // order.shuffle_block == block
     ]
     assert set(neighbours) - {int(bad)} <= set(found[: order.shuffle_block - 1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(orders(tail="pad"), st.data())
+def test_few_blocks_are_kept(order: SampleOrder, data: st.DataObject) -> None:
+    edge = st.integers(0, order.global_batch_size)
+    for _ in range(30):
+        epoch, index = data.draw(st.integers(0, 2)), data.draw(st.integers(0, order.batches_per_epoch() - 1))
+        start, stop = sorted([data.draw(edge), data.draw(edge)])
+        assert len(order.take(epoch, index * order.global_batch_size, slice(start, stop))) == stop - start
+        fresh = SampleOrder(order.manifest, order.seed, order.global_batch_size, order.lanes, order.shuffle_block, order.tail)
+        wanted = epoch, index * order.global_batch_size, data.draw(st.integers(0, order.global_batch_size - 1))
+        found, expected = (list(itertools.islice(one.substitutes(*wanted), 2 * order.shuffle_block)) for one in (order, fresh))
+        assert found == expected
+        assert sum(map(len, order._blocks.values())) <= 3 * order.lanes + 2
+        assert all(len(block) for block in order._blocks.values())
+
+
+def test_substitutes_come_from_blocks_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad samples in every lane cost no permutation where they and the batches lie in the same blocks, and of others one each."""
+    order = SampleOrder(make_manifest([500] * 8), 3, 64, 16, 50)  # lanes of 250, five blocks each
+    permuted: list[int] = []
+    monkeypatch.setattr(order_module, "permutation", lambda count, *key: (permuted.append(count), permutation(count, *key))[1])
+    for index in range(24):  # the first two blocks
+        order.take(0, index * 64, slice(0, 64))
+        for place in range(0, 64, 3):
+            next(order.substitutes(0, index * 64, place))
+    assert permuted.count(50) == 2 * 16
+    for place in range(0, 64, 4):  # of each lane the next block, and the one behind it
+        list(itertools.islice(order.substitutes(0, 23 * 64, place), 110))
+        looked_for = len(permuted)
+        order.take(0, 23 * 64, slice(0, 64))
+        assert len(permuted) == looked_for, "what batches come from was given up for it"
+    assert permuted.count(50) == 4 * 16
 
 
 @settings(max_examples=60, deadline=None)
