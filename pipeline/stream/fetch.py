@@ -140,8 +140,8 @@ def joined_gap(length: float) -> float:
 def runs(index: ShardIndex, wanted: Sequence[Wanted]) -> list[Run]:
     """Joins samples of a shard that lie near each other, in the order of the shard."""
     found: list[Run] = []
-    for one in sorted(wanted, key=lambda one: int(index.rows[one.row]["offset"])):
-        start, length = int(index.rows[one.row]["offset"]), int(index.rows[one.row]["length"])
+    for one in sorted(wanted, key=lambda one: index.row(one.row)[0]):
+        start, _, length, _ = index.row(one.row)
         stop = start + length
         last = found[-1] if found else None
         if last is not None and start - last.stop <= joined_gap(length) and stop - last.start <= LONGEST_RUN:

@@ -20,11 +20,12 @@ from pipeline.stream.crop import draws_of
 from pipeline.stream.decode import Decoder
 from pipeline.stream.quarantine import Quarantine
 from pipeline.stream.samples import BadSample
-from pipeline.stream.scratch import ReadMemory
+from pipeline.stream.scratch import Scratch
 from pipeline.stream.source import Position, Source
 from shards.errors import ShardCorrupt, ShardError
 from shards.keyed import derived_keys, sample_keys
 
+_LARGEST_KEPT = 16 << 20  # bytes of one task's files, from one task to the next
 _MASK = 2  # purpose of random numbers, beside the crop's and the model's
 
 
@@ -53,7 +54,7 @@ class Filler:
         self.decoder = decoder
         self.quarantine = quarantine
         self.counters = counters
-        self._memory = ReadMemory()
+        self._files = Scratch(_LARGEST_KEPT)
 
     def samples(self, source: Source, epoch: int, places: NDArray[np.int64], ids: NDArray[np.int64]) -> Places:
         """What the threads need to know of some samples, drawn for all at once, which costs next to nothing.
@@ -122,7 +123,7 @@ class Filler:
             for each in samples
             if each.place not in pending.fetched and each.shard not in source.lost and self.quarantine.find(each.sample_id) is None
         ]
-        found = source.samples.read_here([each.shard for each in plain], [each.row for each in plain], self._memory)
+        found = source.samples.read_here([each.shard for each in plain], [each.row for each in plain], self._files)
         return {each.place: here for each, here in zip(plain, found, strict=True) if here is not None}
 
     def _read(self, source: Source, sample: Place, fetched: Future[bytes] | None) -> tuple[bytes, int]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.stream.cache import ShardCache
 from pipeline.stream.counters import Counters
-from pipeline.stream.scratch import ReadMemory
+from pipeline.stream.scratch import Scratch
 from pipeline.stream.storage import LocalFile, ResumingReader, ShardUnavailable
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
 from shards.index import NO_DIGEST, ShardIndex, digest, file_size, member_name
@@ -136,7 +136,7 @@ class SampleReader:
                 return data, label
         raise self.bad(sample_id, shard, row, "digest", "its bytes are not those that were stored (digest)")
 
-    def read_here(self, shards: Sequence[int], rows: Sequence[int], memory: ReadMemory) -> list[tuple[memoryview, int] | None]:
+    def read_here(self, shards: Sequence[int], rows: Sequence[int], memory: Scratch) -> list[tuple[memoryview, int] | None]:
         """Samples that lie on this machine: one look for all their indexes, and one at a shard's file for those of it that stand together.
 
         Args:
@@ -148,7 +148,7 @@ class SampleReader:
             Of each what `read` gives; None where it has to be read in that way, which also says what is wrong.
         """
         entries = self._entries(shards, rows)
-        block = memory.take(sum(length for _, _, length, _ in filter(None, entries)))
+        block = memory.take((sum(length for _, _, length, _ in filter(None, entries)),)).data
         found = list[tuple[memoryview, int] | None]()
         file, opened, start = None, -1, 0
         for shard, entry in zip(shards, entries, strict=True):
@@ -186,7 +186,7 @@ class SampleReader:
     def bad(self, sample_id: int, shard: int, row: int, cause: str, reason: str) -> BadSample:
         """The error for a sample, with the name that its tar header gives it."""
         name = self.manifest.records[shard].name
-        offset = int(self.index(shard).rows[row]["offset"])
+        offset, *_ = self.index(shard).row(row)
         try:
             member = member_name(self.reader.range(name, offset - _TAR_HEADER, offset))
         except ShardError:

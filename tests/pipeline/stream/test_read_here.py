@@ -17,7 +17,7 @@ from pipeline.stream.cache import ShardCache
 from pipeline.stream.counters import Counters
 from pipeline.stream.loader import StreamConfig, StreamLoader
 from pipeline.stream.samples import SampleReader
-from pipeline.stream.scratch import ReadMemory
+from pipeline.stream.scratch import Scratch
 from pipeline.stream.storage import ResumingReader
 from shards.index import file_size
 from shards.manifest import Manifest
@@ -113,10 +113,10 @@ def test_a_task_reads_from_a_cache_with_few_open_files(
     cache = filled(kept)
     samples = reader_of(local, cache)
     shards, rows = [0, 0, 1, 2, 2, 0], [2, 0, 3, 4, 1, 1]
-    assert samples.read_here(shards, rows, ReadMemory()) == [None] * 6  # nobody has read the indexes
+    assert samples.read_here(shards, rows, Scratch()) == [None] * 6  # nobody has read the indexes
     expected = [samples.read(0, shard, row) for shard, row in zip(shards, rows, strict=True)]
     before = samples.counters.totals()
-    found = samples.read_here(shards, rows, ReadMemory())
+    found = samples.read_here(shards, rows, Scratch())
     assert [each and (bytes(each[0]), each[1]) for each in found] == expected
     after = samples.counters.totals()
     assert after["cache_hits"] - before.get("cache_hits", 0) == 6
@@ -124,11 +124,11 @@ def test_a_task_reads_from_a_cache_with_few_open_files(
     assert len(claimed(cache)) == kept
     assert cache.file(1) is not None
     cache.forget(1)
-    assert [each is None for each in samples.read_here(shards, rows, ReadMemory())] == [False, False, True, False, False, False]
+    assert [each is None for each in samples.read_here(shards, rows, Scratch())] == [False, False, True, False, False, False]
 
 
 def test_indexes_that_a_task_reads_are_kept_before_others(local: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
-    samples, memory = reader_of(local), ReadMemory()
+    samples, memory = reader_of(local), Scratch()
     monkeypatch.setattr(samples_module, "INDEX_BUDGET", sum(samples.index(shard).rows.nbytes for shard in (0, 2)))
     assert samples.read_here([0], [0], memory)[0] is not None
     samples.index(1)
