@@ -241,10 +241,10 @@ class SampleOrder:
     def _lane_block(self, epoch: int, lane: int, number: int) -> NDArray[np.int64]:
         """Ids of a block of one lane, int64 (samples,)."""
         with self._lock:
-            for (its_epoch, lanes, its_number), ids in self._blocks.items():  # mostly the rank's own
-                if its_epoch == epoch and its_number == number and lane in lanes:
-                    return ids[lane - lanes.start : lane - lanes.start + 1].ravel()
-            return self._block(epoch, range(lane, lane + 1), number).ravel()
+            there = (lanes for its_epoch, lanes, block in self._blocks if (its_epoch, block) == (epoch, number) and lane in lanes)
+            lanes = next(there, range(lane, lane + 1))  # mostly the rank's own
+            ids: NDArray[np.int64] = self._block(epoch, lanes, number)[lane - lanes.start]
+            return ids
 
     def _ids(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sample ids at places of the epoch's virtual sequence."""
