@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from shards.__main__ import main
 from shards.embedded_store import SeaweedFS
 from shards.errors import ShardError
 from tests.datasets import photographs, upload, write_dataset
+from tests.launching import wait_until
 
 COUNTS = [20, 31, 9, 20, 20, 17, 23, 20, 20, 20, 20, 20, 11, 29, 20, 20, 20, 20, 20, 20, 5, 35, 20, 20]
 
@@ -30,9 +30,9 @@ def url(s3: SeaweedFS, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     return upload(s3, "simulated", folder)
 
 
-def is_downloading(cache: ShardCache) -> bool:
+def at_rest(cache: ShardCache) -> bool:
     with cache._lock:
-        return bool(cache._wanted or cache._busy)
+        return not (cache._wanted or cache._busy)
 
 
 def run_an_epoch(url: str, options: dict[str, str], **data: object) -> dict[str, float]:
@@ -49,8 +49,8 @@ def run_an_epoch(url: str, options: dict[str, str], **data: object) -> dict[str,
     with StreamLoader(config) as loader:
         cache = loader.sources[0].samples.cache
         for _ in loader:
-            while cache is not None and is_downloading(cache):
-                time.sleep(0.01)  # nobody is told of a download's end
+            if cache is not None:
+                wait_until(partial(at_rest, cache), pause=0.01)  # nobody is told of a download's end
         return dict(loader.counters.totals())
 
 
