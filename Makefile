@@ -17,11 +17,11 @@ venv: .venv/installed
 	touch $@
 
 demo: venv
-	$(BIN)/python launch/demo.py $(if $(IMAGES),--images '$(IMAGES)')
+	$(BIN)/python -m launch.local.demo $(if $(IMAGES),--images '$(IMAGES)')
 
 # needs Prometheus as well: apt-get install --no-install-recommends prometheus
 monitoring: venv
-	$(BIN)/python launch/live_monitoring.py $(MONITORING_FLAGS)
+	$(BIN)/python -m launch.local.live_monitoring $(MONITORING_FLAGS)
 
 test: venv
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=92 $(PYTEST_FLAGS)

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import measured_here
+from launch.local.object_store import SeaweedFS
 from pipeline import recipes
 from pipeline.config import parse
-from pipeline.training.checkpoint import Checkpoint, CheckpointStore, SaveReport, write
-from pipeline.training.optimiser_state import make_optimiser, state_tensors
-from shards.embedded_store import SeaweedFS
+from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore, SaveReport, write
+from pipeline.training.engine.optimiser_state import make_optimiser, state_tensors
 from shards.store import Store
 
 _SIDE = 227

@@ -22,14 +22,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.stream import region
-from pipeline.stream.crop import Box, Crop, choose
-from pipeline.stream.decode import Decoder, DecoderName, decode, make_decoder
-from pipeline.stream.jpeg import decode_rows
-from pipeline.stream.resize import resize
-from pipeline.stream.segments import cut
-from shards.jpeg_header import Frame, read_frame
-from shards.picture import PictureRules, prepare
+from pipeline.stream.decode import nvimgcodec as region
+from pipeline.stream.decode.crop import Box, Crop, choose
+from pipeline.stream.decode.decoder import Decoder, DecoderName, decode, make_decoder
+from pipeline.stream.decode.jpeg import decode_rows
+from pipeline.stream.decode.resize import resize
+from pipeline.stream.decode.segments import cut
+from shards.build.picture import PictureRules, prepare
+from shards.dataset.jpeg_header import Frame, read_frame
 
 SIZE = 227
 LIMIT = 100_000_000

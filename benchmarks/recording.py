@@ -28,15 +28,15 @@ from monitoring import DEFINITIONS
 from pipeline import recipes
 from pipeline.config import Config, parse
 from pipeline.stream.loader import Batch
-from pipeline.training import distributed
-from pipeline.training.distributed import World
 from pipeline.training.phases import Phases
-from pipeline.training.reporting import Reporting
+from pipeline.training.ranks import world as distributed
+from pipeline.training.ranks.world import World
+from pipeline.training.record.run_folder import RunFolder
+from pipeline.training.reporting.reporter import Reporting
+from pipeline.training.reporting.telemetry import Telemetry
 from pipeline.training.resume import enter
-from pipeline.training.run_folder import RunFolder
 from pipeline.training.step import TrainStep
-from pipeline.training.telemetry import Telemetry
-from pipeline.training.watchdog import Watchdog
+from pipeline.training.supervision.watchdog import Watchdog
 
 MOST = 0.005
 """Share of a step that recording may cost."""

@@ -32,10 +32,10 @@ from benchmarks.machine import processor  # noqa: E402
 from benchmarks.peers.crops import pictures  # noqa: E402
 from benchmarks.peers.process import Comparison, Side, SideFailed, compare  # noqa: E402
 from pipeline.masking import MaskConfig, mask_source  # noqa: E402
-from pipeline.stream.decode import make_decoder  # noqa: E402
+from pipeline.stream.decode.decoder import make_decoder  # noqa: E402
 from pipeline.stream.order import SampleOrder  # noqa: E402
-from shards import manifest as manifests  # noqa: E402
-from shards.manifest import Manifest, ShardRecord  # noqa: E402
+from shards.dataset import manifest as manifests  # noqa: E402
+from shards.dataset.manifest import Manifest, ShardRecord  # noqa: E402
 
 SIZE, WORKERS = 227, 2
 _REPEATS = 12  # times that the 800 photographs come in an epoch, so that no side starts epochs all the time

@@ -8,9 +8,9 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline.training.checkpoint import CheckpointInvalid, CheckpointStore, describe, folder_name, verify
-from pipeline.training.ownership import release
-from pipeline.training.run_folder import RunFolder, RunFolderError, checkpoint_store
+from pipeline.training.checkpoint.ownership import release
+from pipeline.training.checkpoint.store import CheckpointInvalid, CheckpointStore, describe, folder_name, verify
+from pipeline.training.record.run_folder import RunFolder, RunFolderError, checkpoint_store
 from shards.errors import ShardError
 
 

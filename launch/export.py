@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.training.checkpoint import CheckpointInvalid
-from pipeline.training.export import export_encoder
+from pipeline.training.checkpoint.export_encoder import export_encoder
+from pipeline.training.checkpoint.store import CheckpointInvalid
 from shards.errors import ShardError
 
 

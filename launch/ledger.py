@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.training.ledger import account
-from pipeline.training.run_folder import RunFolderError
+from pipeline.training.record.ledger import account
+from pipeline.training.record.run_folder import RunFolderError
 from shards.errors import ShardError
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.training import stacks
-from pipeline.training.interruption import Interruption
+from pipeline.training.supervision import stacks
+from pipeline.training.supervision.interruption import Interruption
 
 interruption = Interruption()
 stacks.answer()

@@ -5,10 +5,10 @@ beside the ranks, `Exporter` is the server in it, and `TargetsFile` tells Promet
 here may stop a training job or slow it down.
 """
 
-from monitoring.export import Export, Place, open_export
-from monitoring.exporter import Exporter, ExporterError
-from monitoring.metrics import DEFINITIONS, PREFIX, Definition, RunMetrics
-from monitoring.targets import TargetsFile
+from monitoring.endpoint.export import Export, Place, open_export
+from monitoring.endpoint.server import Exporter, ExporterError
+from monitoring.endpoint.targets import TargetsFile
+from monitoring.metrics.run_metrics import DEFINITIONS, PREFIX, Definition, RunMetrics
 
 __all__ = [
     "RunMetrics",

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from shards.build.picture import PictureRules
+from shards.build.plan import PlanSettings
+from shards.console import megabytes, printable
 from shards.errors import ShardError
-from shards.picture import PictureRules
-from shards.plan import PlanSettings
-from shards.progress import megabytes, printable
 
 _EXAMPLES = """examples:
   a folder with one folder a class, or any folder of pictures:
@@ -124,8 +124,8 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _build(options: argparse.Namespace) -> int:
-    from shards.build import SHOWN_REJECTIONS, BuildRequest, build  # noqa: PLC0415 - not loaded for --help
-    from shards.destination import REJECTED  # noqa: PLC0415
+    from shards.build.build import SHOWN_REJECTIONS, BuildRequest, build  # noqa: PLC0415 - not loaded for --help
+    from shards.build.destination import REJECTED  # noqa: PLC0415
     from shards.store import join, redacted  # noqa: PLC0415
 
     if options.resize != "none" and not options.resize.isdecimal():
@@ -184,8 +184,8 @@ def _add_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _index(options: argparse.Namespace) -> int:
-    from shards.index import Rules  # noqa: PLC0415 - not loaded for --help
-    from shards.indexing import IndexRequest, as_text, index  # noqa: PLC0415
+    from shards.adopt.index_tars import IndexRequest, as_text, index  # noqa: PLC0415
+    from shards.dataset.index import Rules  # noqa: PLC0415 - not loaded for --help
 
     if options.workers < 0:
         raise ShardError(f"--workers {options.workers}: give 0 or more")
@@ -212,7 +212,7 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from shards.verify import verify  # noqa: PLC0415
+    from shards.check.verify import verify  # noqa: PLC0415
 
     report = verify(options.url, _options(options.storage), options.workers, options.repair_index)
     for problem in report.problems:
@@ -242,7 +242,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from shards.summary import as_json, as_text, inspect  # noqa: PLC0415
+    from shards.check.inspect import as_json, as_text, inspect  # noqa: PLC0415
 
     summary, samples = inspect(options.url, _options(options.storage), options.shard, max(options.samples, 0))
     print(as_json(summary, samples) if options.json else as_text(summary, samples, options.shard))
@@ -259,7 +259,7 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def _simulate(options: argparse.Namespace) -> int:
     # by name: it is about the order of samples, which stands after the shards and must not be needed by them
-    command = importlib.import_module("pipeline.stream.simulation.command")
+    command = importlib.import_module("pipeline.simulation.command")
     return int(command.run(options.arguments, _options))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from shards.embedded_store import SeaweedFS
+from launch.local.object_store import SeaweedFS
 from tests.slurm_cluster import SlurmCluster
 
 settings.register_profile("suite", deadline=None)  # a busy machine is no failure

@@ -12,9 +12,9 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from shards import index
-from shards.embedded_store import SeaweedFS
-from shards.manifest import NAME, Manifest, ShardRecord
+from launch.local.object_store import SeaweedFS
+from shards.dataset import index
+from shards.dataset.manifest import NAME, Manifest, ShardRecord
 from shards.store import Store
 
 

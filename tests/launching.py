@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.training.run_folder import read_lines
+from pipeline.training.record.run_folder import read_lines
 from tests import warm
 from tests.conftest import ROOT
 

@@ -57,7 +57,7 @@ def test_settings_that_the_documents_and_configurations_name_exist() -> None:
 
 
 def test_metrics_that_the_documents_name_are_declared() -> None:
-    from monitoring.definitions import DEFINITIONS, PREFIX
+    from monitoring.metrics.definitions import DEFINITIONS, PREFIX
 
     parts = ("", "_bucket", "_count", "_sum")
     declared = {PREFIX + definition.name + part for definition in DEFINITIONS for part in (parts if definition.buckets else ("",))}

@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.training.attempts import Verdict, begin, end, free_port, job_name
-from pipeline.training.run_folder import RunFolderError
+from pipeline.training.record.run_folder import RunFolderError
+from pipeline.training.slurm.attempts import Verdict, begin, end, free_port, job_name
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
 
 def _begin(settings: list[str], sweep: Path | None) -> int:
     from pipeline.mapping import ConfigError  # noqa: PLC0415 (with the recipes comes torch, which `end` does not need)
-    from pipeline.training.slurm import configured, element  # noqa: PLC0415
+    from pipeline.training.slurm.submission import configured, element  # noqa: PLC0415
 
     try:
         settings = element(sweep, settings, os.environ) if sweep else settings

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.mapping import ConfigError
-from pipeline.training.slurm import SCRIPT, Resources, SubmitError, describe, prepare, submit
+from pipeline.training.slurm.submission import SCRIPT, Resources, SubmitError, describe, prepare, submit
 
 
 def main() -> int:

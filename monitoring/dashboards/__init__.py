@@ -1,4 +1,5 @@
-"""Grafana's dashboards of a run, as code: in go the metrics that monitoring/definitions.py declares, out comes monitoring/grafana/*.json.
+"""Grafana's dashboards of a run, as code: in go the metrics that monitoring/metrics/definitions.py declares, out comes
+monitoring/grafana/*.json.
 
     python -m monitoring.dashboards            # writes the committed files anew
     python -m monitoring.dashboards FOLDER --runbook https://example.org/docs/operations.md

@@ -11,7 +11,7 @@ from grafana_foundation_sdk.models import dashboard as models
 
 from monitoring.dashboards.panels import PROMETHEUS, Builder
 from monitoring.dashboards.queries import FIRING, RUN, largest, series
-from monitoring.definitions import PREFIX
+from monitoring.metrics.definitions import PREFIX
 
 TAG = "context-encoder"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from monitoring.definitions import PREFIX
+from monitoring.metrics.definitions import PREFIX
 
 RUN = 'job=~"$job",run=~"$run"'
 """Labels of all series of the chosen runs."""

@@ -8,6 +8,6 @@
 In goes a folder of target files, out come a URL and answers to queries. Nothing here is imported by a run.
 """
 
-from monitoring.prometheus.server import FOLDER, Prometheus, PrometheusError, configuration
+from launch.local.prometheus import FOLDER, Prometheus, PrometheusError, configuration
 
 __all__ = ["Prometheus", "PrometheusError", "configuration", "FOLDER"]

@@ -3,7 +3,7 @@
 An attempt continues behind the step of a checkpoint, and so takes back whatever an earlier one did behind that step. Hence a line of
 the history counts exactly where no later attempt started at a lower step, which one number for each attempt decides, however long the
 history is.
-`pipeline/training/ledger.py` counts the same way.
+`pipeline/training/record/ledger.py` counts the same way.
 """
 
 from __future__ import annotations

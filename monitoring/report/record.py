@@ -1,7 +1,7 @@
 """Everything that a run folder says, read once, in memory that does not grow with the run.
 
-The names of the files are those of `pipeline/training/run_folder.py`. Whatever is missing or damaged is named in `problems` and left out;
-a run that goes on is read as far as it has come.
+The names of the files are those of `pipeline/training/record/run_folder.py`. Whatever is missing or damaged is named in `problems` and left
+out; a run that goes on is read as far as it has come.
 """
 
 from __future__ import annotations

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from pipeline.config import DataConfig
-from pipeline.stream.batch import Batch, LoaderClosed, Pending
+from pipeline.stream.batch.batch import Batch, LoaderClosed, Pending
+from pipeline.stream.batch.filling import Filler, MaskSource
+from pipeline.stream.batch.quarantine import Quarantine
 from pipeline.stream.buffers import BufferPool
 from pipeline.stream.counters import Counters
-from pipeline.stream.decode import make_decoder
-from pipeline.stream.fetch import Fetcher
-from pipeline.stream.filling import Filler, MaskSource
+from pipeline.stream.decode.decoder import make_decoder
 from pipeline.stream.order import share
-from pipeline.stream.quarantine import Quarantine
+from pipeline.stream.read.fetch import Fetcher
 from pipeline.stream.source import Position, Source, granule, open_sources, shares, spread
 from shards.errors import ManifestMismatch
 

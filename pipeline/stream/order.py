@@ -23,8 +23,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.dataset.manifest import Manifest
 from shards.keyed import key_of, permutation
-from shards.manifest import Manifest
 
 _SHARDS, _BLOCK, _SUBSTITUTE = 1, 2, 3  # what a permutation is for
 _LOOKED_UP = 1 << 15  # ids at once: more would need memory of a megabyte a step

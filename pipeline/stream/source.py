@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import DataConfig, SourceConfig
-from pipeline.stream.cache import ShardCache, default_folder
 from pipeline.stream.counters import Counters
 from pipeline.stream.order import OrderError, SampleOrder
-from pipeline.stream.samples import SampleReader
-from pipeline.stream.storage import ResumingReader, reading_store
-from shards import manifest as manifests
+from pipeline.stream.read.cache import ShardCache, default_folder
+from pipeline.stream.read.samples import SampleReader
+from pipeline.stream.read.storage import ResumingReader, reading_store
+from shards.dataset import manifest as manifests
+from shards.dataset.manifest import Manifest
 from shards.errors import ManifestMismatch
 from shards.keyed import key_of
-from shards.manifest import Manifest
 
 _GRANULES = 8  # a source's share is a multiple of an eighth of the lanes, so that it has that many lanes of its own
 _SOURCE_SEED = 4  # purpose of random numbers, beside the loader's

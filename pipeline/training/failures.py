@@ -10,14 +10,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from monitoring.exporter import ExporterError
+from monitoring.endpoint.server import ExporterError
 from pipeline.mapping import ConfigError
 from pipeline.stream.order import OrderError
-from pipeline.training.attempts import note_refusal
-from pipeline.training.checkpoint import CheckpointInvalid
-from pipeline.training.distributed import LaunchError
-from pipeline.training.rendezvous import RanksMissing
-from pipeline.training.run_folder import RunFolderError
+from pipeline.training.checkpoint.store import CheckpointInvalid
+from pipeline.training.ranks.rendezvous import RanksMissing
+from pipeline.training.ranks.world import LaunchError
+from pipeline.training.record.run_folder import RunFolderError
+from pipeline.training.slurm.attempts import note_refusal
 from pipeline.training.step import NonFiniteError
 from shards.errors import ShardError
 

@@ -20,25 +20,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monitoring.environment import environment
 from pipeline import recipes
 from pipeline.config import Config, to_mapping
 from pipeline.recipes.player import Recipe
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
 from pipeline.stream.order import share
-from pipeline.training import distributed, launcher
-from pipeline.training.checkpoint import Checkpoint, CheckpointStore
-from pipeline.training.contestant import Contestant
-from pipeline.training.distributed import World
-from pipeline.training.flops import flops_per_image
-from pipeline.training.grid import save_grid
-from pipeline.training.interruption import Interruption
-from pipeline.training.reporting import Reporting, Stopwatch
+from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore
+from pipeline.training.engine.engine import Contestant
+from pipeline.training.ranks import launcher
+from pipeline.training.ranks import world as distributed
+from pipeline.training.ranks.world import World
+from pipeline.training.record.environment import environment
+from pipeline.training.record.grid import save_grid
+from pipeline.training.record.run_folder import RunFolder, samples_digest
+from pipeline.training.reporting.flops import flops_per_image
+from pipeline.training.reporting.reporter import Reporting, Stopwatch
+from pipeline.training.reporting.telemetry import Telemetry
 from pipeline.training.resume import enter, find
-from pipeline.training.run_folder import RunFolder, samples_digest
 from pipeline.training.step import TrainStep, rate_factor
-from pipeline.training.telemetry import Telemetry
-from pipeline.training.watchdog import Watchdog, restart_count
+from pipeline.training.supervision.interruption import Interruption
+from pipeline.training.supervision.watchdog import Watchdog, restart_count
 from shards.keyed import key_of
 from shards.store import Store
 

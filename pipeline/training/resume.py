@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pipeline.config import Config, TrainingConfig
 from pipeline.recipes.player import Player, Recipe
-from pipeline.training.checkpoint import Checkpoint, CheckpointInvalid, CheckpointStore, read, step_of
-from pipeline.training.contestant import Contestant, Replicated
-from pipeline.training.distributed import World
-from pipeline.training.run_folder import RunFolderError
+from pipeline.training.checkpoint.store import Checkpoint, CheckpointInvalid, CheckpointStore, read, step_of
+from pipeline.training.engine.engine import Contestant, Replicated
+from pipeline.training.ranks.world import World
+from pipeline.training.record.run_folder import RunFolderError
 from shards.store import Store, split
 
 
@@ -97,7 +97,7 @@ def _contestant(player: Player, world: World, training: TrainingConfig) -> Conte
     player.network.train()
     if training.mode == "ddp":
         return Replicated(player, world, training.max_gradient_norm)
-    from pipeline.training.zero import Sharded  # noqa: PLC0415  # not needed, nor paid for, without DeepSpeed
+    from pipeline.training.engine.zero import Sharded  # noqa: PLC0415  # not needed, nor paid for, without DeepSpeed
 
     return Sharded(player, world, training)
 

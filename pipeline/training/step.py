@@ -18,9 +18,9 @@ from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import discard_statistics, fold_statistics
 from pipeline.recipes.player import Losses, Networks, Recipe, Views
 from pipeline.stream.loader import Batch
-from pipeline.training.contestant import Contestant
-from pipeline.training.distributed import World
+from pipeline.training.engine.engine import Contestant
 from pipeline.training.phases import Phases
+from pipeline.training.ranks.world import World
 
 
 class NonFiniteError(RuntimeError):

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.training.checkpoint import CheckpointStore, verify
-from pipeline.training.run_folder import read_lines
-from shards.embedded_store import SeaweedFS
+from launch.local.object_store import SeaweedFS
+from pipeline.training.checkpoint.store import CheckpointStore, verify
+from pipeline.training.record.run_folder import read_lines
 from shards.store import Store
 from tests.conftest import ROOT
 from tests.datasets import photographs, upload, write_dataset

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.training.checkpoint import read
-from pipeline.training.ledger import account
-from pipeline.training.run_folder import read_lines
+from pipeline.training.checkpoint.store import read
+from pipeline.training.record.ledger import account
+from pipeline.training.record.run_folder import read_lines
 from shards.store import Store
 from tests.conftest import ROOT
 from tests.datasets import photographs, write_dataset

@@ -24,15 +24,15 @@ from urllib.parse import urlencode
 import psutil
 import pytest
 
-from monitoring.definitions import DEFINITIONS, PREFIX
+from launch.local.object_store import SeaweedFS
+from monitoring.metrics.definitions import DEFINITIONS, PREFIX
 from monitoring.prometheus import FOLDER, Prometheus
-from pipeline.training.run_folder import read_lines
-from shards.embedded_store import SeaweedFS
+from pipeline.training.record.run_folder import read_lines
 from tests.datasets import photographs, upload, write_dataset
 from tests.faults.proxy import Fault, Proxy, Rule
 from tests.faults.shaping import Shape
 from tests.launching import kill_all, ranks_of, setting_list, start, wait_until
-from tests.monitoring.dashboard_files import NAMES, expressions, load, substituted
+from tests.monitoring.dashboards.dashboard_files import NAMES, expressions, load, substituted
 from tests.rule_windows import rule_files, rules, shorten
 
 pytestmark = [

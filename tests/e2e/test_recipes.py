@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from pipeline.training.checkpoint import CheckpointStore, verify
-from pipeline.training.run_folder import read_lines
-from shards.manifest import load
+from pipeline.training.checkpoint.store import CheckpointStore, verify
+from pipeline.training.record.run_folder import read_lines
+from shards.dataset.manifest import load
 from shards.store import Store
-from shards.tar_samples import scan
+from shards.tar.samples import scan
 from tests.launching import launch, setting_list
 
 RECIPES = {

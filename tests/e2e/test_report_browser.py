@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 
 from monitoring.report import write_report
 from monitoring.report.curves import MOST_BUCKETS
-from pipeline.training.run_folder import read_lines
+from pipeline.training.record.run_folder import read_lines
 from tests.datasets import photographs, write_dataset
 from tests.launching import kill_all, setting_list, start, wait_until
 from tests.ports import free_port

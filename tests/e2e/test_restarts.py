@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.training.run_folder import read_lines
+from pipeline.training.record.run_folder import read_lines
 from tests import warm
 from tests.conftest import ROOT
 from tests.datasets import photographs, write_dataset

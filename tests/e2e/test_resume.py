@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pipeline.model import Encoder
-from pipeline.training.checkpoint import CheckpointStore, read
-from pipeline.training.ledger import account
-from pipeline.training.run_folder import read_lines
+from pipeline.training.checkpoint.store import CheckpointStore, read
+from pipeline.training.record.ledger import account
+from pipeline.training.record.run_folder import read_lines
 from shards.store import Store
 from tests.launching import kill_all, launch, losses, rank_processes, run_program, setting_list, start, wait_until
 

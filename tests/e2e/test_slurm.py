@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from pipeline.training.run_folder import read_lines
+from pipeline.training.record.run_folder import read_lines
 from tests.conftest import ROOT
 from tests.launching import clean_environment, python, run_program
 from tests.slurm_cluster import SlurmCluster

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.training.run_folder import read_lines
-from pipeline.training.watchdog import STALLED
-from shards.embedded_store import SeaweedFS
+from launch.local.object_store import SeaweedFS
+from pipeline.training.record.run_folder import read_lines
+from pipeline.training.supervision.watchdog import STALLED
 from tests.conftest import ROOT
 from tests.datasets import photographs, upload, write_dataset
 from tests.faults.proxy import Fault, Proxy, Rule

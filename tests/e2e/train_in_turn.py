@@ -15,8 +15,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from pipeline import recipes
 from pipeline.config import parse
 from pipeline.training.failures import reported
-from pipeline.training.interruption import Interruption
 from pipeline.training.loop import pretrain
+from pipeline.training.supervision.interruption import Interruption
 
 
 def main() -> None:

@@ -14,12 +14,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from launch.local.object_store import SeaweedFS
 from pipeline.config import DataConfig
-from pipeline.stream.cache import ShardCache
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
-from pipeline.stream.storage import ResumingReader, reading_store
-from shards.embedded_store import SeaweedFS
-from shards.manifest import Manifest
+from pipeline.stream.read.cache import ShardCache
+from pipeline.stream.read.storage import ResumingReader, reading_store
+from shards.dataset.manifest import Manifest
 from tests import datasets
 from tests.datasets import photographs, write_dataset
 from tests.faults.proxy import Proxy

@@ -24,10 +24,11 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config import DataConfig
-from pipeline.stream.decode import UndecodableError, make_decoder
+from pipeline.stream.decode.decoder import UndecodableError, make_decoder
 from pipeline.stream.loader import StreamConfig, StreamLoader
-from pipeline.stream.samples import BadSample
-from shards import index, manifest, picture
+from pipeline.stream.read.samples import BadSample
+from shards.build import picture
+from shards.dataset import index, manifest
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
 from tests.datasets import photographs, write_dataset
 
@@ -191,7 +192,7 @@ class Cases:
         return buffer.getvalue()
 
     def tars(self, chance: random.Random) -> None:
-        """`shards.index.make` gives rows that are what the tar holds, or ShardCorrupt."""
+        """`shards.dataset.index.make` gives rows that are what the tar holds, or ShardCorrupt."""
         data = mutate_tar(self.tar, chance)
         path = self.folder / "case.tar"
         path.write_bytes(data)
@@ -208,7 +209,7 @@ class Cases:
         assert len(index.decode(found.encode(), "again")) == len(found)
 
     def indexes(self, chance: random.Random) -> None:
-        """`shards.index.decode` gives the very rows, or ManifestMismatch; under a right digest rows that lie in the shard."""
+        """`shards.dataset.index.decode` gives the very rows, or ManifestMismatch; under a right digest rows that lie in the shard."""
         data = mutate(self.idx, chance)
         signed = chance.random() < 0.5 and len(data) >= 32
         if signed:
@@ -223,7 +224,7 @@ class Cases:
         assert found.encode() == data
 
     def manifests(self, chance: random.Random) -> None:
-        """`shards.manifest.decode` gives a table that adds up and names files below its folder, or ManifestMismatch."""
+        """`shards.dataset.manifest.decode` gives a table that adds up and names files below its folder, or ManifestMismatch."""
         data = mutate(self.table, chance) if chance.random() < 0.5 else rewrite_numbers(self.table, chance)
         try:
             found = manifest.decode(data, "case.json", "folder")
@@ -247,7 +248,7 @@ class Cases:
             assert (out == 77).all()
 
     def stored(self, chance: random.Random) -> None:
-        """`shards.picture.prepare` stores something that trains, or says PictureRejected."""
+        """`shards.build.picture.prepare` stores something that trains, or says PictureRejected."""
         resize = chance.choice((None, 24, 256))
         rules = picture.PictureRules(resize=resize, max_pixels=MAX_PIXELS)
         try:

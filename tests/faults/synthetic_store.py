@@ -28,8 +28,8 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from shards.index import ROW, ShardIndex, digest
-from shards.manifest import NAME, Manifest, ShardRecord
+from shards.dataset.index import ROW, ShardIndex, digest
+from shards.dataset.manifest import NAME, Manifest, ShardRecord
 from tests.faults.shaping import Shape
 
 BUCKET, PREFIX = "synthetic", "set"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.local.object_store import SeaweedFS
 from pipeline.stream.loader import StreamLoader
-from shards.embedded_store import SeaweedFS
 from tests.faults.conftest import BATCHES, DataSet, assert_same, cache_of, stream_config, take, through, upload, wait_for, whole_shards
 from tests.faults.proxy import Fault, Proxy, Rule
 from tests.faults.rank import fingerprint

@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.training.checkpoint import COMMIT, CheckpointStore, folder_name, read, verify
-from pipeline.training.ownership import OWNER
-from pipeline.training.run_folder import read_lines
-from shards.embedded_store import SeaweedFS
+from launch.local.object_store import SeaweedFS
+from pipeline.training.checkpoint.ownership import OWNER
+from pipeline.training.checkpoint.store import COMMIT, CheckpointStore, folder_name, read, verify
+from pipeline.training.record.run_folder import read_lines
 from shards.store import Store
 from tests.datasets import photographs, write_dataset
 from tests.faults.chaos import Launchers

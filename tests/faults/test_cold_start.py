@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.config import DataConfig
 from pipeline.stream.loader import StreamConfig, StreamLoader
-from shards import index
+from shards.dataset import index
 from tests.datasets import photographs
 from tests.faults.conftest import take, wait_for
 from tests.faults.shaping import Shape

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.stream.loader import StreamLoader
-from pipeline.training.checkpoint import Checkpoint, CheckpointStore
+from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore
 from shards.errors import StoreError
 from shards.store import Store
 from tests.certificates import Certificate, make_certificate

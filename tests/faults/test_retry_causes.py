@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from pipeline.stream.retries import CAUSES, Refused, Short, cause
+from pipeline.stream.read.retries import CAUSES, Refused, Short, cause
 from tests.faults.conftest import DataSet, reader_through
 from tests.faults.proxy import Proxy
 from tests.faults.test_store_faults import FAULTS, fresh

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.training.checkpoint import COMMIT, Checkpoint, CheckpointStore, SaveReport, folder_name, verify
-from pipeline.training.ownership import OWNER
-from shards.embedded_store import SeaweedFS
+from launch.local.object_store import SeaweedFS
+from pipeline.training.checkpoint.ownership import OWNER
+from pipeline.training.checkpoint.store import COMMIT, Checkpoint, CheckpointStore, SaveReport, folder_name, verify
 from shards.errors import StoreError
 from shards.store import Store
 from tests.conftest import ROOT
@@ -205,7 +205,7 @@ def test_a_store_that_is_down_fails_saves_until_the_third_and_takes_them_when_it
 SAVER = """
 import json, resource, sys, torch
 from pathlib import Path
-from pipeline.training.checkpoint import Checkpoint, CheckpointStore
+from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore
 from shards.store import Store
 task = json.loads(sys.argv[1])
 checkpoints = CheckpointStore(Store(task["url"], task["options"]), keep_last=5)

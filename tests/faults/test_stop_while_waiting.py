@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.checkpoint import CheckpointStore, verify
-from pipeline.training.run_folder import read_lines
-from shards.embedded_store import SeaweedFS
+from launch.local.object_store import SeaweedFS
+from pipeline.training.checkpoint.store import CheckpointStore, verify
+from pipeline.training.record.run_folder import read_lines
 from shards.store import Store
 from tests.datasets import photographs, write_dataset
 from tests.faults.conftest import upload

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.stream.loader import StreamLoader
-from pipeline.stream.storage import ReaderAbandoned, ResumingReader, ShardUnavailable, reading_store
+from pipeline.stream.read.storage import ReaderAbandoned, ResumingReader, ShardUnavailable, reading_store
 from shards.errors import ShardError
 from shards.store import Store
 from tests.faults.conftest import (

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from launch.checkpoints import main
-from pipeline.training.checkpoint import Checkpoint, CheckpointStore, folder_name, write
-from pipeline.training.run_folder import RunFolder
+from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore, folder_name, write
+from pipeline.training.record.run_folder import RunFolder
 from shards.store import Store
 
 

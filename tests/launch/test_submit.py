@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.mapping import ConfigError
-from pipeline.training.run_folder import RunFolder
-from pipeline.training.slurm import SCRIPT, Resources, SubmitError, combinations, describe, element, prepare, run_name
+from pipeline.training.record.run_folder import RunFolder
+from pipeline.training.slurm.submission import SCRIPT, Resources, SubmitError, combinations, describe, element, prepare, run_name
 from tests.conftest import ROOT
 from tests.launching import clean_environment
 

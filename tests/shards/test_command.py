@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.local.object_store import SeaweedFS
 from shards.__main__ import main
-from shards.embedded_store import SeaweedFS
 from tests.shards.trees import classed, contents, write_folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from shards.embedded_store import SeaweedFS
+from launch.local.object_store import SeaweedFS
 from shards.errors import StoreError
 from shards.store import TEMPORARY_PREFIX, Store, redacted
 

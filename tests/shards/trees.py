@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards.build import BuildRequest, BuildResult, build
-from shards.picture import PictureRules
-from shards.plan import PlanSettings
+from shards.build.build import BuildRequest, BuildResult, build
+from shards.build.picture import PictureRules
+from shards.build.plan import PlanSettings
 from tests.datasets import photographs
 
 SMALL = PlanSettings(PictureRules(resize=64), shard_size=10)

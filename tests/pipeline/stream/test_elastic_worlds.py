@@ -21,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from launch.local.object_store import SeaweedFS
 from pipeline.config import DataConfig
-from pipeline.stream.decode import UndecodableError, make_decoder
+from pipeline.stream.decode.decoder import UndecodableError, make_decoder
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
 from pipeline.stream.order import SampleOrder
-from shards.embedded_store import SeaweedFS
+from shards.dataset.manifest import Manifest, ShardRecord
 from shards.keyed import derived_keys, key_of, sample_keys, uniforms
-from shards.manifest import Manifest, ShardRecord
 from shards.store import Store
 from tests.datasets import photographs, upload, write_dataset
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from shards.embedded_store import SeaweedFS
-from shards.manifest import Manifest
+from launch.local.object_store import SeaweedFS
+from shards.dataset.manifest import Manifest
 from tests.conftest import ROOT
 from tests.datasets import photographs, upload, write_dataset
 

@@ -17,17 +17,17 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
-from pipeline.stream.batch import Places
-from pipeline.stream.filling import Filler
+from pipeline.stream.batch.batch import Places
+from pipeline.stream.batch.filling import Filler
+from pipeline.stream.batch.quarantine import QuarantineFull
 from pipeline.stream.loader import Batch, LoaderClosed, StreamConfig, StreamLoader
 from pipeline.stream.order import OrderError
-from pipeline.stream.quarantine import QuarantineFull
-from pipeline.stream.samples import BadSample
+from pipeline.stream.read.samples import BadSample
 from pipeline.stream.source import Source
 from shards.__main__ import main
+from shards.dataset.manifest import load
 from shards.errors import ManifestMismatch, ShardCorrupt
 from shards.keyed import uniforms
-from shards.manifest import load
 from tests.datasets import photographs, write_dataset
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.stream import order as order_module
 from pipeline.stream.order import OrderError, SampleOrder, share
+from shards.dataset.manifest import Manifest, ShardRecord
 from shards.keyed import permutation
-from shards.manifest import Manifest, ShardRecord
 
 
 def make_manifest(counts: list[int]) -> Manifest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
-from pipeline.stream.batch import Pending
+from pipeline.stream.batch.batch import Pending
 
 
 def pending() -> Pending:

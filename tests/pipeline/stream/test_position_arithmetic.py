@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.stream import order as order_module
 from pipeline.stream.order import SampleOrder
+from shards.dataset.manifest import Manifest, ShardRecord
 from shards.keyed import permutation
-from shards.manifest import Manifest, ShardRecord
 from tests.conftest import ROOT
 
 SHARDS, SAMPLES = 100_000, 10**9

@@ -11,9 +11,9 @@ import pytest
 from pipeline import recipes
 from pipeline.config import parse
 from pipeline.training import loop
-from pipeline.training.interruption import Interruption
 from pipeline.training.loop import pretrain
-from pipeline.training.reporting import Reporting
+from pipeline.training.reporting.reporter import Reporting
+from pipeline.training.supervision.interruption import Interruption
 from tests.datasets import photographs, write_dataset
 
 STEPS, PAUSE = 8, 0.4

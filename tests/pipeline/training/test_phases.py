@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 import torch
 
-from monitoring.definitions import PHASES, PREFIX
+from monitoring.metrics.definitions import PHASES, PREFIX
 from pipeline import recipes
 from pipeline.config import parse
 from pipeline.recipes.inpainting import InpaintingRecipe
 from pipeline.recipes.player import Losses
 from pipeline.stream.loader import StreamLoader
-from pipeline.training.contestant import Contestant, Replicated
-from pipeline.training.interruption import Interruption
+from pipeline.training.engine.engine import Contestant, Replicated
+from pipeline.training.engine.zero import Sharded
 from pipeline.training.loop import pretrain
 from pipeline.training.phases import Phases, StepTimes, StreamClock
-from pipeline.training.reporting import Reporting
-from pipeline.training.zero import Sharded
+from pipeline.training.reporting.reporter import Reporting
+from pipeline.training.supervision.interruption import Interruption
 from tests.datasets import photographs, write_dataset
-from tests.pipeline.training.test_zero import _forget_accelerate, in_ranks
+from tests.pipeline.training.engine.test_zero import _forget_accelerate, in_ranks
 
 STEPS, PAUSE = 6, 0.8
 PLACES = ("data", "forward", "backward", "optimiser")

@@ -19,11 +19,11 @@ from pipeline.model.batch_norm import GroupedBatchNorm2d
 from pipeline.recipes.player import Losses, Player
 from pipeline.stream.loader import Batch
 from pipeline.stream.order import share
-from pipeline.training.contestant import Contestant, Replicated
-from pipeline.training.distributed import World, join
-from pipeline.training.optimiser_state import make_optimiser
+from pipeline.training.engine.engine import Contestant, Replicated
+from pipeline.training.engine.optimiser_state import make_optimiser
+from pipeline.training.engine.zero import Sharded
+from pipeline.training.ranks.world import World, join
 from pipeline.training.step import NonFiniteError, TrainStep, micro_batches, rate_factor
-from pipeline.training.zero import Sharded
 
 MODES = ["ddp", "zero1", "zero2", "zero3"]
 

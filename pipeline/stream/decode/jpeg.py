@@ -1,0 +1,71 @@
+"""Decoding only what a crop needs of a JPEG, without another library: the rows down to the crop's last one.
+
+libjpeg-turbo stops where the header says that the picture ends, so the height in a copy of the header is set to the
+crop's lower edge, plus the rows that smooth upsampling of the colours looks at. The crop's pixels are those of the
+whole decode to the bit. What lies below isn't decoded, so damage there isn't seen, nor damage in the crop that shows
+only further down: the sample's digest has vouched for the bytes, and the builder decodes every picture whole.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from pipeline.stream.decode.crop import Box
+from pipeline.stream.scratch import Scratch
+from shards.dataset.jpeg_header import Frame
+
+_EARLY_END = "extraneous bytes before marker 0xd9"  # libjpeg's words for data between the last row and the end marker
+_pixels = Scratch()
+
+
+def decode_whole(data: bytes | bytearray | memoryview, height: int, width: int) -> NDArray[np.uint8]:
+    """All pixels of a JPEG that libjpeg-turbo reads without a warning.
+
+    Returns:
+        uint8 (height, width, 3), RGB, in memory that the calling thread's next call writes over.
+
+    Raises:
+        ValueError: libjpeg's first error or warning, or another size.
+    """
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", buffer=_pixels.take((height, width, 3)))
+    if pixels.shape != (height, width, 3):
+        raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels instead of {width} x {height}")
+    return pixels
+
+
+def decode_rows(data: bytes | memoryview, frame: Frame, box: Box) -> NDArray[np.uint8] | None:
+    """The pixels of a crop, decoding no row far below it.
+
+    Args:
+        data: of the JPEG; its height is changed for the time of the call where it may be written.
+        frame: of `read_frame`.
+        box: the crop.
+
+    Returns:
+        uint8 (box.height, box.width, 3), RGB, in memory that the calling thread's next call writes over; None when libjpeg-turbo had
+        something to say about the rows that were decoded.
+    """
+    rows = frame.height if frame.context is None else min(frame.height, box.bottom + frame.context)
+    try:
+        pixels = decode_whole(data, rows, frame.width) if rows == frame.height else _decode_top(data, frame, rows)
+    except ValueError:
+        return None
+    return pixels[box.top : box.bottom, box.left : box.right]
+
+
+def _decode_top(data: bytes | memoryview, frame: Frame, rows: int) -> NDArray[np.uint8]:
+    """The first rows, uint8 (rows, width, 3); ValueError as `decode_whole`."""
+    shortened = memoryview(bytearray(data)) if isinstance(data, bytes) or data.readonly else data
+    place = shortened[frame.place : frame.place + 2]
+    place[:] = rows.to_bytes(2, "big")
+    try:
+        return decode_whole(shortened, rows, frame.width)
+    except ValueError as error:
+        # the first warning is the one that is told, and it comes after the last row: the pixels are there, without a fault
+        if not str(error).endswith(_EARLY_END):
+            raise
+    finally:
+        place[:] = frame.height.to_bytes(2, "big")
+    return _pixels.take((rows, frame.width, 3))

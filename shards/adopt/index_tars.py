@@ -1,0 +1,288 @@
+"""Makes a data set of tars that somebody else wrote: reads them once, writes an index of each and a manifest, and changes none.
+
+Each index is committed with a record, so that whatever ends the work, the same command goes on with the tars that are missing; indexes go
+to their places when all are there, and the manifest is written last. A tar whose name, size and version are those of an earlier manifest is
+not read again, so a set that grows costs what is new. Samples that can't be used are left out, counted and listed; tars that can't be read
+end in an error that names all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from shards.adopt.records import Done, begin, choose, clear, find_begun, find_finished, find_interrupted, place_all, refuse_foreign, words
+from shards.build import destination
+from shards.build.destination import REJECTED
+from shards.build.task import FOLDER
+from shards.console import ProgressReport, megabytes
+from shards.dataset import index as shard_index
+from shards.dataset import manifest as manifests
+from shards.dataset.index import SUFFIX, Rules, ShardIndex
+from shards.dataset.manifest import Manifest, ShardRecord
+from shards.errors import ShardCorrupt, ShardError, SourceError, StoreError
+from shards.store import Options, Store, join, redacted
+from shards.tar.listing import Tar, TarListing, absolute, list_tars, look_up
+from shards.tar.reader import TarReader
+
+_MOST_STORE_ERRORS = 10  # a store that fails so often fails for the rest too
+_MAGICS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class IndexRequest:
+    """What to index.
+
+    Attributes:
+        urls: folders, globs, brace lists or single tars.
+        destination: URL of the folder for manifest and indexes; None puts them beside the tars.
+        rules: what becomes a row.
+        strict: samples that can't be used are an error.
+        options, destination_options: fsspec options of the stores.
+        workers: tars that are read at once; 0 takes the cores here, more for a store.
+        quiet: no progress on stderr.
+    """
+
+    urls: Sequence[str]
+    destination: str | None = None
+    rules: Rules = field(default_factory=Rules)
+    strict: bool = False
+    options: Options = field(default_factory=dict)
+    destination_options: Options = field(default_factory=dict)
+    workers: int = 0
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class IndexResult:
+    """What there is now.
+
+    Attributes:
+        manifest: of the data set.
+        rejected: (key, tar, reason) of the first samples that were left out; `manifest.rejected` counts all.
+        read: tars that were read now; the others were known.
+        gone: tars of the manifest before that are not among those named now.
+        compressed: compressed tars that were left out.
+    """
+
+    manifest: Manifest
+    rejected: Sequence[tuple[str, str, str]]
+    read: int
+    gone: int
+    compressed: int
+
+
+class _Stopped(Exception):
+    """The work was interrupted."""
+
+
+def index(request: IndexRequest) -> IndexResult:
+    """Indexes tars, or finishes doing it, or adds what is new.
+
+    Raises:
+        SourceError: no tars are there, or one that was named is missing.
+        StoreError: a store can't be read, or the destination not written.
+        ShardError: tars can't be read (all are named), the destination holds something else, or no sample can be used.
+    """
+    listing = list_tars(request.urls, request.options)
+    inner = next((tar.name for tar in listing.tars if tar.name.startswith(f"{FOLDER}/")), None)
+    if inner is not None:
+        raise SourceError(
+            f"{redacted(join(listing.url, inner))}: lies in {FOLDER}, which is for unfinished work. Move it, or name the others: '*.tar'"
+        )
+    url = _destination(listing, request)
+    store = Store(url, request.destination_options)
+    with destination.scratch_folder(store):
+        sizes = dict(store.list())
+        begun = find_begun(store, sizes)
+        old, finished = find_finished(store, listing.url, request.rules)
+        interrupted = find_interrupted(store, request.rules, sizes)
+        done = choose(store, listing.tars, request.rules, sizes, (interrupted, finished), begun)
+        listed_before = begun or bool(old and old.rejected)
+        written = [tar.name + SUFFIX for tar in listing.tars if tar.name not in done or done[tar.name].new]
+        refuse_foreign(store, sizes, listed_before, written)
+        begin(store, request.rules, sizes, beside=url == listing.url)
+        todo = [tar for tar in listing.tars if tar.name not in done]
+        done.update(_run(store, listing, todo, request))
+        ordered = [done[tar.name] for tar in listing.tars]
+        manifest = _finish(store, listing, ordered, request, listed_before)
+    names = {tar.name for tar in listing.tars}
+    gone = sum(record.name not in names for record in old.records) if old else 0
+    return IndexResult(manifest, _first(ordered), len(todo), gone, listing.compressed)
+
+
+def _destination(listing: TarListing, request: IndexRequest) -> str:
+    """URL of the folder for manifest and indexes: that of the listing where both are one folder, by whatever name."""
+    if request.destination is None:
+        return listing.url
+    url = request.destination if "://" in request.destination else absolute(request.destination)
+    ours, theirs = Store(url, request.destination_options), Store(listing.url, request.options)
+    same = ours.root == theirs.root if ours.local is None else theirs.local is not None and ours.local.resolve() == theirs.local.resolve()
+    return listing.url if same and type(ours.fs) is type(theirs.fs) else url
+
+
+def read_tar(
+    store: Store, tar: Tar, rules: Rules, reject: Callable[[str, str], None], passed: Callable[[int], None] | None = None
+) -> tuple[ShardIndex, str]:
+    """The index of a tar in a store and its sha256, empty where the rules don't ask for digests and parts are enough.
+
+    Raises:
+        ShardCorrupt: as `shards.dataset.index.index_of`; compressed; or replaced while it was read.
+        StoreError: it can't be read.
+    """
+    shown = store.describe(tar.name)
+    reader = TarReader(store, tar.name, tar.size, rules.digests, passed)
+    if reader.read(8).startswith(_MAGICS):
+        raise ShardCorrupt(
+            f"{shown}: compressed, whatever its name says. Unpack it (gunzip, unzstd, ...): samples are read from their place"
+        )
+    reader.seek(0)
+    found = shard_index.index_of(reader, shown, rules, reject)
+    sha256 = reader.sha256()
+    now = look_up(store, tar.name)
+    if now != tar:
+        raise ShardCorrupt(f"{shown}: replaced or removed while it was read. Run the same command again")
+    return found, sha256
+
+
+def _run(store: Store, listing: TarListing, todo: Sequence[Tar], request: IndexRequest) -> dict[str, Done]:
+    """Indexes tars in threads: what they do is waiting and hashing, which leaves the interpreter to others."""
+    tars = Store(listing.url, request.options)
+    workers = request.workers or (min(os.cpu_count() or 1, 8) if tars.local else min(4 * (os.cpu_count() or 1), 32))
+    report = ProgressReport("tars", len(listing.tars), len(listing.tars) - len(todo), request.quiet)
+    lock, stopped = threading.Lock(), threading.Event()
+
+    def passed(size: int) -> None:
+        if stopped.is_set():
+            raise _Stopped
+        with lock:
+            report.advance(0, size)
+
+    job = functools.partial(_index_tar, store, tars, request.rules, passed)
+    done: dict[str, Done] = {}
+    problems: list[str] = []
+    store_errors = 0
+    pool = ThreadPoolExecutor(workers)
+    with closing(report):
+        try:
+            for future in as_completed([pool.submit(job, tar) for tar in todo]):
+                try:
+                    result = future.result()
+                    done[result.shard.name] = result
+                    with lock:
+                        report.advance(1, 0)
+                except ShardError as error:
+                    problems.append(str(error))
+                    store_errors += isinstance(error, StoreError)
+                    if store_errors >= _MOST_STORE_ERRORS:
+                        problems.append("(stopped here: the store fails again and again)")
+                        break
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+    if problems:
+        named = "\n".join(f"  {problem}" for problem in sorted(problems))
+        there = len(listing.tars) - len(todo) + len(done)
+        raise ShardError(
+            f"{there} of {len(listing.tars)} tars are indexed and there is no new manifest; not usable:\n{named}\n"
+            "Replace or remove these tars and run the same command: it goes on with what is missing"
+        )
+    return done
+
+
+def _index_tar(store: Store, tars: Store, rules: Rules, passed: Callable[[int], None], tar: Tar) -> Done:
+    """Reads one tar and commits its index, then the record that says so."""
+    rejected: list[tuple[str, str]] = []
+    found, sha256 = read_tar(tars, tar, rules, lambda key, reason: rejected.append((key, reason)), passed)
+    rows = found.encode()
+    record = ShardRecord(tar.name, tar.size, sha256, len(found), hashlib.sha256(rows).hexdigest(), tar.version)
+    done = Done(record, tuple(rejected), new=True)
+    done.write(store, rules, rows)
+    return done
+
+
+def _first(done: Iterable[Done]) -> list[tuple[str, str, str]]:
+    found: list[tuple[str, str, str]] = []
+    for one in done:
+        found += [(key, one.shard.name, reason) for key, reason in one.rejected[:_SHOWN]]
+        if len(found) >= _SHOWN:
+            break
+    return found[:_SHOWN]
+
+
+def _finish(store: Store, listing: TarListing, done: Sequence[Done], request: IndexRequest, listed_before: bool) -> Manifest:
+    """Puts the indexes in their places, writes the list of rejected samples, then the manifest; then the traces of the work go."""
+    rejected = sum(len(one.rejected) for one in done)
+    samples = sum(one.shard.samples for one in done)
+    if not samples:
+        clear(store)  # of no use to another run; a data set that is there is as it was
+    if rejected and (request.strict or not samples):
+        named = "\n".join(f"  {name}: sample {key} {reason}" for key, name, reason in _first(done))
+        what = "no sample can be used" if not samples else f"{rejected} samples can't be used, which --strict makes an error"
+        raise ShardError(f"{store.describe()}: {what}; no manifest was written. The first are\n{named}\n{_advice(done)}")
+    if not samples:
+        raise ShardError(f"{redacted(listing.url)}: the {len(done)} tars hold no samples")
+    settings = {
+        manifests.INDEXED: [redacted(url) for url in request.urls],
+        "digests": "read" if all(one.shard.sha256 for one in done) else "none",
+        **words(request.rules),
+    }
+    manifest = Manifest(tuple(one.shard for one in done), store.url, (), settings, rejected, listing.url)
+    place_all(store, done)
+    if rejected:
+        with store.writing(REJECTED) as file:
+            for one in done:
+                for key, reason in one.rejected:
+                    row = {"source": f"{one.shard.name}: {key}", "tar": one.shard.name, "key": key, "reason": reason}
+                    file.write(json.dumps(row).encode() + b"\n")
+    store.write(manifests.NAME, manifest.encode())
+    if not rejected and listed_before:
+        store.remove([REJECTED])
+    clear(store)
+    return manifest
+
+
+def _advice(done: Sequence[Done]) -> str:
+    reasons = [reason for _, _, reason in _first(done)]
+    if any("class number" in reason for reason in reasons):
+        return "If labels are not needed, or no numbers, leave them out with --labels none"
+    return "Where samples hold several pictures, say which to take: --picture jpg"
+
+
+def as_text(result: IndexResult) -> list[str]:
+    """What a person is told: what there is, what was left out, and what protection is missing."""
+    manifest, shown = result.manifest, redacted(result.manifest.url)
+    known = len(manifest.records) - result.read
+    lines = [
+        redacted(manifest.shards_url) + (f"; manifest and indexes in {shown}" if manifest.url != manifest.shards_url else ""),
+        f"  {manifest.total_samples:,} samples in {len(manifest.records):,} tars, {megabytes(manifest.total_bytes)}"
+        f"; {result.read:,} tars read now, {known:,} known before",
+    ]
+    if result.gone:
+        lines.append(f"  {result.gone:,} tars of the manifest before are not among those named now: samples have other ids than before")
+    if result.compressed:
+        lines.append(f"  left out: {result.compressed:,} compressed tars (unpack them to use them)")
+    if manifest.rejected:
+        lines.append(f"  rejected: {manifest.rejected:,} samples that can't be used, all listed in {join(shown, REJECTED)}")
+        lines += [f"    {name}: sample {key} {reason}" for key, name, reason in result.rejected]
+    unread = sum(not record.sha256 for record in manifest.records)
+    if unread:
+        lines.append(
+            f"  no digests of the samples in {unread:,} tars: bytes that change in the store, the network or a cache are noticed "
+            "only where a picture does not decode, which is rare; a tar that was replaced, by its size and version"
+        )
+    unversioned = sum(not record.version for record in manifest.records)
+    if unversioned:
+        lines.append(
+            f"  no time and no ETag of {unversioned:,} tars is told by their store: each run reads them again, since one that was replaced "
+            "by another of the same length looks the same" + (", to training as well" if unread else "")
+        )
+    return [*lines, f"next: python -m shards verify {shown}"]

@@ -1,0 +1,196 @@
+"""The folder that a data set is built in: who may build there, what an earlier build left, and what may be removed.
+
+While a build is unfinished there is a folder `_build` with the plan and a record of each finished shard, and no manifest. Nothing is
+removed but what a build made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from shards.build.plan import Plan
+from shards.build.task import FOLDER, TaskRecord
+from shards.dataset import index as shard_index
+from shards.dataset import manifest as manifests
+from shards.dataset.manifest import Manifest
+from shards.errors import ManifestMismatch, ShardError
+from shards.store import LEFT_BEHIND, TEMPORARY_PREFIX, Store
+
+REJECTED = "rejected.jsonl"
+_PLAN = f"{FOLDER}/plan.json"
+_SCRATCH_PREFIX = "context-encoder-shards-"
+_READ_THREADS = 16
+_FREE = frozenset({"plan", "source", "encoder"})  # what may differ between two runs of one plan
+Settings = Mapping[str, Any]
+
+
+def refuse_overlap(source: Store, destination: Store) -> None:
+    """Raises ShardError where one lies in the other: the shards of one build would be the pictures of the next."""
+    if type(source.fs) is not type(destination.fs):
+        return
+    inner, outer = _path(destination), _path(source)
+    if inner == outer or inner.startswith(outer.rstrip("/") + "/") or outer.startswith(inner.rstrip("/") + "/"):
+        raise ShardError(f"{destination.describe()} and the source {source.describe()} lie in one another. Build into a folder of its own")
+
+
+def _path(store: Store) -> str:
+    return str(store.local.resolve()) if store.local else store.root
+
+
+@contextmanager
+def scratch_folder(destination: Store) -> Iterator[str]:
+    """A local folder for growing shards: the destination where it is local, else a temporary one.
+
+    Claims a local destination for this process; one on a store can't be claimed, but two equal builds into it write equal bytes.
+
+    Raises:
+        ShardError: another build is writing there.
+        StoreError: the folder can't be made.
+    """
+    with ExitStack() as stack:
+        if destination.local is not None:
+            destination.make_folder()
+            if not _lock(stack, destination.local):
+                raise ShardError(f"{destination.describe()}: another build is writing there. Wait for it, or stop it, then run this again")
+            stack.callback(sweep, destination.local)
+            sweep(destination.local)
+            yield str(destination.local)
+            return
+        for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
+            with ExitStack() as inner, suppress(OSError):
+                if left.stat().st_uid == os.getuid() and _lock(inner, left):  # a killed build left it; a live one would hold the lock
+                    sweep(left)
+                    left.rmdir()
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX))
+        _lock(stack, Path(folder))
+        yield folder
+
+
+def _lock(stack: ExitStack, folder: Path) -> bool:
+    handle = os.open(folder, os.O_RDONLY)
+    stack.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # some network file systems can't lock folders: equal builds still write equal bytes
+    return True
+
+
+def sweep(folder: Path) -> None:
+    """Removes the half-written files of a process that was killed, and nothing of anybody else."""
+    for partial in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if LEFT_BEHIND.fullmatch(partial.name):
+            partial.unlink(missing_ok=True)
+
+
+def find_finished(store: Store, settings: Settings) -> Manifest | None:
+    """The manifest of a finished data set of the plan that `settings` describes, if that is what the destination holds.
+
+    Raises:
+        ShardError: it holds a data set of another plan, or one of this plan with parts missing.
+    """
+    if store.size(manifests.NAME) is None:
+        return None
+    try:
+        manifest = manifests.decode(store.read(manifests.NAME), store.describe(manifests.NAME), store.url)
+    except ManifestMismatch as error:
+        raise ShardError(f"{error}, or into another folder, or with --overwrite") from error
+    if manifest.settings.get("plan") != settings["plan"]:
+        raise _other_plan(store, "a finished data set", manifest.settings, settings)
+    sizes = dict(store.list(deep=False))
+    missing = [r.name for r in manifest.records if sizes.get(r.name) != r.size or r.index_name not in sizes]
+    if missing:
+        raise ShardError(
+            f"{store.describe()}: holds this data set already, but {len(missing)} of its shards are missing or cut short ({missing[0]}, "
+            "...). Build it anew with --overwrite"
+        )
+    return manifest
+
+
+def find_records(store: Store, plan: Plan, settings: Settings) -> dict[int, TaskRecord]:
+    """The tasks that an interrupted build of this plan finished, by index; starts a build where there was none.
+
+    Raises:
+        ShardError: it holds an unfinished build of another plan, or other shards.
+        StoreError: it can't be written.
+    """
+    if store.size(_PLAN) is None:
+        foreign = [name for name, _ in store.list(deep=False) if name.endswith((".tar", shard_index.SUFFIX)) or name == REJECTED]
+        if foreign:
+            raise ShardError(
+                f"{store.describe()}: holds {len(foreign)} files that no build made known here ({foreign[0]}, ...). "
+                "Build into an empty folder, or remove them"
+            )
+        store.write(_PLAN, json.dumps(dict(settings)).encode())
+        return {}
+    begun = _read_plan(store)
+    if begun.get("plan") != settings["plan"]:
+        raise _other_plan(store, "an unfinished build", begun, settings)
+    sizes = dict(store.list(deep=False))
+    names = [name for name, _ in store.list(FOLDER) if name != _PLAN]
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        records = [TaskRecord.decode(data) for data in pool.map(store.read, names)]
+    return {record.index: record for record in records if record and _holds(record, plan, sizes)}
+
+
+def make_way(store: Store, plan: Plan, settings: Settings) -> None:
+    """Removes what earlier builds made, except an unfinished build of the same plan, which is to be finished.
+
+    The manifest goes first, so that what is left is never taken for a data set.
+    """
+    if store.size(manifests.NAME) is None and _read_plan(store).get("plan") == settings["plan"]:
+        return
+    names, prefixes = {REJECTED}, {plan.settings.prefix}
+    if store.size(manifests.NAME) is not None:
+        with suppress(ManifestMismatch):
+            manifest = manifests.decode(store.read(manifests.NAME), manifests.NAME, store.url)
+            if manifest.indexed:
+                raise ShardError(
+                    f"{store.describe()}: holds tars that were indexed, not built: they are not removed. Build into another folder"
+                )
+            names |= {name for record in manifest.records for name in (record.name, record.index_name)}
+        store.delete(manifests.NAME)
+    prefixes.add(str(_read_plan(store).get("prefix", plan.settings.prefix)))
+    ours = re.compile(rf"(?:{'|'.join(map(re.escape, sorted(prefixes)))})-\d{{6,}}\.tar(?:{re.escape(shard_index.SUFFIX)})?")
+    present = [name for name, _ in store.list(deep=False)]
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        list(pool.map(store.delete, [name for name in present if name in names or ours.fullmatch(name)]))
+    store.delete(FOLDER)
+
+
+def _holds(record: TaskRecord, plan: Plan, sizes: Mapping[str, int]) -> bool:
+    if not 0 <= record.index < len(plan) or record.digest != plan.task(record.index).digest:
+        return False
+    shard = record.shard
+    return shard is None or (sizes.get(shard.name) == shard.size and sizes.get(shard.index_name) == record.index_size)
+
+
+def _read_plan(store: Store) -> dict[str, Any]:
+    if store.size(_PLAN) is None:
+        return {}
+    with suppress(ValueError):
+        table = json.loads(store.read(_PLAN))
+        if isinstance(table, dict):
+            return table
+    return {}
+
+
+def _other_plan(store: Store, what: str, theirs: Settings, ours: Settings) -> ShardError:
+    differing = [
+        f"{key} was {theirs[key]}, now {ours[key]}" for key in ours if key in theirs and theirs[key] != ours[key] and key not in _FREE
+    ]
+    why = "; ".join(differing) or "the pictures are others"
+    return ShardError(
+        f"{store.describe()}: holds {what} from other settings or pictures ({why}). Choose another folder, or replace it with --overwrite"
+    )

@@ -1,0 +1,94 @@
+"""A folder tree of picture files, on a disk or in a store.
+
+A local tree is walked with links followed, since subsets of ImageNet are often made of links. A store is listed folder by folder with
+several requests at once; only one folder's listing is held besides the result. A folder that holds tars and no picture of its own (how
+ImageNet-21k is handed out) is read as a tar of tars.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from shards.build.sources import tar
+from shards.build.sources.listing import ListingBuilder, extension_of
+from shards.dataset import manifest
+from shards.errors import SourceError
+from shards.store import TEMPORARY_PREFIX, Store
+
+_LIST_THREADS = 16
+
+
+def collect(store: Store, builder: ListingBuilder) -> None:
+    """Adds every file below the store's folder to the listing.
+
+    Raises:
+        SourceError: folders that link to one another in a circle, a broken tar, or a data set of shards.
+        StoreError: a folder can't be listed.
+    """
+    tars: list[str] = []
+    has_manifest = False
+    for name, size in _local(store.local) if store.local else _remote(store):
+        if extension_of(name) == "tar":
+            tars.append(name)
+        elif not posixpath.basename(name).startswith(TEMPORARY_PREFIX):
+            builder.add(name, size)
+            has_manifest |= name == manifest.NAME
+    if tars and has_manifest:  # its tars would be read as pictures, and their labels be lost
+        raise SourceError(f"{builder.source}: is a data set of shards already. Build from the pictures that it was made of")
+    has_pictures = builder.pictures > 0
+    for name in sorted(tars):
+        if has_pictures:
+            builder.pass_over(".tar (not opened, since there are pictures beside it)")
+        else:
+            tar.collect(store, name, builder, prefix=name[: -len(".tar")] + "/")
+
+
+def _local(root: Path) -> Iterator[tuple[str, int]]:
+    # a folder is known by device and inode; one that holds itself, by way of a link, would never end
+    stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while stack:
+        folder, above = stack.pop()
+        try:
+            status = (root / folder).stat()
+            identity = (status.st_dev, status.st_ino)
+            if identity in above:
+                raise SourceError(f"{root / folder}: this link leads back to a folder that holds it. Remove the link")
+            with os.scandir(root / folder) as found:
+                for entry in found:
+                    name = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_dir():
+                        stack.append((name, above | {identity}))
+                    elif entry.is_file():
+                        yield name, entry.stat().st_size
+                    elif entry.is_symlink():
+                        yield name, 0  # leads nowhere: is rejected as empty, by name, when it is built
+        except OSError as error:
+            raise SourceError(f"{root / folder}: can't be listed: {error.strerror or error}") from error
+
+
+def _remote(store: Store) -> Iterator[tuple[str, int]]:
+    start = len(store.root.rstrip("/")) + 1
+    with ThreadPoolExecutor(_LIST_THREADS) as pool:
+        seen = {store.root}
+        waiting: set[Future[list[Mapping[str, Any]]]] = {pool.submit(_list_folder, store, store.root)}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for listed in done:
+                for info in listed.result():
+                    path = str(info["name"])
+                    if info["type"] == "directory":
+                        if path.rstrip("/") not in seen:
+                            seen.add(path.rstrip("/"))
+                            waiting.add(pool.submit(_list_folder, store, path.rstrip("/")))
+                    elif not path.endswith("/"):
+                        yield path[start:], int(info["size"] or 0)
+
+
+def _list_folder(store: Store, path: str) -> list[Mapping[str, Any]]:
+    found = store.entries(path[len(store.root.rstrip("/")) + 1 :])
+    return [info for info in found if info["name"].rstrip("/") != path]

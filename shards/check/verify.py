@@ -1,0 +1,219 @@
+"""Proves that a data set is what its manifest says: every shard, every index, every sample. Mends an index where nothing else is wrong.
+
+A shard is read once, forward, through a bounded buffer and without a copy on disk; its digest, its samples and its index are compared, and
+all that is wrong is reported, not only the first. An index that is lost or damaged is a function of its shard, so it can be made again
+whenever the shard is sound. A shard that was indexed without reading it whole has no digest to compare: only its size, version and
+structure are checked, and the report says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.adopt.records import rules_of
+from shards.build.build import read_rejected
+from shards.build.destination import REJECTED
+from shards.build.task import FOLDER
+from shards.console import ProgressReport
+from shards.dataset import index as shard_index
+from shards.dataset.index import ShardIndex
+from shards.dataset.manifest import NAME, Manifest, ShardRecord, load
+from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
+from shards.store import Options, Store, split
+from shards.tar.listing import Tar, look_up
+from shards.tar.reader import TarReader
+from shards.tar.samples import TarFile
+
+_SHOWN_ROWS = 10
+_SIZE_THREADS = 16
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing that is wrong: the object and what about it."""
+
+    name: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        manifest: of the data set.
+        problems: sorted by object; empty where all is well.
+        repaired: indexes that were made again.
+        unproven: shards whose bytes nothing is known of, since they were indexed without reading them.
+    """
+
+    manifest: Manifest
+    problems: tuple[Problem, ...]
+    repaired: tuple[str, ...]
+    unproven: int = 0
+
+
+def verify(url: str, options: Options | None = None, workers: int = 0, repair_index: bool = False, quiet: bool = False) -> Report:
+    """Reads a whole data set and compares it with its manifest.
+
+    Args:
+        url: the data set.
+        options: fsspec options of the store.
+        workers: shards that are read at once; 0 takes the cores of the machine, at most 8.
+        repair_index: write an index again where it is missing or damaged and its shard is sound.
+        quiet: no progress on stderr.
+
+    Raises:
+        ManifestMismatch: there is no manifest, or it is damaged.
+        StoreError: the store can't be reached.
+    """
+    manifest = load(url, options)
+    store = Store(split(url)[0] if url.endswith(".json") else url, options)
+    tars = store if manifest.shards_url == manifest.url else Store(manifest.shards_url, options)
+    sizes = dict(store.list())
+    problems = _check_objects(manifest, store, sizes)
+    sizes |= _tar_sizes(manifest, tars, sizes if tars is store else None)
+    repaired: list[str] = []
+    report = ProgressReport("samples", manifest.total_samples, quiet=quiet)
+    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))  # reading and hashing both leave the interpreter free
+    try:
+        check = functools.partial(_check_shard, manifest, store, tars, sizes, repair_index)
+        for record, findings in zip(manifest.records, pool.map(check, range(len(manifest.records))), strict=True):
+            problems += findings.problems
+            repaired += findings.repaired
+            report.advance(record.samples, record.size)
+    finally:
+        report.close()
+        pool.shutdown(cancel_futures=True)
+    unproven = sum(not record.sha256 for record in manifest.records)
+    return Report(manifest, tuple(sorted(problems)), tuple(repaired), unproven)
+
+
+def _tar_sizes(manifest: Manifest, tars: Store, listed: Mapping[str, int] | None) -> dict[str, int]:
+    """Sizes of the shards that are there; `listed` where their folder was listed already."""
+    names = [record.name for record in manifest.records]
+    try:
+        listed = dict(tars.list()) if listed is None else listed
+        unsized = {name for name in names if listed.get(name) == 0}  # a web server lists names without sizes
+    except StoreError:  # some stores let objects be read but not listed
+        listed, unsized = {}, set(names)
+    with ThreadPoolExecutor(_SIZE_THREADS) as pool:
+        asked = {name: size for name, size in zip(unsized, pool.map(tars.size, unsized), strict=True) if size is not None}
+    return {name: size for name, size in listed.items() if name not in unsized} | asked
+
+
+def _check_objects(manifest: Manifest, store: Store, sizes: Mapping[str, int]) -> list[Problem]:
+    """What is there and should not be, and the list of rejected pictures."""
+    known = {name for record in manifest.records for name in (record.name, record.index_name)} | {NAME}
+    problems: list[Problem] = []
+    if manifest.rejected:
+        known.add(REJECTED)
+        try:
+            listed = len(read_rejected(store))
+            if listed != manifest.rejected:
+                problems.append(Problem(REJECTED, f"lists {listed} pictures, the manifest says {manifest.rejected}"))
+        except ShardError as error:
+            problems.append(Problem(REJECTED, str(error)))
+    for name in sorted(sizes.keys() - known):
+        ours = name.startswith(f"{FOLDER}/")
+        if not ours and manifest.indexed:
+            continue  # the folder is somebody else's
+        what = "left over from an interrupted build: run that again to finish it" if ours else "the manifest does not know it"
+        problems.append(Problem(name, what))
+    return problems
+
+
+@dataclass
+class _Findings:
+    problems: list[Problem]
+    repaired: list[str]
+
+
+def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[str, int], repair_index: bool, shard: int) -> _Findings:
+    record, findings = manifest.records[shard], _Findings([], [])
+    stored, trouble = _stored_index(manifest, store, sizes, shard)
+    actual: ShardIndex | None = None
+    sound = False
+    if record.name not in sizes:
+        findings.problems.append(Problem(record.name, "missing"))
+    else:
+        try:
+            if record.sha256:
+                reader = TarReader(tars, record.name, sizes[record.name], whole=True)
+                try:
+                    actual = _index_of(manifest, record, reader)
+                finally:  # a damaged tar may end the reading early, and its digest is wanted all the same
+                    sound = (sizes[record.name], reader.sha256()) == (record.size, record.sha256)
+                    if not sound:
+                        findings.problems.append(Problem(record.name, _difference(record, sizes[record.name])))
+            else:
+                sound = look_up(tars, record.name) == Tar(record.name, record.size, record.version)
+                if not sound:
+                    findings.problems.append(Problem(record.name, _replaced(record, sizes[record.name])))
+                actual = _index_of(manifest, record, TarReader(tars, record.name, sizes[record.name], whole=False))
+        except (ShardCorrupt, StoreError) as error:
+            findings.problems.append(Problem(record.name, str(error)))
+    if actual is not None:
+        findings.problems += _check_samples(manifest, record, actual, stored)
+    if trouble is not None:
+        rows = actual.encode() if actual is not None and sound else b""
+        repairable = hashlib.sha256(rows).hexdigest() == record.index_sha256
+        if repairable and repair_index:
+            store.write(record.index_name, rows)
+            findings.repaired.append(record.index_name)
+        else:
+            hint = " (the shard is sound: --repair-index makes it again)" if repairable else ""
+            findings.problems.append(Problem(record.index_name, trouble + hint))
+    return findings
+
+
+def _stored_index(manifest: Manifest, store: Store, sizes: Mapping[str, int], shard: int) -> tuple[ShardIndex | None, str | None]:
+    """The index that lies beside a shard, or what is wrong with it."""
+    if manifest.records[shard].index_name not in sizes:
+        return None, "missing"
+    try:
+        return manifest.read_index(store, shard), None
+    except ManifestMismatch as error:
+        return None, str(error)
+
+
+def _difference(record: ShardRecord, size: int) -> str:
+    if size != record.size:
+        return f"has {size} bytes, the manifest says {record.size}"
+    return "its sha256 is not the manifest's: bytes have changed"
+
+
+def _replaced(record: ShardRecord, size: int) -> str:
+    if size != record.size:
+        return f"has {size} bytes, the manifest says {record.size}: replaced since it was indexed. Index it again"
+    return "another object than the one that was indexed (its version differs). Index it again"
+
+
+def _index_of(manifest: Manifest, record: ShardRecord, tar: TarFile) -> ShardIndex:
+    """The index that the shard should have, by the rules of its manifest."""
+    if not manifest.indexed:
+        return shard_index.make(tar, record.name)
+    return shard_index.index_of(tar, record.name, rules_of(manifest, record), lambda _key, _reason: None)
+
+
+def _check_samples(manifest: Manifest, record: ShardRecord, actual: ShardIndex, stored: ShardIndex | None) -> list[Problem]:
+    problems = []
+    if len(actual) != record.samples:
+        problems.append(Problem(record.name, f"holds {len(actual)} samples, the manifest says {record.samples}"))
+    if manifest.classes and len(actual) and int(actual.rows["label"].max()) >= len(manifest.classes):
+        problems.append(Problem(record.name, f"has a label past the {len(manifest.classes)} classes of the manifest"))
+    if stored is not None and len(stored) == len(actual):
+        differing = np.flatnonzero(stored.rows != actual.rows)
+        if differing.size:
+            shown = ", ".join(str(row) for row in differing[:_SHOWN_ROWS]) + (", ..." if differing.size > _SHOWN_ROWS else "")
+            problems.append(
+                Problem(record.name, f"{differing.size} samples are not what the index says (in the order of the shard: {shown})")
+            )
+    return problems

@@ -1,0 +1,278 @@
+"""What a data set is: the table of its shards, written last, without which the data set does not exist.
+
+`manifest.json` lies beside the indexes and names each shard with its size, sha256, number of samples and the sha256 of its index. The
+shards lie beside it too, or in the folder that it names: tars of somebody else stay where they are. A sample's id is its place in the
+shards laid end to end in the manifest's order; it never changes while the manifest stays the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shards.dataset import index as shard_index
+from shards.errors import ManifestMismatch, StoreError
+from shards.store import Options, Store, redacted, split
+
+NAME = "manifest.json"
+_FORMAT = "context-encoder-shards"
+_VERSION = 1
+INDEXED = "indexed"  # a setting that only a manifest of tars that somebody else wrote has: the URLs that were indexed
+
+
+_HEX = re.compile(r"[0-9a-f]*")  # a digest may become the name of a file
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard as the manifest knows it.
+
+    Attributes:
+        name: below the folder of the shards.
+        size: bytes.
+        sha256: hexadecimal; empty where the shard was indexed without reading it whole.
+        samples: in its index.
+        index_sha256: of the index, hexadecimal.
+        version: what the store called this state of the object when it was indexed (S3: ETag without quotes, else size and time); empty
+            for shards that were built here.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    samples: int
+    index_sha256: str
+    version: str = ""
+
+    @property
+    def identity(self) -> str:
+        """64 hexadecimal digits that differ between shards whose bytes differ, as far as is known: a name to keep a copy under."""
+        return self.sha256 or hashlib.sha256(f"{self.name}\0{self.size}\0{self.version}".encode()).hexdigest()
+
+    @property
+    def index_name(self) -> str:
+        """The object that holds the shard's index."""
+        return self.name + shard_index.SUFFIX
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The table of a data set's shards.
+
+    Attributes:
+        records: the shards in the order that gives samples their ids.
+        url: the folder that holds manifest and indexes.
+        classes: class names; a label is a place in this list. Empty where labels are unknown.
+        settings: how the shards were built, for people and for resuming a build.
+        rejected: pictures or samples that were left out because they could not be used.
+        shards_url: the folder that holds the shards; `url` where nothing else is said.
+    """
+
+    records: Sequence[ShardRecord]
+    url: str = ""
+    classes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    rejected: int = 0
+    shards_url: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.shards_url:
+            object.__setattr__(self, "shards_url", self.url)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the shards were written by somebody else, so that nothing here may change or remove them."""
+        return INDEXED in self.settings
+
+    @cached_property
+    def samples(self) -> NDArray[np.int64]:
+        """Samples of each shard, int64 (shards,)."""
+        return np.fromiter((record.samples for record in self.records), dtype=np.int64, count=len(self.records))
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Id of the first sample of each shard, and the number of samples at the end: int64 (shards + 1,)."""
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.samples)])
+
+    @property
+    def total_samples(self) -> int:
+        """Samples in the data set."""
+        return int(self.starts[-1])
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(record.size for record in self.records)
+
+    def locate(self, sample_ids: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shard of each sample and its row in that shard's index.
+
+        Args:
+            sample_ids: int64 (n,), each in [0, total_samples).
+
+        Returns:
+            shard int64 (n,), row int64 (n,).
+        """
+        ids = np.asarray(sample_ids, dtype=np.int64)
+        shard = np.searchsorted(self.starts, ids, side="right") - 1
+        return shard, ids - self.starts[shard]
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """63 bits that differ between data sets whose samples or their order differ."""
+        table = hashlib.sha256()
+        for record in self.records:
+            # which of a sample's pictures was indexed is no property of the shard, so the index counts where it was made by choice
+            chosen = f"\0{record.index_sha256}" if record.version or not record.sha256 else ""
+            table.update(f"{record.name}\0{record.identity}\0{record.samples}{chosen}\n".encode())
+        return int.from_bytes(table.digest()[:8], "little") >> 1
+
+    def encode(self) -> bytes:
+        """The bytes of `manifest.json`: one line a shard, so that it can be read and compared by line."""
+        elsewhere = {} if self.shards_url == self.url else {"shards_url": self.shards_url}
+        head = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            **elsewhere,
+            "samples": self.total_samples,
+            "bytes": self.total_bytes,
+            "rejected": self.rejected,
+            "classes": list(self.classes),
+            "settings": dict(self.settings),
+        }
+        names, count = ["name", "bytes", "sha256", "samples", "index_sha256", "version"], 6 if any(r.version for r in self.records) else 5
+        rows = ",\n".join(json.dumps([r.name, r.size, r.sha256, r.samples, r.index_sha256, r.version][:count]) for r in self.records)
+        columns = f'"columns": {json.dumps(names[:count])}'
+        return f'{json.dumps(head, indent=1)[:-2]},\n {columns},\n "shards": [\n{rows}\n]}}\n'.encode()
+
+    def read_index(self, store: Store, shard: int) -> shard_index.ShardIndex:
+        """Reads and checks the index of one shard.
+
+        Raises:
+            ManifestMismatch: missing, damaged, or not the index of this shard.
+        """
+        record = self.records[shard]
+        name = store.describe(record.index_name)
+        try:
+            data = store.read(record.index_name)
+        except StoreError as error:
+            raise ManifestMismatch(f"the shard {record.name} has no readable index. {error}") from error
+        return self.decode_index(data, shard, name)
+
+    def decode_index(self, data: bytes, shard: int, name: str) -> shard_index.ShardIndex:
+        """Checks the bytes of a shard's index against the manifest. `name` is what errors call it.
+
+        Raises:
+            ManifestMismatch: damaged, or not the index of this shard.
+        """
+        record = self.records[shard]
+        if hashlib.sha256(data).hexdigest() != record.index_sha256:
+            raise ManifestMismatch(
+                f"{name}: not the index that the manifest names (its sha256 differs). Make it again with: "
+                f"python -m shards verify --repair-index {redacted(self.url)}"
+            )
+        index = shard_index.decode(data, name)
+        if len(index) != record.samples or index.shard_bytes != record.size:
+            raise ManifestMismatch(
+                f"{name}: describes {len(index)} samples in {index.shard_bytes} bytes, the manifest {record.samples} in {record.size}"
+            )
+        return index
+
+
+class ObjectReader(Protocol):
+    """Reads whole objects of one store."""
+
+    store: Store
+
+    def whole(self, name: str) -> bytes | None:
+        """All bytes of an object, None where there is none."""
+        ...
+
+
+def place(url: str) -> tuple[str, str]:
+    """(folder, name) of the manifest of a data set."""
+    return split(url) if url.endswith(".json") else (url, NAME)
+
+
+def load(url: str, options: Options | None = None, reader: ObjectReader | None = None) -> Manifest:
+    """Reads the manifest of a data set.
+
+    Args:
+        url: the folder of the shards, or its manifest.json.
+        options: fsspec options of the store (endpoint_url, profile, ...).
+        reader: what reads it, of the folder that `place` gives; by default the store, without any retry of our own.
+
+    Raises:
+        StoreError: it can't be read.
+        ManifestMismatch: there is none, or it is damaged.
+    """
+    folder, name = place(url)
+    store = reader.store if reader is not None else Store(folder, options)
+    shown = store.describe(name)
+    data = store.whole(name) if reader is None else reader.whole(name)
+    if data is None:
+        found = [entry for entry, _ in store.list(deep=False) if entry.endswith(".tar")]
+        what = f"{len(found)} .tar files but no manifest" if found else "no shards"
+        raise ManifestMismatch(f"{shown}: {redacted(folder)} holds {what}. {_advice(bool(found), redacted(folder))}")
+    return decode(data, shown, folder)
+
+
+def _advice(tars: bool, folder: str) -> str:
+    build = f"python -m shards build PICTURES {folder}"
+    return f"Make one with: python -m shards index {folder} (or build one: {build})" if tars else f"Build it with: {build}"
+
+
+def decode(data: bytes, name: str, url: str) -> Manifest:
+    """Reads the bytes of a manifest. `name` is what errors call it, `url` the folder that it lies in.
+
+    Raises:
+        ManifestMismatch: damaged, of another format, or holding impossible values.
+    """
+    try:
+        table = json.loads(data)
+        if table["format"] != _FORMAT or table["version"] != _VERSION:
+            raise ManifestMismatch(f"{name}: format {table['format']!r} version {table['version']!r} is not known here")
+        records = tuple(_record(row) for row in table["shards"])
+        classes, settings = table["classes"], table["settings"]
+        if not isinstance(settings, dict) or not isinstance(classes, list) or not all(isinstance(entry, str) for entry in classes):
+            raise ValueError("classes or settings are not what they should be")
+        shards_url = table.get("shards_url", url)
+        if not isinstance(shards_url, str) or not shards_url:
+            raise ValueError("shards_url is no URL")
+        manifest = Manifest(records, url, tuple(classes), settings, _count(table["rejected"]), shards_url)
+        if sum(record.samples for record in records) != _count(table["samples"]) or manifest.total_bytes != table["bytes"]:
+            raise ValueError("the rows don't add up to the samples and bytes it names")
+        if len({record.name for record in records}) != len(records):
+            raise ValueError("it names a shard twice")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ManifestMismatch(f"{name}: not a whole manifest ({why[:200]}). Build or copy the data set again") from error
+    if not manifest.total_samples:
+        raise ManifestMismatch(f"{name}: the data set is empty. Build it from a folder that holds pictures")
+    return manifest
+
+
+def _record(row: Sequence[Any]) -> ShardRecord:
+    name, size, sha256, samples, index_sha256, *more = row
+    (version,) = more or [""]
+    if not all(isinstance(text, str) for text in (name, sha256, index_sha256, version)):
+        raise TypeError(f"impossible row {row!r}")
+    if not _HEX.fullmatch(sha256):
+        raise ValueError(f"impossible sha256 {sha256!r}")
+    if not name or not name.isprintable() or name.startswith("/") or {"..", "."} & set(name.split("/")):
+        raise ValueError(f"impossible shard name {name!r}")
+    return ShardRecord(name, _count(size), sha256, _count(samples), index_sha256, version)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**62:
+        raise ValueError(f"{value!r} is not a count")
+    return value

@@ -1,0 +1,136 @@
+"""The samples of a WebDataset tar: its members one after the other, grouped by key, every header checked.
+
+`tarfile` does the reading and is kept from what a damaged header could make it do: read gigabytes, go round in
+circles, or end early without a word.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import IO, Protocol, cast
+
+from shards.errors import ShardCorrupt
+from shards.tar.member import TarMember
+
+_BLOCK = tarfile.BLOCKSIZE
+_META = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
+_LONGEST_HEADER = 16 << 20  # bytes of a long name or of pax records
+
+
+class TarFile(Protocol):
+    """What a tar is read through. Members are visited in order, so a reader that only goes forward will do."""
+
+    def read(self, count: int, /) -> bytes: ...
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def tell(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a tar as WebDataset groups it: neighbouring members that share a key."""
+
+    key: str
+    members: dict[str, tuple[int, int]]  # extension -> (offset, length) of its bytes in the tar
+    links: frozenset[str] = frozenset()  # extensions of members that are links and hold no bytes, which webdataset passes over
+
+
+class _Headers:
+    """A tar as `tarfile` sees it, which reads an extended header of whatever length a damaged one claims."""
+
+    def __init__(self, tar: TarFile, name: str, size: int) -> None:
+        self._tar, self._name, self._size = tar, name, size
+        self.seek, self.tell = tar.seek, tar.tell
+
+    def read(self, count: int, /) -> bytes:
+        at = self._tar.tell()
+        if count > _LONGEST_HEADER or (count > _BLOCK and count > self._size - at):
+            raise ShardCorrupt(f"{self._name}: a header of {count} bytes at byte {at} of {self._size}: damaged or cut short")
+        return self._tar.read(count)
+
+
+def walk(tar: TarFile, name: str, open_ended: bool = False) -> Iterator[tarfile.TarInfo]:
+    """Goes over the members of an uncompressed tar whose bytes lie in it one after the other, and checks that it is whole.
+
+    Args:
+        tar: a seekable file; may be moved forward, up to the end of the member, while the walk pauses.
+        name: what to call it in errors.
+        open_ended: as in `Rules`.
+
+    Raises:
+        ShardCorrupt: not a tar, cut short, damaged, or holding sparse files.
+    """
+    size = tar.seek(0, io.SEEK_END)
+    tar.seek(0)
+    try:
+        with tarfile.open(fileobj=cast(IO[bytes], _Headers(tar, name, size)), mode="r:", tarinfo=TarMember) as archive:
+            for member in archive:
+                # a damaged header may name a negative size, which would send tarfile round in circles
+                if member.size < 0 or (member.isreg() and member.offset_data + member.size > size):
+                    raise ShardCorrupt(f"{name}: cut short inside {member.name}: {size} bytes are there")
+                if member.issparse():
+                    raise ShardCorrupt(f"{name}: {member.name} is stored as a sparse file. Make the tar without --sparse")
+                yield member
+                archive.members.clear()  # type: ignore[attr-defined]  # or every header of a large archive stays in memory
+            end = archive.offset
+    except (tarfile.TarError, ValueError, LookupError, OverflowError, EOFError, RecursionError) as error:  # of damaged headers
+        raise ShardCorrupt(f"{name}: not a readable tar, or cut short: {error}") from error
+    # tarfile stops without an error at a damaged or missing header; only a block of zeros is the end of an archive
+    tar.seek(end)
+    closing = tar.read(_BLOCK)
+    if open_ended and end == size:
+        return
+    if len(closing) < _BLOCK or closing.strip(b"\0"):
+        raise ShardCorrupt(f"{name}: cut short or damaged at byte {end} of {size}: the end of the archive is missing")
+
+
+def scan(tar: TarFile, name: str, visit: Callable[[str, int, int], None] | None = None, open_ended: bool = False) -> Iterator[Sample]:
+    """Goes over the samples of a WebDataset tar, grouped as the webdataset library groups them; then over keys that only links have.
+
+    Args:
+        tar: a seekable file.
+        name: what to call it in errors.
+        visit: called with (extension, offset, length) of every member of a sample when it is met, before anything behind it is read.
+        open_ended: as in `Rules`.
+
+    Raises:
+        ShardCorrupt: as `walk`, or holding a key in two places or a member twice.
+    """
+    current = Sample("", {})
+    seen: set[str] = set()
+    links: dict[str, set[str]] = {}
+
+    def linked(sample: Sample) -> Sample:
+        return replace(sample, links=frozenset(links[sample.key])) if sample.key in links else sample
+
+    for member in walk(tar, name, open_ended):
+        folder, _, base = member.name.rpartition("/")
+        stem, dot, extension = base.partition(".")
+        if not dot or not stem or _META.match(member.name):
+            continue
+        key = f"{folder}/{stem}" if folder else stem
+        if member.islnk() or member.issym():
+            links.setdefault(key, set()).add(extension.lower())
+        if not member.isreg():
+            continue
+        if key != current.key:
+            if current.members:
+                yield linked(current)
+            if key in seen:
+                raise ShardCorrupt(f"{name}: the key {key} comes twice. Files of one sample must follow one another: tar --sort=name")
+            seen.add(key)
+            current = Sample(key, {})
+        extension = extension.lower()
+        if extension in current.members:
+            raise ShardCorrupt(f"{name}: {member.name} comes twice")
+        current.members[extension] = (member.offset_data, member.size)
+        if visit is not None:
+            visit(extension, member.offset_data, member.size)
+    if current.members:
+        yield linked(current)
+    for key, extensions in links.items():
+        if key not in seen:
+            yield Sample(key, {}, frozenset(extensions))

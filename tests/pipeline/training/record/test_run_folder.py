@@ -1,0 +1,64 @@
+"""A run folder has one writer, and what a crash cut short does not spoil the rest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.training.record.run_folder import RunFolder, RunFolderError, read_lines
+
+
+def test_two_runs_never_write_into_one_folder(tmp_path: Path) -> None:
+    script = "import sys, pathlib, pipeline.training.record.run_folder as module; module.RunFolder(pathlib.Path(sys.argv[1]), writes=True)"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    first = RunFolder(tmp_path, writes=True)
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "another run is writing here" in refused.stderr
+    RunFolder(tmp_path, writes=False).close()
+    first.close()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_a_line_that_a_crash_cut_short_is_left_out_and_the_next_starts_anew(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, writes=True)
+    folder.event("start", step=0)
+    folder.history([{"step": 1}, {"step": 2}])
+    folder.close()
+    for name in ("events.jsonl", "history.jsonl"):
+        with open(tmp_path / name, "a") as file:
+            file.write('{"step": 3, "loss')
+    folder = RunFolder(tmp_path, writes=True)
+    assert folder.attempts() == 1
+    folder.event("start", step=2)
+    folder.history([{"step": 3}])
+    folder.close()
+    assert [row["step"] for row in read_lines(tmp_path / "history.jsonl")] == [1, 2, 3]
+    events = read_lines(tmp_path / "events.jsonl")
+    assert [(row["event"], row["step"]) for row in events] == [("start", 0), ("start", 2)]
+    assert all(row["time"] > 1e9 for row in events)
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", writes=False)
+    folder.event("start")
+    folder.history([{"step": 1}])
+    folder.write_config({"seed": 1})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match=r"file/run: the run folder can't be written .*--run"):
+        RunFolder(tmp_path / "file" / "run", writes=True)
+
+
+def test_the_settings_are_those_of_the_newest_attempt(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, writes=True)
+    folder.write_config({"seed": 1, "betas": [0.5, 0.9]})
+    folder.write_config({"seed": 2})
+    assert (tmp_path / "config.yaml").read_text() == "seed: 2\n"
+    assert [path.name for path in tmp_path.glob(".config*")] == []

@@ -1,0 +1,138 @@
+"""The operations of a picture are those that a person would count, and counting them leaves no trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline import recipes
+from pipeline.config import parse
+from pipeline.recipes.player import Losses
+from pipeline.training.reporting.flops import _Counter, flops_per_image
+from tests.pipeline.training.test_step import Line
+
+
+def test_a_line_is_a_product_forward_and_one_for_its_weights() -> None:
+    assert flops_per_image(Line()) == 2 * 48 + 2 * 48  # type: ignore[arg-type]
+
+
+def convolution(network: nn.Module, side: int) -> dict[str, int]:
+    """Operations of one forward of each convolution for one picture, by hand: two a weight and place."""
+    found: dict[str, int] = {}
+    hooks = []
+
+    def note(name: str, module: nn.Conv2d | nn.ConvTranspose2d, given: torch.Tensor, made: torch.Tensor) -> None:
+        places = (given if isinstance(module, nn.ConvTranspose2d) else made).shape[-2:].numel()
+        found[name] = 2 * module.weight.numel() * places
+
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            hooks.append(module.register_forward_hook(lambda m, given, made, name=name: note(name, m, given[0], made)))
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, side, side), *([torch.zeros(1, dtype=torch.int64)] if side == 128 else []))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_both_players_of_the_inpainting_recipe_are_counted_by_hand() -> None:
+    settings = ["--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "16", "--method.batch_norm_group", "2"]
+    recipe = recipes.make("inpainting", parse(recipes.SETTINGS, ["--data.shards", "x", *settings]).method, 0)
+    judge, painter = (player.network for player in recipe.players)
+    judging, painting = convolution(judge, 64), convolution(painter, 128)
+    judged, painted = sum(judging.values()), sum(painting.values())
+    first_judged, first_painted = next(iter(judging.values())), next(iter(painting.values()))
+    # the discriminator's turn: it paints once and judges twice; weights' and inputs' gradients, but for those of the pictures
+    discriminator = painted + 2 * judged + 2 * (2 * judged - first_judged)
+    # the generator's: it paints and is judged; gradients of its weights and inputs, and of the judge's inputs alone
+    generator = painted + judged + (2 * painted - first_painted) + judged
+    assert flops_per_image(recipe) == discriminator + generator
+
+
+def test_counting_leaves_no_trace() -> None:
+    settings = ["--recipe", "inpainting", "--method.width", "4", "--method.bottleneck", "4", "--method.batch_norm_group", "8"]
+    recipe = recipes.make("inpainting", parse(recipes.SETTINGS, ["--data.shards", "x", *settings]).method, 0)
+    before = [{name: value.clone() for name, value in player.network.state_dict().items()} for player in recipe.players]
+    generator = torch.get_rng_state()
+    assert flops_per_image(recipe) > 0
+    assert torch.equal(torch.get_rng_state(), generator)
+    for player, state in zip(recipe.players, before, strict=True):
+        for name, value in player.network.state_dict().items():
+            assert torch.equal(value, state[name]), name
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in player.network.parameters())
+        assert all(module.training for module in player.network.modules())
+        assert all(float(buffer.abs().sum()) == 0 for name, buffer in player.network.named_buffers() if name.endswith("accumulated"))
+
+
+def test_a_recipe_that_can_not_be_counted_is_trained_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    class Picky(Line):
+        def loss(self, views: dict[str, torch.Tensor], networks: dict[str, nn.Module]) -> Losses:
+            raise ValueError("two pictures at least")
+
+    recipe = Picky()
+    assert math.isnan(flops_per_image(recipe))  # type: ignore[arg-type]
+    assert "line" in caplog.text
+    assert "two pictures at least" in caplog.text
+    assert recipe.network.training
+
+
+class Computed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The multiply-adds of the convolutions that really run while it is entered, twice."""
+
+    operations = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if "convolution" in str(func):
+            given, weight, transposed = args[0], args[1], args[6]
+            self.operations += 2 * weight.numel() * (given if transposed else found).shape[2:].numel()
+        return found
+
+
+def test_counting_computes_a_small_part_of_what_it_counts() -> None:
+    settings = ["--recipe", "inpainting", "--method.width", "16", "--method.bottleneck", "256"]
+    recipe = recipes.make("inpainting", parse(recipes.SETTINGS, ["--data.shards", "x", *settings]).method, 0)
+    with Computed() as computed:  # type: ignore[no-untyped-call]
+        counted = flops_per_image(recipe)
+    assert 0 < computed.operations < 0.05 * counted
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda bias: nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=4, bias=bias),
+        lambda bias: nn.Conv2d(8, 16, 3, dilation=2, padding="same", groups=8, bias=bias),
+        lambda bias: nn.ConvTranspose2d(8, 6, 4, stride=2, padding=1, output_padding=1, groups=2, bias=bias),
+        lambda bias: nn.ConvTranspose2d(8, 1, 5, bias=bias),
+    ],
+)
+def test_while_counting_a_convolution_has_its_shape_its_first_map_and_its_gradient(layer: Callable[[bool], nn.Module], bias: bool) -> None:
+    network, given = layer(bias), torch.randn(2, 8, 9, 7)
+    real = network(given)
+    with _Counter() as counter:
+        found = network(given)
+    assert found.shape == real.shape
+    assert torch.allclose(found[:, 0], real[:, 0], atol=1e-5)
+    assert found.requires_grad
+    places = (given if isinstance(network, nn.ConvTranspose2d) else real).shape[2:].numel()
+    weight = network.weight
+    assert isinstance(weight, torch.Tensor)
+    assert counter.operations == 2 * (2 * weight.numel() * 2 * places), "two pictures; forward, and the gradient of the weights"
+    network.requires_grad_(False)
+    with _Counter():
+        assert not network(given).requires_grad
+
+
+def test_a_convolution_of_one_picture_without_its_batch_is_not_refused() -> None:
+    with _Counter():
+        assert F.conv2d(torch.zeros(3, 8, 8), torch.zeros(4, 3, 3, 3)).shape == (4, 6, 6)
