@@ -9,10 +9,12 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
+from shards.errors import ExplainedError
+
 ConfigT = TypeVar("ConfigT")
 
 
-class ConfigError(ValueError):
+class ConfigError(ExplainedError, ValueError):
     """A setting that can't be used. The message names the key and says what would do."""
 
 

@@ -1,9 +1,16 @@
-"""What can be wrong with a data set. Every message names what, where, and what to do next."""
+"""Errors that a person is shown, and those of data sets. Every message names what is wrong, where, and what to do next.
+
+Needs nothing, so that everything here may import it.
+"""
 
 from __future__ import annotations
 
 
-class ShardError(Exception):
+class ExplainedError(Exception):
+    """An error whose message is all that a person needs: programs print it in one line, without a traceback, and exit with 1."""
+
+
+class ShardError(ExplainedError):
     """Anything wrong with a source, a shard, an index or a manifest."""
 
 

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import re
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -23,10 +22,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shards.errors import StoreError
 from shards.local_walk import files_below
+from shards.whole_file import TEMPORARY_PREFIX, sync_folder, whole_file
 
-TEMPORARY_PREFIX = ".partial-"
-LEFT_BEHIND = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}(?:.+-)?[0-9a-f]{{32}}")
-"""Names of temporary files that were written here; any other name belongs to somebody else."""
 Options = Mapping[str, Any]
 _TEXT_OPTIONS = frozenset({"key", "secret", "token", "username", "password", "profile", "account_name", "account_key"})
 _CLIENT_ERRORS = ("botocore", "aiobotocore", "aiohttp", "fsspec", "asyncio", "gcsfs", "azure", "adlfs")
@@ -180,18 +177,10 @@ class Store:
                 self._try(name, file.close)
             return
         target = Path(self.path(name))
-        partial = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         with self.reported(name):
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with open(partial, "xb") as file:
-                    yield file
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
-            sync_folder(target.parent)
+            with whole_file(target) as file:
+                yield file
 
     def abort_uploads(self, chosen: Callable[[str], object]) -> int:
         """Gives up uploads in parts to S3 that nobody completed, whose parts are paid for and not listed; returns how many.
@@ -327,15 +316,6 @@ def redacted(url: str) -> str:
         return url
     host, slash, path = rest.partition("?")[0].partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename in a local folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _typed(key: str, value: Any) -> Any:

@@ -19,12 +19,14 @@ from typing import Any
 
 import yaml
 
+from shards.errors import ExplainedError
+
 FOLDER = Path(__file__).resolve().parents[2] / "monitoring" / "prometheus"
 _READY_SECONDS = 60.0
 _END_SECONDS = 20.0
 
 
-class PrometheusError(Exception):
+class PrometheusError(ExplainedError):
     """Prometheus is not installed, did not start, or refused a query. Holds its own words."""
 
 

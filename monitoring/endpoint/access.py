@@ -8,8 +8,10 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from shards.errors import ExplainedError
 
-class ExporterError(Exception):
+
+class ExporterError(ExplainedError):
     """The metrics can't be exported as configured. Names the setting."""
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from monitoring.report.page import page
 from monitoring.report.record import EVENTS, HISTORY, SETTINGS, read
+from shards.errors import ExplainedError
 
 NAME = "report.html"
 """Of the page in the run folder."""
 _END_SECONDS = 120.0
 
 
-class ReportError(Exception):
+class ReportError(ExplainedError):
     """The report can't be written. Says why and what to do."""
 
 

@@ -24,13 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.dataset.manifest import Manifest
+from shards.errors import ExplainedError
 from shards.keyed import key_of, permutation
 
 _SHARDS, _BLOCK, _SUBSTITUTE = 1, 2, 3  # what a permutation is for
 _LOOKED_UP = 1 << 15  # ids at once: more would need memory of a megabyte a step
 
 
-class OrderError(ValueError):
+class OrderError(ExplainedError, ValueError):
     """A batch, a share or a position that the data set can't give."""
 
 

@@ -21,9 +21,10 @@ from pipeline.stream.loader import Batch
 from pipeline.training.engine.engine import Contestant
 from pipeline.training.phases import Phases
 from pipeline.training.ranks.world import World
+from shards.errors import ExplainedError
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(ExplainedError):
     """Too many steps in a row gave a loss or gradient that is not a number."""
 
 

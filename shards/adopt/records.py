@@ -25,8 +25,9 @@ from shards.dataset import manifest as manifests
 from shards.dataset.index import Rules
 from shards.dataset.manifest import Manifest, ShardRecord
 from shards.errors import ManifestMismatch, ShardError, StoreError
-from shards.store import LEFT_BEHIND, Store, redacted
+from shards.store import Store, redacted
 from shards.tar.listing import Tar
+from shards.whole_file import LEFT_BEHIND
 
 _FORMAT = 1  # raise it when the same tar and rules would give other rows
 _BEGUN = f"{FOLDER}/index.json"

@@ -23,7 +23,8 @@ from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
 from shards.errors import ManifestMismatch, ShardError
-from shards.store import LEFT_BEHIND, TEMPORARY_PREFIX, Store
+from shards.store import Store
+from shards.whole_file import LEFT_BEHIND, TEMPORARY_PREFIX
 
 REJECTED = "rejected.jsonl"
 _PLAN = f"{FOLDER}/plan.json"

@@ -22,7 +22,8 @@ from shards.build.sources.reading import read_pictures
 from shards.dataset import index as shard_index
 from shards.dataset.manifest import ShardRecord
 from shards.errors import ShardCorrupt, StoreError
-from shards.store import TEMPORARY_PREFIX, Options, Store
+from shards.store import Options, Store
+from shards.whole_file import TEMPORARY_PREFIX
 
 FOLDER = "_build"  # of the records, in the destination, while a build is not finished
 Progress = Callable[[int, int], None]

@@ -21,7 +21,8 @@ from fsspec.utils import glob_translate
 
 from shards.errors import SourceError, StoreError
 from shards.local_walk import files_below
-from shards.store import TEMPORARY_PREFIX, Options, Store, join, redacted
+from shards.store import Options, Store, join, redacted
+from shards.whole_file import TEMPORARY_PREFIX
 
 _MAGIC = re.compile(r"[{*?\[]")
 _COMPRESSED = re.compile(r"\.(?:tgz|tbz2?|txz|tzst|tar\.(?:gz|bz2|xz|zst|zstd|lz4))$", re.IGNORECASE)

@@ -10,7 +10,8 @@ import pytest
 
 from launch.local.object_store import SeaweedFS
 from shards.errors import StoreError
-from shards.store import TEMPORARY_PREFIX, Store, redacted
+from shards.store import Store, redacted
+from shards.whole_file import TEMPORARY_PREFIX
 
 AWKWARD = ["plain.tar", "with space/é снег.idx", "odd/[x]*?#%.json", "odd/y"]
 

@@ -30,7 +30,7 @@ from pipeline.stream.counters import Counters
 from pipeline.stream.read.storage import LocalFile, ReaderAbandoned, ResumingReader
 from shards.dataset.manifest import Manifest, ShardRecord
 from shards.errors import ShardCorrupt, ShardError, StoreError
-from shards.store import TEMPORARY_PREFIX
+from shards.whole_file import TEMPORARY_PREFIX
 
 _OPEN_FILES = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 _OWN = re.compile(rf"({re.escape(TEMPORARY_PREFIX)})?[0-9a-f]{{64}}(\.tar)?")  # names that are ours to delete

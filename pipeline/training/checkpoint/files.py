@@ -22,8 +22,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from shards.errors import StoreError
-from shards.store import Store, sync_folder
+from shards.errors import ExplainedError, StoreError
+from shards.store import Store
+from shards.whole_file import sync_folder
 
 T = TypeVar("T")
 COMMIT = "checkpoint.json"
@@ -46,7 +47,7 @@ _CLIENT_NOTICED = "FlexibleChecksumError"  # of botocore, which is not there wit
 _READS = 2  # of a file whose bytes are not what they should be: what came over a network may be wrong where what is stored is not
 
 
-class CheckpointInvalid(Exception):
+class CheckpointInvalid(ExplainedError):
     """A checkpoint that can't be used. Names it, what is wrong and what to do."""
 
 

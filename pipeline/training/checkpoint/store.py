@@ -29,7 +29,8 @@ from pipeline.training.checkpoint.files import (
 from pipeline.training.checkpoint.ownership import Ownership, OwnershipLost
 from pipeline.training.checkpoint.snapshot import Snapshot, SnapshotMemory
 from shards.errors import StoreError
-from shards.store import LEFT_BEHIND, Store
+from shards.store import Store
+from shards.whole_file import LEFT_BEHIND
 
 __all__ = [
     "COMMIT",

@@ -12,12 +12,14 @@ from datetime import timedelta
 
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
+from shards.errors import ExplainedError
+
 _FIRST_LOOK, _LONGEST_LOOK = 1.0, 60.0  # seconds between two looks at who is missing: each asks for every rank, and every rank looks
 _PAUSE = 0.1
 _SHOWN = 8
 
 
-class RanksMissing(RuntimeError):
+class RanksMissing(ExplainedError):
     """Not every rank came in time. Names those that did not."""
 
 

@@ -24,11 +24,12 @@ from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr
 from pipeline.config import TrainingConfig
 from pipeline.training.ranks import launcher, rendezvous
 from pipeline.training.supervision.watchdog import Watchdog
+from shards.errors import ExplainedError
 
 T = TypeVar("T")
 
 
-class LaunchError(RuntimeError):
+class LaunchError(ExplainedError):
     """The processes that were started are not the run that was asked for."""
 
 

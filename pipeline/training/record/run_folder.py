@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from shards.errors import ExplainedError
 from shards.keyed import mix_array
 from shards.store import Options, Store
 
@@ -29,7 +30,7 @@ _DYING_SECONDS = 60.0
 _LOST_SECONDS = 900.0
 
 
-class RunFolderError(Exception):
+class RunFolderError(ExplainedError):
     """The run folder can't be used. Says why and what to do."""
 
 

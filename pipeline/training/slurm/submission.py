@@ -26,6 +26,7 @@ from pipeline import recipes
 from pipeline.config import Config, parse, to_mapping
 from pipeline.mapping import ConfigError
 from pipeline.training.slurm.attempts import is_finished
+from shards.errors import ExplainedError
 from shards.store import redacted
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,7 +35,7 @@ _OURS = ("array", "job-name", "nodes", "ntasks", "ntasks-per-node", "output", "p
 _LONGEST_NAME = 100  # characters of the name of a sweep's run folder
 
 
-class SubmitError(Exception):
+class SubmitError(ExplainedError):
     """A job that is not submitted. Says why and what to do."""
 
 

@@ -18,7 +18,8 @@ from shards.build.sources import tar
 from shards.build.sources.listing import ListingBuilder, extension_of
 from shards.dataset import manifest
 from shards.errors import SourceError
-from shards.store import TEMPORARY_PREFIX, Store
+from shards.store import Store
+from shards.whole_file import TEMPORARY_PREFIX
 
 _LIST_THREADS = 16
 
