@@ -386,7 +386,7 @@ def test_without_deepspeed_the_mode_is_refused_and_ddp_never_imports_it(tmp_path
         "from pipeline.config import TrainingConfig\n"
         "from pipeline.training.ranks.world import join\n"
         "from pipeline.training.resume import enter\n"
-        "from tests.pipeline.training.test_zero import ADAM, Rule\n"
+        "from tests.pipeline.training.engine.test_zero import ADAM, Rule\n"
         "training = TrainingConfig(mode=sys.argv[1])\n"
         "with join(training) as world:\n"
         "    enter(Rule(ADAM), None, world, training)\n"

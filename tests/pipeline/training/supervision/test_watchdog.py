@@ -30,7 +30,7 @@ HEAD = """
 import ctypes, os, sys, threading, time
 from pathlib import Path
 from pipeline.config import Config, WatchdogConfig
-from pipeline.training import stacks, watchdog
+from pipeline.training.supervision import stacks, watchdog
 from pipeline.training.record.run_folder import RunFolder
 from pipeline.training.supervision.watchdog import Watchdog
 stacks.answer()
