@@ -125,7 +125,7 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _build(options: argparse.Namespace) -> int:
     from shards.build.build import SHOWN_REJECTIONS, BuildRequest, build  # noqa: PLC0415 - not loaded for --help
-    from shards.build.destination import REJECTED  # noqa: PLC0415
+    from shards.dataset.workplace import REJECTED  # noqa: PLC0415
     from shards.store import join, redacted  # noqa: PLC0415
 
     if options.resize != "none" and not options.resize.isdecimal():

@@ -18,19 +18,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from shards.adopt.records import Done, begin, choose, clear, find_begun, find_finished, find_interrupted, place_all, refuse_foreign, words
-from shards.build import destination
-from shards.build.destination import REJECTED
-from shards.build.task import FOLDER
+from shards.adopt.records import Done, begin, choose, clear, find_begun, find_finished, find_interrupted, place_all, refuse_foreign
 from shards.console import ProgressReport, megabytes
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.index import SUFFIX, Rules, ShardIndex
-from shards.dataset.manifest import Manifest, ShardRecord
+from shards.dataset.manifest import Manifest, ShardRecord, words
+from shards.dataset.workplace import FOLDER, REJECTED, scratch_folder
 from shards.errors import ShardCorrupt, ShardError, SourceError, StoreError
 from shards.store import Options, Store, join, redacted
-from shards.tar.listing import Tar, TarListing, absolute, list_tars, look_up
+from shards.tar.listing import TarListing, absolute, list_tars
 from shards.tar.reader import TarReader
+from shards.tar.version import Tar, look_up
 
 _MOST_STORE_ERRORS = 10  # a store that fails so often fails for the rest too
 _MAGICS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
@@ -100,7 +99,7 @@ def index(request: IndexRequest) -> IndexResult:
         )
     url = _destination(listing, request)
     store = Store(url, request.destination_options)
-    with destination.scratch_folder(store):
+    with scratch_folder(store):
         sizes = dict(store.list())
         begun = find_begun(store, sizes)
         old, finished = find_finished(store, listing.url, request.rules)

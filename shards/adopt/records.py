@@ -16,20 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
-from shards.build.destination import REJECTED, sweep
-from shards.build.task import FOLDER
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.index import Rules
-from shards.dataset.manifest import Manifest, ShardRecord
+from shards.dataset.manifest import Manifest, ShardRecord, words
+from shards.dataset.workplace import FOLDER, REJECTED, sweep
 from shards.errors import ManifestMismatch, ShardError, StoreError
 from shards.store import Store, redacted
-from shards.tar.listing import Tar
+from shards.tar.version import Tar
 from shards.whole_file import LEFT_BEHIND
 
-_FORMAT = 1  # raise it when the same tar and rules would give other rows
 _BEGUN = f"{FOLDER}/index.json"
 _READ_THREADS = 16
 _OURS = re.compile(r"index\.json|[0-9a-f]{32}\.(?:json|idx)")
@@ -84,18 +81,6 @@ class Done:
         store.write(self.shard.index_name, rows)
 
 
-def rules_of(manifest: Manifest, record: ShardRecord) -> Rules:
-    """The rules by which a shard of a manifest was indexed. Built shards follow the rules that have no exceptions."""
-    settings = manifest.settings if manifest.indexed else {}
-    picture = settings.get("picture")
-    return Rules(
-        picture if isinstance(picture, str) else None,
-        settings.get("labels") != "none",
-        bool(record.sha256),
-        settings.get("open_ended") is True,
-    )
-
-
 def find_finished(store: Store, tars_url: str, rules: Rules) -> tuple[Manifest | None, dict[str, Done]]:
     """The manifest that the destination holds and its tars, none of them where it was made by other rules.
 
@@ -128,16 +113,6 @@ def find_finished(store: Store, tars_url: str, rules: Rules) -> tuple[Manifest |
     if sum(len(rejected.get(record.name, ())) for record in manifest.records) < manifest.rejected:
         return manifest, {}
     return manifest, {record.name: Done(record, tuple(rejected.get(record.name, ()))) for record in manifest.records}
-
-
-def words(rules: Rules) -> dict[str, Any]:
-    """What decides the rows of a tar, for the manifest's settings. Whether digests were read is told by each shard's sha256."""
-    return {
-        "index_format": _FORMAT,
-        "picture": rules.picture,
-        "labels": "cls" if rules.labels else "none",
-        "open_ended": rules.open_ended,
-    }
 
 
 def find_begun(store: Store, sizes: Mapping[str, int]) -> bool:

@@ -15,16 +15,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shards.build import destination
-from shards.build.destination import REJECTED
 from shards.build.executor import Failure, Outcome, run_here, run_in_pool
 from shards.build.picture import encoder
 from shards.build.plan import Plan, PlanSettings, ShardTask
 from shards.build.sources import LabelRule, Listing, open_source
-from shards.build.task import FOLDER, Places, Progress, TaskRecord, run_task
+from shards.build.task import Places, Progress, TaskRecord, run_task
 from shards.console import ProgressReport
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
-from shards.errors import ManifestMismatch, ShardError
+from shards.dataset.workplace import FOLDER, REJECTED, read_rejected, scratch_folder
+from shards.errors import ShardError
 from shards.store import Options, Store, redacted
 
 SHOWN_REJECTIONS = 10
@@ -86,7 +86,7 @@ def build(request: BuildRequest) -> BuildResult:
     listing = open_source(request.source, request.source_options, request.include, request.labels, request.label_pattern)
     plan = Plan(listing, request.settings)
     shown = _shown_settings(request, plan)
-    with destination.scratch_folder(store) as scratch:
+    with scratch_folder(store) as scratch:
         if request.overwrite:
             destination.make_way(store, plan, shown)
         finished = destination.find_finished(store, shown)
@@ -155,20 +155,6 @@ def _finish(
     store.write(manifests.NAME, manifest.encode())
     store.delete(FOLDER)
     return manifest
-
-
-def read_rejected(store: Store) -> list[tuple[str, str]]:
-    """(name, reason) of the pictures that the build of a data set left out.
-
-    Raises:
-        ManifestMismatch: the list is damaged.
-        StoreError: it is missing, or can't be read.
-    """
-    try:
-        rows = [json.loads(line) for line in store.read(REJECTED).splitlines()]
-        return [(str(row["source"]), str(row["reason"])) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ManifestMismatch(f"{store.describe(REJECTED)}: damaged ({error})") from error
 
 
 def _shown_settings(request: BuildRequest, plan: Plan) -> dict[str, Any]:

@@ -6,29 +6,23 @@ removed but what a build made.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from shards.build.plan import Plan
-from shards.build.task import FOLDER, TaskRecord
+from shards.build.task import TaskRecord
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
+from shards.dataset.workplace import FOLDER, REJECTED
 from shards.errors import ManifestMismatch, ShardError
 from shards.store import Store
-from shards.whole_file import LEFT_BEHIND, TEMPORARY_PREFIX
 
-REJECTED = "rejected.jsonl"
 _PLAN = f"{FOLDER}/plan.json"
-_SCRATCH_PREFIX = "context-encoder-shards-"
 _READ_THREADS = 16
 _FREE = frozenset({"plan", "source", "encoder"})  # what may differ between two runs of one plan
 Settings = Mapping[str, Any]
@@ -45,54 +39,6 @@ def refuse_overlap(source: Store, destination: Store) -> None:
 
 def _path(store: Store) -> str:
     return str(store.local.resolve()) if store.local else store.root
-
-
-@contextmanager
-def scratch_folder(destination: Store) -> Iterator[str]:
-    """A local folder for growing shards: the destination where it is local, else a temporary one.
-
-    Claims a local destination for this process; one on a store can't be claimed, but two equal builds into it write equal bytes.
-
-    Raises:
-        ShardError: another build is writing there.
-        StoreError: the folder can't be made.
-    """
-    with ExitStack() as stack:
-        if destination.local is not None:
-            destination.make_folder()
-            if not _lock(stack, destination.local):
-                raise ShardError(f"{destination.describe()}: another build is writing there. Wait for it, or stop it, then run this again")
-            stack.callback(sweep, destination.local)
-            sweep(destination.local)
-            yield str(destination.local)
-            return
-        for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
-            with ExitStack() as inner, suppress(OSError):
-                if left.stat().st_uid == os.getuid() and _lock(inner, left):  # a killed build left it; a live one would hold the lock
-                    sweep(left)
-                    left.rmdir()
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX))
-        _lock(stack, Path(folder))
-        yield folder
-
-
-def _lock(stack: ExitStack, folder: Path) -> bool:
-    handle = os.open(folder, os.O_RDONLY)
-    stack.callback(os.close, handle)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # some network file systems can't lock folders: equal builds still write equal bytes
-    return True
-
-
-def sweep(folder: Path) -> None:
-    """Removes the half-written files of a process that was killed, and nothing of anybody else."""
-    for partial in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        if LEFT_BEHIND.fullmatch(partial.name):
-            partial.unlink(missing_ok=True)
 
 
 def find_finished(store: Store, settings: Settings) -> Manifest | None:

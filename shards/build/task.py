@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from shards.build.picture import PictureRejected, StoredPicture, prepare, too_long
+from shards.build.picture import StoredPicture, prepare, too_long
 from shards.build.plan import ShardTask
 from shards.build.sources import Entry
 from shards.build.sources.reading import read_pictures
 from shards.dataset import index as shard_index
 from shards.dataset.manifest import ShardRecord
+from shards.dataset.pixels import PictureRejected
+from shards.dataset.workplace import FOLDER
 from shards.errors import ShardCorrupt, StoreError
 from shards.store import Options, Store
 from shards.whole_file import TEMPORARY_PREFIX
 
-FOLDER = "_build"  # of the records, in the destination, while a build is not finished
 Progress = Callable[[int, int], None]
 _CHUNK = 1 << 20
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from shards.adopt.records import rules_of
 from shards.console import megabytes, printable
 from shards.dataset.index import NO_LABEL
-from shards.dataset.manifest import Manifest, load
+from shards.dataset.manifest import Manifest, load, rules_of
 from shards.errors import ManifestMismatch
 from shards.store import Options, Store, redacted
 from shards.tar.reader import TarReader

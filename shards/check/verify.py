@@ -17,19 +17,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.adopt.records import rules_of
-from shards.build.build import read_rejected
-from shards.build.destination import REJECTED
-from shards.build.task import FOLDER
 from shards.console import ProgressReport
 from shards.dataset import index as shard_index
 from shards.dataset.index import ShardIndex
-from shards.dataset.manifest import NAME, Manifest, ShardRecord, load
+from shards.dataset.manifest import NAME, Manifest, ShardRecord, load, rules_of
+from shards.dataset.workplace import FOLDER, REJECTED, read_rejected
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
 from shards.store import Options, Store, split
-from shards.tar.listing import Tar, look_up
 from shards.tar.reader import TarReader
 from shards.tar.samples import TarFile
+from shards.tar.version import Tar, look_up
 
 _SHOWN_ROWS = 10
 _SIZE_THREADS = 16

@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shards.dataset import index as shard_index
+from shards.dataset.index import Rules
 from shards.errors import ManifestMismatch, StoreError
 from shards.store import Options, Store, redacted, split
 
 NAME = "manifest.json"
 _FORMAT = "context-encoder-shards"
 _VERSION = 1
+_INDEX_FORMAT = 1  # raise it when the same tar and rules would give other rows
 INDEXED = "indexed"  # a setting that only a manifest of tars that somebody else wrote has: the URLs that were indexed
 
 
@@ -185,6 +187,28 @@ class Manifest:
                 f"{name}: describes {len(index)} samples in {index.shard_bytes} bytes, the manifest {record.samples} in {record.size}"
             )
         return index
+
+
+def rules_of(manifest: Manifest, record: ShardRecord) -> Rules:
+    """The rules by which a shard of a manifest was indexed. Built shards follow the rules that have no exceptions."""
+    settings = manifest.settings if manifest.indexed else {}
+    picture = settings.get("picture")
+    return Rules(
+        picture if isinstance(picture, str) else None,
+        settings.get("labels") != "none",
+        bool(record.sha256),
+        settings.get("open_ended") is True,
+    )
+
+
+def words(rules: Rules) -> dict[str, Any]:
+    """What decides the rows of a tar, for the manifest's settings. Whether digests were read is told by each shard's sha256."""
+    return {
+        "index_format": _INDEX_FORMAT,
+        "picture": rules.picture,
+        "labels": "cls" if rules.labels else "none",
+        "open_ended": rules.open_ended,
+    }
 
 
 class ObjectReader(Protocol):

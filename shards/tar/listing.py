@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import braceexpand
 from fsspec.utils import glob_translate
@@ -22,6 +21,7 @@ from fsspec.utils import glob_translate
 from shards.errors import SourceError, StoreError
 from shards.local_walk import files_below
 from shards.store import Options, Store, join, redacted
+from shards.tar.version import Info, Tar, info_of, version_of
 from shards.whole_file import TEMPORARY_PREFIX
 
 _MAGIC = re.compile(r"[{*?\[]")
@@ -29,21 +29,9 @@ _COMPRESSED = re.compile(r"\.(?:tgz|tbz2?|txz|tzst|tar\.(?:gz|bz2|xz|zst|zstd|lz
 _MOST_NAMES = 1_000_000  # takes half a minute to expand
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 _MOST_DIGITS = 18  # of a number in a range
-# what clients of S3, Azure, Google, HTTP, FTP, Hadoop and WebDAV call the time of the last change
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "Last-Modified", "modify", "modificationTime", "modified", "created")
 _FEW = 16  # names that are asked for one by one rather than by listing their folder
 _THREADS = 16
 _SHOWN = 10
-Info = Mapping[str, Any]
-
-
-@dataclass(frozen=True, order=True)
-class Tar:
-    """One tar: its name below the folder of the listing, bytes, and what the store calls this state of it."""
-
-    name: str
-    size: int
-    version: str
 
 
 @dataclass(frozen=True)
@@ -59,29 +47,6 @@ class TarListing:
     url: str
     tars: tuple[Tar, ...]
     compressed: int
-
-
-def version_of(info: Info) -> str:
-    """What a store says about an object's state, as `fsspec` describes the object: the ETag without quotes, else size and time.
-
-    Empty where the store tells neither: such an object is never known to be the one that it was.
-    """
-    etag = info.get("ETag") or info.get("etag")
-    if etag:
-        return str(etag).strip('"')
-    time = next((info[key] for key in _TIMES if info.get(key) is not None), None)
-    return "" if time is None else f"{info.get('size')}-{time}"
-
-
-def look_up(store: Store, name: str) -> Tar | None:
-    """What the store says now of the tar `name`, None where it is not there.
-
-    Raises:
-        StoreError: the store can't be read.
-    """
-    store.fs.invalidate_cache()
-    info = _info(store, name)
-    return None if info is None else Tar(name, int(info["size"] or 0), version_of(info))
 
 
 def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing:
@@ -170,7 +135,7 @@ def _common(places: Sequence[str]) -> str:
 def _find(store: Store, place: str, folder: str) -> dict[str, Info]:
     """Name -> what the store says of everything that one URL means."""
     if not _is_pattern(place):
-        if _is_tar(place) and (info := _info(store, place[len(folder) + 1 :])) is not None:
+        if _is_tar(place) and (info := info_of(store, place[len(folder) + 1 :])) is not None:
             return {place[len(folder) + 1 :]: info}
         found = _below(store, place[len(folder) + 1 :], deep=True)
         if not found:
@@ -211,21 +176,12 @@ def _named(store: Store, names: Sequence[str]) -> dict[str, Info]:
                 continue  # some stores let objects be read but not listed
     unknown = [name for name in names if name not in found]
     with ThreadPoolExecutor(_THREADS) as pool:
-        found.update((name, info) for name, info in zip(unknown, pool.map(lambda name: _info(store, name), unknown), strict=True) if info)
+        found.update((name, info) for name, info in zip(unknown, pool.map(lambda name: info_of(store, name), unknown), strict=True) if info)
     missing = sorted(name for name in names if name not in found)
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         raise SourceError(f"{store.describe()}: {len(missing)} of the {len(names)} shards that were named are missing: {shown}")
     return {name: found[name] for name in names}
-
-
-def _info(store: Store, name: str) -> Info | None:
-    with store.reported(name):
-        try:
-            info: Info = store.fs.info(store.path(name))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-    return None if info["type"] == "directory" else info
 
 
 def _below(store: Store, folder: str, deep: bool) -> dict[str, Info]:

@@ -24,7 +24,7 @@ from pipeline.stream.scratch import Scratch
 from shards.dataset.index import NO_DIGEST, ShardIndex, digest, file_size, member_name
 from shards.dataset.manifest import Manifest
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
-from shards.tar.listing import look_up
+from shards.tar.version import look_up
 
 INDEX_BUDGET = 64 << 20
 """Bytes of the indexes that a rank keeps."""

@@ -96,7 +96,7 @@ def test_a_picture_that_changes_between_listing_and_reading_is_an_error_not_a_re
 
 
 def test_temporary_files_of_a_killed_build_are_swept_and_those_of_a_live_one_respected(tree: Path, tmp_path: Path) -> None:
-    from shards.build.destination import scratch_folder
+    from shards.dataset.workplace import scratch_folder
 
     out = tmp_path / "out"
     left = f".partial-shard-000000.tar-{uuid.uuid4().hex}"
@@ -116,12 +116,12 @@ def test_temporary_files_of_a_killed_build_are_swept_and_those_of_a_live_one_res
 def test_what_a_killed_build_into_a_store_left_on_this_disk_is_swept(
     tree: Path, tmp_path: Path, s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shards.build import destination
+    from shards.dataset import workplace
 
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     left = write_folder(tmp_path / "scratch" / "context-encoder-shards-left", {f".partial-shard-000000.tar-{uuid.uuid4().hex}": b"left"})
-    with destination.scratch_folder(Store("s3://scratch", s3.options)) as alive:
+    with workplace.scratch_folder(Store("s3://scratch", s3.options)) as alive:
         assert not left.exists()
         (Path(alive) / ".partial-growing").write_bytes(b"1")
         run(tree, s3.make_bucket("scratch") + "/a", destination_options=s3.options)

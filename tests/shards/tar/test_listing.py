@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import SourceError
-from shards.tar.listing import list_tars, version_of
+from shards.tar.listing import list_tars
+from shards.tar.version import version_of
 
 NAMES = [f"{folder}/shard-{number:03d}.tar" for folder in ("train", "val") for number in range(20)]
 
