@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 from shards.build.picture import PictureRules
 from shards.build.plan import PlanSettings
-from shards.console import megabytes, printable
+from shards.console import exit_code, megabytes, printable
 from shards.errors import ShardError
+from shards.urls import join, parse_options, redacted
 
 _EXAMPLES = """examples:
   a folder with one folder a class, or any folder of pictures:
@@ -42,36 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for add in (_add_build, _add_index, _add_verify, _add_inspect, _add_simulate):
         add(commands)
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's way of saying it
-    try:
-        return int(options.run(options))
-    except ShardError as error:
-        print(f"error: {_lines(str(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted. " + options.after_interrupt, file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _lines(text: str) -> str:
-    return "\n".join(printable(line) for line in text.splitlines())
-
-
-def _options(pairs: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ShardError("a --storage option is KEY=VALUE, for example endpoint_url=http://127.0.0.1:8333")
-        found[key] = value
-    return found
+    return exit_code(lambda: int(options.run(options)), options.after_interrupt)
 
 
 def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
@@ -126,14 +95,13 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _build(options: argparse.Namespace) -> int:
     from shards.build.build import SHOWN_REJECTIONS, BuildRequest, build  # noqa: PLC0415 - not loaded for --help
     from shards.dataset.workplace import REJECTED  # noqa: PLC0415
-    from shards.store import join, redacted  # noqa: PLC0415
 
     if options.resize != "none" and not options.resize.isdecimal():
         raise ShardError(f"--resize {options.resize}: give a number of pixels, or none")
     if options.workers < 0:
         raise ShardError(f"--workers {options.workers}: give 0 or more")
     rules = PictureRules(None if options.resize == "none" else int(options.resize), options.quality, options.max_pixels, options.max_bytes)
-    storage = _options(options.storage)
+    storage = parse_options(options.storage)
     request = BuildRequest(
         options.source,
         options.destination,
@@ -141,7 +109,7 @@ def _build(options: argparse.Namespace) -> int:
         tuple(options.include),
         options.labels,
         options.label_pattern,
-        storage if options.source_storage is None else _options(options.source_storage),
+        storage if options.source_storage is None else parse_options(options.source_storage),
         storage,
         options.workers,
         options.overwrite,
@@ -195,8 +163,8 @@ def _index(options: argparse.Namespace) -> int:
         options.digests == "read",
         options.open_ended,
     )
-    storage = _options(options.storage)
-    to_storage = storage if options.to_storage is None else _options(options.to_storage)
+    storage = parse_options(options.storage)
+    to_storage = storage if options.to_storage is None else parse_options(options.to_storage)
     request = IndexRequest(options.urls, options.to, rules, options.strict, storage, to_storage, options.workers)
     print("\n".join(printable(line) for line in as_text(index(request))))
     return 0
@@ -214,7 +182,7 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _verify(options: argparse.Namespace) -> int:
     from shards.check.verify import verify  # noqa: PLC0415
 
-    report = verify(options.url, _options(options.storage), options.workers, options.repair_index)
+    report = verify(options.url, parse_options(options.storage), options.workers, options.repair_index)
     for problem in report.problems:
         print(printable(f"{problem.name}: {problem.what}"))
     for name in report.repaired:
@@ -244,23 +212,21 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _inspect(options: argparse.Namespace) -> int:
     from shards.check.inspect import as_json, as_text, inspect  # noqa: PLC0415
 
-    summary, samples = inspect(options.url, _options(options.storage), options.shard, max(options.samples, 0))
+    summary, samples = inspect(options.url, parse_options(options.storage), options.shard, max(options.samples, 0))
     print(as_json(summary, samples) if options.json else as_text(summary, samples, options.shard))
     return 0
 
 
 def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "predict what training asks of the store, the cache it needs and how long its GPUs wait"
-    # Its options are read by what runs it; no character begins an option here, so that all of them are passed on
-    parser = commands.add_parser("simulate", help=text, add_help=False, prefix_chars="\0")
+    # no help text, so that --help does not list it; no character begins an option, so that any old command line gets the answer
+    parser = commands.add_parser("simulate", add_help=False, prefix_chars="\0")
     parser.add_argument("arguments", nargs="*")
     parser.set_defaults(run=_simulate, after_interrupt="Nothing was changed")
 
 
-def _simulate(options: argparse.Namespace) -> int:
-    # by name: it is about the order of samples, which stands after the shards and must not be needed by them
-    command = importlib.import_module("pipeline.simulation.command")
-    return int(command.run(options.arguments, _options))
+def _simulate(_options: argparse.Namespace) -> int:
+    print("the simulation is a program of its own now: python launch/simulate.py, with the same options", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

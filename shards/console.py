@@ -1,11 +1,17 @@
-"""How far a long command has come: a bar on a terminal, a line now and then where the output goes to a file."""
+"""What a command shows on a terminal or in a log: progress, sizes, names, and how it ended."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
+from collections.abc import Callable
+from types import FrameType
 
 from tqdm import tqdm
+
+from shards.errors import ShardError
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -60,3 +66,31 @@ def printable(text: str) -> str:
     """Text that any terminal takes: file names may hold bytes that are no text, or control characters."""
     clean = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     return clean.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(sys.stdout.encoding or "utf-8")
+
+
+def exit_code(command: Callable[[], int], after_interrupt: str) -> int:
+    """Runs a command for a person: an error becomes one message on stderr and an exit code.
+
+    Args:
+        command: the work; returns the exit code.
+        after_interrupt: sentence that is shown when Ctrl-C or SIGTERM, which schedulers send, ends the work.
+
+    Returns:
+        Exit code of the command; 1 after a ShardError or when the reader of stdout is gone, 130 after an interrupt.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return command()
+    except ShardError as error:
+        print("\n".join(map(printable, f"error: {error}".splitlines())), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted. {after_interrupt}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -8,9 +8,7 @@ and fsspec users keep them (profiles, roles, environment, fsspec configuration) 
 from __future__ import annotations
 
 import errno
-import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,19 +20,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shards.errors import StoreError
 from shards.local_walk import files_below
+from shards.urls import join, reason_of, redacted, typed_option
 from shards.whole_file import TEMPORARY_PREFIX, sync_folder, whole_file
 
 Options = Mapping[str, Any]
-_TEXT_OPTIONS = frozenset({"key", "secret", "token", "username", "password", "profile", "account_name", "account_key"})
 _CLIENT_ERRORS = ("botocore", "aiobotocore", "aiohttp", "fsspec", "asyncio", "gcsfs", "azure", "adlfs")
 _DELETE_THREADS = 16
 _READ_BLOCK = 8 << 20
 T = TypeVar("T")
-
-
-def join(url: str, name: str) -> str:
-    """`url/name`."""
-    return f"{url.rstrip('/')}/{name}"
 
 
 class Store:
@@ -53,12 +46,12 @@ class Store:
         if url.startswith("pipe:") or "::" in url:
             raise StoreError(f"{redacted(url)}: URLs that run programs or chain file systems are not opened")
         self.url = url.rstrip("/") if url.rstrip("/") else url
-        self.options = {key: _typed(key, value) for key, value in (options or {}).items()}
+        self.options = {key: typed_option(key, value) for key, value in (options or {}).items()}
         try:
             located = str(Path(self.url).expanduser()) if self.url.startswith("~") else self.url
             self.fs, self.root = fsspec.core.url_to_fs(located, **self.options)
         except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:  # the last of a home that is nobody's
-            raise StoreError(f"{redacted(url)}: {_reason(error)}") from error
+            raise StoreError(f"{redacted(url)}: {reason_of(error)}") from error
         self.root = self.root.rstrip("/") or "/"
 
     @property
@@ -135,7 +128,7 @@ class Store:
     @contextmanager
     def opened(self, name: str) -> Iterator[IO[bytes]]:
         """A seekable file to read one object from, in blocks that suit a reader who goes forward."""
-        with self.reported(name):
+        with self.as_store_errors(name):
             if self.local is not None:
                 with open(self.path(name), "rb") as plain:
                     yield plain
@@ -166,7 +159,7 @@ class Store:
         """
         folder = self.local
         if folder is None:
-            with self.reported(name):
+            with self.as_store_errors(name):
                 file = self.fs.open(self.path(name), "wb", block_size=block)
                 try:
                     yield file
@@ -177,7 +170,7 @@ class Store:
                 self._try(name, file.close)
             return
         target = Path(self.path(name))
-        with self.reported(name):
+        with self.as_store_errors(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(target) as file:
                 yield file
@@ -217,14 +210,14 @@ class Store:
             while chunk := data.read(1 << 20):
                 file.write(chunk)
 
-    def place(self, source: Path, name: str) -> None:
+    def adopt_file(self, source: Path, name: str) -> None:
         """Makes a finished local file the object `name`, by rename where it is on the same disk, else by copying. The file is gone then."""
         if self.local is None:
             self.upload(source, name)
             source.unlink()
             return
         target = Path(self.path(name))
-        with self.reported(name):
+        with self.as_store_errors(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(source, "rb") as file:
                 os.fsync(file.fileno())
@@ -245,7 +238,7 @@ class Store:
         """Removes objects by name, several at once, and nothing that lies below them; one that is missing is no error."""
 
         def remove(name: str) -> None:
-            with self.reported(name), suppress(FileNotFoundError):
+            with self.as_store_errors(name), suppress(FileNotFoundError):
                 self.fs.rm_file(self.path(name))
 
         with ThreadPoolExecutor(_DELETE_THREADS) as pool:
@@ -278,7 +271,7 @@ class Store:
         self.fs.invalidate_cache()
 
     @contextmanager
-    def reported(self, name: str) -> Iterator[None]:
+    def as_store_errors(self, name: str) -> Iterator[None]:
         """What a client raises in the block about `name` leaves it as a StoreError."""
         try:
             yield
@@ -289,50 +282,15 @@ class Store:
         except PermissionError as error:
             advice = "the credentials (profile, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role) and what they may do"
             advice = "who owns the folder and what its mode allows" if self.local else advice
-            raise StoreError(f"{self.describe(name)}: access refused ({_reason(error)}). Check {advice}") from error
+            raise StoreError(f"{self.describe(name)}: access refused ({reason_of(error)}). Check {advice}") from error
         except Exception as error:
             if not isinstance(error, OSError) and not type(error).__module__.startswith(_CLIENT_ERRORS):
                 raise
-            raise StoreError(f"{self.describe(name)}: {_reason(error)}") from error
+            raise StoreError(f"{self.describe(name)}: {reason_of(error)}") from error
 
     def _try(self, name: str, action: Callable[[], T]) -> T:
-        with self.reported(name):
+        with self.as_store_errors(name):
             try:
                 return action()
             except (TypeError, ValueError) as error:  # how clients report an option they don't know, when they first connect
-                raise StoreError(f"{self.describe(name)}: {_reason(error)}. Check the options of the store") from error
-
-
-def split(url: str) -> tuple[str, str]:
-    """(folder, name) of the URL of one object."""
-    folder, slash, name = url.rpartition("/")
-    return (folder or "/", name) if slash else (".", url)
-
-
-def redacted(url: str) -> str:
-    """A URL without the user and password or the query that may be in it."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return url
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-
-
-def _typed(key: str, value: Any) -> Any:
-    if not isinstance(value, str) or key in _TEXT_OPTIONS:
-        return value
-    if value.lower() in {"true", "false"}:
-        return value.lower() == "true"
-    if value.isascii() and value.isdigit():
-        return int(value)
-    if not value.startswith(("{", "[")):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise StoreError(f"the option {key} of the store starts like JSON but is none") from None
-
-
-def _reason(error: BaseException) -> str:
-    text = re.sub(r"\w+://[^\s'\"<>]+", lambda url: redacted(url[0]), " ".join(str(error).split()))
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+                raise StoreError(f"{self.describe(name)}: {reason_of(error)}. Check the options of the store") from error

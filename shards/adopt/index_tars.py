@@ -23,13 +23,14 @@ from shards.console import ProgressReport, megabytes
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.index import SUFFIX, Rules, ShardIndex
-from shards.dataset.manifest import Manifest, ShardRecord, words
+from shards.dataset.manifest import Manifest, ShardRecord, settings_of
 from shards.dataset.workplace import FOLDER, REJECTED, scratch_folder
 from shards.errors import ShardCorrupt, ShardError, SourceError, StoreError
-from shards.store import Options, Store, join, redacted
+from shards.store import Options, Store
 from shards.tar.listing import TarListing, absolute, list_tars
 from shards.tar.reader import TarReader
 from shards.tar.version import Tar, look_up
+from shards.urls import join, redacted
 
 _MOST_STORE_ERRORS = 10  # a store that fails so often fails for the rest too
 _MAGICS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
@@ -220,7 +221,7 @@ def _first(done: Iterable[Done]) -> list[tuple[str, str, str]]:
 def _finish(store: Store, listing: TarListing, done: Sequence[Done], request: IndexRequest, listed_before: bool) -> Manifest:
     """Puts the indexes in their places, writes the list of rejected samples, then the manifest; then the traces of the work go."""
     rejected = sum(len(one.rejected) for one in done)
-    samples = sum(one.shard.samples for one in done)
+    samples = sum(one.shard.count for one in done)
     if not samples:
         clear(store)  # of no use to another run; a data set that is there is as it was
     if rejected and (request.strict or not samples):
@@ -232,7 +233,7 @@ def _finish(store: Store, listing: TarListing, done: Sequence[Done], request: In
     settings = {
         manifests.INDEXED: [redacted(url) for url in request.urls],
         "digests": "read" if all(one.shard.sha256 for one in done) else "none",
-        **words(request.rules),
+        **settings_of(request.rules),
     }
     manifest = Manifest(tuple(one.shard for one in done), store.url, (), settings, rejected, listing.url)
     place_all(store, done)

@@ -20,11 +20,12 @@ from pathlib import Path
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.index import Rules
-from shards.dataset.manifest import Manifest, ShardRecord, words
+from shards.dataset.manifest import Manifest, ShardRecord, settings_of
 from shards.dataset.workplace import FOLDER, REJECTED, sweep
 from shards.errors import ManifestMismatch, ShardError, StoreError
-from shards.store import Store, redacted
+from shards.store import Store
 from shards.tar.version import Tar
+from shards.urls import redacted
 from shards.whole_file import LEFT_BEHIND
 
 _BEGUN = f"{FOLDER}/index.json"
@@ -56,7 +57,7 @@ class Done:
         # without a version nothing tells whether the tar was replaced
         same = bool(tar.version) and (shard.name, shard.size, shard.version) == (tar.name, tar.size, tar.version)
         enough = bool(shard.sha256) or not rules.digests
-        return same and enough and sizes.get(self.index_name) == shard_index.file_size(shard.samples)
+        return same and enough and sizes.get(self.index_name) == shard_index.file_size(shard.count)
 
     def sound(self, store: Store) -> bool:
         """Whether the index that is there is the one that was written, which takes reading it."""
@@ -65,7 +66,7 @@ class Done:
     def write(self, store: Store, rules: Rules, rows: bytes) -> None:
         """Writes the index of a tar, then the record that it is there."""
         store.write(self.index_name, rows)
-        table = {"shard": astuple(self.shard), "rejected": self.rejected, "rules": words(rules)}
+        table = {"shard": astuple(self.shard), "rejected": self.rejected, "rules": settings_of(rules)}
         store.write(f"{self._work_name}.json", json.dumps(table).encode())
 
     def place(self, store: Store) -> None:
@@ -101,7 +102,7 @@ def find_finished(store: Store, tars_url: str, rules: Rules) -> tuple[Manifest |
             f"{shown}: holds the indexes of {redacted(manifest.shards_url)}, not of {redacted(tars_url)}. Choose another folder with --to, "
             "or name the same folder, glob or braces as before"
         )
-    if any(manifest.settings.get(key) != value for key, value in words(rules).items()):
+    if any(manifest.settings.get(key) != value for key, value in settings_of(rules).items()):
         return manifest, {}
     rejected: dict[str, list[tuple[str, str]]] = {}
     if manifest.rejected:
@@ -169,7 +170,7 @@ def begin(store: Store, rules: Rules, sizes: Mapping[str, int], beside: bool) ->
                 sweep(folder)
         sweep(store.local / FOLDER)
     try:
-        store.write(_BEGUN, json.dumps(words(rules)).encode())
+        store.write(_BEGUN, json.dumps(settings_of(rules)).encode())
     except StoreError as error:
         if not beside:
             raise
@@ -184,7 +185,7 @@ def find_interrupted(store: Store, rules: Rules, sizes: Mapping[str, int]) -> di
     def read(name: str) -> Done | None:
         try:
             table = json.loads(store.read(name))
-            if table["rules"] != words(rules):
+            if table["rules"] != settings_of(rules):
                 return None
             return Done(ShardRecord(*table["shard"]), tuple((str(key), str(reason)) for key, reason in table["rejected"]), new=True)
         except (ValueError, KeyError, TypeError):

@@ -19,13 +19,14 @@ from shards.build.executor import Failure, Outcome, run_here, run_in_pool
 from shards.build.picture import encoder
 from shards.build.plan import Plan, PlanSettings, ShardTask
 from shards.build.sources import LabelRule, Listing, open_source
-from shards.build.task import Places, Progress, TaskRecord, run_task
+from shards.build.task import Progress, TaskLocations, TaskRecord, run_task
 from shards.console import ProgressReport
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
 from shards.dataset.workplace import FOLDER, REJECTED, read_rejected, scratch_folder
 from shards.errors import ShardError
-from shards.store import Options, Store, redacted
+from shards.store import Options, Store
+from shards.urls import redacted
 
 SHOWN_REJECTIONS = 10
 
@@ -95,21 +96,21 @@ def build(request: BuildRequest) -> BuildResult:
             store.delete(FOLDER)
             return BuildResult(finished, listing, True, rejected)
         records = destination.find_records(store, plan, shown)
-        places = Places(listing.url, request.source_options, store.url, request.destination_options, scratch)
-        records |= _run(plan, records, places, request)
+        locations = TaskLocations(listing.url, request.source_options, store.url, request.destination_options, scratch)
+        records |= _run(plan, records, locations, request)
         ordered = [records[index] for index in range(len(plan))]
         rejected = sorted(pair for record in ordered for pair in record.rejected)
         manifest = _finish(store, listing, ordered, rejected, shown)
     return BuildResult(manifest, listing, False, rejected)
 
 
-def _run(plan: Plan, before: Mapping[int, TaskRecord], places: Places, request: BuildRequest) -> dict[int, TaskRecord]:
+def _run(plan: Plan, before: Mapping[int, TaskRecord], locations: TaskLocations, request: BuildRequest) -> dict[int, TaskRecord]:
     """Does the tasks that have no record yet."""
     size = plan.settings.shard_size
     done = sum(min(size, len(plan.listing) - index * size) for index in before)
     tasks = (plan.task(index) for index in range(len(plan)) if index not in before)
     report = ProgressReport("pictures", len(plan.listing), done, request.quiet)
-    job = functools.partial(_job, places=places)
+    job = functools.partial(_job, locations=locations)
     records: dict[int, TaskRecord] = {}
     failures: list[Failure] = []
     with closing(report), closing(_outcomes(tasks, job, request.workers, report.advance)) as outcomes:
@@ -129,8 +130,8 @@ def _run(plan: Plan, before: Mapping[int, TaskRecord], places: Places, request: 
     return records
 
 
-def _job(task: ShardTask, progress: Progress, places: Places) -> TaskRecord:
-    return run_task(task, places, progress)
+def _job(task: ShardTask, progress: Progress, locations: TaskLocations) -> TaskRecord:
+    return run_task(task, locations, progress)
 
 
 def _outcomes(

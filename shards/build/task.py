@@ -32,7 +32,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Places:
+class TaskLocations:
     """Where a task reads and writes. `scratch` is a local folder for a growing shard; for a local destination, that folder itself."""
 
     source_url: str
@@ -63,7 +63,7 @@ class TaskRecord:
     def encode(self) -> bytes:
         """The bytes of the record's object."""
         shard = self.shard
-        row = [shard.name, shard.size, shard.sha256, shard.samples, shard.index_sha256] if shard else None
+        row = [shard.name, shard.size, shard.sha256, shard.count, shard.index_sha256] if shard else None
         return json.dumps(
             {"index": self.index, "digest": self.digest, "shard": row, "index_size": self.index_size, "rejected": self.rejected}
         ).encode()
@@ -85,26 +85,26 @@ def record_name(index: int) -> str:
     return f"{FOLDER}/{index:06d}.json"
 
 
-def run_task(task: ShardTask, places: Places, progress: Progress | None = None) -> TaskRecord:
+def run_task(task: ShardTask, locations: TaskLocations, progress: Progress | None = None) -> TaskRecord:
     """Writes and commits one shard.
 
     Args:
         task: what to write.
-        places: from where to where.
+        locations: from where to where.
         progress: told (pictures, bytes read) after each picture; may raise to stop the task.
 
     Raises:
         SourceError: a picture is gone or has changed since it was listed.
         StoreError: the source can't be read or the destination not written.
     """
-    store = Store(places.destination_url, places.destination_options)
-    partial = Path(places.scratch) / f"{TEMPORARY_PREFIX}{task.shard}-{uuid.uuid4().hex}"
+    store = Store(locations.destination_url, locations.destination_options)
+    partial = Path(locations.scratch) / f"{TEMPORARY_PREFIX}{task.shard}-{uuid.uuid4().hex}"
     try:
         try:
             with open(partial, "xb") as file:
-                rejected = _write_shard(file, task, places, progress)
+                rejected = _write_shard(file, task, locations, progress)
         except OSError as error:
-            raise StoreError(f"{places.scratch}: {error.strerror or error} while writing {task.shard}") from error
+            raise StoreError(f"{locations.scratch}: {error.strerror or error} while writing {task.shard}") from error
         record = _commit(store, task, partial, rejected)
     finally:
         partial.unlink(missing_ok=True)
@@ -112,12 +112,12 @@ def run_task(task: ShardTask, places: Places, progress: Progress | None = None) 
     return record
 
 
-def _write_shard(file: IO[bytes], task: ShardTask, places: Places, progress: Progress | None) -> list[tuple[str, str]]:
+def _write_shard(file: IO[bytes], task: ShardTask, locations: TaskLocations, progress: Progress | None) -> list[tuple[str, str]]:
     """Writes the tar and returns what was rejected."""
     from webdataset import TarWriter  # noqa: PLC0415 - brings torch with it: two seconds that only writing is worth
 
     rejected: list[tuple[str, str]] = []
-    pictures = read_pictures(places.source_url, places.source_options, task.entries, task.picture.max_bytes)
+    pictures = read_pictures(locations.source_url, locations.source_options, task.entries, task.picture.max_bytes)
     # owner, mode and time are fixed, so that the same pictures give the same bytes
     with TarWriter(file, encoder=False, user="", group="", mode=0o444, mtime=0) as writer, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks about odd metadata
@@ -155,6 +155,6 @@ def _commit(store: Store, task: ShardTask, partial: Path, rejected: list[tuple[s
         raise ShardCorrupt(f"{task.shard}: holds {len(index)} samples where {samples} were written: is the disk of {partial.parent} sound?")
     rows = index.encode()
     record = ShardRecord(task.shard, index.shard_bytes, sha256.hexdigest(), samples, hashlib.sha256(rows).hexdigest())
-    store.place(partial, task.shard)
+    store.adopt_file(partial, task.shard)
     store.write(record.index_name, rows)
     return TaskRecord(task.index, task.digest, record, len(rows), tuple(rejected))

@@ -14,9 +14,10 @@ from shards.console import megabytes, printable
 from shards.dataset.index import NO_LABEL
 from shards.dataset.manifest import Manifest, load, rules_of
 from shards.errors import ManifestMismatch
-from shards.store import Options, Store, redacted
+from shards.store import Options, Store
 from shards.tar.reader import TarReader
 from shards.tar.samples import Sample, scan
+from shards.urls import redacted
 
 _READ_THREADS = 16
 _SHOWN_CLASSES = 3

@@ -23,10 +23,11 @@ from shards.dataset.index import ShardIndex
 from shards.dataset.manifest import NAME, Manifest, ShardRecord, load, rules_of
 from shards.dataset.workplace import FOLDER, REJECTED, read_rejected
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
-from shards.store import Options, Store, split
+from shards.store import Options, Store
 from shards.tar.reader import TarReader
 from shards.tar.samples import TarFile
 from shards.tar.version import Tar, look_up
+from shards.urls import split
 
 _SHOWN_ROWS = 10
 _SIZE_THREADS = 16
@@ -41,7 +42,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Report:
+class Findings:
     """What was found.
 
     Attributes:
@@ -57,7 +58,7 @@ class Report:
     unproven: int = 0
 
 
-def verify(url: str, options: Options | None = None, workers: int = 0, repair_index: bool = False, quiet: bool = False) -> Report:
+def verify(url: str, options: Options | None = None, workers: int = 0, repair_index: bool = False, quiet: bool = False) -> Findings:
     """Reads a whole data set and compares it with its manifest.
 
     Args:
@@ -85,12 +86,12 @@ def verify(url: str, options: Options | None = None, workers: int = 0, repair_in
         for record, findings in zip(manifest.records, pool.map(check, range(len(manifest.records))), strict=True):
             problems += findings.problems
             repaired += findings.repaired
-            report.advance(record.samples, record.size)
+            report.advance(record.count, record.size)
     finally:
         report.close()
         pool.shutdown(cancel_futures=True)
     unproven = sum(not record.sha256 for record in manifest.records)
-    return Report(manifest, tuple(sorted(problems)), tuple(repaired), unproven)
+    return Findings(manifest, tuple(sorted(problems)), tuple(repaired), unproven)
 
 
 def _tar_sizes(manifest: Manifest, tars: Store, listed: Mapping[str, int] | None) -> dict[str, int]:
@@ -128,13 +129,13 @@ def _check_objects(manifest: Manifest, store: Store, sizes: Mapping[str, int]) -
 
 
 @dataclass
-class _Findings:
+class _ShardFindings:
     problems: list[Problem]
     repaired: list[str]
 
 
-def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[str, int], repair_index: bool, shard: int) -> _Findings:
-    record, findings = manifest.records[shard], _Findings([], [])
+def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[str, int], repair_index: bool, shard: int) -> _ShardFindings:
+    record, findings = manifest.records[shard], _ShardFindings([], [])
     stored, trouble = _stored_index(manifest, store, sizes, shard)
     actual: ShardIndex | None = None
     sound = False
@@ -202,8 +203,8 @@ def _index_of(manifest: Manifest, record: ShardRecord, tar: TarFile) -> ShardInd
 
 def _check_samples(manifest: Manifest, record: ShardRecord, actual: ShardIndex, stored: ShardIndex | None) -> list[Problem]:
     problems = []
-    if len(actual) != record.samples:
-        problems.append(Problem(record.name, f"holds {len(actual)} samples, the manifest says {record.samples}"))
+    if len(actual) != record.count:
+        problems.append(Problem(record.name, f"holds {len(actual)} samples, the manifest says {record.count}"))
     if manifest.classes and len(actual) and int(actual.rows["label"].max()) >= len(manifest.classes):
         problems.append(Problem(record.name, f"has a label past the {len(manifest.classes)} classes of the manifest"))
     if stored is not None and len(stored) == len(actual):

@@ -21,7 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from shards.dataset import index as shard_index
 from shards.dataset.index import Rules
 from shards.errors import ManifestMismatch, StoreError
-from shards.store import Options, Store, redacted, split
+from shards.store import Options, Store
+from shards.urls import redacted, split
 
 NAME = "manifest.json"
 _FORMAT = "context-encoder-shards"
@@ -41,7 +42,7 @@ class ShardRecord:
         name: below the folder of the shards.
         size: bytes.
         sha256: hexadecimal; empty where the shard was indexed without reading it whole.
-        samples: in its index.
+        count: samples in its index.
         index_sha256: of the index, hexadecimal.
         version: what the store called this state of the object when it was indexed (S3: ETag without quotes, else size and time); empty
             for shards that were built here.
@@ -50,7 +51,7 @@ class ShardRecord:
     name: str
     size: int
     sha256: str
-    samples: int
+    count: int
     index_sha256: str
     version: str = ""
 
@@ -95,14 +96,14 @@ class Manifest:
         return INDEXED in self.settings
 
     @cached_property
-    def samples(self) -> NDArray[np.int64]:
+    def sample_counts(self) -> NDArray[np.int64]:
         """Samples of each shard, int64 (shards,)."""
-        return np.fromiter((record.samples for record in self.records), dtype=np.int64, count=len(self.records))
+        return np.fromiter((record.count for record in self.records), dtype=np.int64, count=len(self.records))
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
         """Id of the first sample of each shard, and the number of samples at the end: int64 (shards + 1,)."""
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.samples)])
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.sample_counts)])
 
     @property
     def total_samples(self) -> int:
@@ -134,7 +135,7 @@ class Manifest:
         for record in self.records:
             # which of a sample's pictures was indexed is no property of the shard, so the index counts where it was made by choice
             chosen = f"\0{record.index_sha256}" if record.version or not record.sha256 else ""
-            table.update(f"{record.name}\0{record.identity}\0{record.samples}{chosen}\n".encode())
+            table.update(f"{record.name}\0{record.identity}\0{record.count}{chosen}\n".encode())
         return int.from_bytes(table.digest()[:8], "little") >> 1
 
     def encode(self) -> bytes:
@@ -151,7 +152,7 @@ class Manifest:
             "settings": dict(self.settings),
         }
         names, count = ["name", "bytes", "sha256", "samples", "index_sha256", "version"], 6 if any(r.version for r in self.records) else 5
-        rows = ",\n".join(json.dumps([r.name, r.size, r.sha256, r.samples, r.index_sha256, r.version][:count]) for r in self.records)
+        rows = ",\n".join(json.dumps([r.name, r.size, r.sha256, r.count, r.index_sha256, r.version][:count]) for r in self.records)
         columns = f'"columns": {json.dumps(names[:count])}'
         return f'{json.dumps(head, indent=1)[:-2]},\n {columns},\n "shards": [\n{rows}\n]}}\n'.encode()
 
@@ -182,9 +183,9 @@ class Manifest:
                 f"python -m shards verify --repair-index {redacted(self.url)}"
             )
         index = shard_index.decode(data, name)
-        if len(index) != record.samples or index.shard_bytes != record.size:
+        if len(index) != record.count or index.shard_bytes != record.size:
             raise ManifestMismatch(
-                f"{name}: describes {len(index)} samples in {index.shard_bytes} bytes, the manifest {record.samples} in {record.size}"
+                f"{name}: describes {len(index)} samples in {index.shard_bytes} bytes, the manifest {record.count} in {record.size}"
             )
         return index
 
@@ -201,7 +202,7 @@ def rules_of(manifest: Manifest, record: ShardRecord) -> Rules:
     )
 
 
-def words(rules: Rules) -> dict[str, Any]:
+def settings_of(rules: Rules) -> dict[str, Any]:
     """What decides the rows of a tar, for the manifest's settings. Whether digests were read is told by each shard's sha256."""
     return {
         "index_format": _INDEX_FORMAT,
@@ -221,7 +222,7 @@ class ObjectReader(Protocol):
         ...
 
 
-def place(url: str) -> tuple[str, str]:
+def split_manifest_url(url: str) -> tuple[str, str]:
     """(folder, name) of the manifest of a data set."""
     return split(url) if url.endswith(".json") else (url, NAME)
 
@@ -232,13 +233,13 @@ def load(url: str, options: Options | None = None, reader: ObjectReader | None =
     Args:
         url: the folder of the shards, or its manifest.json.
         options: fsspec options of the store (endpoint_url, profile, ...).
-        reader: what reads it, of the folder that `place` gives; by default the store, without any retry of our own.
+        reader: what reads it, of the folder that `split_manifest_url` gives; by default the store, without any retry of our own.
 
     Raises:
         StoreError: it can't be read.
         ManifestMismatch: there is none, or it is damaged.
     """
-    folder, name = place(url)
+    folder, name = split_manifest_url(url)
     store = reader.store if reader is not None else Store(folder, options)
     shown = store.describe(name)
     data = store.whole(name) if reader is None else reader.whole(name)
@@ -272,7 +273,7 @@ def decode(data: bytes, name: str, url: str) -> Manifest:
         if not isinstance(shards_url, str) or not shards_url:
             raise ValueError("shards_url is no URL")
         manifest = Manifest(records, url, tuple(classes), settings, _count(table["rejected"]), shards_url)
-        if sum(record.samples for record in records) != _count(table["samples"]) or manifest.total_bytes != table["bytes"]:
+        if sum(record.count for record in records) != _count(table["samples"]) or manifest.total_bytes != table["bytes"]:
             raise ValueError("the rows don't add up to the samples and bytes it names")
         if len({record.name for record in records}) != len(records):
             raise ValueError("it names a shard twice")

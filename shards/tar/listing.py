@@ -20,8 +20,9 @@ from fsspec.utils import glob_translate
 
 from shards.errors import SourceError, StoreError
 from shards.local_walk import files_below
-from shards.store import Options, Store, join, redacted
+from shards.store import Options, Store
 from shards.tar.version import Info, Tar, info_of, version_of
+from shards.urls import join, redacted
 from shards.whole_file import TEMPORARY_PREFIX
 
 _MAGIC = re.compile(r"[{*?\[]")
@@ -187,7 +188,7 @@ def _named(store: Store, names: Sequence[str]) -> dict[str, Info]:
 def _below(store: Store, folder: str, deep: bool) -> dict[str, Info]:
     if store.local is not None:
         return dict(_local(store, folder, None if deep else 1))
-    with store.reported(folder):
+    with store.as_store_errors(folder):
         try:
             found = store.fs.find(store.path(folder), maxdepth=None if deep else 1, detail=True)
         except FileNotFoundError:
@@ -202,7 +203,7 @@ def _matching(store: Store, pattern: str) -> dict[str, Info]:
             depth = None if "**" in pattern else pattern.count("/", len(start) + bool(start)) + 1
             matches = re.compile(glob_translate(pattern)).match
             return {name: info for name, info in _local(store, start, depth) if matches(name)}
-        with store.reported(pattern):
+        with store.as_store_errors(pattern):
             return dict(_files(store, store.fs.glob(store.path(pattern), detail=True)))
     except (ValueError, re.error) as error:
         raise SourceError(f"{store.describe(pattern)}: not a pattern: {error}") from error

@@ -46,7 +46,7 @@ def look_up(store: Store, name: str) -> Tar | None:
 
 
 def info_of(store: Store, name: str) -> Info | None:
-    with store.reported(name):
+    with store.as_store_errors(name):
         try:
             info: Info = store.fs.info(store.path(name))
         except (FileNotFoundError, NotADirectoryError):

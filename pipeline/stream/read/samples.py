@@ -226,7 +226,7 @@ class SampleReader:
         record = self.manifest.records[shard]
         for attempts_left in (1, 0):
             try:
-                data = self.index_reader.range(record.index_name, 0, file_size(record.samples))
+                data = self.index_reader.range(record.index_name, 0, file_size(record.count))
             except ShardError as error:
                 if isinstance(error, ShardUnavailable) and not isinstance(error.__cause__, FileNotFoundError):
                     raise  # the store is out of order, not the data set

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from shards.build.sources import folder, tar
 from shards.build.sources.listing import Entry, LabelRule, Listing, ListingBuilder
 from shards.errors import SourceError, StoreError
-from shards.store import Options, Store, redacted, split
+from shards.store import Options, Store
+from shards.urls import redacted, split
 
 __all__ = ["Entry", "LabelRule", "Listing", "open_source"]
 

@@ -66,7 +66,7 @@ def ours(url: str | Path, options: Options | None = None) -> list[Read]:
     indexes, tars, found = Store(data.url, options), Store(data.shards_url, options), []
     for shard, record in enumerate(data.records):
         bytes_ = tars.read(record.name)
-        keys = [sample.key for sample in samples_of(data, shard, record.samples, options)]
+        keys = [sample.key for sample in samples_of(data, shard, record.count, options)]
         for key, (offset, digest, length, label) in zip(keys, data.read_index(indexes, shard).rows.tolist(), strict=True):
             taken = bytes_[offset : offset + length]
             assert digest in {NO_DIGEST, index.digest(taken)}

@@ -150,7 +150,7 @@ def test_tars_without_samples_take_no_ids(tmp_path: Path) -> None:
     (tmp_path / "shard-000000-empty.tar").write_bytes(tar_of({}))
     (tmp_path / "shard-000002.tar").write_bytes(tar_of({"README": b"no sample"}))
     data = run(tmp_path).manifest
-    assert data.samples.tolist() == [0, 5, 5, 0]
+    assert data.sample_counts.tolist() == [0, 5, 5, 0]
     assert data.locate(np.arange(10))[0].tolist() == [1] * 5 + [2] * 5
     assert ours(tmp_path) == theirs(paths)
     assert verify(str(tmp_path), quiet=True).problems == ()

@@ -33,7 +33,7 @@ def test_every_picture_is_stored_once_with_its_class(tree: Path, tmp_path: Path)
     for sample in found.values():
         about = json.loads(sample["json"])
         assert about["label"] == about["source"].split("/")[0] == result.manifest.classes[int(sample["cls"])]
-    assert [record.samples for record in result.manifest.records] == [10, 10, 10, 10]
+    assert [record.count for record in result.manifest.records] == [10, 10, 10, 10]
 
 
 def test_a_tree_sorted_by_class_gives_mixed_shards(tree: Path, tmp_path: Path) -> None:

@@ -81,17 +81,17 @@ def test_a_build_killed_after_its_manifest_is_tidied_up(tree: Path, tmp_path: Pa
 def test_a_picture_that_changes_between_listing_and_reading_is_an_error_not_a_rejection(tmp_path: Path) -> None:
     from shards.build.plan import Plan
     from shards.build.sources import open_source
-    from shards.build.task import Places, run_task
+    from shards.build.task import TaskLocations, run_task
 
     tree = write_folder(tmp_path / "in", classed(4))
     (tmp_path / "out").mkdir()
     task = Plan(open_source(str(tree)), SMALL).task(0)
-    places = Places(str(tree), {}, str(tmp_path / "out"), {}, str(tmp_path / "out"))
+    locations = TaskLocations(str(tree), {}, str(tmp_path / "out"), {}, str(tmp_path / "out"))
     victim = tree / task.entries[2].name
     for change in (lambda: victim.write_bytes(b"shorter"), lambda: victim.write_bytes(bytes(100_000)), victim.unlink):
         change()
         with pytest.raises(SourceError, match="changed since it was listed"):
-            run_task(task, places)
+            run_task(task, locations)
         assert contents(tmp_path / "out") == {}
 
 
