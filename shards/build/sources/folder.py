@@ -24,13 +24,24 @@ from shards.whole_file import TEMPORARY_PREFIX
 _LIST_THREADS = 16
 
 
-def collect(store: Store, builder: ListingBuilder) -> None:
-    """Adds every file below the store's folder to the listing.
+class FolderSource:
+    """Any folder."""
 
-    Raises:
-        SourceError: folders that link to one another in a circle, a broken tar, or a data set of shards.
-        StoreError: a folder can't be listed.
-    """
+    def recognises(self, _store: Store, name: str) -> bool:
+        """Accepts every folder."""
+        return not name
+
+    def collect(self, store: Store, _name: str, builder: ListingBuilder) -> None:
+        """Adds every file below the folder to the listing.
+
+        Raises:
+            SourceError: folders link to one another in a circle, a tar is broken, or the folder is a data set of shards.
+            StoreError: a folder can't be listed.
+        """
+        _collect(store, builder)
+
+
+def _collect(store: Store, builder: ListingBuilder) -> None:
     tars: list[str] = []
     has_manifest = False
     for name, size in _local(store.local) if store.local else _remote(store):
@@ -93,3 +104,6 @@ def _remote(store: Store) -> Iterator[tuple[str, int]]:
 def _list_folder(store: Store, path: str) -> list[Mapping[str, Any]]:
     found = store.entries(path[len(store.root.rstrip("/")) + 1 :])
     return [info for info in found if info["name"].rstrip("/") != path]
+
+
+SOURCE = FolderSource()

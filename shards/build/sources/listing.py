@@ -45,7 +45,7 @@ class Listing:
     Attributes:
         url: the folder that paths are relative to.
         classes: label names, sorted; an entry's `label_id` is a place in it. Empty where labels are unknown.
-        containers: the tars that pictures lie in.
+        containers: objects that hold pictures under other names than their own, such as tars.
         other: files that are no pictures, counted by extension.
         excluded: pictures that no include pattern matched.
     """
@@ -118,7 +118,7 @@ class ListingBuilder:
         return len(self._ends) + self._excluded
 
     def open_container(self, path: str) -> int:
-        """Announces a tar and returns its number for `add`."""
+        """Announces an object that holds pictures under other names than its own, such as a tar, and returns its number for `add`."""
         self._containers.append(path)
         return len(self._containers) - 1
 

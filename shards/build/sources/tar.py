@@ -11,7 +11,7 @@ import posixpath
 from typing import IO
 
 from shards.build.sources.listing import ListingBuilder, extension_of
-from shards.errors import ShardCorrupt, SourceError
+from shards.errors import ShardCorrupt, SourceError, StoreError
 from shards.store import Store
 from shards.tar.samples import walk
 
@@ -22,6 +22,25 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "zstd (unpack it with: unzstd)",
     b"PK\x03\x04": "zip (unpack it into a folder)",
 }
+
+
+class TarSource:
+    """An uncompressed tar; other files are refused with the reason."""
+
+    def recognises(self, _store: Store, name: str) -> bool:
+        """Accepts every object, because the name of a tar may be anything."""
+        return bool(name)
+
+    def collect(self, store: Store, name: str, builder: ListingBuilder) -> None:
+        """Adds every member of the tar to the listing.
+
+        Raises:
+            SourceError: as `collect`; or the tar can't be read.
+        """
+        try:
+            collect(store, name, builder)
+        except StoreError as error:
+            raise SourceError(str(error)) from error
 
 
 def collect(store: Store, name: str, builder: ListingBuilder, prefix: str = "") -> None:
@@ -108,3 +127,6 @@ class _Window(io.RawIOBase):
         target[: len(data)] = data
         self._place += len(data)
         return len(data)
+
+
+SOURCE = TarSource()
