@@ -1,8 +1,8 @@
 """One folder of objects behind a URL: a local folder, s3:// or whatever else fsspec opens.
 
-Everything that is written appears whole or not at all: a local file by temporary name, fsync and rename, an object by the store's own
-atomic put. URLs that would run a program (`pipe:`) or chain file systems (`a::b`) are refused. Credentials come from the places where s3fs
-and fsspec users keep them (profiles, roles, environment, fsspec configuration) or from `options`, and never appear in a message.
+Every file and object appears whole or not at all: a local file by temporary name, fsync and rename, an object by the store's own atomic
+put. URLs that would run a program (`pipe:`) or chain file systems (`a::b`) are refused. Credentials come from the places where users of
+s3fs and fsspec keep them (profiles, roles, environment, fsspec configuration) or from `options`, and never appear in a message.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ T = TypeVar("T")
 class Store:
     """The objects below one URL. Names are relative to it and use '/'.
 
-    Make it in the process that uses it: s3fs clients don't survive a fork. Options that are text, as they come from a command line or a
-    configuration file, are read as what they say: `true`, `4`, `{"json": 1}`.
+    Make a store in the process that uses it, because s3fs clients don't survive a fork. Options that are text, as on a command line or in
+    a configuration file, become the value that they spell: `true`, `4`, `{"json": 1}`.
 
     Raises:
         StoreError: from every method, naming the URL and what to do.
@@ -50,39 +50,39 @@ class Store:
         try:
             located = str(Path(self.url).expanduser()) if self.url.startswith("~") else self.url
             self.fs, self.root = fsspec.core.url_to_fs(located, **self.options)
-        except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:  # the last of a home that is nobody's
+        except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:  # RuntimeError: ~name of a user who does not exist
             raise StoreError(f"{redacted(url)}: {reason_of(error)}") from error
         self.root = self.root.rstrip("/") or "/"
 
     @property
     def local(self) -> Path | None:
-        """The folder, where the store is one on this machine."""
+        """The local folder; None for a store elsewhere."""
         return Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
 
     def path(self, name: str) -> str:
-        """The path that the file system `fs` knows `name` by."""
+        """Returns the path of the object `name` in the file system `fs`."""
         if name.startswith("/") or ".." in name.split("/"):
             raise StoreError(f"{name!r}: leaves the folder {redacted(self.url)}")
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def describe(self, name: str = "") -> str:
-        """The URL of `name` for messages, without credentials."""
+        """Returns the URL of `name` for messages, without credentials."""
         return redacted(join(self.url, name) if name else self.url)
 
     def read(self, name: str) -> bytes:
-        """All bytes of one object."""
+        """Reads all bytes of one object."""
         return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name))))
 
     def whole(self, name: str) -> bytes | None:
-        """All bytes of one object, None where there is no such object."""
+        """Reads all bytes of one object; None where there is no such object."""
         return None if self.size(name) is None else self.read(name)
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of one object; what the store sends, which may be short: compare with what is known."""
+        """Reads bytes [start, end) of one object. The store may send fewer: compare the length with the known one."""
         return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name), start=start, end=end)))
 
     def size(self, name: str) -> int | None:
-        """Size in bytes, None where there is no such object (a folder is none)."""
+        """Returns the size of an object in bytes; None where there is no such object (a folder is none)."""
 
         def ask() -> int | None:
             try:
@@ -95,10 +95,14 @@ class Store:
         return self._try(name, ask)
 
     def list(self, folder: str = "", deep: bool = True, strict: bool = False) -> list[tuple[str, int]]:
-        """(name, size in bytes) of everything below a folder (or only right in it), sorted by name; temporary files left out.
+        """Lists (name, size in bytes) of everything below a folder, sorted by name, without temporary files.
 
-        Links of a local folder are followed; folders of it that can't be listed are passed over, or an error where `strict`. The size of
-        what a store lists without one is 0.
+        Args:
+            folder: folder below this store.
+            deep: list everything below the folder; else only what lies right in it.
+            strict: raise for parts of a local folder that can't be listed, instead of skipping them.
+
+        Links of a local folder are followed. An object that the store lists without a size has size 0.
         """
 
         def walk() -> list[tuple[str, int]]:
@@ -116,18 +120,18 @@ class Store:
         return [(name, size) for name, size in self._try(folder, walk) if not name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)]
 
     def entries(self, folder: str = "") -> Sequence[Mapping[str, Any]]:
-        """What lies right in a folder, as fsspec describes it: `name` (below `fs`, not below this store), `type`, `size`."""
+        """Lists the objects right in a folder as fsspec describes them: `name` (below `fs`, not below this store), `type`, `size`."""
 
         def look() -> Sequence[Mapping[str, Any]]:
             found: Sequence[Mapping[str, Any]] = self.fs.ls(self.path(folder), detail=True, refresh=True)
-            self.fs.invalidate_cache(self.path(folder))  # or the listings of a large tree stay in memory
+            self.fs.invalidate_cache(self.path(folder))  # else the listings of a large tree stay in memory
             return found
 
         return self._try(folder, look)
 
     @contextmanager
     def opened(self, name: str) -> Iterator[IO[bytes]]:
-        """A seekable file to read one object from, in blocks that suit a reader who goes forward."""
+        """Opens one object as a seekable file, in blocks that suit a reader who goes forward."""
         with self.as_store_errors(name):
             if self.local is not None:
                 with open(self.path(name), "rb") as plain:
@@ -137,7 +141,7 @@ class Store:
                 yield file
 
     def make_folder(self) -> None:
-        """Makes the folder itself where it is a local one; a store has none."""
+        """Makes the folder itself if it is local; other stores need none."""
         if self.local is not None:
             self._try("", lambda: Path(self.root).mkdir(parents=True, exist_ok=True))
 
@@ -151,11 +155,11 @@ class Store:
 
     @contextmanager
     def writing(self, name: str, block: int | None = None) -> Iterator[IO[bytes]]:
-        """A file that becomes the object `name` when the block ends, and leaves nothing when it raises.
+        """Opens a file that becomes the object `name` when the block ends, and leaves nothing behind when the block raises.
 
         Args:
-            name: of the object.
-            block: bytes of a part of the upload to a store, at least 5 MiB; the client's own when None.
+            name: name of the object.
+            block: bytes per part of an upload to a store, at least 5 MiB; None takes the client's default.
         """
         folder = self.local
         if folder is None:
@@ -176,10 +180,10 @@ class Store:
                 yield file
 
     def abort_uploads(self, chosen: Callable[[str], object]) -> int:
-        """Gives up uploads in parts to S3 that nobody completed, whose parts are paid for and not listed; returns how many.
+        """Aborts unfinished multipart uploads to S3, because their parts are paid for and not listed; returns how many.
 
         Args:
-            chosen: whether the upload of an object of this name is given up. Whoever is uploading it at this moment fails.
+            chosen: returns whether the upload of the object of this name is aborted. An upload that is still running fails then.
         """
         if "s3" not in self.fs.protocol:
             return 0
@@ -211,7 +215,7 @@ class Store:
                 file.write(chunk)
 
     def adopt_file(self, source: Path, name: str) -> None:
-        """Makes a finished local file the object `name`, by rename where it is on the same disk, else by copying. The file is gone then."""
+        """Turns a finished local file into the object `name`, by rename on the same disk, else by copying. The local file is gone then."""
         if self.local is None:
             self.upload(source, name)
             source.unlink()
@@ -231,11 +235,11 @@ class Store:
             sync_folder(target.parent)
 
     def head(self, name: str, count: int) -> bytes:
-        """The first bytes of one object, all of it where it is shorter."""
+        """Reads the first `count` bytes of one object, all of a shorter one."""
         return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name), start=0, end=count)) if self.size(name) else b"")
 
     def remove(self, names: Iterable[str]) -> None:
-        """Removes objects by name, several at once, and nothing that lies below them; one that is missing is no error."""
+        """Removes objects by name, several at once, and nothing that lies below them. A missing object is no error."""
 
         def remove(name: str) -> None:
             with self.as_store_errors(name), suppress(FileNotFoundError):
@@ -246,7 +250,7 @@ class Store:
         self.fs.invalidate_cache()
 
     def delete(self, name: str) -> None:
-        """Removes one object, or a folder with all below it; nothing happens where there is none."""
+        """Removes one object, or a folder with everything below it. A missing one is no error."""
 
         def remove(path: str) -> None:
             with suppress(FileNotFoundError):
@@ -272,7 +276,7 @@ class Store:
 
     @contextmanager
     def as_store_errors(self, name: str) -> Iterator[None]:
-        """What a client raises in the block about `name` leaves it as a StoreError."""
+        """Turns errors of the store's client in the block into a StoreError that names the object `name` and what to do."""
         try:
             yield
         except StoreError:
@@ -292,5 +296,5 @@ class Store:
         with self.as_store_errors(name):
             try:
                 return action()
-            except (TypeError, ValueError) as error:  # how clients report an option they don't know, when they first connect
+            except (TypeError, ValueError) as error:  # a client's answer to an option it does not know, given when it first connects
                 raise StoreError(f"{self.describe(name)}: {reason_of(error)}. Check the options of the store") from error

@@ -1,7 +1,7 @@
-"""The folder that a data set is built in: who may build there, what an earlier build left, and what may be removed.
+"""The destination of a build: whether a build may begin there, what an earlier one left, and what may be removed.
 
-While a build is unfinished there is a folder `_build` with the plan and a record of each finished shard, and no manifest. Nothing is
-removed but what a build made.
+An unfinished build has a folder `_build` with the plan and a record of each finished shard, and no manifest. Only files that a build made
+are ever removed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ from shards.store import Store
 
 _PLAN = f"{FOLDER}/plan.json"
 _READ_THREADS = 16
-_FREE = frozenset({"plan", "source", "encoder"})  # what may differ between two runs of one plan
+_FREE = frozenset({"plan", "source", "encoder"})  # settings that may differ between two builds of one plan
 Settings = Mapping[str, Any]
 
 
 def refuse_overlap(source: Store, destination: Store) -> None:
-    """Raises ShardError where one lies in the other: the shards of one build would be the pictures of the next."""
+    """Raises ShardError if one lies in the other, because the shards of this build would be listed as the source of the next."""
     if type(source.fs) is not type(destination.fs):
         return
     inner, outer = _path(destination), _path(source)
     if inner == outer or inner.startswith(outer.rstrip("/") + "/") or outer.startswith(inner.rstrip("/") + "/"):
-        raise ShardError(f"{destination.describe()} and the source {source.describe()} lie in one another. Build into a folder of its own")
+        raise ShardError(
+            f"{destination.describe()} and the source {source.describe()} lie in one another. Choose folders that do not contain each other"
+        )
 
 
 def _path(store: Store) -> str:
@@ -42,10 +44,10 @@ def _path(store: Store) -> str:
 
 
 def find_finished(store: Store, settings: Settings) -> Manifest | None:
-    """The manifest of a finished data set of the plan that `settings` describes, if that is what the destination holds.
+    """Returns the manifest in the destination if it is of the plan that `settings` describes and its shards are there; None without one.
 
     Raises:
-        ShardError: it holds a data set of another plan, or one of this plan with parts missing.
+        ShardError: the destination holds a data set of another plan, or one of this plan with parts missing.
     """
     if store.size(manifests.NAME) is None:
         return None
@@ -66,17 +68,17 @@ def find_finished(store: Store, settings: Settings) -> Manifest | None:
 
 
 def find_records(store: Store, plan: Plan, settings: Settings) -> dict[int, TaskRecord]:
-    """The tasks that an interrupted build of this plan finished, by index; starts a build where there was none.
+    """Returns the records of the tasks that an interrupted build of this plan finished, by index; begins a build where there was none.
 
     Raises:
-        ShardError: it holds an unfinished build of another plan, or other shards.
-        StoreError: it can't be written.
+        ShardError: the destination holds an unfinished build of another plan, or other shards.
+        StoreError: the destination can't be written.
     """
     if store.size(_PLAN) is None:
         foreign = [name for name, _ in store.list(deep=False) if name.endswith((".tar", shard_index.SUFFIX)) or name == REJECTED]
         if foreign:
             raise ShardError(
-                f"{store.describe()}: holds {len(foreign)} files that no build made known here ({foreign[0]}, ...). "
+                f"{store.describe()}: holds {len(foreign)} files of a data set, but no manifest and no build ({foreign[0]}, ...). "
                 "Build into an empty folder, or remove them"
             )
         store.write(_PLAN, json.dumps(dict(settings)).encode())
@@ -92,9 +94,9 @@ def find_records(store: Store, plan: Plan, settings: Settings) -> dict[int, Task
 
 
 def make_way(store: Store, plan: Plan, settings: Settings) -> None:
-    """Removes what earlier builds made, except an unfinished build of the same plan, which is to be finished.
+    """Removes what earlier builds made, except an unfinished build of the same plan, which this build finishes.
 
-    The manifest goes first, so that what is left is never taken for a data set.
+    The manifest goes first, so that a half-removed data set is never taken for a whole one.
     """
     if store.size(manifests.NAME) is None and _read_plan(store).get("plan") == settings["plan"]:
         return
@@ -137,7 +139,7 @@ def _other_plan(store: Store, what: str, theirs: Settings, ours: Settings) -> Sh
     differing = [
         f"{key} was {theirs[key]}, now {ours[key]}" for key in ours if key in theirs and theirs[key] != ours[key] and key not in _FREE
     ]
-    why = "; ".join(differing) or "the pictures are others"
+    why = "; ".join(differing) or "the pictures differ"
     return ShardError(
         f"{store.describe()}: holds {what} from other settings or pictures ({why}). Choose another folder, or replace it with --overwrite"
     )

@@ -1,7 +1,7 @@
-"""One task writes one shard and commits it: the shard, then its index, then a record that says both are there.
+"""Tasks: each writes one shard and commits it, first the shard, then its index, then a record that both are complete.
 
-A task depends on nothing but its arguments and leaves nothing behind when it is cut off but a temporary file, so it can run in any process
-on any machine, twice or again; the bytes are the same.
+A task depends on its arguments alone, and a task that is cut off leaves only a temporary file behind. It can therefore run in any process
+on any machine, and more than once, with the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class TaskLocations:
-    """Where a task reads and writes. `scratch` is a local folder for a growing shard; for a local destination, that folder itself."""
+    """The locations that a task reads and writes. `scratch` is a local folder for a growing shard, which may be the destination itself."""
 
     source_url: str
     source_options: Options
@@ -44,13 +44,13 @@ class TaskLocations:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What a finished task did.
+    """The result of a finished task.
 
     Attributes:
-        index: of the task.
-        digest: of the task.
-        shard: the shard it wrote, None where every picture was rejected.
-        index_size: bytes of the shard's index.
+        index: index of the task in the plan.
+        digest: digest of the task.
+        shard: shard that the task wrote; None where every picture was rejected.
+        index_size: size of the shard's index in bytes.
         rejected: (name, reason) of the pictures that were left out.
     """
 
@@ -61,7 +61,7 @@ class TaskRecord:
     rejected: tuple[tuple[str, str], ...]
 
     def encode(self) -> bytes:
-        """The bytes of the record's object."""
+        """Returns the bytes of the record's object."""
         shard = self.shard
         row = [shard.name, shard.size, shard.sha256, shard.count, shard.index_sha256] if shard else None
         return json.dumps(
@@ -70,7 +70,7 @@ class TaskRecord:
 
     @staticmethod
     def decode(data: bytes) -> TaskRecord | None:
-        """Reads a record; None where it is damaged, which costs no more than doing the task again."""
+        """Reads a record; None for a damaged one, whose task is then done again."""
         try:
             table = json.loads(data)
             shard = ShardRecord(*table["shard"]) if table["shard"] else None
@@ -81,7 +81,7 @@ class TaskRecord:
 
 
 def record_name(index: int) -> str:
-    """The object that holds the record of a task."""
+    """Returns the name of the object that holds the record of a task."""
     return f"{FOLDER}/{index:06d}.json"
 
 
@@ -89,9 +89,9 @@ def run_task(task: ShardTask, locations: TaskLocations, progress: Progress | Non
     """Writes and commits one shard.
 
     Args:
-        task: what to write.
-        locations: from where to where.
-        progress: told (pictures, bytes read) after each picture; may raise to stop the task.
+        task: task to run.
+        locations: locations of the source, the destination and the growing shard.
+        progress: called with (pictures, bytes read) after each picture; may raise to stop the task.
 
     Raises:
         SourceError: a picture is gone or has changed since it was listed.
@@ -113,14 +113,14 @@ def run_task(task: ShardTask, locations: TaskLocations, progress: Progress | Non
 
 
 def _write_shard(file: IO[bytes], task: ShardTask, locations: TaskLocations, progress: Progress | None) -> list[tuple[str, str]]:
-    """Writes the tar and returns what was rejected."""
-    from webdataset import TarWriter  # noqa: PLC0415 - brings torch with it: two seconds that only writing is worth
+    """Writes the tar and returns (name, reason) of the rejected pictures."""
+    from webdataset import TarWriter  # noqa: PLC0415 - imports torch, which takes two seconds and only writing needs
 
     rejected: list[tuple[str, str]] = []
     pictures = read_pictures(locations.source_url, locations.source_options, task.entries, task.picture.max_bytes)
     # owner, mode and time are fixed, so that the same pictures give the same bytes
     with TarWriter(file, encoder=False, user="", group="", mode=0o444, mtime=0) as writer, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks about odd metadata
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata
         for key, (entry, data) in zip(task.keys, pictures, strict=True):
             try:
                 if data is None:

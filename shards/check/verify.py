@@ -1,9 +1,9 @@
-"""Proves that a data set is what its manifest says: every shard, every index, every sample. Mends an index where nothing else is wrong.
+"""Verifies a data set against its manifest: every shard, every index, every sample. Repairs an index if its shard is sound.
 
-A shard is read once, forward, through a bounded buffer and without a copy on disk; its digest, its samples and its index are compared, and
-all that is wrong is reported, not only the first. An index that is lost or damaged is a function of its shard, so it can be made again
-whenever the shard is sound. A shard that was indexed without reading it whole has no digest to compare: only its size, version and
-structure are checked, and the report says so.
+A shard is read once, forward, through a bounded buffer and without a copy on disk. Its digest, its samples and its index are compared, and
+all problems are reported, not only the first. An index is a function of its shard, so a lost or damaged one can be made again whenever the
+shard is sound. A shard that was indexed without reading it whole has no digest to compare: only its size, version and structure are
+checked, and `Findings.unproven` counts it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SIZE_THREADS = 16
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing that is wrong: the object and what about it."""
+    """One problem: the name of the object, and what is wrong with it."""
 
     name: str
     what: str
@@ -43,13 +43,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found.
+    """The result of a verification.
 
     Attributes:
-        manifest: of the data set.
-        problems: sorted by object; empty where all is well.
-        repaired: indexes that were made again.
-        unproven: shards whose bytes nothing is known of, since they were indexed without reading them.
+        manifest: manifest of the data set.
+        problems: problems, sorted by object; empty for a sound data set.
+        repaired: names of the indexes that were made again.
+        unproven: number of shards whose bytes can't be verified, because they were indexed without reading them.
     """
 
     manifest: Manifest
@@ -62,14 +62,14 @@ def verify(url: str, options: Options | None = None, workers: int = 0, repair_in
     """Reads a whole data set and compares it with its manifest.
 
     Args:
-        url: the data set.
+        url: URL of the data set, or of its manifest.
         options: fsspec options of the store.
-        workers: shards that are read at once; 0 takes the cores of the machine, at most 8.
-        repair_index: write an index again where it is missing or damaged and its shard is sound.
-        quiet: no progress on stderr.
+        workers: number of shards that are read at once; 0 takes one per core, at most 8.
+        repair_index: write a missing or damaged index again if its shard is sound.
+        quiet: show no progress on stderr.
 
     Raises:
-        ManifestMismatch: there is no manifest, or it is damaged.
+        ManifestMismatch: the manifest is missing or damaged.
         StoreError: the store can't be reached.
     """
     manifest = load(url, options)
@@ -80,7 +80,7 @@ def verify(url: str, options: Options | None = None, workers: int = 0, repair_in
     sizes |= _tar_sizes(manifest, tars, sizes if tars is store else None)
     repaired: list[str] = []
     report = ProgressReport("samples", manifest.total_samples, quiet=quiet)
-    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))  # reading and hashing both leave the interpreter free
+    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))  # reading and hashing both release the GIL
     try:
         check = functools.partial(_check_shard, manifest, store, tars, sizes, repair_index)
         for record, findings in zip(manifest.records, pool.map(check, range(len(manifest.records))), strict=True):
@@ -95,11 +95,11 @@ def verify(url: str, options: Options | None = None, workers: int = 0, repair_in
 
 
 def _tar_sizes(manifest: Manifest, tars: Store, listed: Mapping[str, int] | None) -> dict[str, int]:
-    """Sizes of the shards that are there; `listed` where their folder was listed already."""
+    """Returns the sizes of the shards that exist. `listed` holds the sizes if their folder was listed already."""
     names = [record.name for record in manifest.records]
     try:
         listed = dict(tars.list()) if listed is None else listed
-        unsized = {name for name in names if listed.get(name) == 0}  # a web server lists names without sizes
+        unsized = {name for name in names if listed.get(name) == 0}  # web servers list names without sizes
     except StoreError:  # some stores let objects be read but not listed
         listed, unsized = {}, set(names)
     with ThreadPoolExecutor(_SIZE_THREADS) as pool:
@@ -108,7 +108,7 @@ def _tar_sizes(manifest: Manifest, tars: Store, listed: Mapping[str, int] | None
 
 
 def _check_objects(manifest: Manifest, store: Store, sizes: Mapping[str, int]) -> list[Problem]:
-    """What is there and should not be, and the list of rejected pictures."""
+    """Finds objects that do not belong to the data set, and checks the list of rejected pictures."""
     known = {name for record in manifest.records for name in (record.name, record.index_name)} | {NAME}
     problems: list[Problem] = []
     if manifest.rejected:
@@ -122,8 +122,8 @@ def _check_objects(manifest: Manifest, store: Store, sizes: Mapping[str, int]) -
     for name in sorted(sizes.keys() - known):
         ours = name.startswith(f"{FOLDER}/")
         if not ours and manifest.indexed:
-            continue  # the folder is somebody else's
-        what = "left over from an interrupted build: run that again to finish it" if ours else "the manifest does not know it"
+            continue  # the folder belongs to another program
+        what = "left by an interrupted build: run that build again to finish it" if ours else "not in the manifest"
         problems.append(Problem(name, what))
     return problems
 
@@ -147,7 +147,7 @@ def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[s
                 reader = TarReader(tars, record.name, sizes[record.name], whole=True)
                 try:
                     actual = _index_of(manifest, record, reader)
-                finally:  # a damaged tar may end the reading early, and its digest is wanted all the same
+                finally:  # a damaged tar may end the reading early, but the digest is compared all the same
                     sound = (sizes[record.name], reader.sha256()) == (record.size, record.sha256)
                     if not sound:
                         findings.problems.append(Problem(record.name, _difference(record, sizes[record.name])))
@@ -173,7 +173,7 @@ def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[s
 
 
 def _stored_index(manifest: Manifest, store: Store, sizes: Mapping[str, int], shard: int) -> tuple[ShardIndex | None, str | None]:
-    """The index that lies beside a shard, or what is wrong with it."""
+    """Reads the index of a shard, or returns what is wrong with it."""
     if manifest.records[shard].index_name not in sizes:
         return None, "missing"
     try:
@@ -195,7 +195,7 @@ def _replaced(record: ShardRecord, size: int) -> str:
 
 
 def _index_of(manifest: Manifest, record: ShardRecord, tar: TarFile) -> ShardIndex:
-    """The index that the shard should have, by the rules of its manifest."""
+    """Makes the index that the shard should have, by the rules of its manifest."""
     if not manifest.indexed:
         return shard_index.make(tar, record.name)
     return shard_index.index_of(tar, record.name, rules_of(manifest, record), lambda _key, _reason: None)

@@ -10,23 +10,25 @@ from PIL import Image
 
 from shards.errors import ShardError
 
-LOST_PIXELS = re.compile("bad Huffman code|bad arithmetic code|premature end of data|instead of RST")  # libjpeg's words for lost pixels
+LOST_PIXELS = re.compile(
+    "bad Huffman code|bad arithmetic code|premature end of data|instead of RST"
+)  # warnings of libjpeg that mean lost pixels
 _SOS, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE  # JPEG markers
 
 
 class PictureRejected(ShardError):
-    """A picture that can't be stored. The message is the reason alone: the caller knows the name."""
+    """The reason why a picture can't be stored; the caller knows the picture's name."""
 
 
 def refuse_lost_pixels(data: bytes, warning: ValueError) -> None:
-    """Raises for a JPEG that has lost pixels: Pillow would show them as grey or shifted blocks without a word.
+    """Raises for a JPEG that has lost pixels, because Pillow would silently show grey or shifted blocks.
 
     Args:
-        data: of the JPEG.
-        warning: libjpeg's first; a harmless one about the header may stand before the one that counts.
+        data: bytes of the JPEG.
+        warning: first warning of libjpeg; a harmless one about the header may hide one about pixels.
 
     Raises:
-        ValueError: libjpeg's words for what is lost.
+        ValueError: libjpeg's text about the lost pixels.
     """
     if LOST_PIXELS.search(str(warning)):
         raise warning
@@ -38,7 +40,7 @@ def refuse_lost_pixels(data: bytes, warning: ValueError) -> None:
 
 
 def _bare(data: bytes) -> bytes:
-    """A JPEG without what a decoder can do without in its header: comments, application data but for Adobe's, stray bytes."""
+    """Removes from a JPEG's header all that decoding does not need: comments, stray bytes, and application data except Adobe's."""
     kept, place = bytearray(data[:2]), 2
     while (place := data.find(b"\xff", place)) >= 0 and place + 4 <= len(data):
         marker = data[place + 1]
@@ -55,10 +57,10 @@ def _bare(data: bytes) -> bytes:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a colour, on white where a picture is transparent; 16-bit values are scaled.
+    """Converts a picture to 8-bit RGB. Transparent parts become white, 16-bit values are scaled.
 
     Raises:
-        PictureRejected: values without an agreed range.
+        PictureRejected: the values have no agreed range (32-bit integers, floating point).
     """
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)

@@ -1,4 +1,4 @@
-"""A folder that a data set grows in: its claim by one process, the traces of unfinished work, and the list of what was left out."""
+"""Folders that data sets grow in: the lock of one process, the traces of unfinished work, and the list of what was left out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from shards.locks import try_lock
 from shards.store import Store
 from shards.whole_file import LEFT_BEHIND, TEMPORARY_PREFIX
 
-FOLDER = "_build"  # of the records, in the destination, while a build is not finished
+FOLDER = "_build"
+"""Folder of the records in the destination while a data set is unfinished."""
 REJECTED = "rejected.jsonl"
+"""List of the pictures or samples that were left out, one JSON object per line."""
 _SCRATCH_PREFIX = "context-encoder-shards-"
 
 
 @contextmanager
 def scratch_folder(destination: Store) -> Iterator[str]:
-    """A local folder for growing shards: the destination where it is local, else a temporary one.
+    """Locks the destination and gives a local folder for growing shards: a local destination itself, else a temporary folder.
 
-    Claims a local destination for this process; one on a store can't be claimed, but two equal builds into it write equal bytes.
+    A destination on a store can't be locked, but two equal builds into it write equal bytes.
 
     Raises:
         ShardError: another build is writing there.
@@ -40,7 +42,7 @@ def scratch_folder(destination: Store) -> Iterator[str]:
             return
         for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
             with ExitStack() as inner, suppress(OSError):
-                if left.stat().st_uid == os.getuid() and _lock(inner, left):  # a killed build left it; a live one would hold the lock
+                if left.stat().st_uid == os.getuid() and _lock(inner, left):  # left by a killed build, since a live one would hold the lock
                     sweep(left)
                     left.rmdir()
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX))
@@ -58,18 +60,18 @@ def _lock(stack: ExitStack, folder: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Removes the half-written files of a process that was killed, and nothing of anybody else."""
+    """Removes the half-written files of a process that was killed, and no file of another program."""
     for partial in folder.glob(f"{TEMPORARY_PREFIX}*"):
         if LEFT_BEHIND.fullmatch(partial.name):
             partial.unlink(missing_ok=True)
 
 
 def read_rejected(store: Store) -> list[tuple[str, str]]:
-    """(name, reason) of the pictures that the build of a data set left out.
+    """Reads (name, reason) of the pictures that the build of a data set left out.
 
     Raises:
         ManifestMismatch: the list is damaged.
-        StoreError: it is missing, or can't be read.
+        StoreError: the list is missing, or can't be read.
     """
     try:
         rows = [json.loads(line) for line in store.read(REJECTED).splitlines()]

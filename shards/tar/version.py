@@ -1,4 +1,4 @@
-"""The state of a tar in a store: name, size and version (ETag, else time), by which a tar that was replaced is noticed."""
+"""The version of a tar in a store (ETag, else size and time), by which a tar that was replaced is noticed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from shards.store import Store
 
-# what clients of S3, Azure, Google, HTTP, FTP, Hadoop and WebDAV call the time of the last change
+# names of the time of the last change, as clients of S3, Azure, Google, HTTP, FTP, Hadoop and WebDAV use them
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "Last-Modified", "modify", "modificationTime", "modified", "created")
 Info = Mapping[str, Any]
 
 
 @dataclass(frozen=True, order=True)
 class Tar:
-    """One tar: its name below the folder of the listing, bytes, and what the store calls this state of it."""
+    """One tar: its name below the folder of the listing, its size in bytes and its version."""
 
     name: str
     size: int
@@ -23,9 +23,9 @@ class Tar:
 
 
 def version_of(info: Info) -> str:
-    """What a store says about an object's state, as `fsspec` describes the object: the ETag without quotes, else size and time.
+    """Returns the version of an object that fsspec describes by `info`: the ETag without quotes, else size and time.
 
-    Empty where the store tells neither: such an object is never known to be the one that it was.
+    The version is empty where the store gives neither, because nothing then shows that the object is still the same.
     """
     etag = info.get("ETag") or info.get("etag")
     if etag:
@@ -35,7 +35,7 @@ def version_of(info: Info) -> str:
 
 
 def look_up(store: Store, name: str) -> Tar | None:
-    """What the store says now of the tar `name`, None where it is not there.
+    """Asks the store for the present state of the tar `name`; None where there is no such tar.
 
     Raises:
         StoreError: the store can't be read.
@@ -46,6 +46,11 @@ def look_up(store: Store, name: str) -> Tar | None:
 
 
 def info_of(store: Store, name: str) -> Info | None:
+    """Asks the store for its description of an object; None where there is no such object.
+
+    Raises:
+        StoreError: the store can't be read.
+    """
     with store.as_store_errors(name):
         try:
             info: Info = store.fs.info(store.path(name))

@@ -1,8 +1,8 @@
-"""A folder tree of picture files, on a disk or in a store.
+"""Folder trees of picture files, on a disk or in a store.
 
-A local tree is walked with links followed, since subsets of ImageNet are often made of links. A store is listed folder by folder with
-several requests at once; only one folder's listing is held besides the result. A folder that holds tars and no picture of its own (how
-ImageNet-21k is handed out) is read as a tar of tars.
+Links of a local tree are followed, because subsets of ImageNet are often made of links. A store is listed folder by folder with several
+requests at once, so that memory holds the listings of a few folders besides the result. A folder that holds tars and no pictures (as
+ImageNet-21k is distributed) is read as a tar of tars.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _collect(store: Store, builder: ListingBuilder) -> None:
 
 
 def _local(root: Path) -> Iterator[tuple[str, int]]:
-    # a folder is known by device and inode; one that holds itself, by way of a link, would never end
+    # device and inode identify a folder; one that a link in it leads back to would never end
     stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while stack:
         folder, above = stack.pop()
@@ -78,7 +78,7 @@ def _local(root: Path) -> Iterator[tuple[str, int]]:
                     elif entry.is_file():
                         yield name, entry.stat().st_size
                     elif entry.is_symlink():
-                        yield name, 0  # leads nowhere: is rejected as empty, by name, when it is built
+                        yield name, 0  # a link that leads nowhere: the build rejects it as empty, by name
         except OSError as error:
             raise SourceError(f"{root / folder}: can't be listed: {error.strerror or error}") from error
 

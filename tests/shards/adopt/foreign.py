@@ -1,4 +1,4 @@
-"""Tars that somebody else wrote, and what the webdataset library and we read from them."""
+"""Tars of other programs, and the samples that the webdataset library and we read from them."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def counted() -> Iterator[list[tuple[str, int]]]:
 
 @contextmanager
 def served(folder: Path, times: bool = True) -> Iterator[str]:
-    """A folder behind a web server that lists names without sizes, and may tell no times."""
+    """A folder behind a web server that lists names without sizes, and may give no times."""
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:

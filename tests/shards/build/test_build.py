@@ -1,4 +1,4 @@
-"""What a build promises: every picture once, the same bytes whatever happens, and nothing lost without being named."""
+"""The promises of a build: every picture once, the same bytes after any interruption, and nothing lost without being named."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_another_data_set_is_replaced_only_when_told(tree: Path, tmp_path: Path)
     assert contents(tmp_path / "out") == {**contents(tmp_path / "fresh"), "notes.txt": b"mine"}
 
 
-def test_shards_of_somebody_else_are_never_touched(tree: Path, tmp_path: Path) -> None:
+def test_shards_of_another_program_are_never_touched(tree: Path, tmp_path: Path) -> None:
     write_folder(tmp_path / "out", {"theirs-000000.tar": b"something"})
     for overwrite in (False, True):
         with pytest.raises(ShardError, match=r"theirs-000000\.tar"):

@@ -1,4 +1,4 @@
-"""Whatever ends a build, the same command finishes it, and the result is that of an undisturbed one."""
+"""The same command finishes an interrupted build, and the result is that of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_temporary_files_of_a_killed_build_are_swept_and_those_of_a_live_one_res
 
     out = tmp_path / "out"
     left = f".partial-shard-000000.tar-{uuid.uuid4().hex}"
-    write_folder(out, {left: b"left", ".partial-notes.txt": b"somebody else's"})
+    write_folder(out, {left: b"left", ".partial-notes.txt": b"of another program"})
     with scratch_folder(Store(str(out))):
         assert not (out / left).exists()
         assert (out / ".partial-notes.txt").exists()

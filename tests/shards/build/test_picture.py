@@ -1,4 +1,4 @@
-"""What happens to a picture on its way into a shard."""
+"""Pictures on their way into a shard: shrunk, encoded, kept as they are, or rejected with the reason."""
 
 from __future__ import annotations
 

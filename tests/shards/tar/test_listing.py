@@ -1,4 +1,4 @@
-"""Which tars a URL means, in which order, and what is refused."""
+"""The tars that a URL names, their order, and the URLs that are refused."""
 
 from __future__ import annotations
 
