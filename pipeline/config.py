@@ -19,7 +19,7 @@ import tyro
 import yaml
 
 from pipeline.mapping import ConfigError, from_mapping, nearest
-from shards.store import redacted
+from shards.urls import redacted
 
 MethodT = TypeVar("MethodT")
 _SHOWN_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 from shards.build.picture import PictureRules
 from shards.build.plan import PlanSettings
-from shards.console import megabytes, printable
+from shards.console import exit_code, megabytes, printable
 from shards.errors import ShardError
+from shards.urls import join, parse_options, redacted
 
 _EXAMPLES = """examples:
   a folder with one folder a class, or any folder of pictures:
     python -m shards build ~/pictures ~/shards
-  ILSVRC2012 as it is handed out, into a bucket:
+  ILSVRC2012 as it is distributed, into a bucket:
     python -m shards build ILSVRC2012_img_train.tar s3://bucket/imagenet-256
-  a store that is not Amazon's (or set AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY):
+  another store than Amazon's (or set AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY):
     python -m shards build ~/pictures s3://bucket/shards --storage endpoint_url=http://127.0.0.1:8333 --storage profile=mine
   Tiny ImageNet, whose class is the second folder:
     python -m shards build tiny-imagenet.tar shards --include 'train/*' --label-pattern '^train/([^/]+)/'
-  WebDataset tars that are there already, which are only read:
+  existing WebDataset tars, which are only read:
     python -m shards index s3://bucket/train
     python -m shards index 's3://bucket/train/shard-{000000..001281}.tar' --to ~/indexes
   then:
@@ -34,7 +32,7 @@ _EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 1 an error or a data set that is not sound, 130 interrupted."""
+    """Runs one command and returns its exit code: 0 done, 1 an error or an unsound data set, 2 a wrong command line, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m shards", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,36 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for add in (_add_build, _add_index, _add_verify, _add_inspect, _add_simulate):
         add(commands)
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's way of saying it
-    try:
-        return int(options.run(options))
-    except ShardError as error:
-        print(f"error: {_lines(str(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted. " + options.after_interrupt, file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _lines(text: str) -> str:
-    return "\n".join(printable(line) for line in text.splitlines())
-
-
-def _options(pairs: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ShardError("a --storage option is KEY=VALUE, for example endpoint_url=http://127.0.0.1:8333")
-        found[key] = value
-    return found
+    return exit_code(lambda: int(options.run(options)), options.after_interrupt)
 
 
 def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
@@ -100,40 +69,44 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="shorter side of stored pictures, never enlarged; none stores the bytes as they are",
     )
     parser.add_argument(
-        "--quality", type=int, default=rules.quality, help="JPEG quality of pictures that are encoded anew, with 4:2:0 chroma"
+        "--quality", type=int, default=rules.quality, help="JPEG quality of pictures that are encoded again, with 4:2:0 chroma"
     )
-    parser.add_argument("--shard-size", type=int, default=settings.shard_size, help="pictures a shard")
-    parser.add_argument("--seed", type=int, default=settings.seed, help="of the random order of the pictures")
+    parser.add_argument("--shard-size", type=int, default=settings.shard_size, help="pictures per shard")
+    parser.add_argument("--seed", type=int, default=settings.seed, help="seed of the random order of the pictures")
     parser.add_argument("--prefix", default=settings.prefix, help="shards are named PREFIX-000000.tar and so on")
     parser.add_argument(
-        "--labels", choices=["folder", "none"], default="folder", help="folder: the first folder, where all pictures lie in two or more"
+        "--labels",
+        choices=["folder", "none"],
+        default="folder",
+        help="folder: the first folder is the label, if all pictures lie in two or more",
     )
-    parser.add_argument("--label-pattern", metavar="REGEX", help="one group, searched in the name of each picture below SRC: the label")
+    parser.add_argument(
+        "--label-pattern", metavar="REGEX", help="pattern with one group, searched in each name below SRC; the group is the label"
+    )
     parser.add_argument(
         "--include", action="append", default=[], metavar="GLOB", help="take only pictures whose name matches; repeatable; * crosses /"
     )
     parser.add_argument("--max-pixels", type=int, default=rules.max_pixels, help="larger pictures are rejected before they are decoded")
     parser.add_argument("--max-bytes", type=int, default=rules.max_bytes, help="longer files are rejected before they are read")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; 0 does the work in this one")
-    parser.add_argument("--overwrite", action="store_true", help="replace another data set, or an unfinished build of one, in DST")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes; 0 does the work in the main process")
+    parser.add_argument("--overwrite", action="store_true", help="replace another data set, or an unfinished build of another one, in DST")
     _add_storage(parser)
     parser.add_argument(
-        "--source-storage", action="append", metavar="KEY=VALUE", help="as --storage, for SRC, where it is in another store than DST"
+        "--source-storage", action="append", metavar="KEY=VALUE", help="as --storage, for SRC, if SRC is in another store than DST"
     )
     parser.set_defaults(run=_build, after_interrupt="Run the same command to continue")
 
 
 def _build(options: argparse.Namespace) -> int:
     from shards.build.build import SHOWN_REJECTIONS, BuildRequest, build  # noqa: PLC0415 - not loaded for --help
-    from shards.build.destination import REJECTED  # noqa: PLC0415
-    from shards.store import join, redacted  # noqa: PLC0415
+    from shards.dataset.workplace import REJECTED  # noqa: PLC0415
 
     if options.resize != "none" and not options.resize.isdecimal():
         raise ShardError(f"--resize {options.resize}: give a number of pixels, or none")
     if options.workers < 0:
         raise ShardError(f"--workers {options.workers}: give 0 or more")
     rules = PictureRules(None if options.resize == "none" else int(options.resize), options.quality, options.max_pixels, options.max_bytes)
-    storage = _options(options.storage)
+    storage = parse_options(options.storage)
     request = BuildRequest(
         options.source,
         options.destination,
@@ -141,7 +114,7 @@ def _build(options: argparse.Namespace) -> int:
         tuple(options.include),
         options.labels,
         options.label_pattern,
-        storage if options.source_storage is None else _options(options.source_storage),
+        storage if options.source_storage is None else parse_options(options.source_storage),
         storage,
         options.workers,
         options.overwrite,
@@ -155,7 +128,7 @@ def _build(options: argparse.Namespace) -> int:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in listing.other.most_common(8))
         print(printable(f"  not pictures, left out: {sum(listing.other.values()):,} files ({kinds})"))
     if listing.excluded:
-        print(f"  left out since they match no --include: {listing.excluded:,} pictures")
+        print(f"  left out because they match no --include: {listing.excluded:,} pictures")
     if result.rejected:
         print(printable(f"  rejected: {len(result.rejected):,} pictures that can't be stored, all listed in {join(shown, REJECTED)}"))
         for name, reason in result.rejected[:SHOWN_REJECTIONS]:
@@ -165,21 +138,28 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _add_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
-        commands, "index", "make a data set of WebDataset tars that are there already; run it again to finish, or to add new ones"
-    )
+    parser = _command(commands, "index", "make a data set of existing WebDataset tars; run it again to finish, or to add new tars")
     parser.add_argument("urls", metavar="URL", nargs="+", help="a folder, a glob, braces as in shard-{000000..000099}.tar, or one tar")
-    parser.add_argument("--to", metavar="DST", help="folder for manifest and indexes where they can't go beside the tars")
+    parser.add_argument("--to", metavar="DST", help="folder for the manifest and the indexes, if they can't go beside the tars")
     parser.add_argument(
-        "--digests", choices=["read", "none"], default="read", help="none reads little but headers; damaged samples go unnoticed then"
+        "--digests", choices=["read", "none"], default="read", help="none reads little more than headers; damaged samples then go unnoticed"
     )
-    parser.add_argument("--picture", metavar="EXT", help="the picture to take where samples hold several: jpg, png, left.jpg, ...")
-    parser.add_argument("--labels", choices=["cls", "none"], default="cls", help="cls: the number in KEY.cls; none leaves labels out")
-    parser.add_argument("--strict", action="store_true", help="samples that can't be used are an error, not left out and listed")
+    parser.add_argument(
+        "--picture", metavar="EXT", help="extension of the picture to take if samples hold several: jpg, png, left.jpg, ..."
+    )
+    parser.add_argument(
+        "--labels", choices=["cls", "none"], default="cls", help="cls: KEY.cls holds the class number; none leaves labels out"
+    )
+    parser.add_argument("--strict", action="store_true", help="stop if samples can't be used, instead of listing them and leaving them out")
     parser.add_argument("--open-ended", action="store_true", help="accept tars without the blocks of zeros that prove they are whole")
-    parser.add_argument("--workers", type=int, default=0, help="tars read at once; 0 takes the cores, or 4 a core for a store, at most 32")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="tars read at once; 0: one per core on a disk (at most 8), four per core in a store (at most 32)",
+    )
     _add_storage(parser)
-    parser.add_argument("--to-storage", action="append", metavar="KEY=VALUE", help="as --storage, for DST, where it is another store")
+    parser.add_argument("--to-storage", action="append", metavar="KEY=VALUE", help="as --storage, for DST, if DST is in another store")
     parser.set_defaults(run=_index, after_interrupt="Run the same command to continue")
 
 
@@ -195,8 +175,8 @@ def _index(options: argparse.Namespace) -> int:
         options.digests == "read",
         options.open_ended,
     )
-    storage = _options(options.storage)
-    to_storage = storage if options.to_storage is None else _options(options.to_storage)
+    storage = parse_options(options.storage)
+    to_storage = storage if options.to_storage is None else parse_options(options.to_storage)
     request = IndexRequest(options.urls, options.to, rules, options.strict, storage, to_storage, options.workers)
     print("\n".join(printable(line) for line in as_text(index(request))))
     return 0
@@ -205,8 +185,8 @@ def _index(options: argparse.Namespace) -> int:
 def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "verify", "read a whole data set and prove that it is what its manifest says")
     parser.add_argument("url", metavar="URL", help="the folder of the data set, or its manifest.json")
-    parser.add_argument("--workers", type=int, default=0, help="shards read at once; 0 takes the cores, at most 8")
-    parser.add_argument("--repair-index", action="store_true", help="make a missing or damaged index again where its shard is sound")
+    parser.add_argument("--workers", type=int, default=0, help="shards read at once; 0: one per core, at most 8")
+    parser.add_argument("--repair-index", action="store_true", help="make a missing or damaged index again if its shard is sound")
     _add_storage(parser)
     parser.set_defaults(run=_verify, after_interrupt="Nothing was changed")
 
@@ -214,29 +194,32 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _verify(options: argparse.Namespace) -> int:
     from shards.check.verify import verify  # noqa: PLC0415
 
-    report = verify(options.url, _options(options.storage), options.workers, options.repair_index)
-    for problem in report.problems:
+    findings = verify(options.url, parse_options(options.storage), options.workers, options.repair_index)
+    for problem in findings.problems:
         print(printable(f"{problem.name}: {problem.what}"))
-    for name in report.repaired:
+    for name in findings.repaired:
         print(printable(f"{name}: made again"))
-    manifest = report.manifest
+    manifest = findings.manifest
     what = f"{len(manifest.records):,} shards, {manifest.total_samples:,} samples, {megabytes(manifest.total_bytes)}"
-    if report.problems:
-        print(f"NOT sound: {len(report.problems):,} problems in {what}", file=sys.stderr)
+    if findings.problems:
+        print(f"NOT sound: {len(findings.problems):,} problems in {what}", file=sys.stderr)
         return 1
-    if report.unproven:
-        print(f"sound as far as is known: {what}; {report.unproven:,} shards were indexed without reading them: nothing proves their bytes")
+    if findings.unproven:
+        print(
+            f"sound as far as is known: {what}; {findings.unproven:,} shards were indexed without reading them, "
+            "so nothing proves their bytes"
+        )
         return 0
     print(f"sound: {what}; every byte, index and label is as the manifest says")
     return 0
 
 
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "inspect", "say what a data set is and show some of its samples")
+    parser = _command(commands, "inspect", "describe a data set and show some of its samples")
     parser.add_argument("url", metavar="URL", help="the folder of the data set, or its manifest.json")
-    parser.add_argument("--shard", type=int, default=0, help="shard whose samples are shown, counted from 0")
-    parser.add_argument("--samples", type=int, default=5, help="how many of them")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--shard", type=int, default=0, help="number of the shard whose samples are shown, from 0")
+    parser.add_argument("--samples", type=int, default=5, help="number of samples to show")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     _add_storage(parser)
     parser.set_defaults(run=_inspect, after_interrupt="Nothing was changed")
 
@@ -244,23 +227,21 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _inspect(options: argparse.Namespace) -> int:
     from shards.check.inspect import as_json, as_text, inspect  # noqa: PLC0415
 
-    summary, samples = inspect(options.url, _options(options.storage), options.shard, max(options.samples, 0))
+    summary, samples = inspect(options.url, parse_options(options.storage), options.shard, max(options.samples, 0))
     print(as_json(summary, samples) if options.json else as_text(summary, samples, options.shard))
     return 0
 
 
 def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "predict what training asks of the store, the cache it needs and how long its GPUs wait"
-    # Its options are read by what runs it; no character begins an option here, so that all of them are passed on
-    parser = commands.add_parser("simulate", help=text, add_help=False, prefix_chars="\0")
+    # no help text, so that --help does not list it; no character begins an option, so that any old command line gets the answer
+    parser = commands.add_parser("simulate", add_help=False, prefix_chars="\0")
     parser.add_argument("arguments", nargs="*")
     parser.set_defaults(run=_simulate, after_interrupt="Nothing was changed")
 
 
-def _simulate(options: argparse.Namespace) -> int:
-    # by name: it is about the order of samples, which stands after the shards and must not be needed by them
-    command = importlib.import_module("pipeline.simulation.command")
-    return int(command.run(options.arguments, _options))
+def _simulate(_options: argparse.Namespace) -> int:
+    print("the simulation is a program of its own now: python launch/simulate.py, with the same options", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,22 +1,28 @@
-"""How far a long command has come: a bar on a terminal, a line now and then where the output goes to a file."""
+"""Output of a command on a terminal or in a log: progress, sizes, names, and the error that ended it."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
+from collections.abc import Callable
+from types import FrameType
 
 from tqdm import tqdm
+
+from shards.errors import ShardError
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressReport:
-    """Shows samples and bytes on stderr.
+    """Shows the progress of a long command on stderr: a bar on a terminal, else a line every ten seconds.
 
     Args:
-        what: the word for what is counted, e.g. `pictures`.
-        total: how many there are.
-        done: how many were done before.
+        what: plural of the things that are counted, e.g. `pictures`.
+        total: number of things to do.
+        done: number of things that were done before.
         quiet: show nothing.
     """
 
@@ -29,7 +35,7 @@ class ProgressReport:
         self._bar = tqdm(total=total, initial=done, unit=f" {what}", dynamic_ncols=True, smoothing=0.1) if terminal else None
 
     def advance(self, count: int, size: int) -> None:
-        """Adds to what is done: samples, bytes."""
+        """Adds a number of things and of bytes that were done."""
         self._done += count
         self._here += count
         self._bytes += size
@@ -49,7 +55,7 @@ class ProgressReport:
 
 
 def megabytes(size: int) -> str:
-    """A size for people, in powers of 1000."""
+    """Writes a size in bytes for people, in powers of 1000."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
@@ -57,6 +63,34 @@ def megabytes(size: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that any terminal takes: file names may hold bytes that are no text, or control characters."""
+    """Returns text that is safe for any terminal, because file names may hold control characters or bytes that are no text."""
     clean = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     return clean.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(sys.stdout.encoding or "utf-8")
+
+
+def exit_code(command: Callable[[], int], after_interrupt: str) -> int:
+    """Runs a command for a person: an error becomes one message on stderr and an exit code.
+
+    Args:
+        command: the work; returns the exit code.
+        after_interrupt: sentence that is shown when Ctrl-C or SIGTERM, which schedulers send, ends the work.
+
+    Returns:
+        Exit code of the command; 1 after a ShardError or when the reader of stdout is gone, 130 after an interrupt.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return command()
+    except ShardError as error:
+        print("\n".join(map(printable, f"error: {error}".splitlines())), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted. {after_interrupt}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

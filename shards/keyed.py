@@ -24,14 +24,14 @@ def mix(value: int) -> int:
 
 
 def mix_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """`mix` of every element of a uint64 array."""
+    """Applies `mix` to every element of a uint64 array."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def key_of(*parts: int) -> int:
-    """One 64-bit key of several integers; the order of the parts matters."""
+    """Mixes several integers, whose order matters, into one 64-bit key."""
     key = 0
     for part in parts:
         key = mix((key + _GOLDEN + (part & _MASK)) & _MASK)
@@ -39,12 +39,12 @@ def key_of(*parts: int) -> int:
 
 
 def sample_keys(seed: int, epoch: int, sample_ids: ArrayLike) -> NDArray[np.uint64]:
-    """The key of each sample in an epoch.
+    """Returns the key of each sample in an epoch.
 
     Args:
-        seed: the run's seed.
-        epoch: the epoch of the sample's own source, from 0.
-        sample_ids: int64 (n,).
+        seed: seed of the run.
+        epoch: epoch of the sample's own data set, from 0.
+        sample_ids: int64 (n,), ids of the samples.
 
     Returns:
         uint64 (n,), equal to `key_of(seed, epoch, sample_id)` element by element.
@@ -54,7 +54,7 @@ def sample_keys(seed: int, epoch: int, sample_ids: ArrayLike) -> NDArray[np.uint
 
 
 def words(key: int, purpose: int, count: int) -> list[int]:
-    """The first `count` 64-bit integers that `uniforms` makes its numbers of; up to about 24 cost less this way."""
+    """Returns the first `count` of the 64-bit integers behind `uniforms`; up to about 24 cost less this way."""
     state, found = key_of(key, purpose), []
     for _ in range(count):
         state = (state + _GOLDEN) & _MASK
@@ -65,12 +65,12 @@ def words(key: int, purpose: int, count: int) -> list[int]:
 
 
 def words_of(keys: NDArray[np.uint64], purpose: int, count: int) -> NDArray[np.uint64]:
-    """`words` of many keys at once.
+    """Returns `words` of many keys at once.
 
     Args:
         keys: uint64 (n,).
-        purpose: what the numbers are for.
-        count: numbers a key.
+        purpose: number of the purpose (crop, mask, ...); different purposes give independent numbers.
+        count: numbers per key.
 
     Returns:
         uint64 (n, count).
@@ -80,13 +80,13 @@ def words_of(keys: NDArray[np.uint64], purpose: int, count: int) -> NDArray[np.u
 
 
 def derived_keys(keys: NDArray[np.uint64], purpose: int) -> NDArray[np.uint64]:
-    """`key_of(key, purpose)` of every element of a uint64 array."""
+    """Returns `key_of(key, purpose)` of every element of a uint64 array."""
     golden = np.uint64(_GOLDEN)
     return mix_array(mix_array(keys + golden) + np.uint64((_GOLDEN + purpose) & _MASK))
 
 
 def uniforms(key: int, purpose: int, count: int) -> NDArray[np.float64]:
-    """`count` numbers in [0, 1) for one key. Different purposes (crop, mask, ...) give independent numbers.
+    """Draws `count` numbers in [0, 1) for one key. Different purposes (crop, mask, ...) give independent numbers.
 
     Returns:
         float64 (count,).
@@ -99,7 +99,7 @@ def uniforms(key: int, purpose: int, count: int) -> NDArray[np.float64]:
 
 
 def permutation(count: int, *key: int) -> NDArray[np.int64]:
-    """A permutation of range(count) for a key of up to five integers.
+    """Returns a permutation of range(count) for a key of up to five integers.
 
     Returns:
         int64 (count,).

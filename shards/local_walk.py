@@ -1,6 +1,6 @@
-"""The files below a folder of this machine, links followed: data sets are often put together of links to other disks.
+"""Files below a local folder, links followed, because data sets are often put together of links to other disks.
 
-Sizes and times are those of the files that links lead to. A folder that holds itself, by way of a link, is an error or passed over.
+Sizes and times are those of the files that links lead to. A folder that a link in it leads back to is an error, or is skipped.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import Path
 def files_below(
     root: Path, folder: str = "", depth: int | None = None, strict: bool = False
 ) -> Iterator[tuple[str, os.stat_result | None]]:
-    """Goes over the regular files below `root/folder`.
+    """Lists the regular files below `root/folder`.
 
     Args:
-        root: names are relative to it.
-        folder: below it; "" is the root itself. One that is missing holds nothing, and a file is its own listing.
-        depth: levels of folders that are gone into; 1 lists the folder alone, None everything.
-        strict: folders that can't be listed and circles of links are errors; else they are passed over.
+        root: folder that names are relative to.
+        folder: folder below the root, or "" for the root itself. A missing folder holds nothing, and a file is its own listing.
+        depth: levels of folders that are listed; 1 lists the folder alone, None everything.
+        strict: raise for folders that can't be listed and for circles of links, instead of skipping them.
 
     Yields:
-        Name and state of each file, None for the state of a link that leads nowhere.
+        Name and state of each file; the state of a link that leads nowhere is None.
 
     Raises:
-        OSError: a folder can't be listed, or is held by itself.
+        OSError: a folder can't be listed, or a link in it leads back to it.
     """
     stack: list[tuple[str, frozenset[tuple[int, int]], int]] = [(folder, frozenset(), 1)]
     while stack:
@@ -57,7 +57,7 @@ def files_below(
 
 
 def _look(entry: os.DirEntry[str]) -> tuple[str, os.stat_result | None]:
-    """`file`, `folder` or nothing of interest, and the state of a file, None where a link leads nowhere or in a circle."""
+    """Returns `file`, `folder` or "" for anything else, and the state of a file (None where a link leads nowhere or in a circle)."""
     try:
         if entry.is_dir():
             return "folder", None

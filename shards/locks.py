@@ -13,7 +13,7 @@ def try_lock(file: int, shared: bool = False) -> bool:
 
     Args:
         file: descriptor of an open file or folder.
-        shared: whether others may hold shared locks at the same time. A holder's exclusive lock becomes a shared one.
+        shared: whether other open files may hold shared locks at the same time. An exclusive lock of this file becomes a shared one.
 
     Returns:
         Whether the lock was taken; False where another open file holds one that excludes it.

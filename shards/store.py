@@ -1,16 +1,14 @@
 """One folder of objects behind a URL: a local folder, s3:// or whatever else fsspec opens.
 
-Everything that is written appears whole or not at all: a local file by temporary name, fsync and rename, an object by the store's own
-atomic put. URLs that would run a program (`pipe:`) or chain file systems (`a::b`) are refused. Credentials come from the places where s3fs
-and fsspec users keep them (profiles, roles, environment, fsspec configuration) or from `options`, and never appear in a message.
+Every file and object appears whole or not at all: a local file by temporary name, fsync and rename, an object by the store's own atomic
+put. URLs that would run a program (`pipe:`) or chain file systems (`a::b`) are refused. Credentials come from the places where users of
+s3fs and fsspec keep them (profiles, roles, environment, fsspec configuration) or from `options`, and never appear in a message.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,26 +20,21 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shards.errors import StoreError
 from shards.local_walk import files_below
+from shards.urls import join, reason_of, redacted, typed_option
 from shards.whole_file import TEMPORARY_PREFIX, sync_folder, whole_file
 
 Options = Mapping[str, Any]
-_TEXT_OPTIONS = frozenset({"key", "secret", "token", "username", "password", "profile", "account_name", "account_key"})
 _CLIENT_ERRORS = ("botocore", "aiobotocore", "aiohttp", "fsspec", "asyncio", "gcsfs", "azure", "adlfs")
 _DELETE_THREADS = 16
 _READ_BLOCK = 8 << 20
 T = TypeVar("T")
 
 
-def join(url: str, name: str) -> str:
-    """`url/name`."""
-    return f"{url.rstrip('/')}/{name}"
-
-
 class Store:
     """The objects below one URL. Names are relative to it and use '/'.
 
-    Make it in the process that uses it: s3fs clients don't survive a fork. Options that are text, as they come from a command line or a
-    configuration file, are read as what they say: `true`, `4`, `{"json": 1}`.
+    Make a store in the process that uses it, because s3fs clients don't survive a fork. Options that are text, as on a command line or in
+    a configuration file, become the value that they spell: `true`, `4`, `{"json": 1}`.
 
     Raises:
         StoreError: from every method, naming the URL and what to do.
@@ -53,43 +46,43 @@ class Store:
         if url.startswith("pipe:") or "::" in url:
             raise StoreError(f"{redacted(url)}: URLs that run programs or chain file systems are not opened")
         self.url = url.rstrip("/") if url.rstrip("/") else url
-        self.options = {key: _typed(key, value) for key, value in (options or {}).items()}
+        self.options = {key: typed_option(key, value) for key, value in (options or {}).items()}
         try:
             located = str(Path(self.url).expanduser()) if self.url.startswith("~") else self.url
             self.fs, self.root = fsspec.core.url_to_fs(located, **self.options)
-        except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:  # the last of a home that is nobody's
-            raise StoreError(f"{redacted(url)}: {_reason(error)}") from error
+        except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:  # RuntimeError: ~name of a user who does not exist
+            raise StoreError(f"{redacted(url)}: {reason_of(error)}") from error
         self.root = self.root.rstrip("/") or "/"
 
     @property
     def local(self) -> Path | None:
-        """The folder, where the store is one on this machine."""
+        """The local folder; None for a store elsewhere."""
         return Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
 
     def path(self, name: str) -> str:
-        """The path that the file system `fs` knows `name` by."""
+        """Returns the path of the object `name` in the file system `fs`."""
         if name.startswith("/") or ".." in name.split("/"):
             raise StoreError(f"{name!r}: leaves the folder {redacted(self.url)}")
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def describe(self, name: str = "") -> str:
-        """The URL of `name` for messages, without credentials."""
+        """Returns the URL of `name` for messages, without credentials."""
         return redacted(join(self.url, name) if name else self.url)
 
     def read(self, name: str) -> bytes:
-        """All bytes of one object."""
+        """Reads all bytes of one object."""
         return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name))))
 
     def whole(self, name: str) -> bytes | None:
-        """All bytes of one object, None where there is no such object."""
+        """Reads all bytes of one object; None where there is no such object."""
         return None if self.size(name) is None else self.read(name)
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of one object; what the store sends, which may be short: compare with what is known."""
+        """Reads bytes [start, end) of one object. The store may send fewer: compare the length with the known one."""
         return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name), start=start, end=end)))
 
     def size(self, name: str) -> int | None:
-        """Size in bytes, None where there is no such object (a folder is none)."""
+        """Returns the size of an object in bytes; None where there is no such object (a folder is none)."""
 
         def ask() -> int | None:
             try:
@@ -102,10 +95,14 @@ class Store:
         return self._try(name, ask)
 
     def list(self, folder: str = "", deep: bool = True, strict: bool = False) -> list[tuple[str, int]]:
-        """(name, size in bytes) of everything below a folder (or only right in it), sorted by name; temporary files left out.
+        """Lists (name, size in bytes) of everything below a folder, sorted by name, without temporary files.
 
-        Links of a local folder are followed; folders of it that can't be listed are passed over, or an error where `strict`. The size of
-        what a store lists without one is 0.
+        Args:
+            folder: folder below this store.
+            deep: list everything below the folder; else only what lies right in it.
+            strict: raise for parts of a local folder that can't be listed, instead of skipping them.
+
+        Links of a local folder are followed. An object that the store lists without a size has size 0.
         """
 
         def walk() -> list[tuple[str, int]]:
@@ -123,19 +120,19 @@ class Store:
         return [(name, size) for name, size in self._try(folder, walk) if not name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)]
 
     def entries(self, folder: str = "") -> Sequence[Mapping[str, Any]]:
-        """What lies right in a folder, as fsspec describes it: `name` (below `fs`, not below this store), `type`, `size`."""
+        """Lists the objects right in a folder as fsspec describes them: `name` (below `fs`, not below this store), `type`, `size`."""
 
         def look() -> Sequence[Mapping[str, Any]]:
             found: Sequence[Mapping[str, Any]] = self.fs.ls(self.path(folder), detail=True, refresh=True)
-            self.fs.invalidate_cache(self.path(folder))  # or the listings of a large tree stay in memory
+            self.fs.invalidate_cache(self.path(folder))  # else the listings of a large tree stay in memory
             return found
 
         return self._try(folder, look)
 
     @contextmanager
     def opened(self, name: str) -> Iterator[IO[bytes]]:
-        """A seekable file to read one object from, in blocks that suit a reader who goes forward."""
-        with self.reported(name):
+        """Opens one object as a seekable file, in blocks that suit a reader who goes forward."""
+        with self.as_store_errors(name):
             if self.local is not None:
                 with open(self.path(name), "rb") as plain:
                     yield plain
@@ -144,7 +141,7 @@ class Store:
                 yield file
 
     def make_folder(self) -> None:
-        """Makes the folder itself where it is a local one; a store has none."""
+        """Makes the folder itself if it is local; other stores need none."""
         if self.local is not None:
             self._try("", lambda: Path(self.root).mkdir(parents=True, exist_ok=True))
 
@@ -158,15 +155,15 @@ class Store:
 
     @contextmanager
     def writing(self, name: str, block: int | None = None) -> Iterator[IO[bytes]]:
-        """A file that becomes the object `name` when the block ends, and leaves nothing when it raises.
+        """Opens a file that becomes the object `name` when the block ends, and leaves nothing behind when the block raises.
 
         Args:
-            name: of the object.
-            block: bytes of a part of the upload to a store, at least 5 MiB; the client's own when None.
+            name: name of the object.
+            block: bytes per part of an upload to a store, at least 5 MiB; None takes the client's default.
         """
         folder = self.local
         if folder is None:
-            with self.reported(name):
+            with self.as_store_errors(name):
                 file = self.fs.open(self.path(name), "wb", block_size=block)
                 try:
                     yield file
@@ -177,16 +174,16 @@ class Store:
                 self._try(name, file.close)
             return
         target = Path(self.path(name))
-        with self.reported(name):
+        with self.as_store_errors(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(target) as file:
                 yield file
 
     def abort_uploads(self, chosen: Callable[[str], object]) -> int:
-        """Gives up uploads in parts to S3 that nobody completed, whose parts are paid for and not listed; returns how many.
+        """Aborts unfinished multipart uploads to S3, because their parts are paid for and not listed; returns how many.
 
         Args:
-            chosen: whether the upload of an object of this name is given up. Whoever is uploading it at this moment fails.
+            chosen: returns whether the upload of the object of this name is aborted. An upload that is still running fails then.
         """
         if "s3" not in self.fs.protocol:
             return 0
@@ -217,14 +214,14 @@ class Store:
             while chunk := data.read(1 << 20):
                 file.write(chunk)
 
-    def place(self, source: Path, name: str) -> None:
-        """Makes a finished local file the object `name`, by rename where it is on the same disk, else by copying. The file is gone then."""
+    def adopt_file(self, source: Path, name: str) -> None:
+        """Turns a finished local file into the object `name`, by rename on the same disk, else by copying. The local file is gone then."""
         if self.local is None:
             self.upload(source, name)
             source.unlink()
             return
         target = Path(self.path(name))
-        with self.reported(name):
+        with self.as_store_errors(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(source, "rb") as file:
                 os.fsync(file.fileno())
@@ -238,14 +235,14 @@ class Store:
             sync_folder(target.parent)
 
     def head(self, name: str, count: int) -> bytes:
-        """The first bytes of one object, all of it where it is shorter."""
+        """Reads the first `count` bytes of one object, all of a shorter one."""
         return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name), start=0, end=count)) if self.size(name) else b"")
 
     def remove(self, names: Iterable[str]) -> None:
-        """Removes objects by name, several at once, and nothing that lies below them; one that is missing is no error."""
+        """Removes objects by name, several at once, and nothing that lies below them. A missing object is no error."""
 
         def remove(name: str) -> None:
-            with self.reported(name), suppress(FileNotFoundError):
+            with self.as_store_errors(name), suppress(FileNotFoundError):
                 self.fs.rm_file(self.path(name))
 
         with ThreadPoolExecutor(_DELETE_THREADS) as pool:
@@ -253,7 +250,7 @@ class Store:
         self.fs.invalidate_cache()
 
     def delete(self, name: str) -> None:
-        """Removes one object, or a folder with all below it; nothing happens where there is none."""
+        """Removes one object, or a folder with everything below it. A missing one is no error."""
 
         def remove(path: str) -> None:
             with suppress(FileNotFoundError):
@@ -278,8 +275,8 @@ class Store:
         self.fs.invalidate_cache()
 
     @contextmanager
-    def reported(self, name: str) -> Iterator[None]:
-        """What a client raises in the block about `name` leaves it as a StoreError."""
+    def as_store_errors(self, name: str) -> Iterator[None]:
+        """Turns errors of the store's client in the block into a StoreError that names the object `name` and what to do."""
         try:
             yield
         except StoreError:
@@ -289,50 +286,15 @@ class Store:
         except PermissionError as error:
             advice = "the credentials (profile, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role) and what they may do"
             advice = "who owns the folder and what its mode allows" if self.local else advice
-            raise StoreError(f"{self.describe(name)}: access refused ({_reason(error)}). Check {advice}") from error
+            raise StoreError(f"{self.describe(name)}: access refused ({reason_of(error)}). Check {advice}") from error
         except Exception as error:
             if not isinstance(error, OSError) and not type(error).__module__.startswith(_CLIENT_ERRORS):
                 raise
-            raise StoreError(f"{self.describe(name)}: {_reason(error)}") from error
+            raise StoreError(f"{self.describe(name)}: {reason_of(error)}") from error
 
     def _try(self, name: str, action: Callable[[], T]) -> T:
-        with self.reported(name):
+        with self.as_store_errors(name):
             try:
                 return action()
-            except (TypeError, ValueError) as error:  # how clients report an option they don't know, when they first connect
-                raise StoreError(f"{self.describe(name)}: {_reason(error)}. Check the options of the store") from error
-
-
-def split(url: str) -> tuple[str, str]:
-    """(folder, name) of the URL of one object."""
-    folder, slash, name = url.rpartition("/")
-    return (folder or "/", name) if slash else (".", url)
-
-
-def redacted(url: str) -> str:
-    """A URL without the user and password or the query that may be in it."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return url
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-
-
-def _typed(key: str, value: Any) -> Any:
-    if not isinstance(value, str) or key in _TEXT_OPTIONS:
-        return value
-    if value.lower() in {"true", "false"}:
-        return value.lower() == "true"
-    if value.isascii() and value.isdigit():
-        return int(value)
-    if not value.startswith(("{", "[")):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise StoreError(f"the option {key} of the store starts like JSON but is none") from None
-
-
-def _reason(error: BaseException) -> str:
-    text = re.sub(r"\w+://[^\s'\"<>]+", lambda url: redacted(url[0]), " ".join(str(error).split()))
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+            except (TypeError, ValueError) as error:  # a client's answer to an option it does not know, given when it first connects
+                raise StoreError(f"{self.describe(name)}: {reason_of(error)}. Check the options of the store") from error

@@ -1,6 +1,6 @@
 """Local files that appear whole or not at all: a temporary name beside the target, fsync, rename.
 
-Needs the standard library alone, so that everything here may import it.
+Needs the standard library alone, so that every folder may import it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import IO
 
 TEMPORARY_PREFIX = ".partial-"
 LEFT_BEHIND = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}(?:.+-)?[0-9a-f]{{32}}")
-"""Names of temporary files that were written here; any other name belongs to somebody else."""
+"""Names of the temporary files of `whole_file`; a file of any other name belongs to another program."""
 
 
 @contextmanager

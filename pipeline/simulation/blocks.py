@@ -46,7 +46,7 @@ class NodeBlocks:
         if epoch != self._epoch:
             part = slice(0, self.order.global_batch_size)
             self._shards = np.fromiter(self._whole.shards_ahead(epoch, 0, part, 1), np.int64)
-            self._ends = np.cumsum(self.order.manifest.samples[self._shards])
+            self._ends = np.cumsum(self.order.manifest.sample_counts[self._shards])
             self._epoch = epoch
 
     def needs(self, epoch: int, first: int, last: int) -> Iterator[list[Need]]:
@@ -64,7 +64,7 @@ class NodeBlocks:
         row = np.repeat(np.arange(len(spans)), spans)
         at = np.repeat(low - np.concatenate([[0], np.cumsum(spans)[:-1]]), spans) + np.arange(spans.sum())
         shards = self._shards[at]
-        held = np.minimum(stops[row], self._ends[at]) - np.maximum(starts[row], self._ends[at] - self.order.manifest.samples[shards])
+        held = np.minimum(stops[row], self._ends[at]) - np.maximum(starts[row], self._ends[at] - self.order.manifest.sample_counts[shards])
         lanes = row + self.lanes.start
         used = self.order.batches_per_epoch() * self.order.per_lane - number * size
         trained = min(1.0, max(0.0, used / min(size, length - number * size)))  # the end of a lane may fill no batch

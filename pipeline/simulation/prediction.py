@@ -235,7 +235,7 @@ class _Clock:
         else:
             shards = np.unique(manifest.locate(self.order.take(0, 0, node))[0])
         sizes = sum(manifest.records[shard].size for shard in shards.tolist())
-        indexes = sum(index_bytes(int(count)) for count in manifest.samples[shards])
+        indexes = sum(index_bytes(int(count)) for count in manifest.sample_counts[shards])
         ranges = bare.scaled(self.node_samples)
         requests = ranges.ranges + len(shards)
         decoding = self.rank_samples / setup.decode_rate if setup.decode_rate else 0.0

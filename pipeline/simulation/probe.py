@@ -73,7 +73,7 @@ def measure(manifest: Manifest, options: Options | None = None, connections: int
     """
     counters = Counters()
     reader = ResumingReader(reading_store(manifest.shards_url, options or {}, _STALL_SECONDS), _RETRIES, _STALL_SECONDS, counters)
-    records = [record for record in manifest.records if record.samples and record.size]
+    records = [record for record in manifest.records if record.count and record.size]
     if not records:
         raise SimulationError("--measure: the data set has no shard to read")
     spread = np.random.default_rng(0).permutation(len(records))[: 4 * _LATENCY_READS]

@@ -47,7 +47,7 @@ class Quality:
 
 def quality(order: SampleOrder) -> Quality:
     """Measures the first epoch of an order."""
-    counts = order.manifest.samples
+    counts = order.manifest.sample_counts
     total, batch, batches = order.manifest.total_samples, order.global_batch_size, order.batches_per_epoch()
     pairs = float((counts.astype(np.float64) * (counts - 1)).sum())
     block = min(order.shuffle_block, order.lane_length)

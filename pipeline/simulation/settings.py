@@ -137,7 +137,7 @@ def stored(url: str, options: Options | None = None) -> Subject:
     """
     manifest = manifests.load(url, options)
     store = Store(manifest.url, options)
-    filled = np.flatnonzero(manifest.samples)
+    filled = np.flatnonzero(manifest.sample_counts)
     chosen = filled[np.unique(np.linspace(0, len(filled) - 1, _INDEXES_READ).astype(int))]
     pictures = sum(int(manifest.read_index(store, shard).rows["length"].sum(dtype=np.int64)) for shard in chosen.tolist())
     share = pictures / sum(manifest.records[shard].size for shard in chosen.tolist())

@@ -107,12 +107,12 @@ class NodeReplay:
         block = min(order.shuffle_block, order.lane_length)
         self._too_early = min(1.0, ready_batches * order.per_lane / block)  # share of a block
         self.sizes = np.fromiter((record.size for record in order.manifest.records), np.int64, len(order.manifest.records))
-        self.per_sample = self.sizes * subject.picture_share / np.maximum(order.manifest.samples, 1)
+        self.per_sample = self.sizes * subject.picture_share / np.maximum(order.manifest.sample_counts, 1)
         self._lane_ranges = [range(rank.start // order.per_lane, -(-rank.stop // order.per_lane)) for rank in ranks]
         self._drawn = self._node_samples / sum(len(lanes) for lanes in self._lane_ranges)  # a rank takes of a lane for a batch, on average
         self._joined: dict[int, JoinedRanges] = {}
         self._subject = subject
-        different, places = np.unique(order.manifest.samples, return_inverse=True)
+        different, places = np.unique(order.manifest.sample_counts, return_inverse=True)
         self._index_sizes = np.array([index_bytes(int(count)) for count in different], np.int64)[places].tolist()
         self._forget()
 

@@ -195,7 +195,7 @@ class SampleOrder:
                 start = lane * self.lane_length + block * self.shuffle_block
                 stop = min(start + self.shuffle_block, (lane + 1) * self.lane_length, self.manifest.total_samples)
                 low, high = np.searchsorted(order.ends, [start, stop - 1], side="right")
-                yield from (int(shard) for shard in order.shards[low : high + 1] if self.manifest.samples[shard])
+                yield from (int(shard) for shard in order.shards[low : high + 1] if self.manifest.sample_counts[shard])
             block += 1
 
     def settled(self, position: tuple[int, int]) -> tuple[int, int]:
@@ -252,7 +252,7 @@ class SampleOrder:
         order = self._epoch(epoch)
         at = np.searchsorted(order.ends, places, side="right")
         shard = order.shards[at]
-        return self.manifest.starts[shard] + places - (order.ends[at] - self.manifest.samples[shard])
+        return self.manifest.starts[shard] + places - (order.ends[at] - self.manifest.sample_counts[shard])
 
     def _epoch(self, epoch: int) -> _Epoch:
         with self._lock:
@@ -262,7 +262,7 @@ class SampleOrder:
         found = self._epochs.get(epoch)
         if found is None:
             shards = permutation(len(self.manifest.records), self.seed, _SHARDS, epoch)
-            found = self._epochs[epoch] = _Epoch(shards, np.cumsum(self.manifest.samples[shards]))
+            found = self._epochs[epoch] = _Epoch(shards, np.cumsum(self.manifest.sample_counts[shards]))
             while len(self._epochs) > 2:
                 self._epochs.popitem(last=False)
         return found

@@ -103,7 +103,7 @@ class Source:
         def reader_of(url: str) -> ResumingReader:
             return ResumingReader(reading_store(url, options, data.stall_seconds), data.retries, data.stall_seconds, counters, parts)
 
-        index_reader = reader_of(manifests.place(config.shards)[0])
+        index_reader = reader_of(manifests.split_manifest_url(config.shards)[0])
         self.manifest: Manifest = manifests.load(config.shards, reader=index_reader)
         self.mean_bytes = max(1, sum(record.size for record in self.manifest.records) // max(1, self.manifest.total_samples))
         """Of a sample, with what its tar has around it."""

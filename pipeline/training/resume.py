@@ -18,7 +18,8 @@ from pipeline.training.checkpoint.store import Checkpoint, CheckpointInvalid, Ch
 from pipeline.training.engine.engine import Contestant, Replicated
 from pipeline.training.ranks.world import World
 from pipeline.training.record.run_folder import RunFolderError
-from shards.store import Store, split
+from shards.store import Store
+from shards.urls import split
 
 
 def find(config: Config[Any], checkpoints: CheckpointStore, world: World, decoder: str) -> Checkpoint | None:

@@ -1,9 +1,9 @@
-"""Makes a data set of tars that somebody else wrote: reads them once, writes an index of each and a manifest, and changes none.
+"""Makes a data set of tars that another program wrote: reads each tar once, writes its index and a manifest, and changes no tar.
 
-Each index is committed with a record, so that whatever ends the work, the same command goes on with the tars that are missing; indexes go
-to their places when all are there, and the manifest is written last. A tar whose name, size and version are those of an earlier manifest is
-not read again, so a set that grows costs what is new. Samples that can't be used are left out, counted and listed; tars that can't be read
-end in an error that names all of them.
+Each index is committed with a record, so that after any interruption the same command reads only the missing tars. Indexes go to their
+final names when all are there, and the manifest is written last. A tar whose name, size and version are in an earlier manifest is not read
+again, so a growing data set costs only what is new. Samples that can't be used are left out, counted and listed. Tars that can't be read
+end in one error that names all of them.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from shards.adopt.records import Done, begin, choose, clear, find_begun, find_finished, find_interrupted, place_all, refuse_foreign, words
-from shards.build import destination
-from shards.build.destination import REJECTED
-from shards.build.task import FOLDER
+from shards.adopt.records import Done, begin, choose, clear, find_begun, find_finished, find_interrupted, install_all, refuse_foreign
 from shards.console import ProgressReport, megabytes
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.index import SUFFIX, Rules, ShardIndex
-from shards.dataset.manifest import Manifest, ShardRecord
+from shards.dataset.manifest import Manifest, ShardRecord, settings_of
+from shards.dataset.workplace import FOLDER, REJECTED, scratch_folder
 from shards.errors import ShardCorrupt, ShardError, SourceError, StoreError
-from shards.store import Options, Store, join, redacted
-from shards.tar.listing import Tar, TarListing, absolute, list_tars, look_up
+from shards.store import Options, Store
+from shards.tar.listing import TarListing, absolute, list_tars
 from shards.tar.reader import TarReader
+from shards.tar.version import Tar, look_up
+from shards.urls import join, redacted
 
-_MOST_STORE_ERRORS = 10  # a store that fails so often fails for the rest too
+_MOST_STORE_ERRORS = 10  # after so many errors of a store the rest would fail too
 _MAGICS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _SHOWN = 10
 
 
 @dataclass(frozen=True)
 class IndexRequest:
-    """What to index.
+    """Tars to index, and how.
 
     Attributes:
-        urls: folders, globs, brace lists or single tars.
+        urls: URLs of folders, globs, brace lists or single tars.
         destination: URL of the folder for manifest and indexes; None puts them beside the tars.
-        rules: what becomes a row.
-        strict: samples that can't be used are an error.
+        rules: rules by which samples become rows.
+        strict: raise if samples can't be used, instead of leaving them out.
         options, destination_options: fsspec options of the stores.
-        workers: tars that are read at once; 0 takes the cores here, more for a store.
-        quiet: no progress on stderr.
+        workers: number of tars that are read at once; 0 takes one per core (at most 8), or four per core (at most 32) for a store.
+        quiet: show no progress on stderr.
     """
 
     urls: Sequence[str]
@@ -63,14 +63,14 @@ class IndexRequest:
 
 @dataclass(frozen=True)
 class IndexResult:
-    """What there is now.
+    """A finished run of `index`.
 
     Attributes:
-        manifest: of the data set.
+        manifest: manifest of the data set.
         rejected: (key, tar, reason) of the first samples that were left out; `manifest.rejected` counts all.
-        read: tars that were read now; the others were known.
-        gone: tars of the manifest before that are not among those named now.
-        compressed: compressed tars that were left out.
+        read: number of tars that were read by this run; the others were known.
+        gone: number of tars of the previous manifest that are no longer named.
+        compressed: number of compressed tars that were left out.
     """
 
     manifest: Manifest
@@ -81,15 +81,15 @@ class IndexResult:
 
 
 class _Stopped(Exception):
-    """The work was interrupted."""
+    """Raised in the threads when the run is interrupted."""
 
 
 def index(request: IndexRequest) -> IndexResult:
-    """Indexes tars, or finishes doing it, or adds what is new.
+    """Indexes tars; finishes an interrupted run, and adds new tars to a data set.
 
     Raises:
-        SourceError: no tars are there, or one that was named is missing.
-        StoreError: a store can't be read, or the destination not written.
+        SourceError: there are no tars, or one that was named is missing.
+        StoreError: a store can't be read or written.
         ShardError: tars can't be read (all are named), the destination holds something else, or no sample can be used.
     """
     listing = list_tars(request.urls, request.options)
@@ -100,7 +100,7 @@ def index(request: IndexRequest) -> IndexResult:
         )
     url = _destination(listing, request)
     store = Store(url, request.destination_options)
-    with destination.scratch_folder(store):
+    with scratch_folder(store):
         sizes = dict(store.list())
         begun = find_begun(store, sizes)
         old, finished = find_finished(store, listing.url, request.rules)
@@ -120,7 +120,7 @@ def index(request: IndexRequest) -> IndexResult:
 
 
 def _destination(listing: TarListing, request: IndexRequest) -> str:
-    """URL of the folder for manifest and indexes: that of the listing where both are one folder, by whatever name."""
+    """Returns the URL of the folder for manifest and indexes; the listing's own URL if both are one folder under two names."""
     if request.destination is None:
         return listing.url
     url = request.destination if "://" in request.destination else absolute(request.destination)
@@ -132,17 +132,17 @@ def _destination(listing: TarListing, request: IndexRequest) -> str:
 def read_tar(
     store: Store, tar: Tar, rules: Rules, reject: Callable[[str, str], None], passed: Callable[[int], None] | None = None
 ) -> tuple[ShardIndex, str]:
-    """The index of a tar in a store and its sha256, empty where the rules don't ask for digests and parts are enough.
+    """Reads the index of a tar in a store and the sha256 of the tar, which is empty where the rules ask for no digests.
 
     Raises:
-        ShardCorrupt: as `shards.dataset.index.index_of`; compressed; or replaced while it was read.
-        StoreError: it can't be read.
+        ShardCorrupt: as `shards.dataset.index.index_of`; or the tar is compressed, or was replaced while it was read.
+        StoreError: the store can't be read.
     """
     shown = store.describe(tar.name)
     reader = TarReader(store, tar.name, tar.size, rules.digests, passed)
     if reader.read(8).startswith(_MAGICS):
         raise ShardCorrupt(
-            f"{shown}: compressed, whatever its name says. Unpack it (gunzip, unzstd, ...): samples are read from their place"
+            f"{shown}: compressed, in spite of its name. Unpack it (gunzip, unzstd, ...), because samples are read by their offset"
         )
     reader.seek(0)
     found = shard_index.index_of(reader, shown, rules, reject)
@@ -154,7 +154,7 @@ def read_tar(
 
 
 def _run(store: Store, listing: TarListing, todo: Sequence[Tar], request: IndexRequest) -> dict[str, Done]:
-    """Indexes tars in threads: what they do is waiting and hashing, which leaves the interpreter to others."""
+    """Indexes tars in threads, which is enough because waiting and hashing release the GIL."""
     tars = Store(listing.url, request.options)
     workers = request.workers or (min(os.cpu_count() or 1, 8) if tars.local else min(4 * (os.cpu_count() or 1), 32))
     report = ProgressReport("tars", len(listing.tars), len(listing.tars) - len(todo), request.quiet)
@@ -183,7 +183,7 @@ def _run(store: Store, listing: TarListing, todo: Sequence[Tar], request: IndexR
                     problems.append(str(error))
                     store_errors += isinstance(error, StoreError)
                     if store_errors >= _MOST_STORE_ERRORS:
-                        problems.append("(stopped here: the store fails again and again)")
+                        problems.append("(stopped here, because the store keeps failing)")
                         break
         finally:
             stopped.set()
@@ -192,14 +192,14 @@ def _run(store: Store, listing: TarListing, todo: Sequence[Tar], request: IndexR
         named = "\n".join(f"  {problem}" for problem in sorted(problems))
         there = len(listing.tars) - len(todo) + len(done)
         raise ShardError(
-            f"{there} of {len(listing.tars)} tars are indexed and there is no new manifest; not usable:\n{named}\n"
-            "Replace or remove these tars and run the same command: it goes on with what is missing"
+            f"{there} of {len(listing.tars)} tars are indexed, and no new manifest was written; not usable:\n{named}\n"
+            "Replace or remove these tars and run the same command, which indexes the missing ones"
         )
     return done
 
 
 def _index_tar(store: Store, tars: Store, rules: Rules, passed: Callable[[int], None], tar: Tar) -> Done:
-    """Reads one tar and commits its index, then the record that says so."""
+    """Reads one tar and commits its index, then its record."""
     rejected: list[tuple[str, str]] = []
     found, sha256 = read_tar(tars, tar, rules, lambda key, reason: rejected.append((key, reason)), passed)
     rows = found.encode()
@@ -219,11 +219,11 @@ def _first(done: Iterable[Done]) -> list[tuple[str, str, str]]:
 
 
 def _finish(store: Store, listing: TarListing, done: Sequence[Done], request: IndexRequest, listed_before: bool) -> Manifest:
-    """Puts the indexes in their places, writes the list of rejected samples, then the manifest; then the traces of the work go."""
+    """Gives the indexes their final names, writes the list of rejected samples and the manifest, then removes the records of the run."""
     rejected = sum(len(one.rejected) for one in done)
-    samples = sum(one.shard.samples for one in done)
+    samples = sum(one.shard.count for one in done)
     if not samples:
-        clear(store)  # of no use to another run; a data set that is there is as it was
+        clear(store)  # another run has no use for the records; an existing data set is unchanged
     if rejected and (request.strict or not samples):
         named = "\n".join(f"  {name}: sample {key} {reason}" for key, name, reason in _first(done))
         what = "no sample can be used" if not samples else f"{rejected} samples can't be used, which --strict makes an error"
@@ -233,10 +233,10 @@ def _finish(store: Store, listing: TarListing, done: Sequence[Done], request: In
     settings = {
         manifests.INDEXED: [redacted(url) for url in request.urls],
         "digests": "read" if all(one.shard.sha256 for one in done) else "none",
-        **words(request.rules),
+        **settings_of(request.rules),
     }
     manifest = Manifest(tuple(one.shard for one in done), store.url, (), settings, rejected, listing.url)
-    place_all(store, done)
+    install_all(store, done)
     if rejected:
         with store.writing(REJECTED) as file:
             for one in done:
@@ -253,12 +253,12 @@ def _finish(store: Store, listing: TarListing, done: Sequence[Done], request: In
 def _advice(done: Sequence[Done]) -> str:
     reasons = [reason for _, _, reason in _first(done)]
     if any("class number" in reason for reason in reasons):
-        return "If labels are not needed, or no numbers, leave them out with --labels none"
-    return "Where samples hold several pictures, say which to take: --picture jpg"
+        return "If labels are not needed, or are not numbers, leave them out with --labels none"
+    return "If samples hold several pictures, say which to take: --picture jpg"
 
 
 def as_text(result: IndexResult) -> list[str]:
-    """What a person is told: what there is, what was left out, and what protection is missing."""
+    """Returns the lines that a person sees: the data set, the samples that were left out, and the protection that is missing."""
     manifest, shown = result.manifest, redacted(result.manifest.url)
     known = len(manifest.records) - result.read
     lines = [
@@ -267,7 +267,7 @@ def as_text(result: IndexResult) -> list[str]:
         f"; {result.read:,} tars read now, {known:,} known before",
     ]
     if result.gone:
-        lines.append(f"  {result.gone:,} tars of the manifest before are not among those named now: samples have other ids than before")
+        lines.append(f"  {result.gone:,} tars of the previous manifest are not among the named ones: samples have other ids than before")
     if result.compressed:
         lines.append(f"  left out: {result.compressed:,} compressed tars (unpack them to use them)")
     if manifest.rejected:
@@ -277,12 +277,12 @@ def as_text(result: IndexResult) -> list[str]:
     if unread:
         lines.append(
             f"  no digests of the samples in {unread:,} tars: bytes that change in the store, the network or a cache are noticed "
-            "only where a picture does not decode, which is rare; a tar that was replaced, by its size and version"
+            "only if a picture does not decode, which is rare; a tar that was replaced is noticed by its size and version"
         )
     unversioned = sum(not record.version for record in manifest.records)
     if unversioned:
         lines.append(
-            f"  no time and no ETag of {unversioned:,} tars is told by their store: each run reads them again, since one that was replaced "
+            f"  the store gives no time and no ETag of {unversioned:,} tars: each run reads them again, because one that was replaced "
             "by another of the same length looks the same" + (", to training as well" if unread else "")
         )
     return [*lines, f"next: python -m shards verify {shown}"]

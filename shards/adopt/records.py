@@ -1,9 +1,9 @@
-"""What is known of tars before they are indexed: the manifest that is there, and the records of a run that was interrupted.
+"""State of an indexing run: the manifest of earlier runs, and the records of an interrupted one.
 
-While tars are indexed there is a folder `_build` beside the manifest, as while a data set is built, with the new index of each finished tar
-and its record. They go to their places when all tars are done, so that a data set that is there stays sound however the work ends. Both the
-records and the manifest name the version of each tar, so that one that was replaced is read again. What is in the way and was not written
-by such a run belongs to somebody else and is never touched.
+While tars are indexed, a folder `_build` beside the manifest holds the new index of each finished tar and a record of it, as during a
+build. The indexes get their final names when all tars are done, so that an existing data set stays sound however the run ends. Records and
+manifest hold the version of each tar, so that a tar that was replaced is read again. Any other file in the way belongs to another program
+and is never touched.
 """
 
 from __future__ import annotations
@@ -16,20 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
-from shards.build.destination import REJECTED, sweep
-from shards.build.task import FOLDER
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.index import Rules
-from shards.dataset.manifest import Manifest, ShardRecord
+from shards.dataset.manifest import Manifest, ShardRecord, settings_of
+from shards.dataset.workplace import FOLDER, REJECTED, sweep
 from shards.errors import ManifestMismatch, ShardError, StoreError
-from shards.store import Store, redacted
-from shards.tar.listing import Tar
+from shards.store import Store
+from shards.tar.version import Tar
+from shards.urls import redacted
 from shards.whole_file import LEFT_BEHIND
 
-_FORMAT = 1  # raise it when the same tar and rules would give other rows
 _BEGUN = f"{FOLDER}/index.json"
 _READ_THREADS = 16
 _OURS = re.compile(r"index\.json|[0-9a-f]{32}\.(?:json|idx)")
@@ -38,7 +36,7 @@ _ELSEWHERE = "It is not removed: move it away, or name another folder with --to"
 
 @dataclass(frozen=True)
 class Done:
-    """A tar that is indexed, and (key, reason) of its samples that were left out. A new one has its index in `_build`."""
+    """One indexed tar, with (key, reason) of its samples that were left out. The index of a `new` one is still in `_build`."""
 
     shard: ShardRecord
     rejected: tuple[tuple[str, str], ...]
@@ -46,7 +44,7 @@ class Done:
 
     @property
     def index_name(self) -> str:
-        """Where the index is now."""
+        """Name of the object that holds the index at present."""
         return f"{self._work_name}.idx" if self.new else self.shard.index_name
 
     @property
@@ -54,28 +52,28 @@ class Done:
         return f"{FOLDER}/{hashlib.sha256(self.shard.name.encode()).hexdigest()[:32]}"
 
     def answers(self, tar: Tar, rules: Rules, sizes: Mapping[str, int]) -> bool:
-        """Whether this is what indexing the tar now would give. `sizes` are those of the objects in the destination."""
+        """Returns whether indexing the tar again would give the same. `sizes` are the sizes of the objects in the destination."""
         shard = self.shard
-        # without a version nothing tells whether the tar was replaced
+        # without a version nothing shows that the tar was replaced
         same = bool(tar.version) and (shard.name, shard.size, shard.version) == (tar.name, tar.size, tar.version)
         enough = bool(shard.sha256) or not rules.digests
-        return same and enough and sizes.get(self.index_name) == shard_index.file_size(shard.samples)
+        return same and enough and sizes.get(self.index_name) == shard_index.file_size(shard.count)
 
     def sound(self, store: Store) -> bool:
-        """Whether the index that is there is the one that was written, which takes reading it."""
+        """Reads the stored index and returns whether it is the one that was written."""
         return hashlib.sha256(store.read(self.index_name)).hexdigest() == self.shard.index_sha256
 
     def write(self, store: Store, rules: Rules, rows: bytes) -> None:
-        """Writes the index of a tar, then the record that it is there."""
+        """Writes the index of a tar, then its record."""
         store.write(self.index_name, rows)
-        table = {"shard": astuple(self.shard), "rejected": self.rejected, "rules": words(rules)}
+        table = {"shard": astuple(self.shard), "rejected": self.rejected, "rules": settings_of(rules)}
         store.write(f"{self._work_name}.json", json.dumps(table).encode())
 
-    def place(self, store: Store) -> None:
-        """Puts a new index where the manifest will name it.
+    def install(self, store: Store) -> None:
+        """Gives a new index its final name, which the manifest will use.
 
         Raises:
-            ShardError: it is damaged; the record is gone then, so that the next run reads the tar again.
+            ShardError: the index is damaged. Its record is removed, so that the next run reads the tar again.
         """
         rows = store.read(self.index_name)
         if hashlib.sha256(rows).hexdigest() != self.shard.index_sha256:
@@ -84,23 +82,11 @@ class Done:
         store.write(self.shard.index_name, rows)
 
 
-def rules_of(manifest: Manifest, record: ShardRecord) -> Rules:
-    """The rules by which a shard of a manifest was indexed. Built shards follow the rules that have no exceptions."""
-    settings = manifest.settings if manifest.indexed else {}
-    picture = settings.get("picture")
-    return Rules(
-        picture if isinstance(picture, str) else None,
-        settings.get("labels") != "none",
-        bool(record.sha256),
-        settings.get("open_ended") is True,
-    )
-
-
 def find_finished(store: Store, tars_url: str, rules: Rules) -> tuple[Manifest | None, dict[str, Done]]:
-    """The manifest that the destination holds and its tars, none of them where it was made by other rules.
+    """Reads the manifest in the destination and its tars; no tars where the manifest was made by other rules.
 
     Raises:
-        ShardError: it holds another data set.
+        ShardError: the destination holds another data set.
     """
     if store.size(manifests.NAME) is None:
         return None, {}
@@ -116,7 +102,7 @@ def find_finished(store: Store, tars_url: str, rules: Rules) -> tuple[Manifest |
             f"{shown}: holds the indexes of {redacted(manifest.shards_url)}, not of {redacted(tars_url)}. Choose another folder with --to, "
             "or name the same folder, glob or braces as before"
         )
-    if any(manifest.settings.get(key) != value for key, value in words(rules).items()):
+    if any(manifest.settings.get(key) != value for key, value in settings_of(rules).items()):
         return manifest, {}
     rejected: dict[str, list[tuple[str, str]]] = {}
     if manifest.rejected:
@@ -124,38 +110,28 @@ def find_finished(store: Store, tars_url: str, rules: Rules) -> tuple[Manifest |
             for row in map(json.loads, store.read(REJECTED).splitlines()):
                 rejected.setdefault(row["tar"], []).append((row["key"], row["reason"]))
         except (ShardError, ValueError, KeyError, TypeError):
-            return manifest, {}  # without the list, which is as much a part of the result, the tars are read again
+            return manifest, {}  # the list is part of the result, so without it the tars are read again
     if sum(len(rejected.get(record.name, ())) for record in manifest.records) < manifest.rejected:
         return manifest, {}
     return manifest, {record.name: Done(record, tuple(rejected.get(record.name, ()))) for record in manifest.records}
 
 
-def words(rules: Rules) -> dict[str, Any]:
-    """What decides the rows of a tar, for the manifest's settings. Whether digests were read is told by each shard's sha256."""
-    return {
-        "index_format": _FORMAT,
-        "picture": rules.picture,
-        "labels": "cls" if rules.labels else "none",
-        "open_ended": rules.open_ended,
-    }
-
-
 def find_begun(store: Store, sizes: Mapping[str, int]) -> bool:
-    """Whether a run was interrupted in the destination, whose objects have these sizes.
+    """Returns whether a run was interrupted in the destination, whose objects have these sizes.
 
     Raises:
-        ShardError: its folder `_build` is not of such a run.
+        ShardError: the folder `_build` belongs to a build or to another program.
     """
     shown = store.describe(FOLDER)
     names = {name.removeprefix(f"{FOLDER}/") for name in sizes if name.startswith(f"{FOLDER}/")}
     if store.local is not None:
         folder = store.local / FOLDER
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise ShardError(f"{shown}: no folder of an earlier run. {_ELSEWHERE}")
+            raise ShardError(f"{shown}: not a folder of an earlier run. {_ELSEWHERE}")
         names |= {path.name for path in folder.glob("*") if not LEFT_BEHIND.fullmatch(path.name)}
     if any(name.endswith("plan.json") for name in names):
         raise ShardError(
-            f"{store.describe()}: holds an unfinished build. Finish it by the command that began it, or name a folder with --to"
+            f"{store.describe()}: holds an unfinished build. Finish it with the command that began it, or name another folder with --to"
         )
     foreign = next((name for name in sorted(names) if not _OURS.fullmatch(name)), None)
     if foreign is None and _BEGUN in sizes:
@@ -169,7 +145,7 @@ def find_begun(store: Store, sizes: Mapping[str, int]) -> bool:
 
 
 def refuse_foreign(store: Store, sizes: Mapping[str, int], rejected_is_ours: bool, indexes: Iterable[str]) -> None:
-    """Raises ShardError where the list of rejected samples or one of `indexes`, all of which may be written, is there by another hand."""
+    """Raises ShardError if another program wrote the list of rejected samples or one of `indexes`, which this run would overwrite."""
     if REJECTED in sizes and not rejected_is_ours:
         raise ShardError(f"{store.describe(REJECTED)}: no earlier run wrote it. {_ELSEWHERE}")
     with ThreadPoolExecutor(_READ_THREADS) as pool:
@@ -183,33 +159,33 @@ def refuse_foreign(store: Store, sizes: Mapping[str, int], rejected_is_ours: boo
 
 
 def begin(store: Store, rules: Rules, sizes: Mapping[str, int], beside: bool) -> None:
-    """Makes sure that the destination can be written, before anything is read.
+    """Writes the first file of the run, so that a read-only destination fails before any tar is read.
 
     Raises:
-        StoreError: it can't.
+        StoreError: the destination can't be written.
     """
-    if store.local is not None:  # half-written files of a run that was killed; nobody else writes here now
+    if store.local is not None:  # half-written files of a killed run; this process holds the lock
         for folder in {Path(store.path(name)).parent for name in sizes if name.endswith((".tar", shard_index.SUFFIX))}:
-            with suppress(OSError):  # of somebody else
+            with suppress(OSError):  # the folder of another user
                 sweep(folder)
         sweep(store.local / FOLDER)
     try:
-        store.write(_BEGUN, json.dumps(words(rules)).encode())
+        store.write(_BEGUN, json.dumps(settings_of(rules)).encode())
     except StoreError as error:
         if not beside:
             raise
         raise StoreError(
-            f"{error}. Indexes go beside the tars by default; if that folder is read-only, name another: --to FOLDER"
+            f"{error}. Indexes go beside the tars by default; if that folder is read-only, name another one: --to FOLDER"
         ) from error
 
 
 def find_interrupted(store: Store, rules: Rules, sizes: Mapping[str, int]) -> dict[str, Done]:
-    """What an interrupted run with these rules finished; a record that is damaged costs no more than reading its tar again."""
+    """Reads the records of an interrupted run with these rules. The tar of a damaged record is read again."""
 
     def read(name: str) -> Done | None:
         try:
             table = json.loads(store.read(name))
-            if table["rules"] != words(rules):
+            if table["rules"] != settings_of(rules):
                 return None
             return Done(ShardRecord(*table["shard"]), tuple((str(key), str(reason)) for key, reason in table["rejected"]), new=True)
         except (ValueError, KeyError, TypeError):
@@ -223,7 +199,16 @@ def find_interrupted(store: Store, rules: Rules, sizes: Mapping[str, int]) -> di
 def choose(
     store: Store, tars: Sequence[Tar], rules: Rules, sizes: Mapping[str, int], candidates: Sequence[Mapping[str, Done]], doubtful: bool
 ) -> dict[str, Done]:
-    """What needs no reading: the first candidate that answers each tar. `doubtful`: indexes in their places may be a stopped run's."""
+    """Chooses for each tar the first candidate that still holds; other tars must be read.
+
+    Args:
+        store: store of the destination.
+        tars: tars to index.
+        rules: rules by which samples become rows.
+        sizes: sizes of the objects in the destination.
+        candidates: records by the names of their tars, those to prefer first.
+        doubtful: read the indexes that have their final names already, because a stopped run may have replaced some of them.
+    """
 
     def look(tar: Tar) -> Done | None:
         known = (found[tar.name] for found in candidates if tar.name in found)
@@ -233,21 +218,21 @@ def choose(
         return {tar.name: done for tar, done in zip(tars, pool.map(look, tars), strict=True) if done is not None}
 
 
-def place_all(store: Store, done: Sequence[Done]) -> None:
-    """Puts all new indexes in their places.
+def install_all(store: Store, done: Sequence[Done]) -> None:
+    """Gives all new indexes their final names.
 
     Raises:
-        ShardError: one is damaged.
+        ShardError: an index is damaged.
     """
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        list(pool.map(lambda one: one.place(store), [one for one in done if one.new]))
+        list(pool.map(lambda one: one.install(store), [one for one in done if one.new]))
 
 
 def clear(store: Store) -> None:
-    """Removes the traces of the work, that it began last."""
+    """Removes the records of the run; the file that marks its beginning goes last."""
     names = [name for name, _ in store.list(FOLDER, deep=False) if _OURS.fullmatch(name.removeprefix(f"{FOLDER}/"))]
     store.remove(name for name in names if name != _BEGUN)
     store.remove([_BEGUN])
     if store.local is not None:
-        with suppress(OSError):  # somebody put something there
+        with suppress(OSError):  # the folder holds files of another program
             (store.local / FOLDER).rmdir()

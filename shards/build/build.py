@@ -1,8 +1,8 @@
 """Builds a data set of shards from the pictures of a source: plan, tasks, manifest.
 
-Shards are made in parallel and each is committed with a record; whatever ends a build, the same command goes on with what is missing, and
-the result is the same to the byte as if nothing had happened, for any number of processes. The manifest is written last: without it there
-is no data set. Pictures that can't be read are left out, counted and listed; nothing else is.
+Shards are made in parallel, and each is committed with a record. After any interruption the same command makes the missing shards, and the
+result is the same to the byte, for any number of processes and interruptions. The manifest is written last: without it there is no data
+set. Pictures that can't be read, and no others, are left out, counted and listed.
 """
 
 from __future__ import annotations
@@ -15,34 +15,35 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shards.build import destination
-from shards.build.destination import REJECTED
 from shards.build.executor import Failure, Outcome, run_here, run_in_pool
 from shards.build.picture import encoder
 from shards.build.plan import Plan, PlanSettings, ShardTask
 from shards.build.sources import LabelRule, Listing, open_source
-from shards.build.task import FOLDER, Places, Progress, TaskRecord, run_task
+from shards.build.task import Progress, TaskLocations, TaskRecord, run_task
 from shards.console import ProgressReport
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
-from shards.errors import ManifestMismatch, ShardError
-from shards.store import Options, Store, redacted
+from shards.dataset.workplace import FOLDER, REJECTED, read_rejected, scratch_folder
+from shards.errors import ShardError
+from shards.store import Options, Store
+from shards.urls import redacted
 
 SHOWN_REJECTIONS = 10
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build.
+    """A data set to build, and how.
 
     Attributes:
-        source: URL of a folder, a tar or a tar of tars.
+        source: URL of the source of pictures, such as a folder or a tar.
         destination: URL of the data set.
-        settings: what decides its bytes.
+        settings: settings that decide the bytes of the data set.
         include, labels, label_pattern: as in `sources.open_source`.
         source_options, destination_options: fsspec options of the stores.
-        workers: processes; 0 does the work in this one.
+        workers: number of processes; 0 does the work in the calling process.
         overwrite: replace what another build left in the destination.
-        quiet: no progress on stderr.
+        quiet: show no progress on stderr.
     """
 
     source: str
@@ -60,7 +61,14 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What there is now. `already` says that it was there before; `rejected` are (name, reason), sorted by name."""
+    """A finished build.
+
+    Attributes:
+        manifest: manifest of the data set.
+        listing: pictures of the source.
+        already: the data set was complete before this build.
+        rejected: (name, reason) of the pictures that were left out, sorted by name.
+    """
 
     manifest: Manifest
     listing: Listing
@@ -69,24 +77,25 @@ class BuildResult:
 
 
 class BuildFailed(ShardError):
-    """Some shards were not made. The same command goes on with them."""
+    """Some shards were not made; the same command makes them."""
 
 
 def build(request: BuildRequest) -> BuildResult:
     """Builds, or finishes building, a data set.
 
     Raises:
-        SourceError, StoreError: the pictures can't be had, or the destination not written.
+        SourceError: the source is unusable, or a picture changed while the build ran.
+        StoreError: a store can't be read or written.
         ShardError: the destination holds something else, or every picture was rejected.
         BuildFailed: shards are missing; the message names them.
     """
     store = Store(request.destination, request.destination_options)
     destination.refuse_overlap(Store(request.source, request.source_options), store)
-    store.size(manifests.NAME)  # credentials that are wrong show before a long listing
+    store.size(manifests.NAME)  # wrong credentials fail here, before a long listing
     listing = open_source(request.source, request.source_options, request.include, request.labels, request.label_pattern)
     plan = Plan(listing, request.settings)
     shown = _shown_settings(request, plan)
-    with destination.scratch_folder(store) as scratch:
+    with scratch_folder(store) as scratch:
         if request.overwrite:
             destination.make_way(store, plan, shown)
         finished = destination.find_finished(store, shown)
@@ -95,21 +104,21 @@ def build(request: BuildRequest) -> BuildResult:
             store.delete(FOLDER)
             return BuildResult(finished, listing, True, rejected)
         records = destination.find_records(store, plan, shown)
-        places = Places(listing.url, request.source_options, store.url, request.destination_options, scratch)
-        records |= _run(plan, records, places, request)
+        locations = TaskLocations(listing.url, request.source_options, store.url, request.destination_options, scratch)
+        records |= _run(plan, records, locations, request)
         ordered = [records[index] for index in range(len(plan))]
         rejected = sorted(pair for record in ordered for pair in record.rejected)
         manifest = _finish(store, listing, ordered, rejected, shown)
     return BuildResult(manifest, listing, False, rejected)
 
 
-def _run(plan: Plan, before: Mapping[int, TaskRecord], places: Places, request: BuildRequest) -> dict[int, TaskRecord]:
-    """Does the tasks that have no record yet."""
+def _run(plan: Plan, before: Mapping[int, TaskRecord], locations: TaskLocations, request: BuildRequest) -> dict[int, TaskRecord]:
+    """Runs the tasks that have no record yet."""
     size = plan.settings.shard_size
     done = sum(min(size, len(plan.listing) - index * size) for index in before)
     tasks = (plan.task(index) for index in range(len(plan)) if index not in before)
     report = ProgressReport("pictures", len(plan.listing), done, request.quiet)
-    job = functools.partial(_job, places=places)
+    job = functools.partial(_job, locations=locations)
     records: dict[int, TaskRecord] = {}
     failures: list[Failure] = []
     with closing(report), closing(_outcomes(tasks, job, request.workers, report.advance)) as outcomes:
@@ -123,14 +132,12 @@ def _run(plan: Plan, before: Mapping[int, TaskRecord], places: Places, request: 
     if failures:
         named = "\n".join(f"  {failure.shard}: {failure.reason}" for failure in failures)
         there = len(before) + len(records)
-        raise BuildFailed(
-            f"{there} of {len(plan)} shards are there; not made:\n{named}\nRun the same command to go on with what is missing"
-        )
+        raise BuildFailed(f"{there} of {len(plan)} shards are there; not made:\n{named}\nRun the same command to make the missing shards")
     return records
 
 
-def _job(task: ShardTask, progress: Progress, places: Places) -> TaskRecord:
-    return run_task(task, places, progress)
+def _job(task: ShardTask, progress: Progress, locations: TaskLocations) -> TaskRecord:
+    return run_task(task, locations, progress)
 
 
 def _outcomes(
@@ -142,7 +149,7 @@ def _outcomes(
 def _finish(
     store: Store, listing: Listing, records: Sequence[TaskRecord], rejected: Sequence[tuple[str, str]], settings: Mapping[str, Any]
 ) -> Manifest:
-    """Writes the list of rejected pictures, then the manifest; then the traces of the build go."""
+    """Writes the list of rejected pictures, then the manifest, then removes the records of the build."""
     shards = tuple(record.shard for record in records if record.shard is not None)
     if not shards:
         store.delete(FOLDER)
@@ -157,22 +164,8 @@ def _finish(
     return manifest
 
 
-def read_rejected(store: Store) -> list[tuple[str, str]]:
-    """(name, reason) of the pictures that the build of a data set left out.
-
-    Raises:
-        ManifestMismatch: the list is damaged.
-        StoreError: it is missing, or can't be read.
-    """
-    try:
-        rows = [json.loads(line) for line in store.read(REJECTED).splitlines()]
-        return [(str(row["source"]), str(row["reason"])) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ManifestMismatch(f"{store.describe(REJECTED)}: damaged ({error})") from error
-
-
 def _shown_settings(request: BuildRequest, plan: Plan) -> dict[str, Any]:
-    """What the manifest says about the build. No options of a store: they hold credentials."""
+    """Returns the settings for the manifest, without the options of the stores, because those hold credentials."""
     settings = asdict(request.settings)
     picture = settings.pop("picture")
     return {

@@ -1,105 +1,53 @@
-"""The folder that a data set is built in: who may build there, what an earlier build left, and what may be removed.
+"""The destination of a build: whether a build may begin there, what an earlier one left, and what may be removed.
 
-While a build is unfinished there is a folder `_build` with the plan and a record of each finished shard, and no manifest. Nothing is
-removed but what a build made.
+An unfinished build has a folder `_build` with the plan and a record of each finished shard, and no manifest. Only files that a build made
+are ever removed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from shards.build.plan import Plan
-from shards.build.task import FOLDER, TaskRecord
+from shards.build.task import TaskRecord
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
+from shards.dataset.workplace import FOLDER, REJECTED
 from shards.errors import ManifestMismatch, ShardError
 from shards.store import Store
-from shards.whole_file import LEFT_BEHIND, TEMPORARY_PREFIX
 
-REJECTED = "rejected.jsonl"
 _PLAN = f"{FOLDER}/plan.json"
-_SCRATCH_PREFIX = "context-encoder-shards-"
 _READ_THREADS = 16
-_FREE = frozenset({"plan", "source", "encoder"})  # what may differ between two runs of one plan
+_FREE = frozenset({"plan", "source", "encoder"})  # settings that may differ between two builds of one plan
 Settings = Mapping[str, Any]
 
 
 def refuse_overlap(source: Store, destination: Store) -> None:
-    """Raises ShardError where one lies in the other: the shards of one build would be the pictures of the next."""
+    """Raises ShardError if one lies in the other, because the shards of this build would be listed as the source of the next."""
     if type(source.fs) is not type(destination.fs):
         return
     inner, outer = _path(destination), _path(source)
     if inner == outer or inner.startswith(outer.rstrip("/") + "/") or outer.startswith(inner.rstrip("/") + "/"):
-        raise ShardError(f"{destination.describe()} and the source {source.describe()} lie in one another. Build into a folder of its own")
+        raise ShardError(
+            f"{destination.describe()} and the source {source.describe()} lie in one another. Choose folders that do not contain each other"
+        )
 
 
 def _path(store: Store) -> str:
     return str(store.local.resolve()) if store.local else store.root
 
 
-@contextmanager
-def scratch_folder(destination: Store) -> Iterator[str]:
-    """A local folder for growing shards: the destination where it is local, else a temporary one.
-
-    Claims a local destination for this process; one on a store can't be claimed, but two equal builds into it write equal bytes.
-
-    Raises:
-        ShardError: another build is writing there.
-        StoreError: the folder can't be made.
-    """
-    with ExitStack() as stack:
-        if destination.local is not None:
-            destination.make_folder()
-            if not _lock(stack, destination.local):
-                raise ShardError(f"{destination.describe()}: another build is writing there. Wait for it, or stop it, then run this again")
-            stack.callback(sweep, destination.local)
-            sweep(destination.local)
-            yield str(destination.local)
-            return
-        for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
-            with ExitStack() as inner, suppress(OSError):
-                if left.stat().st_uid == os.getuid() and _lock(inner, left):  # a killed build left it; a live one would hold the lock
-                    sweep(left)
-                    left.rmdir()
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX))
-        _lock(stack, Path(folder))
-        yield folder
-
-
-def _lock(stack: ExitStack, folder: Path) -> bool:
-    handle = os.open(folder, os.O_RDONLY)
-    stack.callback(os.close, handle)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # some network file systems can't lock folders: equal builds still write equal bytes
-    return True
-
-
-def sweep(folder: Path) -> None:
-    """Removes the half-written files of a process that was killed, and nothing of anybody else."""
-    for partial in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        if LEFT_BEHIND.fullmatch(partial.name):
-            partial.unlink(missing_ok=True)
-
-
 def find_finished(store: Store, settings: Settings) -> Manifest | None:
-    """The manifest of a finished data set of the plan that `settings` describes, if that is what the destination holds.
+    """Returns the manifest in the destination if it is of the plan that `settings` describes and its shards are there; None without one.
 
     Raises:
-        ShardError: it holds a data set of another plan, or one of this plan with parts missing.
+        ShardError: the destination holds a data set of another plan, or one of this plan with parts missing.
     """
     if store.size(manifests.NAME) is None:
         return None
@@ -120,17 +68,17 @@ def find_finished(store: Store, settings: Settings) -> Manifest | None:
 
 
 def find_records(store: Store, plan: Plan, settings: Settings) -> dict[int, TaskRecord]:
-    """The tasks that an interrupted build of this plan finished, by index; starts a build where there was none.
+    """Returns the records of the tasks that an interrupted build of this plan finished, by index; begins a build where there was none.
 
     Raises:
-        ShardError: it holds an unfinished build of another plan, or other shards.
-        StoreError: it can't be written.
+        ShardError: the destination holds an unfinished build of another plan, or other shards.
+        StoreError: the destination can't be written.
     """
     if store.size(_PLAN) is None:
         foreign = [name for name, _ in store.list(deep=False) if name.endswith((".tar", shard_index.SUFFIX)) or name == REJECTED]
         if foreign:
             raise ShardError(
-                f"{store.describe()}: holds {len(foreign)} files that no build made known here ({foreign[0]}, ...). "
+                f"{store.describe()}: holds {len(foreign)} files of a data set, but no manifest and no build ({foreign[0]}, ...). "
                 "Build into an empty folder, or remove them"
             )
         store.write(_PLAN, json.dumps(dict(settings)).encode())
@@ -146,9 +94,9 @@ def find_records(store: Store, plan: Plan, settings: Settings) -> dict[int, Task
 
 
 def make_way(store: Store, plan: Plan, settings: Settings) -> None:
-    """Removes what earlier builds made, except an unfinished build of the same plan, which is to be finished.
+    """Removes what earlier builds made, except an unfinished build of the same plan, which this build finishes.
 
-    The manifest goes first, so that what is left is never taken for a data set.
+    The manifest goes first, so that a half-removed data set is never taken for a whole one.
     """
     if store.size(manifests.NAME) is None and _read_plan(store).get("plan") == settings["plan"]:
         return
@@ -191,7 +139,7 @@ def _other_plan(store: Store, what: str, theirs: Settings, ours: Settings) -> Sh
     differing = [
         f"{key} was {theirs[key]}, now {ours[key]}" for key in ours if key in theirs and theirs[key] != ours[key] and key not in _FREE
     ]
-    why = "; ".join(differing) or "the pictures are others"
+    why = "; ".join(differing) or "the pictures differ"
     return ShardError(
         f"{store.describe()}: holds {what} from other settings or pictures ({why}). Choose another folder, or replace it with --overwrite"
     )

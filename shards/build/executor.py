@@ -1,7 +1,7 @@
-"""Runs tasks: one after the other here, or in a pool of processes that outlives the death of any of them.
+"""Runs tasks: one after the other in this process, or in a pool of processes that survives the death of any of them.
 
-A process that is killed (usually for memory) takes the whole pool down and does not say which task did it. The tasks that were under way
-are tried once more, each alone in a process of its own; the one that kills that too is reported, and all others are done.
+A process that is killed (usually for memory) takes the whole pool down and does not say which task was to blame. The tasks that were
+running are tried once more, each alone in a process of its own. A task that kills that process too is reported, and all others are done.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TOO_BIG = "most likely the memory is too small for one of its pictures: lower -
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that was not done. `final` says that others would most likely fail for the same reason."""
+    """A task that was not done. `final` means that other tasks would most likely fail for the same reason."""
 
     shard: str
     reason: str
@@ -51,10 +51,10 @@ def run_in_pool(tasks: Iterable[ShardTask], job: Job, workers: int, progress: Pr
     """Runs tasks in `workers` processes; results come in no particular order. Closing the iterator stops them.
 
     Args:
-        tasks: taken as processes become free, never far ahead.
-        job: what to do with each; must be picklable.
-        workers: processes.
-        progress: called in this process with (pictures, bytes) done since it was called last.
+        tasks: tasks to run, taken as processes become free.
+        job: function that runs one task; must be picklable.
+        workers: number of processes.
+        progress: called in this process with (pictures, bytes) done since the previous call.
     """
     rest, suspects = iter(tasks), list[ShardTask]()
     while not (yield from _run_pool(rest, job, workers, progress, suspects)):
@@ -69,9 +69,9 @@ def run_in_pool(tasks: Iterable[ShardTask], job: Job, workers: int, progress: Pr
 def _run_pool(
     tasks: Iterator[ShardTask], job: Job, workers: int, progress: Progress, lost: list[ShardTask]
 ) -> Generator[Outcome, None, bool]:
-    """Yields results until the tasks end (returns True) or a process dies (returns False; tasks under way are appended to `lost`)."""
+    """Yields results until the tasks end (returns True) or a process dies (returns False; running tasks are appended to `lost`)."""
     context = multiprocessing.get_context("spawn")  # s3fs clients and threads don't survive a fork
-    board = _Board(context, slots=workers + 1)  # one task more than processes, so that none waits for this one
+    board = _Board(context, slots=workers + 1)  # one task more than processes, so that no process waits for this one
     running: dict[Future[Outcome], tuple[ShardTask, int]] = {}
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(board.shared,))
     try:
@@ -106,30 +106,30 @@ def _run_pool(
 
 
 class _Board:
-    """Shared memory in which each task counts its pictures. Without locks: a process that is killed holding one would stop all others."""
+    """Shared memory in which each task counts its pictures, without locks, because a process killed with a lock would stop all others."""
 
     def __init__(self, context: Any, slots: int) -> None:
         self.shared = context.RawArray("q", 2 * slots + 1)  # (pictures, bytes) of each slot, and the stop flag
         self.free = list(range(slots))
-        self._counted = [0, 0]  # by tasks that ended
-        self._told = [0, 0]
+        self._counted = [0, 0]  # (pictures, bytes) of tasks that ended
+        self._reported = [0, 0]
 
     def take(self) -> int:
         """Takes a slot for a task."""
         return self.free.pop()
 
     def give_back(self, slot: int, count: bool) -> None:
-        """Ends the use of a slot; what a lost task counted is forgotten."""
+        """Frees a slot and keeps its counts if `count`; those of a lost task are dropped."""
         for part in (0, 1):
             self._counted[part] += self.shared[2 * slot + part] if count else 0
             self.shared[2 * slot + part] = 0
         self.free.append(slot)
 
     def news(self) -> tuple[int, int]:
-        """(pictures, bytes) since the last call; negative after a loss."""
+        """Returns (pictures, bytes) since the previous call; negative after a task was lost."""
         now = [self._counted[part] + sum(self.shared[part:-1:2]) for part in (0, 1)]
-        change = now[0] - self._told[0], now[1] - self._told[1]
-        self._told = now
+        change = now[0] - self._reported[0], now[1] - self._reported[1]
+        self._reported = now
         return change
 
     def stop(self) -> None:
@@ -154,9 +154,9 @@ _board: Any  # the shared memory, in a process of the pool
 
 
 def _start_worker(shared: Any) -> None:
-    global _board  # noqa: PLW0603 - the only way in which an initialiser hands something to the tasks of its process
+    global _board  # noqa: PLW0603 - an initialiser has no other way to pass something to the tasks of its process
     _board = shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and stops the tasks in good order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops the tasks in order
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,10 +1,10 @@
-"""From whatever bytes a source holds to the picture that is stored.
+"""Turns the bytes of any picture into the bytes that are stored.
 
-Stored at a shorter side of 256, pictures decode two to three times as fast while training as at ImageNet's full size. What is larger is
-shrunk with antialiasing and encoded as JPEG (4:2:0, without metadata), with a restart marker behind every block and a table of where they
-are, so that a crop can be decoded without what surrounds it; Huffman codes made for each picture pay for most of the bytes. A JPEG that is
-small enough keeps its bytes, since encoding it again would lose quality for nothing. Every picture is decoded once, so that what can't be
-read is found here and not in the middle of a training. Colour profiles are not applied, as no decoder for training applies them.
+Pictures stored at a shorter side of 256 decode two to three times as fast as at ImageNet's full size. Larger pictures are shrunk with
+antialiasing and encoded as JPEG (4:2:0, without metadata). A restart marker follows every block and a table says where the markers are, so
+that a crop can be decoded without its surroundings; Huffman codes made for each picture make up for most of the added bytes. A JPEG that is
+small enough keeps its bytes, because encoding it again would lose quality for nothing. Every picture is decoded once, so that unreadable
+ones are found here and not during a training. Colour profiles are not applied, because no decoder for training applies them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
 from shards.dataset.jpeg_header import with_table
+from shards.dataset.pixels import PictureRejected, refuse_lost_pixels, to_rgb
 from shards.errors import ShardError
 
-# every format but those that need another program (EPS runs Ghostscript) or hold no photographs
+# all formats except those that need another program (EPS runs Ghostscript) or hold no photographs
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "GIF": "gif", "PPM": "ppm"}
 Image.init()
 _READABLE = tuple(kind for kind in (*_EXTENSIONS, "JPEG2000") if kind in Image.OPEN)  # MPO opens as JPEG
-_LONGEST_SIDE = 65500  # that libjpeg writes
+_LONGEST_SIDE = 65500  # pixels; libjpeg writes no more
 _PILLOW_LIMIT = 178_956_970  # Pillow refuses or warns above this by itself
 _ORIENTATION = 0x0112
-LOST_PIXELS = re.compile("bad Huffman code|bad arithmetic code|premature end of data|instead of RST")  # libjpeg's words for lost pixels
-_SOS, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE  # JPEG markers
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,22 +42,18 @@ _TURNS = {
 }
 
 
-class PictureRejected(ShardError):
-    """A picture that can't be stored. The message is the reason alone: the caller knows the name."""
-
-
 @dataclass(frozen=True)
 class PictureRules:
-    """What is done to every picture.
+    """The treatment of every picture.
 
     Attributes:
-        resize: length in pixels that the shorter side is brought down to (never up), or None to store the bytes as they are.
-        quality: JPEG quality of pictures that are encoded anew, 1 to 100.
-        max_pixels: a picture with more is rejected before it is decoded.
-        max_bytes: a file with more is rejected before it is read.
+        resize: length in pixels that the shorter side is reduced to (never enlarged), or None to store the bytes as they are.
+        quality: JPEG quality of pictures that are encoded again, 1 to 100.
+        max_pixels: most pixels of a picture; a larger one is rejected before it is decoded.
+        max_bytes: most bytes of a file; a longer one is rejected before it is read.
 
     Raises:
-        ShardError: a value outside its range.
+        ShardError: a value is outside its range.
     """
 
     resize: int | None = 256
@@ -76,27 +71,27 @@ class PictureRules:
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """The bytes that are stored and the extension that says what they are."""
+    """The bytes that are stored, and the extension of their format."""
 
     data: bytes
     extension: str
 
 
 def encoder() -> str:
-    """The versions that decide the bytes of an encoded picture."""
+    """Returns the versions of the libraries that decide the bytes of an encoded picture."""
     libraries = f"Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}, opencv {cv2.__version__}"
     return f"{libraries}, libjpeg-turbo {features.version_feature('libjpeg_turbo')}, segments 1"
 
 
 def prepare(data: bytes, rules: PictureRules) -> StoredPicture:
-    """Checks one picture and makes what is stored of it.
+    """Checks one picture and returns what is stored of it.
 
     Args:
-        data: a file of any format in `index.PICTURE_EXTENSIONS`, whatever its name says.
-        rules: what to do.
+        data: bytes of a file of any format in `index.PICTURE_EXTENSIONS`; the format is read from the bytes, not from a name.
+        rules: treatment of the picture.
 
     Raises:
-        PictureRejected: empty, too large, or not decodable.
+        PictureRejected: the picture is empty, too large, or not decodable.
     """
     if not data:
         raise PictureRejected("empty file")
@@ -114,13 +109,13 @@ def prepare(data: bytes, rules: PictureRules) -> StoredPicture:
         raise PictureRejected("not in a picture format that is known here") from None
     except Image.DecompressionBombError:
         raise PictureRejected(f"many times the pixels of max_pixels, {rules.max_pixels}") from None
-    except Exception as error:  # decoders raise whatever their parser met: OSError, SyntaxError, struct.error, IndexError, ...
+    except Exception as error:  # decoders raise errors of many types for damaged files: OSError, SyntaxError, struct.error, IndexError, ...
         text = re.sub(r"0x[0-9a-fA-F]+", "", " ".join(str(error).split()))
         raise PictureRejected(f"can't be decoded: {text or type(error).__name__}"[:200]) from error
 
 
 def too_long(length: int, rules: PictureRules) -> PictureRejected:
-    """The rejection of a file of `length` bytes."""
+    """Returns the rejection of a file of `length` bytes."""
     return PictureRejected(f"{length} bytes are more than max_bytes, {rules.max_bytes}")
 
 
@@ -129,7 +124,7 @@ def _unchanged(data: bytes, image: Image.Image) -> StoredPicture:
     if extension is None:
         raise PictureRejected(f"{image.format} can't be stored as it is: let it be encoded with --resize")
     if _is_plain_jpeg(image):
-        simplejpeg.decode_jpeg(data)  # stricter than Pillow, and what reads it while training
+        simplejpeg.decode_jpeg(data)  # stricter than Pillow, and the decoder of the training
     else:
         image.load()
         if image.format in {"JPEG", "MPO"}:
@@ -146,7 +141,7 @@ def _resized(data: bytes, image: Image.Image, shorter: int, quality: int) -> Sto
     if max(size) > _LONGEST_SIDE:
         raise PictureRejected(f"{size[0]} x {size[1]} pixels don't fit in a JPEG, whose longest side is {_LONGEST_SIDE}")
     pixels = _decode_jpeg(data, size if larger else None) if _is_plain_jpeg(image) else None
-    if pixels is None:  # another format, or a JPEG that is odd in a harmless way
+    if pixels is None:  # another format, or a JPEG that is unusual in a harmless way
         image.load()
         turn = _TURNS.get(_orientation(image))
         rgb = to_rgb(image)
@@ -163,7 +158,7 @@ def _resized(data: bytes, image: Image.Image, shorter: int, quality: int) -> Sto
 
 
 def _encode(rgb: Image.Image, quality: int) -> bytes:
-    """A JPEG with a restart marker behind every block of 16 x 16 pixels; by OpenCV, as neither simplejpeg nor, for noise, Pillow can."""
+    """Encodes a JPEG with a restart marker behind every block of 16 x 16 pixels; OpenCV does it even where Pillow fails, for noise."""
     options = {
         cv2.IMWRITE_JPEG_QUALITY: quality,
         cv2.IMWRITE_JPEG_SAMPLING_FACTOR: cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
@@ -181,7 +176,7 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
 
 
 def _decode_jpeg(data: bytes, size: tuple[int, int] | None) -> NDArray[np.uint8] | None:
-    """RGB uint8 (height, width, 3), each side twice `size` (width, height) or more if there is so much; None for an odd picture."""
+    """Decodes to RGB uint8 (height, width, 3), at least twice `size` (width, height) if possible; None for an unusual picture."""
     # the decoder may halve very large pictures as it goes; twice the size keeps the antialiasing to the resize
     width, height = (2 * size[0], 2 * size[1]) if size else (0, 0)
     try:
@@ -192,63 +187,8 @@ def _decode_jpeg(data: bytes, size: tuple[int, int] | None) -> NDArray[np.uint8]
     return pixels
 
 
-def refuse_lost_pixels(data: bytes, warning: ValueError) -> None:
-    """Raises for a JPEG that has lost pixels: Pillow would show them as grey or shifted blocks without a word.
-
-    Args:
-        data: of the JPEG.
-        warning: libjpeg's first; a harmless one about the header may stand before the one that counts.
-
-    Raises:
-        ValueError: libjpeg's words for what is lost.
-    """
-    if LOST_PIXELS.search(str(warning)):
-        raise warning
-    try:
-        simplejpeg.decode_jpeg(_bare(data), "RGB")
-    except ValueError as error:
-        if LOST_PIXELS.search(str(error)):
-            raise
-
-
-def _bare(data: bytes) -> bytes:
-    """A JPEG without what a decoder can do without in its header: comments, application data but for Adobe's, stray bytes."""
-    kept, place = bytearray(data[:2]), 2
-    while (place := data.find(b"\xff", place)) >= 0 and place + 4 <= len(data):
-        marker = data[place + 1]
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:
-            place += 1
-            continue
-        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker == _SOS:
-            return bytes(kept + data[place:])
-        if marker == _ADOBE or not (0xE0 <= marker <= 0xEF or marker == _COMMENT):
-            kept += data[place:end]
-        place = end
-    return data
-
-
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF data is no reason to lose a picture
         return 1
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a colour, on white where a picture is transparent; 16-bit values are scaled.
-
-    Raises:
-        PictureRejected: values without an agreed range.
-    """
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise PictureRejected("32-bit values have no agreed range")
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    if image.mode == "F":
-        raise PictureRejected("floating-point values have no agreed range")
-    if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")

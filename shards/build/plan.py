@@ -1,7 +1,8 @@
-"""Which picture goes into which shard: a pure function of the listing, the seed and the settings.
+"""The plan of a build: which picture goes into which shard, a pure function of the listing, the seed and the settings.
 
-Pictures are laid out in one seeded random order and cut into shards, so that a source sorted by class does not give shards of one class.
-The key of a sample is its place in that order: unique, without a dot (where WebDataset splits names), the same however many are rejected.
+Pictures are put into one seeded random order and cut into shards, so that a source sorted by class does not give shards of one class. The
+key of a sample is its position in that order. Keys are unique, have no dot (at which WebDataset splits names), and do not depend on which
+pictures are rejected.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from shards.build.picture import PictureRules, encoder
 from shards.build.sources import Entry, Listing
 from shards.errors import ShardError
 
-FORMAT = 1  # raise it when the same pictures and settings would give other bytes
+FORMAT = 1  # to be raised when the same pictures and settings would give other bytes
 _KEY_DIGITS = 9
-_ORDER = 0x5348415244  # keeps this permutation apart from those of the epochs, which are drawn from the same generator
+_ORDER = 0x5348415244  # separates this permutation from those of the epochs, which the same generator draws
 
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What decides the bytes of a data set, besides the pictures.
+    """The settings that decide the bytes of a data set, besides the pictures.
 
     Attributes:
-        picture: what is done to every picture.
-        shard_size: pictures a shard.
-        seed: of the order.
-        prefix: shards are named `{prefix}-{index:06d}.tar`.
+        picture: treatment of every picture.
+        shard_size: number of pictures per shard.
+        seed: seed of the order.
+        prefix: first part of the shards' names, `{prefix}-{index:06d}.tar`.
 
     Raises:
-        ShardError: a value outside its range.
+        ShardError: a value is outside its range.
     """
 
     picture: PictureRules = field(default_factory=PictureRules)
@@ -53,15 +54,15 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Everything that one shard is made of. Can be pickled, and run anywhere that reads the source and writes the destination.
+    """All that one shard is made of. A task can be pickled, and runs on any machine that reads the source and writes the destination.
 
     Attributes:
-        index: place of the shard in the plan.
+        index: number of the shard in the plan, from 0.
         shard: name of the shard.
         entries: pictures in the order of the shard.
-        keys: their keys.
-        picture: what is done to each.
-        digest: differs between tasks that may write different bytes.
+        keys: keys of the pictures, in the same order.
+        picture: treatment of each picture.
+        digest: text that differs between tasks that may write different bytes.
     """
 
     index: int
@@ -73,7 +74,7 @@ class ShardTask:
 
 
 class Plan:
-    """The shards that a listing becomes."""
+    """The tasks that a listing is cut into."""
 
     def __init__(self, listing: Listing, settings: PlanSettings) -> None:
         self.listing = listing
@@ -81,7 +82,7 @@ class Plan:
         self._order = keyed.permutation(len(listing), settings.seed, _ORDER)
         self._key_digits = max(_KEY_DIGITS, len(str(len(listing) - 1)))
         self._words = json.dumps(asdict(settings), sort_keys=True)
-        # other versions of the encoder may give other bytes: such shards are made again, but the data set stays the same one
+        # another encoder may give other bytes, so its shards are made again; the data set counts as the same one
         self._task_words = f"{FORMAT}\0{encoder() if settings.picture.resize else 'as they are'}\0{self._words}"
 
     def __len__(self) -> int:
@@ -92,15 +93,15 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Differs between plans that may give different data sets; the place of the source is no part of it."""
+        """Text that differs between plans that may give different data sets; the URL of the source is no part of it."""
         return hashlib.sha256(f"{FORMAT}\0{self._words}\0".encode() + self.listing.digest()).hexdigest()
 
     def shard_name(self, index: int) -> str:
-        """Name of one shard."""
+        """Returns the name of one shard."""
         return f"{self.settings.prefix}-{index:06d}.tar"
 
     def task(self, index: int) -> ShardTask:
-        """The task that writes one shard."""
+        """Returns the task that writes one shard."""
         start = index * self.settings.shard_size
         places = self._order[start : start + self.settings.shard_size]
         entries = tuple(self.listing[int(place)] for place in places)

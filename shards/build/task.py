@@ -1,7 +1,7 @@
-"""One task writes one shard and commits it: the shard, then its index, then a record that says both are there.
+"""Tasks: each writes one shard and commits it, first the shard, then its index, then a record that both are complete.
 
-A task depends on nothing but its arguments and leaves nothing behind when it is cut off but a temporary file, so it can run in any process
-on any machine, twice or again; the bytes are the same.
+A task depends on its arguments alone, and a task that is cut off leaves only a temporary file behind. It can therefore run in any process
+on any machine, and more than once, with the same bytes.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from shards.build.picture import PictureRejected, StoredPicture, prepare, too_long
+from shards.build.picture import StoredPicture, prepare, too_long
 from shards.build.plan import ShardTask
 from shards.build.sources import Entry
 from shards.build.sources.reading import read_pictures
 from shards.dataset import index as shard_index
 from shards.dataset.manifest import ShardRecord
+from shards.dataset.pixels import PictureRejected
+from shards.dataset.workplace import FOLDER
 from shards.errors import ShardCorrupt, StoreError
 from shards.store import Options, Store
 from shards.whole_file import TEMPORARY_PREFIX
 
-FOLDER = "_build"  # of the records, in the destination, while a build is not finished
 Progress = Callable[[int, int], None]
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where a task reads and writes. `scratch` is a local folder for a growing shard; for a local destination, that folder itself."""
+class TaskLocations:
+    """The locations that a task reads and writes. `scratch` is a local folder for a growing shard, which may be the destination itself."""
 
     source_url: str
     source_options: Options
@@ -43,13 +44,13 @@ class Places:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What a finished task did.
+    """The result of a finished task.
 
     Attributes:
-        index: of the task.
-        digest: of the task.
-        shard: the shard it wrote, None where every picture was rejected.
-        index_size: bytes of the shard's index.
+        index: index of the task in the plan.
+        digest: digest of the task.
+        shard: shard that the task wrote; None where every picture was rejected.
+        index_size: size of the shard's index in bytes.
         rejected: (name, reason) of the pictures that were left out.
     """
 
@@ -60,16 +61,16 @@ class TaskRecord:
     rejected: tuple[tuple[str, str], ...]
 
     def encode(self) -> bytes:
-        """The bytes of the record's object."""
+        """Returns the bytes of the record's object."""
         shard = self.shard
-        row = [shard.name, shard.size, shard.sha256, shard.samples, shard.index_sha256] if shard else None
+        row = [shard.name, shard.size, shard.sha256, shard.count, shard.index_sha256] if shard else None
         return json.dumps(
             {"index": self.index, "digest": self.digest, "shard": row, "index_size": self.index_size, "rejected": self.rejected}
         ).encode()
 
     @staticmethod
     def decode(data: bytes) -> TaskRecord | None:
-        """Reads a record; None where it is damaged, which costs no more than doing the task again."""
+        """Reads a record; None for a damaged one, whose task is then done again."""
         try:
             table = json.loads(data)
             shard = ShardRecord(*table["shard"]) if table["shard"] else None
@@ -80,30 +81,30 @@ class TaskRecord:
 
 
 def record_name(index: int) -> str:
-    """The object that holds the record of a task."""
+    """Returns the name of the object that holds the record of a task."""
     return f"{FOLDER}/{index:06d}.json"
 
 
-def run_task(task: ShardTask, places: Places, progress: Progress | None = None) -> TaskRecord:
+def run_task(task: ShardTask, locations: TaskLocations, progress: Progress | None = None) -> TaskRecord:
     """Writes and commits one shard.
 
     Args:
-        task: what to write.
-        places: from where to where.
-        progress: told (pictures, bytes read) after each picture; may raise to stop the task.
+        task: task to run.
+        locations: locations of the source, the destination and the growing shard.
+        progress: called with (pictures, bytes read) after each picture; may raise to stop the task.
 
     Raises:
         SourceError: a picture is gone or has changed since it was listed.
         StoreError: the source can't be read or the destination not written.
     """
-    store = Store(places.destination_url, places.destination_options)
-    partial = Path(places.scratch) / f"{TEMPORARY_PREFIX}{task.shard}-{uuid.uuid4().hex}"
+    store = Store(locations.destination_url, locations.destination_options)
+    partial = Path(locations.scratch) / f"{TEMPORARY_PREFIX}{task.shard}-{uuid.uuid4().hex}"
     try:
         try:
             with open(partial, "xb") as file:
-                rejected = _write_shard(file, task, places, progress)
+                rejected = _write_shard(file, task, locations, progress)
         except OSError as error:
-            raise StoreError(f"{places.scratch}: {error.strerror or error} while writing {task.shard}") from error
+            raise StoreError(f"{locations.scratch}: {error.strerror or error} while writing {task.shard}") from error
         record = _commit(store, task, partial, rejected)
     finally:
         partial.unlink(missing_ok=True)
@@ -111,15 +112,15 @@ def run_task(task: ShardTask, places: Places, progress: Progress | None = None) 
     return record
 
 
-def _write_shard(file: IO[bytes], task: ShardTask, places: Places, progress: Progress | None) -> list[tuple[str, str]]:
-    """Writes the tar and returns what was rejected."""
-    from webdataset import TarWriter  # noqa: PLC0415 - brings torch with it: two seconds that only writing is worth
+def _write_shard(file: IO[bytes], task: ShardTask, locations: TaskLocations, progress: Progress | None) -> list[tuple[str, str]]:
+    """Writes the tar and returns (name, reason) of the rejected pictures."""
+    from webdataset import TarWriter  # noqa: PLC0415 - imports torch, which takes two seconds and only writing needs
 
     rejected: list[tuple[str, str]] = []
-    pictures = read_pictures(places.source_url, places.source_options, task.entries, task.picture.max_bytes)
+    pictures = read_pictures(locations.source_url, locations.source_options, task.entries, task.picture.max_bytes)
     # owner, mode and time are fixed, so that the same pictures give the same bytes
     with TarWriter(file, encoder=False, user="", group="", mode=0o444, mtime=0) as writer, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks about odd metadata
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata
         for key, (entry, data) in zip(task.keys, pictures, strict=True):
             try:
                 if data is None:
@@ -154,6 +155,6 @@ def _commit(store: Store, task: ShardTask, partial: Path, rejected: list[tuple[s
         raise ShardCorrupt(f"{task.shard}: holds {len(index)} samples where {samples} were written: is the disk of {partial.parent} sound?")
     rows = index.encode()
     record = ShardRecord(task.shard, index.shard_bytes, sha256.hexdigest(), samples, hashlib.sha256(rows).hexdigest())
-    store.place(partial, task.shard)
+    store.adopt_file(partial, task.shard)
     store.write(record.index_name, rows)
     return TaskRecord(task.index, task.digest, record, len(rows), tuple(rejected))

@@ -1,4 +1,4 @@
-"""What a data set is, for people and for programs: counts, sizes, classes, how it was built, and some of its samples."""
+"""Describes a data set, for people and for programs: counts, sizes, classes, how it was built, and some of its samples."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from shards.adopt.records import rules_of
 from shards.console import megabytes, printable
 from shards.dataset.index import NO_LABEL
-from shards.dataset.manifest import Manifest, load
+from shards.dataset.manifest import Manifest, load, rules_of
 from shards.errors import ManifestMismatch
-from shards.store import Options, Store, redacted
+from shards.store import Options, Store
 from shards.tar.reader import TarReader
 from shards.tar.samples import Sample, scan
+from shards.urls import redacted
 
 _READ_THREADS = 16
 _SHOWN_CLASSES = 3
@@ -26,7 +26,7 @@ _LONGEST_NOTE = 1 << 20  # bytes of a sample's json that are read
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """One sample: its key, the bytes of its picture, its label (a class name, a number where there are no names) and what its json says."""
+    """One sample: its key, the bytes of its picture, its label (a class name, or a number without names) and the content of its json."""
 
     key: str
     bytes: int
@@ -36,8 +36,13 @@ class SampleSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """A data set in numbers. `class_counts` has one entry a class, in the manifest's order; `unlabelled` samples have none; `unread` shards
-    were indexed without reading them whole, so their samples have no digests."""
+    """A data set in numbers.
+
+    Attributes:
+        class_counts: samples of each class, in the manifest's order.
+        unlabelled: number of samples without a label.
+        unread: number of shards that were indexed without reading them whole, so that their samples have no digests.
+    """
 
     url: str
     shards_url: str
@@ -55,7 +60,7 @@ class Summary:
 
 
 def summarise(manifest: Manifest, options: Options | None = None) -> Summary:
-    """Counts a data set; reads all of its indexes and none of its pictures.
+    """Counts the samples of a data set from all of its indexes, without reading a picture.
 
     Raises:
         ManifestMismatch: an index is missing or damaged.
@@ -90,7 +95,7 @@ def summarise(manifest: Manifest, options: Options | None = None) -> Summary:
 
 
 def samples_of(manifest: Manifest, shard: int, count: int, options: Options | None = None) -> list[SampleSummary]:
-    """The first samples of one shard.
+    """Reads the first samples of one shard.
 
     Raises:
         ManifestMismatch: there is no such shard, or its index is missing or damaged.
@@ -106,7 +111,7 @@ def samples_of(manifest: Manifest, shard: int, count: int, options: Options | No
     found = []
     for row in rows:
         offset, length, number = int(row["offset"]), int(row["length"]), int(row["label"])
-        sample = next((sample for sample in samples if (offset, length) in sample.members.values()), None)  # passes over rejected ones
+        sample = next((sample for sample in samples if (offset, length) in sample.members.values()), None)  # skips rejected samples
         if sample is None:
             raise ManifestMismatch(f"{tars.describe(record.name)}: holds no sample at byte {offset}, where its index has one. Verify it")
         label = None if number == NO_LABEL else manifest.classes[number] if number < len(manifest.classes) else str(number)
@@ -115,7 +120,7 @@ def samples_of(manifest: Manifest, shard: int, count: int, options: Options | No
 
 
 def _about(tar: TarReader, sample: Sample) -> Mapping[str, Any]:
-    """What a sample's json says, nothing where it has none."""
+    """Reads the json of a sample; empty without one."""
     place, size = sample.members.get("json", (0, 0))
     if not 0 < size <= _LONGEST_NOTE:
         return {}
@@ -128,7 +133,7 @@ def _about(tar: TarReader, sample: Sample) -> Mapping[str, Any]:
 
 
 def inspect(url: str, options: Options | None = None, shard: int | None = None, count: int = 5) -> tuple[Summary, list[SampleSummary]]:
-    """The summary of a data set and samples of one of its shards (by default the first).
+    """Returns the summary of a data set and samples of one of its shards (by default the first).
 
     Raises:
         ManifestMismatch, StoreError: as `summarise` and `samples_of`.
@@ -138,12 +143,12 @@ def inspect(url: str, options: Options | None = None, shard: int | None = None, 
 
 
 def as_json(summary: Summary, samples: list[SampleSummary]) -> str:
-    """For programs."""
+    """Returns the description as JSON, for programs."""
     return json.dumps({**asdict(summary), "first_samples": [asdict(sample) for sample in samples]}, indent=1)
 
 
 def as_text(summary: Summary, samples: list[SampleSummary], shard: int = 0) -> str:
-    """For people."""
+    """Returns the description as lines of text, for people."""
     lines = [
         summary.url,
         f"  samples   {summary.samples:,} in {summary.shards:,} shards ({summary.samples / summary.shards:,.0f} a shard)",
@@ -154,7 +159,7 @@ def as_text(summary: Summary, samples: list[SampleSummary], shard: int = 0) -> s
     if summary.shards_url != summary.url:
         lines.insert(1, f"  tars      {summary.shards_url}")
     if summary.unread:
-        lines.append(f"  digests   unknown in {summary.unread:,} shards: damaged bytes there are noticed only where they don't decode")
+        lines.append(f"  digests   unknown in {summary.unread:,} shards: damaged bytes there are noticed only if they don't decode")
     lines += _class_lines(summary)
     lines.append("  settings  " + ", ".join(f"{key}={_shown(value)}" for key, value in summary.settings.items()))
     lines.append(f"  first samples of shard {shard}:")

@@ -1,9 +1,9 @@
-"""Proves that a data set is what its manifest says: every shard, every index, every sample. Mends an index where nothing else is wrong.
+"""Verifies a data set against its manifest: every shard, every index, every sample. Repairs an index if its shard is sound.
 
-A shard is read once, forward, through a bounded buffer and without a copy on disk; its digest, its samples and its index are compared, and
-all that is wrong is reported, not only the first. An index that is lost or damaged is a function of its shard, so it can be made again
-whenever the shard is sound. A shard that was indexed without reading it whole has no digest to compare: only its size, version and
-structure are checked, and the report says so.
+A shard is read once, forward, through a bounded buffer and without a copy on disk. Its digest, its samples and its index are compared, and
+all problems are reported, not only the first. An index is a function of its shard, so a lost or damaged one can be made again whenever the
+shard is sound. A shard that was indexed without reading it whole has no digest to compare: only its size, version and structure are
+checked, and `Findings.unproven` counts it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.adopt.records import rules_of
-from shards.build.build import read_rejected
-from shards.build.destination import REJECTED
-from shards.build.task import FOLDER
 from shards.console import ProgressReport
 from shards.dataset import index as shard_index
 from shards.dataset.index import ShardIndex
-from shards.dataset.manifest import NAME, Manifest, ShardRecord, load
+from shards.dataset.manifest import NAME, Manifest, ShardRecord, load, rules_of
+from shards.dataset.workplace import FOLDER, REJECTED, read_rejected
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
-from shards.store import Options, Store, split
-from shards.tar.listing import Tar, look_up
+from shards.store import Options, Store
 from shards.tar.reader import TarReader
 from shards.tar.samples import TarFile
+from shards.tar.version import Tar, look_up
+from shards.urls import split
 
 _SHOWN_ROWS = 10
 _SIZE_THREADS = 16
@@ -37,21 +35,21 @@ _SIZE_THREADS = 16
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing that is wrong: the object and what about it."""
+    """One problem: the name of the object, and what is wrong with it."""
 
     name: str
     what: str
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was found.
+class Findings:
+    """The result of a verification.
 
     Attributes:
-        manifest: of the data set.
-        problems: sorted by object; empty where all is well.
-        repaired: indexes that were made again.
-        unproven: shards whose bytes nothing is known of, since they were indexed without reading them.
+        manifest: manifest of the data set.
+        problems: problems, sorted by object; empty for a sound data set.
+        repaired: names of the indexes that were made again.
+        unproven: number of shards whose bytes can't be verified, because they were indexed without reading them.
     """
 
     manifest: Manifest
@@ -60,18 +58,18 @@ class Report:
     unproven: int = 0
 
 
-def verify(url: str, options: Options | None = None, workers: int = 0, repair_index: bool = False, quiet: bool = False) -> Report:
+def verify(url: str, options: Options | None = None, workers: int = 0, repair_index: bool = False, quiet: bool = False) -> Findings:
     """Reads a whole data set and compares it with its manifest.
 
     Args:
-        url: the data set.
+        url: URL of the data set, or of its manifest.
         options: fsspec options of the store.
-        workers: shards that are read at once; 0 takes the cores of the machine, at most 8.
-        repair_index: write an index again where it is missing or damaged and its shard is sound.
-        quiet: no progress on stderr.
+        workers: number of shards that are read at once; 0 takes one per core, at most 8.
+        repair_index: write a missing or damaged index again if its shard is sound.
+        quiet: show no progress on stderr.
 
     Raises:
-        ManifestMismatch: there is no manifest, or it is damaged.
+        ManifestMismatch: the manifest is missing or damaged.
         StoreError: the store can't be reached.
     """
     manifest = load(url, options)
@@ -82,26 +80,26 @@ def verify(url: str, options: Options | None = None, workers: int = 0, repair_in
     sizes |= _tar_sizes(manifest, tars, sizes if tars is store else None)
     repaired: list[str] = []
     report = ProgressReport("samples", manifest.total_samples, quiet=quiet)
-    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))  # reading and hashing both leave the interpreter free
+    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))  # reading and hashing both release the GIL
     try:
         check = functools.partial(_check_shard, manifest, store, tars, sizes, repair_index)
         for record, findings in zip(manifest.records, pool.map(check, range(len(manifest.records))), strict=True):
             problems += findings.problems
             repaired += findings.repaired
-            report.advance(record.samples, record.size)
+            report.advance(record.count, record.size)
     finally:
         report.close()
         pool.shutdown(cancel_futures=True)
     unproven = sum(not record.sha256 for record in manifest.records)
-    return Report(manifest, tuple(sorted(problems)), tuple(repaired), unproven)
+    return Findings(manifest, tuple(sorted(problems)), tuple(repaired), unproven)
 
 
 def _tar_sizes(manifest: Manifest, tars: Store, listed: Mapping[str, int] | None) -> dict[str, int]:
-    """Sizes of the shards that are there; `listed` where their folder was listed already."""
+    """Returns the sizes of the shards that exist. `listed` holds the sizes if their folder was listed already."""
     names = [record.name for record in manifest.records]
     try:
         listed = dict(tars.list()) if listed is None else listed
-        unsized = {name for name in names if listed.get(name) == 0}  # a web server lists names without sizes
+        unsized = {name for name in names if listed.get(name) == 0}  # web servers list names without sizes
     except StoreError:  # some stores let objects be read but not listed
         listed, unsized = {}, set(names)
     with ThreadPoolExecutor(_SIZE_THREADS) as pool:
@@ -110,7 +108,7 @@ def _tar_sizes(manifest: Manifest, tars: Store, listed: Mapping[str, int] | None
 
 
 def _check_objects(manifest: Manifest, store: Store, sizes: Mapping[str, int]) -> list[Problem]:
-    """What is there and should not be, and the list of rejected pictures."""
+    """Finds objects that do not belong to the data set, and checks the list of rejected pictures."""
     known = {name for record in manifest.records for name in (record.name, record.index_name)} | {NAME}
     problems: list[Problem] = []
     if manifest.rejected:
@@ -124,20 +122,20 @@ def _check_objects(manifest: Manifest, store: Store, sizes: Mapping[str, int]) -
     for name in sorted(sizes.keys() - known):
         ours = name.startswith(f"{FOLDER}/")
         if not ours and manifest.indexed:
-            continue  # the folder is somebody else's
-        what = "left over from an interrupted build: run that again to finish it" if ours else "the manifest does not know it"
+            continue  # the folder belongs to another program
+        what = "left by an interrupted build: run that build again to finish it" if ours else "not in the manifest"
         problems.append(Problem(name, what))
     return problems
 
 
 @dataclass
-class _Findings:
+class _ShardFindings:
     problems: list[Problem]
     repaired: list[str]
 
 
-def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[str, int], repair_index: bool, shard: int) -> _Findings:
-    record, findings = manifest.records[shard], _Findings([], [])
+def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[str, int], repair_index: bool, shard: int) -> _ShardFindings:
+    record, findings = manifest.records[shard], _ShardFindings([], [])
     stored, trouble = _stored_index(manifest, store, sizes, shard)
     actual: ShardIndex | None = None
     sound = False
@@ -149,7 +147,7 @@ def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[s
                 reader = TarReader(tars, record.name, sizes[record.name], whole=True)
                 try:
                     actual = _index_of(manifest, record, reader)
-                finally:  # a damaged tar may end the reading early, and its digest is wanted all the same
+                finally:  # a damaged tar may end the reading early, but the digest is compared all the same
                     sound = (sizes[record.name], reader.sha256()) == (record.size, record.sha256)
                     if not sound:
                         findings.problems.append(Problem(record.name, _difference(record, sizes[record.name])))
@@ -175,7 +173,7 @@ def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[s
 
 
 def _stored_index(manifest: Manifest, store: Store, sizes: Mapping[str, int], shard: int) -> tuple[ShardIndex | None, str | None]:
-    """The index that lies beside a shard, or what is wrong with it."""
+    """Reads the index of a shard, or returns what is wrong with it."""
     if manifest.records[shard].index_name not in sizes:
         return None, "missing"
     try:
@@ -197,7 +195,7 @@ def _replaced(record: ShardRecord, size: int) -> str:
 
 
 def _index_of(manifest: Manifest, record: ShardRecord, tar: TarFile) -> ShardIndex:
-    """The index that the shard should have, by the rules of its manifest."""
+    """Makes the index that the shard should have, by the rules of its manifest."""
     if not manifest.indexed:
         return shard_index.make(tar, record.name)
     return shard_index.index_of(tar, record.name, rules_of(manifest, record), lambda _key, _reason: None)
@@ -205,8 +203,8 @@ def _index_of(manifest: Manifest, record: ShardRecord, tar: TarFile) -> ShardInd
 
 def _check_samples(manifest: Manifest, record: ShardRecord, actual: ShardIndex, stored: ShardIndex | None) -> list[Problem]:
     problems = []
-    if len(actual) != record.samples:
-        problems.append(Problem(record.name, f"holds {len(actual)} samples, the manifest says {record.samples}"))
+    if len(actual) != record.count:
+        problems.append(Problem(record.name, f"holds {len(actual)} samples, the manifest says {record.count}"))
     if manifest.classes and len(actual) and int(actual.rows["label"].max()) >= len(manifest.classes):
         problems.append(Problem(record.name, f"has a label past the {len(manifest.classes)} classes of the manifest"))
     if stored is not None and len(stored) == len(actual):

@@ -1,9 +1,9 @@
 """A shard's index: where each sample's picture lies in the tar, its digest and its label, in 24 bytes a sample.
 
-With it a reader takes `tar[offset : offset + length]`: no tar is parsed while training. The index is written beside
-its shard as `<shard>.idx` and loaded when the shard is needed, so that 10 billion samples never sit in memory. The layout is a 32-byte
-header and one row a sample, little-endian; the header's digest covers the rows, so that a damaged index is noticed without a manifest.
-The name of a sample is not kept: it is in the tar header in front of the picture (`member_name`).
+A reader takes `tar[offset : offset + length]`, so no tar is parsed while training. The index lies beside its shard as `<shard>.idx` and is
+loaded when the shard is needed, so 10 billion samples never sit in memory. The layout is a 32-byte header and one row per sample,
+little-endian. The header's digest covers the rows, so a damaged index is noticed without a manifest. The index holds no names: a sample's
+name is in the tar header in front of its picture (`member_name`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SUFFIX = ".idx"
 PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm"})
 LABEL_EXTENSIONS = frozenset({"cls"})
 NO_LABEL = -1
-NO_DIGEST = 0  # of a sample whose bytes were never read
+NO_DIGEST = 0  # digest of a sample whose bytes were never read
 
 # offset and length in bytes of the picture in the tar, xxh3 of its bytes, class or -1
 ROW = np.dtype([("offset", "<u8"), ("digest", "<u8"), ("length", "<u4"), ("label", "<i4")])
@@ -36,13 +36,13 @@ _LONGEST_LABEL = 64  # bytes of a label that are looked at
 
 
 def digest(data: bytes | memoryview) -> int:
-    """The 64-bit xxh3 that guards one sample from the store to the decoder; never `NO_DIGEST`."""
+    """Returns the 64-bit xxh3 that guards one sample from the store to the decoder; never `NO_DIGEST`."""
     return xxhash.xxh3_64_intdigest(data) or 1
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Rows (dtype `ROW`, in the order of the tar) and the size of the shard they describe."""
+    """The rows of one shard (dtype `ROW`, in the order of the tar) and the shard's size in bytes."""
 
     rows: NDArray[np.void]
     shard_bytes: int
@@ -51,17 +51,17 @@ class ShardIndex:
         return len(self.rows)
 
     def row(self, number: int) -> tuple[int, int, int, int]:
-        """Offset, digest, length and label of a sample."""
+        """Returns offset, digest, length and label of one sample."""
         return cast(tuple[int, int, int, int], self.rows.item(number))
 
     def encode(self) -> bytes:
-        """The bytes of the index file."""
+        """Returns the bytes of the index file."""
         body = self.rows.astype(ROW, copy=False).tobytes()
         return _HEADER.pack(MAGIC, len(self.rows), self.shard_bytes, digest(body)) + body
 
 
 def file_size(samples: int) -> int:
-    """Bytes of the index file of a shard with so many samples."""
+    """Returns the size in bytes of the index file of a shard with this many samples."""
     return _HEADER.size + samples * ROW.itemsize
 
 
@@ -69,11 +69,11 @@ def decode(data: bytes, name: str) -> ShardIndex:
     """Reads the bytes of an index file.
 
     Args:
-        data: the whole file.
-        name: what to call it in errors.
+        data: bytes of the whole file.
+        name: name of the index in errors.
 
     Raises:
-        ManifestMismatch: not an index, cut short, damaged, or pointing outside its shard.
+        ManifestMismatch: the file is no index, cut short or damaged, or a row points outside the shard.
     """
 
     def refuse(why: str) -> ManifestMismatch:
@@ -95,12 +95,12 @@ def decode(data: bytes, name: str) -> ShardIndex:
 
 @dataclass(frozen=True)
 class Rules:
-    """How samples become rows.
+    """The rules by which samples become rows.
 
     Attributes:
-        picture: extension of the one picture of a sample that is taken; None takes the only one there is.
-        labels: read the labels; else every sample goes without.
-        digests: read the pictures for their digests; else they are `NO_DIGEST`.
+        picture: extension of the picture to take from each sample; None takes the only one there is.
+        labels: read the labels; else every sample has `NO_LABEL`.
+        digests: read the pictures for their digests; else every sample has `NO_DIGEST`.
         open_ended: accept a tar that ends after a member, without the blocks of zeros that prove that nothing is missing.
     """
 
@@ -111,18 +111,18 @@ class Rules:
 
 
 class _Unusable(ShardError):
-    """A sample that can't become a row. The message is the reason alone."""
+    """The reason why a sample can't become a row; the caller knows the sample."""
 
 
 def make(tar: TarFile, name: str) -> ShardIndex:
     """Makes the index of a tar by reading it.
 
     Args:
-        tar: a seekable file.
-        name: what to call it in errors.
+        tar: seekable file.
+        name: name of the tar in errors.
 
     Raises:
-        ShardCorrupt: as `index_of`, or a sample without exactly one picture, or a label that is no integer.
+        ShardCorrupt: as `index_of`; or a sample has not exactly one picture, or a label that is no integer.
     """
 
     def refuse(key: str, reason: str) -> None:
@@ -135,13 +135,13 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
     """Makes the index of a tar in one pass that only goes forward.
 
     Args:
-        tar: from the beginning; read to its end.
-        name: what to call it in errors.
-        rules: what becomes a row.
-        reject: called with (key, reason) for every sample that can't become one; it gets no row.
+        tar: tar at its beginning; it is read to its end.
+        name: name of the tar in errors.
+        rules: rules by which samples become rows.
+        reject: called with (key, reason) for every sample that can't become a row.
 
     Raises:
-        ShardCorrupt: as `scan`, or with something behind the end of the archive.
+        ShardCorrupt: as `scan`; or bytes follow the end of the archive.
     """
     size = tar.seek(0, io.SEEK_END)
     pictures = frozenset({rules.picture}) if rules.picture else PICTURE_EXTENSIONS
@@ -191,14 +191,14 @@ def _row(sample: Sample, pictures: frozenset[str], digests: dict[int, int], labe
 
 
 def member_name(header: bytes) -> str:
-    """The name in the 512 bytes of tar header that stand in front of a sample's picture; the first 100 bytes of one that is longer."""
+    """Returns the name in the 512-byte tar header in front of a sample's picture; of a longer name the first 100 bytes."""
     name, prefix = (header[start:end].split(b"\0", 1)[0] for start, end in ((0, 100), (345, 500)))
     split = header[257:263] == b"ustar\0" and prefix  # GNU keeps other things there
     return (prefix + b"/" + name if split else name).decode("utf-8", "replace")
 
 
 def _digest_of(tar: TarFile, offset: int, length: int) -> int:
-    """`digest` of a part of a tar, without holding it in memory."""
+    """Returns the `digest` of a part of a tar without holding the part in memory."""
     tar.seek(offset)
     if length <= _CHUNK:
         return digest(tar.read(length))

@@ -1,17 +1,17 @@
-"""What the header of a JPEG says about how it can be decoded in part, and a table of its coded segments that the builder puts there.
+"""Headers of JPEGs: the facts that decoding a part needs, and a table of coded segments that the builder stores there.
 
-Between two restart markers a JPEG is coded by itself, so a reader can leave out segments if it knows where they are. Finding every marker
-costs a tenth of decoding the picture, and the header as much again; so the pictures that the builder encodes begin, behind their JFIF
-segment, with an application segment of this project's own, which other readers skip:
+The segment between two restart markers is coded independently, so a decoder may skip segments if it knows where they begin. Finding every
+marker costs a tenth of decoding the picture, and reading the header as much again. Pictures that the builder encodes therefore have, right
+behind their JFIF segment, an application segment of this project's own, which other readers skip:
 
-    marker 0xFFE9, length            2 + 2 bytes, as of every segment
+    marker 0xFFE9, length            2 + 2 bytes, as in every segment
     "SEGMENTS"                       8 bytes
     frame, scan                      2 + 2 bytes: from the end of this segment to the frame's height, and to the first coded byte
     block height, width, interval    1 + 1 + 2 bytes: of a coded block (MCU) in pixels, and blocks from a restart marker to the next
     lengths                          1 or 2 bytes for each segment in turn, its restart marker (at last the end marker) included
 
-All numbers are big-endian. A reader believes the table where the coded bytes begin behind a scan's header and add up to the file, and a
-marker with the number that is due is found in front of and at the end of whatever is used.
+All numbers are big-endian. A reader trusts the table only if the coded bytes begin right behind a scan's header, the lengths add up to the
+rest of the file, and each segment that it uses lies between markers with the expected numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 _SOF_PROGRESSIVE, _DHT, _JPG, _DAC, _EOI, _SOS, _DRI, _TABLE = 0xC2, 0xC4, 0xC8, 0xCC, 0xD9, 0xDA, 0xDD, 0xE9
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {_DHT, _JPG, _DAC}
-_BARE = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})  # not followed by a length: none of them belongs before the scan
+_BARE = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})  # no length follows these markers, and none of them belongs before the scan
 _CONTEXT = {1: 0, 2: 2}  # rows below that the upsampling of colours stored at full and at half height reads
 _SEGMENT = struct.Struct(">BBH").unpack_from  # marker and length
 _FRAME = struct.Struct(">BHH").unpack_from  # bits, height and width
@@ -33,12 +33,12 @@ _NUMBER = struct.Struct(">H").unpack_from
 _TABLE_PLACE = 20  # behind a JFIF segment
 _TABLE_HEAD = struct.Struct(">BBH8sHHBBH")
 _NAME = b"SEGMENTS"
-_LONGEST = 65535 + 2  # bytes of a segment of the header
+_LONGEST = 65535 + 2  # most bytes of a segment of the header
 _ENTRIES = frozenset({1, 2})  # bytes of a length
-_COLOUR_SCAN = b"\xff\xda\0\x0c\x03"  # of three colours
+_COLOUR_SCAN = b"\xff\xda\0\x0c\x03"  # begins a scan of three colours
 _SCAN_HEADER = 14  # bytes, marker included
 _JFIF = b"\xff\xe0\0\x10"
-_BASELINE = (b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x08")  # three colours of 8 bits
+_BASELINE = (b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x08")  # frames of three colours of 8 bits
 MARKER = 2
 """Bytes of a marker."""
 _ENDS_SEGMENT = np.zeros(256, np.bool_)
@@ -46,20 +46,26 @@ _ENDS_SEGMENT[[*range(0xD0, 0xD8), _EOI]] = True
 
 
 class Frame(NamedTuple):
-    """What the header of a plain JPEG (8 bits; grey or three colours; Huffman-coded) says.
+    """The header of a plain JPEG (8 bits; grey or three colours; Huffman-coded).
+
+    A JPEG with restart markers, of `grid` (2, 3); `interval` is 2, because a marker follows every second block. A cell is one segment:
+
+        SOI JFIF .. [table: lengths of the 6 segments] .. [place: height, width] .. SOS header [scan: first coded byte]
+        | block block RST0 | block block RST1 | block block RST2 |
+        | block block RST3 | block block RST4 | block block EOI  |
 
     Attributes:
-        height: in pixels.
-        width: in pixels.
-        place: of the height in the file, in bytes; the width follows.
-        context: rows below a crop that its own last rows depend on, or None where the file can't be decoded down to a row (several scans,
-            restart markers, rare samplings).
-        block: height and width in pixels of what is coded together (MCU).
-        interval: blocks from one restart marker to the next, or 0 where the file can't be cut between them.
-        grid: rows and columns of its segments; (0, 0) where they are none of a grid.
-        scan: place of the first coded byte in the file, where there is an interval.
-        table: place of the segments' lengths in the file, or 0.
-        entry: bytes of a length in the table.
+        height: height in pixels.
+        width: width in pixels.
+        place: offset of the height in the file, in bytes; the width follows it.
+        context: rows below a crop that the crop's last rows depend on; None where decoding can't stop at a row (several scans, restart
+            markers, rare samplings).
+        block: height and width in pixels of a block (MCU), the unit of coding.
+        interval: blocks from one restart marker to the next; 0 where the file can't be cut at the markers.
+        grid: rows and columns of segments; (0, 0) where segments do not form a grid.
+        scan: offset of the first coded byte in the file, where `interval` is not 0.
+        table: offset of the table of segment lengths in the file; 0 without a table.
+        entry: bytes per length in the table.
     """
 
     height: int
@@ -78,7 +84,7 @@ def read_frame(data: bytes | memoryview) -> Frame | None:
     """Reads the header up to the first scan, in a few microseconds.
 
     Returns:
-        None for anything unusual, damage included: whoever decodes the whole file then says what is wrong with it.
+        The frame; None for anything unusual or damaged, whose whole file must be decoded to see what is wrong.
     """
     if data[:2] != b"\xff\xd8":
         return None
@@ -86,7 +92,7 @@ def read_frame(data: bytes | memoryview) -> Frame | None:
 
 
 def _from_table(data: bytes | memoryview) -> Frame | None:
-    """The frame that a table of segments tells of, or None where there is none, or one that can't be."""
+    """Reads the frame from a table of segments; None without a table, or where the table contradicts the file."""
     try:
         first, kind, length, name, frame, scan, high, wide, interval = _TABLE_HEAD.unpack_from(data, _TABLE_PLACE)
         if name != _NAME or kind != _TABLE or first != 0xFF:
@@ -102,18 +108,18 @@ def _from_table(data: bytes | memoryview) -> Frame | None:
     if not inside or rest or entry not in _ENTRIES:
         return None
     if data[place - 5 : place] not in _BASELINE or data[scan - _SCAN_HEADER : scan - _SCAN_HEADER + 5] != _COLOUR_SCAN:
-        return None  # somebody has put something between
+        return None  # another program has inserted bytes
     return Frame(height, width, place, None, (high, wide), interval, (rows, columns), scan, table, entry)
 
 
 def _grid(height: int, width: int, block: tuple[int, int], interval: int) -> tuple[int, int]:
-    """Rows and columns of the segments of a picture; (0, 0) where rows of blocks end between markers."""
+    """Returns rows and columns of the segments of a picture; (0, 0) where a row of blocks ends between two markers."""
     columns, uneven = divmod(-(-width // block[1]), interval)
     return (0, 0) if uneven else (-(-height // block[0]), columns)
 
 
 def _from_segments(data: bytes | memoryview) -> Frame | None:
-    """The frame that the segments of the header tell of."""
+    """Reads the frame from the segments of the header, one after the other."""
     frame: Frame | None = None
     components, interval = 0, 0
     place, end = 2, len(data) - 24  # what follows a marker can be read without asking for each byte
@@ -137,7 +143,7 @@ def _from_segments(data: bytes | memoryview) -> Frame | None:
 
 
 def _frame(data: bytes | memoryview, place: int, components: int) -> Frame | None:
-    """The frame whose marker is at a place."""
+    """Reads the frame whose marker is at the offset `place`."""
     precision, height, width = _FRAME(data, place + 4)
     if precision != 8 or components not in {1, 3} or not height or not width:  # the height may follow the picture; no photograph's does
         return None
@@ -150,7 +156,7 @@ def _frame(data: bytes | memoryview, place: int, components: int) -> Frame | Non
 
 
 def _with_scan(frame: Frame, interval: int, scan: int, several: bool) -> Frame:
-    """A frame whose first scan is met, of several perhaps."""
+    """Adds the first scan to a frame; `several` scans may follow."""
     if not several and not interval:
         return frame
     whole = frame._replace(context=None)  # markers after the last row would look like damage
@@ -161,20 +167,20 @@ def _with_scan(frame: Frame, interval: int, scan: int, several: bool) -> Frame:
 
 
 def segment_lengths(data: bytes | memoryview, frame: Frame) -> NDArray[np.unsignedinteger[Any]] | None:
-    """Bytes of each coded segment, the marker that ends it included.
+    """Returns the bytes of each coded segment, with the marker that ends it.
 
     Args:
-        data: of the JPEG.
-        frame: of `read_frame`, with a grid of segments.
+        data: bytes of the JPEG.
+        frame: frame from `read_frame`, with a grid of segments.
 
     Returns:
-        (rows * columns,), of the table as it is, or counted; None where markers are missing, or not in their order.
+        (rows * columns,), read from the table or counted; None where markers are missing or out of order.
     """
     rows, columns = frame.grid
     if frame.table:
         return np.frombuffer(data, ">u1" if frame.entry == 1 else ">u2", rows * columns, frame.table)
     if len(data) - frame.scan < rows * columns * MARKER:
-        return None  # as many can't be there, or the scan begins behind the end
+        return None  # too short for that many markers, or the scan begins behind the end
     coded = np.frombuffer(data, np.uint8, offset=frame.scan)
     escapes = (coded[:-1] == 0xFF).nonzero()[0]
     kinds = coded[1:].take(escapes)
@@ -187,10 +193,10 @@ def segment_lengths(data: bytes | memoryview, frame: Frame) -> NDArray[np.unsign
 
 
 def end_markers(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The second bytes of the markers that end the segments of JPEGs.
+    """Returns the second bytes of the markers that end the segments of JPEGs.
 
     Args:
-        counts: int64 (n,), segments of each JPEG.
+        counts: int64 (n,), number of segments of each JPEG.
 
     Returns:
         uint8 (sum of counts,): 0xD0 to 0xD7 in turn, and 0xD9 for the last of each.
@@ -205,8 +211,10 @@ def end_markers(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def with_table(data: bytes) -> bytes:
-    """A JPEG with the table of its segments, where it is one that can have one: with a JFIF segment, restart markers in a grid, and room
-    for the table in a segment; as it is otherwise."""
+    """Adds the table of segments to a JPEG that has a JFIF segment, restart markers in a grid, and few enough segments for one table.
+
+    Any other JPEG is returned unchanged.
+    """
     frame = read_frame(data)
     lengths = segment_lengths(data, frame) if frame and frame.grid != (0, 0) and not frame.table else None
     if frame is None or lengths is None or data[2:6] != _JFIF:
@@ -218,4 +226,4 @@ def with_table(data: bytes) -> bytes:
         return data
     head = _TABLE_HEAD.pack(0xFF, _TABLE, size - MARKER, _NAME, *places, *frame.block, frame.interval)
     tabled = data[:_TABLE_PLACE] + head + entries + data[_TABLE_PLACE:]
-    return tabled if _from_table(tabled) else data  # shades of grey can't be told apart from other frames in so few bytes
+    return tabled if _from_table(tabled) else data  # a grey picture would not be recognised again by so few bytes

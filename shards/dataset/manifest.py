@@ -1,8 +1,8 @@
-"""What a data set is: the table of its shards, written last, without which the data set does not exist.
+"""The manifest: the table of a data set's shards. It is written last, and without it the data set does not exist.
 
-`manifest.json` lies beside the indexes and names each shard with its size, sha256, number of samples and the sha256 of its index. The
-shards lie beside it too, or in the folder that it names: tars of somebody else stay where they are. A sample's id is its place in the
-shards laid end to end in the manifest's order; it never changes while the manifest stays the same.
+`manifest.json` lies beside the indexes and names each shard with its size, its sha256, its number of samples and the sha256 of its index.
+The shards lie beside it, or in the folder that it names, because tars of other programs stay where they are. A sample's id is its position
+in the shards laid end to end in the manifest's order; the id never changes while the manifest stays the same.
 """
 
 from __future__ import annotations
@@ -19,47 +19,49 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shards.dataset import index as shard_index
+from shards.dataset.index import Rules
 from shards.errors import ManifestMismatch, StoreError
-from shards.store import Options, Store, redacted, split
+from shards.store import Options, Store
+from shards.urls import redacted, split
 
 NAME = "manifest.json"
 _FORMAT = "context-encoder-shards"
 _VERSION = 1
-INDEXED = "indexed"  # a setting that only a manifest of tars that somebody else wrote has: the URLs that were indexed
-
-
+_INDEX_FORMAT = 1  # raise it when the same tar and rules would give other rows
+INDEXED = "indexed"
+"""Setting of manifests of tars that another program wrote: the URLs that were indexed."""
 _HEX = re.compile(r"[0-9a-f]*")  # a digest may become the name of a file
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One shard as the manifest knows it.
+    """One shard in the manifest.
 
     Attributes:
-        name: below the folder of the shards.
-        size: bytes.
-        sha256: hexadecimal; empty where the shard was indexed without reading it whole.
-        samples: in its index.
-        index_sha256: of the index, hexadecimal.
-        version: what the store called this state of the object when it was indexed (S3: ETag without quotes, else size and time); empty
-            for shards that were built here.
+        name: name below the folder of the shards.
+        size: size of the shard in bytes.
+        sha256: digest of the shard, hexadecimal; empty where the shard was indexed without reading it whole.
+        count: number of samples in the shard's index.
+        index_sha256: digest of the index, hexadecimal.
+        version: version of the object in its store when it was indexed (ETag without quotes, else size and time); empty for shards that
+            were built here.
     """
 
     name: str
     size: int
     sha256: str
-    samples: int
+    count: int
     index_sha256: str
     version: str = ""
 
     @property
     def identity(self) -> str:
-        """64 hexadecimal digits that differ between shards whose bytes differ, as far as is known: a name to keep a copy under."""
+        """64 hexadecimal digits that differ between shards whose bytes are known to differ; the cache names its copies by them."""
         return self.sha256 or hashlib.sha256(f"{self.name}\0{self.size}\0{self.version}".encode()).hexdigest()
 
     @property
     def index_name(self) -> str:
-        """The object that holds the shard's index."""
+        """Name of the object that holds the shard's index."""
         return self.name + shard_index.SUFFIX
 
 
@@ -68,12 +70,12 @@ class Manifest:
     """The table of a data set's shards.
 
     Attributes:
-        records: the shards in the order that gives samples their ids.
-        url: the folder that holds manifest and indexes.
-        classes: class names; a label is a place in this list. Empty where labels are unknown.
-        settings: how the shards were built, for people and for resuming a build.
-        rejected: pictures or samples that were left out because they could not be used.
-        shards_url: the folder that holds the shards; `url` where nothing else is said.
+        records: shards in the order that gives samples their ids.
+        url: folder that holds the manifest and the indexes.
+        classes: class names; a label is an index into this list. Empty where labels are unknown.
+        settings: settings that the shards were built or indexed with, for people and for resuming.
+        rejected: number of pictures or samples that were left out because they could not be used.
+        shards_url: folder that holds the shards; `url` by default.
     """
 
     records: Sequence[ShardRecord]
@@ -89,22 +91,22 @@ class Manifest:
 
     @property
     def indexed(self) -> bool:
-        """Whether the shards were written by somebody else, so that nothing here may change or remove them."""
+        """True where another program wrote the shards, so that nothing here may change or remove them."""
         return INDEXED in self.settings
 
     @cached_property
-    def samples(self) -> NDArray[np.int64]:
-        """Samples of each shard, int64 (shards,)."""
-        return np.fromiter((record.samples for record in self.records), dtype=np.int64, count=len(self.records))
+    def sample_counts(self) -> NDArray[np.int64]:
+        """Number of samples of each shard, int64 (shards,)."""
+        return np.fromiter((record.count for record in self.records), dtype=np.int64, count=len(self.records))
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
         """Id of the first sample of each shard, and the number of samples at the end: int64 (shards + 1,)."""
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.samples)])
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.sample_counts)])
 
     @property
     def total_samples(self) -> int:
-        """Samples in the data set."""
+        """Number of samples in the data set."""
         return int(self.starts[-1])
 
     @property
@@ -113,10 +115,10 @@ class Manifest:
         return sum(record.size for record in self.records)
 
     def locate(self, sample_ids: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The shard of each sample and its row in that shard's index.
+        """Returns the shard of each sample and the sample's row in that shard's index.
 
         Args:
-            sample_ids: int64 (n,), each in [0, total_samples).
+            sample_ids: int64 (n,), ids in [0, total_samples).
 
         Returns:
             shard int64 (n,), row int64 (n,).
@@ -130,13 +132,13 @@ class Manifest:
         """63 bits that differ between data sets whose samples or their order differ."""
         table = hashlib.sha256()
         for record in self.records:
-            # which of a sample's pictures was indexed is no property of the shard, so the index counts where it was made by choice
+            # the index counts too where one of several pictures of a sample was chosen, because the shard does not say which
             chosen = f"\0{record.index_sha256}" if record.version or not record.sha256 else ""
-            table.update(f"{record.name}\0{record.identity}\0{record.samples}{chosen}\n".encode())
+            table.update(f"{record.name}\0{record.identity}\0{record.count}{chosen}\n".encode())
         return int.from_bytes(table.digest()[:8], "little") >> 1
 
     def encode(self) -> bytes:
-        """The bytes of `manifest.json`: one line a shard, so that it can be read and compared by line."""
+        """Returns the bytes of `manifest.json`, with one line per shard so that it can be read and compared by line."""
         elsewhere = {} if self.shards_url == self.url else {"shards_url": self.shards_url}
         head = {
             "format": _FORMAT,
@@ -148,16 +150,16 @@ class Manifest:
             "classes": list(self.classes),
             "settings": dict(self.settings),
         }
-        names, count = ["name", "bytes", "sha256", "samples", "index_sha256", "version"], 6 if any(r.version for r in self.records) else 5
-        rows = ",\n".join(json.dumps([r.name, r.size, r.sha256, r.samples, r.index_sha256, r.version][:count]) for r in self.records)
-        columns = f'"columns": {json.dumps(names[:count])}'
+        names = ["name", "bytes", "sha256", "samples", "index_sha256", "version"][: None if any(r.version for r in self.records) else -1]
+        rows = ",\n".join(json.dumps([r.name, r.size, r.sha256, r.count, r.index_sha256, r.version][: len(names)]) for r in self.records)
+        columns = f'"columns": {json.dumps(names)}'
         return f'{json.dumps(head, indent=1)[:-2]},\n {columns},\n "shards": [\n{rows}\n]}}\n'.encode()
 
     def read_index(self, store: Store, shard: int) -> shard_index.ShardIndex:
         """Reads and checks the index of one shard.
 
         Raises:
-            ManifestMismatch: missing, damaged, or not the index of this shard.
+            ManifestMismatch: the index is missing, damaged, or of another shard.
         """
         record = self.records[shard]
         name = store.describe(record.index_name)
@@ -168,10 +170,10 @@ class Manifest:
         return self.decode_index(data, shard, name)
 
     def decode_index(self, data: bytes, shard: int, name: str) -> shard_index.ShardIndex:
-        """Checks the bytes of a shard's index against the manifest. `name` is what errors call it.
+        """Checks the bytes of a shard's index against the manifest. `name` is the name of the index in errors.
 
         Raises:
-            ManifestMismatch: damaged, or not the index of this shard.
+            ManifestMismatch: the index is damaged, or of another shard.
         """
         record = self.records[shard]
         if hashlib.sha256(data).hexdigest() != record.index_sha256:
@@ -180,11 +182,33 @@ class Manifest:
                 f"python -m shards verify --repair-index {redacted(self.url)}"
             )
         index = shard_index.decode(data, name)
-        if len(index) != record.samples or index.shard_bytes != record.size:
+        if len(index) != record.count or index.shard_bytes != record.size:
             raise ManifestMismatch(
-                f"{name}: describes {len(index)} samples in {index.shard_bytes} bytes, the manifest {record.samples} in {record.size}"
+                f"{name}: describes {len(index)} samples in {index.shard_bytes} bytes, the manifest {record.count} in {record.size}"
             )
         return index
+
+
+def rules_of(manifest: Manifest, record: ShardRecord) -> Rules:
+    """Returns the rules by which a shard was indexed. Built shards follow the default rules."""
+    settings = manifest.settings if manifest.indexed else {}
+    picture = settings.get("picture")
+    return Rules(
+        picture if isinstance(picture, str) else None,
+        settings.get("labels") != "none",
+        bool(record.sha256),
+        settings.get("open_ended") is True,
+    )
+
+
+def settings_of(rules: Rules) -> dict[str, Any]:
+    """Returns the settings of a manifest that decide the rows of a tar. Digests are no part: each shard's sha256 says if they were read."""
+    return {
+        "index_format": _INDEX_FORMAT,
+        "picture": rules.picture,
+        "labels": "cls" if rules.labels else "none",
+        "open_ended": rules.open_ended,
+    }
 
 
 class ObjectReader(Protocol):
@@ -193,12 +217,12 @@ class ObjectReader(Protocol):
     store: Store
 
     def whole(self, name: str) -> bytes | None:
-        """All bytes of an object, None where there is none."""
+        """Reads all bytes of an object; None where there is no such object."""
         ...
 
 
-def place(url: str) -> tuple[str, str]:
-    """(folder, name) of the manifest of a data set."""
+def split_manifest_url(url: str) -> tuple[str, str]:
+    """Splits the URL of a data set, or of its manifest, into the folder and the name of the manifest."""
     return split(url) if url.endswith(".json") else (url, NAME)
 
 
@@ -206,15 +230,15 @@ def load(url: str, options: Options | None = None, reader: ObjectReader | None =
     """Reads the manifest of a data set.
 
     Args:
-        url: the folder of the shards, or its manifest.json.
+        url: URL of the folder of the manifest, or of the manifest itself.
         options: fsspec options of the store (endpoint_url, profile, ...).
-        reader: what reads it, of the folder that `place` gives; by default the store, without any retry of our own.
+        reader: reader of the folder that `split_manifest_url` returns; by default the store itself, without retries.
 
     Raises:
-        StoreError: it can't be read.
-        ManifestMismatch: there is none, or it is damaged.
+        StoreError: the store can't be read.
+        ManifestMismatch: the manifest is missing or damaged.
     """
-    folder, name = place(url)
+    folder, name = split_manifest_url(url)
     store = reader.store if reader is not None else Store(folder, options)
     shown = store.describe(name)
     data = store.whole(name) if reader is None else reader.whole(name)
@@ -231,10 +255,10 @@ def _advice(tars: bool, folder: str) -> str:
 
 
 def decode(data: bytes, name: str, url: str) -> Manifest:
-    """Reads the bytes of a manifest. `name` is what errors call it, `url` the folder that it lies in.
+    """Reads the bytes of a manifest. `name` is its name in errors, `url` the folder that it lies in.
 
     Raises:
-        ManifestMismatch: damaged, of another format, or holding impossible values.
+        ManifestMismatch: the manifest is damaged, of another format, or holds impossible values.
     """
     try:
         table = json.loads(data)
@@ -248,7 +272,7 @@ def decode(data: bytes, name: str, url: str) -> Manifest:
         if not isinstance(shards_url, str) or not shards_url:
             raise ValueError("shards_url is no URL")
         manifest = Manifest(records, url, tuple(classes), settings, _count(table["rejected"]), shards_url)
-        if sum(record.samples for record in records) != _count(table["samples"]) or manifest.total_bytes != table["bytes"]:
+        if sum(record.count for record in records) != _count(table["samples"]) or manifest.total_bytes != table["bytes"]:
             raise ValueError("the rows don't add up to the samples and bytes it names")
         if len({record.name for record in records}) != len(records):
             raise ValueError("it names a shard twice")

@@ -1,7 +1,7 @@
-"""Which tars a person means by some URLs: a folder, a glob, or the braces with which webdataset names shards.
+"""Finds the tars that URLs name: a folder, a glob, or braces as webdataset expands them.
 
-The order is that of the names. Names are relative to the folder in front of the first brace or star of all URLs: it stays the same when a
-list grows, so a sample keeps its id.
+Tars are sorted by name. Names are relative to the folder in front of the first brace or star of all URLs. That folder stays the same when
+the list grows, so a sample keeps its id.
 """
 
 from __future__ import annotations
@@ -14,46 +14,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import braceexpand
 from fsspec.utils import glob_translate
 
 from shards.errors import SourceError, StoreError
 from shards.local_walk import files_below
-from shards.store import Options, Store, join, redacted
+from shards.store import Options, Store
+from shards.tar.version import Info, Tar, info_of, version_of
+from shards.urls import join, redacted
 from shards.whole_file import TEMPORARY_PREFIX
 
 _MAGIC = re.compile(r"[{*?\[]")
 _COMPRESSED = re.compile(r"\.(?:tgz|tbz2?|txz|tzst|tar\.(?:gz|bz2|xz|zst|zstd|lz4))$", re.IGNORECASE)
-_MOST_NAMES = 1_000_000  # takes half a minute to expand
+_MOST_NAMES = 1_000_000  # they take half a minute to expand
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
-_MOST_DIGITS = 18  # of a number in a range
-# what clients of S3, Azure, Google, HTTP, FTP, Hadoop and WebDAV call the time of the last change
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "Last-Modified", "modify", "modificationTime", "modified", "created")
-_FEW = 16  # names that are asked for one by one rather than by listing their folder
+_MOST_DIGITS = 18  # digits of a number in a range
+_FEW = 16  # up to so many names are looked up one by one; more are found by listing their folder
 _THREADS = 16
 _SHOWN = 10
-Info = Mapping[str, Any]
-
-
-@dataclass(frozen=True, order=True)
-class Tar:
-    """One tar: its name below the folder of the listing, bytes, and what the store calls this state of it."""
-
-    name: str
-    size: int
-    version: str
 
 
 @dataclass(frozen=True)
 class TarListing:
-    """The tars, sorted by name.
+    """Tars, sorted by name.
 
     Attributes:
-        url: the folder that their names are relative to.
-        tars: at least one.
-        compressed: compressed tars that lie among them and are left out.
+        url: folder that the names are relative to.
+        tars: tars that were found, at least one.
+        compressed: number of compressed tars among them that are left out.
     """
 
     url: str
@@ -61,38 +50,15 @@ class TarListing:
     compressed: int
 
 
-def version_of(info: Info) -> str:
-    """What a store says about an object's state, as `fsspec` describes the object: the ETag without quotes, else size and time.
-
-    Empty where the store tells neither: such an object is never known to be the one that it was.
-    """
-    etag = info.get("ETag") or info.get("etag")
-    if etag:
-        return str(etag).strip('"')
-    time = next((info[key] for key in _TIMES if info.get(key) is not None), None)
-    return "" if time is None else f"{info.get('size')}-{time}"
-
-
-def look_up(store: Store, name: str) -> Tar | None:
-    """What the store says now of the tar `name`, None where it is not there.
-
-    Raises:
-        StoreError: the store can't be read.
-    """
-    store.fs.invalidate_cache()
-    info = _info(store, name)
-    return None if info is None else Tar(name, int(info["size"] or 0), version_of(info))
-
-
 def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing:
     """Finds the tars that URLs name.
 
     Args:
-        urls: folders, globs, brace lists or single tars of one store.
+        urls: URLs of folders, globs, brace lists or single tars in one store.
         options: fsspec options of the store.
 
     Raises:
-        SourceError: nothing is there, something named is missing, or the URLs are not usable.
+        SourceError: the URLs name no tar, one that they name is missing, or they can't be used.
         StoreError: the store can't be read.
     """
     places = [absolute(url) for url in urls]
@@ -102,7 +68,7 @@ def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing
     found: dict[str, Info] = {}
     for place in places:
         found.update(_find(store, place, folder))
-    unsized = [name for name, info in found.items() if info.get("size") is None]  # a web server's listing has names only
+    unsized = [name for name, info in found.items() if info.get("size") is None]  # web servers list names alone
     found.update(_named(store, unsized))
     compressed = sum(1 for name in found if _COMPRESSED.search(name))
     tars = sorted(Tar(name, int(info["size"] or 0), version_of(info)) for name, info in found.items() if name.lower().endswith(".tar"))
@@ -121,10 +87,10 @@ def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing
 
 
 def absolute(url: str) -> str:
-    """The URL with a local path made whole.
+    """Returns the URL, or the absolute path of a local one.
 
     Raises:
-        SourceError: it runs a program, chains file systems, or holds credentials.
+        SourceError: the URL runs a program, chains file systems, or holds credentials.
     """
     if url.startswith("pipe:") or "::" in url:
         raise SourceError(f"{redacted(url)}: URLs that run programs or chain file systems are not opened. Give the plain URL: s3://...")
@@ -142,12 +108,12 @@ def absolute(url: str) -> str:
 
 
 def _is_pattern(place: str) -> bool:
-    # not Path.exists, to which a long list in braces is an error and no pattern
+    # not Path.exists, which raises for a long list in braces
     return bool(_MAGIC.search(place)) and not ("://" not in place and os.path.exists(place))  # noqa: PTH110
 
 
 def _base(place: str) -> str:
-    """The folder that names of tars may be relative to."""
+    """Returns the folder in front of the pattern or name that a URL ends in."""
     if _is_pattern(place):
         return _MAGIC.split(place, maxsplit=1)[0].rpartition("/")[0]
     return place.rpartition("/")[0] if _is_tar(place) else place
@@ -168,9 +134,9 @@ def _common(places: Sequence[str]) -> str:
 
 
 def _find(store: Store, place: str, folder: str) -> dict[str, Info]:
-    """Name -> what the store says of everything that one URL means."""
+    """Returns everything that one URL names: name -> description of the object by its store."""
     if not _is_pattern(place):
-        if _is_tar(place) and (info := _info(store, place[len(folder) + 1 :])) is not None:
+        if _is_tar(place) and (info := info_of(store, place[len(folder) + 1 :])) is not None:
             return {place[len(folder) + 1 :]: info}
         found = _below(store, place[len(folder) + 1 :], deep=True)
         if not found:
@@ -201,7 +167,7 @@ def _too_many(place: str) -> SourceError:
 
 
 def _named(store: Store, names: Sequence[str]) -> dict[str, Info]:
-    """What the store says of objects that are named one by one; every one must be there."""
+    """Looks up objects that are named one by one; every one must exist."""
     found: dict[str, Info] = {}
     for parent, count in Counter(name.rpartition("/")[0] for name in names).items():
         if count > _FEW:
@@ -211,7 +177,7 @@ def _named(store: Store, names: Sequence[str]) -> dict[str, Info]:
                 continue  # some stores let objects be read but not listed
     unknown = [name for name in names if name not in found]
     with ThreadPoolExecutor(_THREADS) as pool:
-        found.update((name, info) for name, info in zip(unknown, pool.map(lambda name: _info(store, name), unknown), strict=True) if info)
+        found.update((name, info) for name, info in zip(unknown, pool.map(lambda name: info_of(store, name), unknown), strict=True) if info)
     missing = sorted(name for name in names if name not in found)
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
@@ -219,19 +185,10 @@ def _named(store: Store, names: Sequence[str]) -> dict[str, Info]:
     return {name: found[name] for name in names}
 
 
-def _info(store: Store, name: str) -> Info | None:
-    with store.reported(name):
-        try:
-            info: Info = store.fs.info(store.path(name))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-    return None if info["type"] == "directory" else info
-
-
 def _below(store: Store, folder: str, deep: bool) -> dict[str, Info]:
     if store.local is not None:
         return dict(_local(store, folder, None if deep else 1))
-    with store.reported(folder):
+    with store.as_store_errors(folder):
         try:
             found = store.fs.find(store.path(folder), maxdepth=None if deep else 1, detail=True)
         except FileNotFoundError:
@@ -246,7 +203,7 @@ def _matching(store: Store, pattern: str) -> dict[str, Info]:
             depth = None if "**" in pattern else pattern.count("/", len(start) + bool(start)) + 1
             matches = re.compile(glob_translate(pattern)).match
             return {name: info for name, info in _local(store, start, depth) if matches(name)}
-        with store.reported(pattern):
+        with store.as_store_errors(pattern):
             return dict(_files(store, store.fs.glob(store.path(pattern), detail=True)))
     except (ValueError, re.error) as error:
         raise SourceError(f"{store.describe(pattern)}: not a pattern: {error}") from error

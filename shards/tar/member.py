@@ -1,7 +1,7 @@
-"""The header of a tar's member, read in a fraction of the time that tarfile takes where it is the plainest kind.
+"""Headers of tar members, read in a fraction of tarfile's time where a member is of the plainest kind.
 
-Nearly all members of a shard are regular files with a short name. Of their headers only name, size and checksum are looked at; every other
-kind (long names, links, folders, sparse files, sizes past 8 GiB, odd or damaged fields) goes to tarfile's own code.
+Nearly all members of a shard are regular files with a short name. Of their headers only name, size and checksum are read. Any other kind
+(long names, links, folders, sparse files, sizes past 8 GiB, odd or damaged fields) goes to tarfile's own code.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _EIGHT_SPACES = 8 * ord(" ")  # the checksum is taken with its own field blank
 
 
 class TarMember(tarfile.TarInfo):
-    """A member as tarfile describes it; owner, mode and time of a plain one are not read."""
+    """A member as tarfile describes it, but without owner, mode and time where the member is plain."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """Reads the 512 bytes of a header.
 
         Raises:
-            tarfile.HeaderError: as tarfile does.
+            tarfile.HeaderError: the header is damaged, as in tarfile.
         """
         # a byte at 345 begins the folder of a long name
         if len(buf) == _BLOCK and buf[156] == _PLAIN and not buf[345]:

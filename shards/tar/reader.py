@@ -1,8 +1,8 @@
-"""A tar in a store as a file that is read once, forward, in bounded memory and without a copy on disk.
+"""Reads a tar in a store as a file: once, forward, in bounded memory and without a copy on disk.
 
-Either every byte passes, in large pieces, and its sha256 is known at the end; or only what is asked for is fetched: headers that lie far
-apart cost one small request each, and where they lie so close that requests would cost more than the bytes between them, the reader goes
-through those bytes instead.
+The reader has two ways. It fetches every byte in large pieces and knows the sha256 at the end. Or it fetches only the bytes that are read:
+headers that lie far apart cost one small request each, and between headers that lie close it reads on, because the bytes between them cost
+less than another request.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from shards.store import Store
 
 PIECE = 4 << 20
 _WINDOW = 16 << 10  # holds the header of a picture and the small members around it
-_JOINED = 256 << 10  # bytes that a store sends in about the time of one more request; a local disk answers at once
+_JOINED = 256 << 10  # a store sends so many bytes in about the time of one more request; a local disk answers at once
 _JOINED_LOCAL = 16 << 10
-_LONGEST_READ = 16 << 20  # nothing in a tar but pictures is longer, and those are taken in parts
+_LONGEST_READ = 16 << 20  # only pictures are longer, and they are read in parts
 
 
 class TarReader:
     """Reads one object of known size.
 
     Args:
-        store: holds it.
-        name: its name there.
-        size: bytes, as the store said.
-        whole: every byte is fetched, in order; else only what is read.
-        passed: told the bytes of each request when they are there; may raise to stop.
+        store: store that holds the object.
+        name: name of the object in the store.
+        size: size of the object in bytes, as the store gave it.
+        whole: fetch every byte, in order; else only the bytes that are read.
+        passed: called with the number of bytes after each request; may raise to stop the reading.
 
     Raises:
-        ShardCorrupt: the object is shorter than its size, or one read asks for more than a sound tar can hold in a header.
-        StoreError: it can't be read.
+        ShardCorrupt: the object is shorter than its size, or a header is longer than in any sound tar.
+        StoreError: the store can't be read.
     """
 
     def __init__(self, store: Store, name: str, size: int, whole: bool, passed: Callable[[int], None] | None = None) -> None:
@@ -46,16 +46,16 @@ class TarReader:
         self._seen = hashlib.sha256()
 
     def tell(self) -> int:
-        """Where the next read begins."""
+        """Returns the offset of the next read."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Goes to a place; nothing is fetched."""
+        """Moves to an offset without fetching anything."""
         self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset
         return self._at
 
     def read(self, count: int, /) -> bytes:
-        """Up to `count` bytes, fewer only at the end."""
+        """Reads up to `count` bytes, fewer only at the end."""
         count = max(0, min(count, self._size - self._at))
         if count > _LONGEST_READ:
             raise ShardCorrupt(f"{self._store.describe(self._name)}: a header of {count} bytes at byte {self._at}: damaged")
@@ -76,7 +76,7 @@ class TarReader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def sha256(self) -> str:
-        """The sha256 of the whole object, whose rest is read for it. Empty where only parts were read."""
+        """Reads the rest of the object and returns the sha256 of the whole; empty where only parts are read."""
         if not self._whole:
             return ""
         self._at = self._size
@@ -85,7 +85,7 @@ class TarReader:
         return self._seen.hexdigest()
 
     def _fetch(self) -> None:
-        """Gets the bytes that the next read needs, or comes closer to them."""
+        """Fetches the bytes of the next read, or bytes on the way to them."""
         end = self._start + len(self._data)
         gap = self._at - end
         if self._whole:

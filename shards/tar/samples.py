@@ -1,7 +1,6 @@
-"""The samples of a WebDataset tar: its members one after the other, grouped by key, every header checked.
+"""Samples of a WebDataset tar: members in their order, grouped by key, every header checked.
 
-`tarfile` does the reading and is kept from what a damaged header could make it do: read gigabytes, go round in
-circles, or end early without a word.
+`tarfile` does the reading, guarded against damaged headers that would make it read gigabytes, loop forever, or stop early and silently.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from shards.errors import ShardCorrupt
 from shards.tar.member import TarMember
 
 _BLOCK = tarfile.BLOCKSIZE
-_META = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
-_LONGEST_HEADER = 16 << 20  # bytes of a long name or of pax records
+_META = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips
+_LONGEST_HEADER = 16 << 20  # bytes of a long name or of pax records, at most
 
 
 class TarFile(Protocol):
-    """What a tar is read through. Members are visited in order, so a reader that only goes forward will do."""
+    """A file that holds a tar. Members are visited in order, so a reader that only goes forward is enough."""
 
     def read(self, count: int, /) -> bytes: ...
     def seek(self, offset: int, whence: int = 0, /) -> int: ...
@@ -35,11 +34,11 @@ class Sample:
 
     key: str
     members: dict[str, tuple[int, int]]  # extension -> (offset, length) of its bytes in the tar
-    links: frozenset[str] = frozenset()  # extensions of members that are links and hold no bytes, which webdataset passes over
+    links: frozenset[str] = frozenset()  # extensions of members that are links; they hold no bytes, and webdataset skips them
 
 
 class _Headers:
-    """A tar as `tarfile` sees it, which reads an extended header of whatever length a damaged one claims."""
+    """The file that `tarfile` reads: it refuses headers that are longer than any sound one, as a damaged header may claim."""
 
     def __init__(self, tar: TarFile, name: str, size: int) -> None:
         self._tar, self._name, self._size = tar, name, size
@@ -53,15 +52,15 @@ class _Headers:
 
 
 def walk(tar: TarFile, name: str, open_ended: bool = False) -> Iterator[tarfile.TarInfo]:
-    """Goes over the members of an uncompressed tar whose bytes lie in it one after the other, and checks that it is whole.
+    """Yields the members of an uncompressed tar in order, and checks that the tar is whole.
 
     Args:
-        tar: a seekable file; may be moved forward, up to the end of the member, while the walk pauses.
-        name: what to call it in errors.
-        open_ended: as in `Rules`.
+        tar: seekable file; the caller may move it forward, up to the end of the member, while the walk pauses.
+        name: name of the tar in errors.
+        open_ended: accept a tar without closing blocks, as in `shards.dataset.index.Rules`.
 
     Raises:
-        ShardCorrupt: not a tar, cut short, damaged, or holding sparse files.
+        ShardCorrupt: the file is no tar, cut short, damaged, or holds sparse files.
     """
     size = tar.seek(0, io.SEEK_END)
     tar.seek(0)
@@ -74,9 +73,9 @@ def walk(tar: TarFile, name: str, open_ended: bool = False) -> Iterator[tarfile.
                 if member.issparse():
                     raise ShardCorrupt(f"{name}: {member.name} is stored as a sparse file. Make the tar without --sparse")
                 yield member
-                archive.members.clear()  # type: ignore[attr-defined]  # or every header of a large archive stays in memory
+                archive.members.clear()  # type: ignore[attr-defined]  # else every header of a large archive stays in memory
             end = archive.offset
-    except (tarfile.TarError, ValueError, LookupError, OverflowError, EOFError, RecursionError) as error:  # of damaged headers
+    except (tarfile.TarError, ValueError, LookupError, OverflowError, EOFError, RecursionError) as error:  # damaged headers
         raise ShardCorrupt(f"{name}: not a readable tar, or cut short: {error}") from error
     # tarfile stops without an error at a damaged or missing header; only a block of zeros is the end of an archive
     tar.seek(end)
@@ -88,16 +87,16 @@ def walk(tar: TarFile, name: str, open_ended: bool = False) -> Iterator[tarfile.
 
 
 def scan(tar: TarFile, name: str, visit: Callable[[str, int, int], None] | None = None, open_ended: bool = False) -> Iterator[Sample]:
-    """Goes over the samples of a WebDataset tar, grouped as the webdataset library groups them; then over keys that only links have.
+    """Yields the samples of a WebDataset tar, grouped as the webdataset library groups them; then the keys that only links have.
 
     Args:
-        tar: a seekable file.
-        name: what to call it in errors.
-        visit: called with (extension, offset, length) of every member of a sample when it is met, before anything behind it is read.
-        open_ended: as in `Rules`.
+        tar: seekable file.
+        name: name of the tar in errors.
+        visit: called with (extension, offset, length) of every member of a sample, before anything behind the member is read.
+        open_ended: accept a tar without closing blocks, as in `shards.dataset.index.Rules`.
 
     Raises:
-        ShardCorrupt: as `walk`, or holding a key in two places or a member twice.
+        ShardCorrupt: as `walk`; or a key is in two places, or a member comes twice.
     """
     current = Sample("", {})
     seen: set[str] = set()

@@ -20,7 +20,8 @@ from pipeline import recipes
 from pipeline.config import parse
 from pipeline.training.checkpoint.store import CheckpointStore, folder_name, read, step_of
 from pipeline.training.record.run_folder import read_lines
-from shards.store import Store, split
+from shards.store import Store
+from shards.urls import split
 from tests.conftest import ROOT
 from tests.launching import ACCELERATE, CPU, clean_environment, losses, python, setting_list
 

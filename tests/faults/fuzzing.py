@@ -230,7 +230,7 @@ class Cases:
             found = manifest.decode(data, "case.json", "folder")
         except ManifestMismatch:
             return
-        assert found.total_samples == found.samples.sum() == found.starts[-1] > 0
+        assert found.total_samples == found.sample_counts.sum() == found.starts[-1] > 0
         assert (np.diff(found.starts) >= 0).all()
         for record in found.records:
             inside = (self.folder / record.name).resolve(), (self.folder / f"{record.identity}.tar").resolve()

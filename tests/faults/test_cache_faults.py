@@ -60,7 +60,7 @@ def download_requests(proxy: Proxy, data_set: DataSet) -> list[Rule]:
     return [
         Rule(Fault.NONE, key=f"*/{record.name}", lengths=frozenset({record.size}))
         for record in data_set.manifest.records
-        if record.samples > 1
+        if record.count > 1
     ]
 
 
@@ -136,7 +136,7 @@ def test_a_budget_smaller_than_a_shard_costs_speed_only(data_set: DataSet, proxy
 
 def test_what_a_killed_rank_leaves_is_taken_over_and_swept(data_set: DataSet, proxy: Proxy, tmp_path: Path) -> None:
     """The first rank hangs in two downloads; it is killed there, and the second one finds nothing in its way."""
-    sizes = frozenset(record.size for record in data_set.manifest.records if record.samples > 1)
+    sizes = frozenset(record.size for record in data_set.manifest.records if record.count > 1)
     proxy.rules = [Rule(Fault.STALL, lengths=sizes, at=2000)]
     before = shared_memory_users()
     with rank(proxy, data_set, tmp_path, linger=60.0, data={"stall_seconds": 60.0}) as process:
@@ -191,7 +191,7 @@ def test_ranks_in_two_processes_download_each_shard_once(data_set: DataSet, prox
 
 
 def test_a_rank_takes_over_from_one_that_is_killed_beside_it(data_set: DataSet, proxy: Proxy, tmp_path: Path) -> None:
-    sizes = frozenset(record.size for record in data_set.manifest.records if record.samples > 1)
+    sizes = frozenset(record.size for record in data_set.manifest.records if record.count > 1)
     stalling = Rule(Fault.STALL, lengths=sizes, at=2000, count=2)
     proxy.rules = [stalling]
     with rank(proxy, data_set, tmp_path, linger=60.0, data={"stall_seconds": 60.0}) as process:

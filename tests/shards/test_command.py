@@ -141,3 +141,13 @@ def test_the_command_runs_as_a_module_in_a_pool_and_prints_names_that_are_no_tex
     for shown in (rb"    \udcff.jpg: ", rb"    new\nline.jpg: ", rb"    \u0441\u043d\u0435\u0433.jpg: "):
         assert shown in done.stdout
     assert done.stdout.count(b"\n") == 8
+
+
+def test_the_simulation_is_a_program_of_its_own_and_the_old_command_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "s3://bucket/set", "--nodes", "8", "--storage", "secret=hunter2"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "the simulation is a program of its own now: python launch/simulate.py, with the same options\n"
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "simulate" not in capsys.readouterr().out

@@ -10,7 +10,8 @@ import pytest
 
 from launch.local.object_store import SeaweedFS
 from shards.errors import StoreError
-from shards.store import Store, redacted
+from shards.store import Store
+from shards.urls import redacted
 from shards.whole_file import TEMPORARY_PREFIX
 
 AWKWARD = ["plain.tar", "with space/é снег.idx", "odd/[x]*?#%.json", "odd/y"]
@@ -75,7 +76,7 @@ def test_a_finished_file_is_placed_and_gone(store: Store, tmp_path: Path) -> Non
     source = (store.local or tmp_path) / f"{TEMPORARY_PREFIX}x"
     source.write_bytes(b"1" * 1000)
     assert store.list() == []
-    store.place(source, "deep/x")
+    store.adopt_file(source, "deep/x")
     assert not source.exists()
     assert store.list() == [("deep/x", 1000)]
 

@@ -24,8 +24,8 @@ from pipeline.stream.decode.crop import Box, Crop, choose
 from pipeline.stream.decode.jpeg import decode_rows, decode_whole
 from pipeline.stream.decode.resize import resize
 from pipeline.stream.decode.segments import cut
-from shards.build.picture import refuse_lost_pixels, to_rgb
 from shards.dataset.jpeg_header import Frame, read_frame
+from shards.dataset.pixels import refuse_lost_pixels, to_rgb
 
 DecoderName = Literal["simplejpeg", "nvimgcodec"]
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")

@@ -24,7 +24,7 @@ from pipeline.stream.scratch import Scratch
 from shards.dataset.index import NO_DIGEST, ShardIndex, digest, file_size, member_name
 from shards.dataset.manifest import Manifest
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
-from shards.tar.listing import look_up
+from shards.tar.version import look_up
 
 INDEX_BUDGET = 64 << 20
 """Bytes of the indexes that a rank keeps."""
@@ -226,7 +226,7 @@ class SampleReader:
         record = self.manifest.records[shard]
         for attempts_left in (1, 0):
             try:
-                data = self.index_reader.range(record.index_name, 0, file_size(record.samples))
+                data = self.index_reader.range(record.index_name, 0, file_size(record.count))
             except ShardError as error:
                 if isinstance(error, ShardUnavailable) and not isinstance(error.__cause__, FileNotFoundError):
                     raise  # the store is out of order, not the data set

@@ -26,7 +26,8 @@ from pipeline.stream.source import Position, named_sources, source_seed
 from pipeline.training.record.run_folder import RunFolderError, read_lines, samples_digest, samples_text
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
-from shards.store import Options, redacted
+from shards.store import Options
+from shards.urls import redacted
 
 _MOST_COUNTED = 1 << 28  # samples of an epoch that are counted one by one; past that the digests and the arithmetic must do
 _MOST_BAD = 8  # bad samples of one batch for which every combination is tried

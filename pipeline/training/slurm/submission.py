@@ -27,7 +27,7 @@ from pipeline.config import Config, parse, to_mapping
 from pipeline.mapping import ConfigError
 from pipeline.training.slurm.attempts import is_finished
 from shards.errors import ExplainedError
-from shards.store import redacted
+from shards.urls import redacted
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "launch" / "slurm" / "pretrain.sbatch"

@@ -1,8 +1,8 @@
-"""A folder tree of picture files, on a disk or in a store.
+"""Folder trees of picture files, on a disk or in a store.
 
-A local tree is walked with links followed, since subsets of ImageNet are often made of links. A store is listed folder by folder with
-several requests at once; only one folder's listing is held besides the result. A folder that holds tars and no picture of its own (how
-ImageNet-21k is handed out) is read as a tar of tars.
+Links of a local tree are followed, because subsets of ImageNet are often made of links. A store is listed folder by folder with several
+requests at once, so that memory holds the listings of a few folders besides the result. A folder that holds tars and no pictures (as
+ImageNet-21k is distributed) is read as a tar of tars.
 """
 
 from __future__ import annotations
@@ -24,13 +24,24 @@ from shards.whole_file import TEMPORARY_PREFIX
 _LIST_THREADS = 16
 
 
-def collect(store: Store, builder: ListingBuilder) -> None:
-    """Adds every file below the store's folder to the listing.
+class FolderSource:
+    """Any folder."""
 
-    Raises:
-        SourceError: folders that link to one another in a circle, a broken tar, or a data set of shards.
-        StoreError: a folder can't be listed.
-    """
+    def recognises(self, _store: Store, name: str) -> bool:
+        """Accepts every folder."""
+        return not name
+
+    def collect(self, store: Store, _name: str, builder: ListingBuilder) -> None:
+        """Adds every file below the folder to the listing.
+
+        Raises:
+            SourceError: folders link to one another in a circle, a tar is broken, or the folder is a data set of shards.
+            StoreError: a folder can't be listed.
+        """
+        _collect(store, builder)
+
+
+def _collect(store: Store, builder: ListingBuilder) -> None:
     tars: list[str] = []
     has_manifest = False
     for name, size in _local(store.local) if store.local else _remote(store):
@@ -50,7 +61,7 @@ def collect(store: Store, builder: ListingBuilder) -> None:
 
 
 def _local(root: Path) -> Iterator[tuple[str, int]]:
-    # a folder is known by device and inode; one that holds itself, by way of a link, would never end
+    # device and inode identify a folder; one that a link in it leads back to would never end
     stack: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while stack:
         folder, above = stack.pop()
@@ -67,7 +78,7 @@ def _local(root: Path) -> Iterator[tuple[str, int]]:
                     elif entry.is_file():
                         yield name, entry.stat().st_size
                     elif entry.is_symlink():
-                        yield name, 0  # leads nowhere: is rejected as empty, by name, when it is built
+                        yield name, 0  # a link that leads nowhere: the build rejects it as empty, by name
         except OSError as error:
             raise SourceError(f"{root / folder}: can't be listed: {error.strerror or error}") from error
 
@@ -93,3 +104,6 @@ def _remote(store: Store) -> Iterator[tuple[str, int]]:
 def _list_folder(store: Store, path: str) -> list[Mapping[str, Any]]:
     found = store.entries(path[len(store.root.rstrip("/")) + 1 :])
     return [info for info in found if info["name"].rstrip("/") != path]
+
+
+SOURCE = FolderSource()

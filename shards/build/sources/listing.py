@@ -1,6 +1,6 @@
-"""The pictures of a source as columns: 32 bytes a picture and its name, so that tens of millions fit in memory.
+"""Listings: the pictures of a source as columns of 32 bytes per picture and its name, so that tens of millions fit in memory.
 
-While it is made, a listing takes about 300 bytes a picture for a moment: 4 GB for ImageNet-21k's 14 million.
+Sorting a listing takes about 300 bytes per picture for a moment: 4 GB for ImageNet-21k's 14 million.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from shards.dataset.index import PICTURE_EXTENSIONS
 from shards.errors import SourceError
 
 LabelRule = Literal["folder", "none"]
-_IN_PLACE = -1  # the container of a picture that is a file of its own
+_IN_PLACE = -1  # container of a picture that is a file under its own name
 _NO_LABEL = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One picture: bytes [offset, offset + length) of the object `path`, which is relative to the listing's URL. No label is -1."""
+    """One picture: bytes [offset, offset + length) of the object `path` below the listing's URL. `label_id` is -1 without a label."""
 
     name: str
     label: str | None
@@ -43,11 +43,13 @@ class Listing:
     """The pictures of a source, sorted by name.
 
     Attributes:
-        url: the folder that paths are relative to.
-        classes: label names, sorted; an entry's `label_id` is a place in it. Empty where labels are unknown.
-        containers: the tars that pictures lie in.
-        other: files that are no pictures, counted by extension.
-        excluded: pictures that no include pattern matched.
+        url: URL of the folder that paths are relative to.
+        classes: label names, sorted; an entry's `label_id` is an index into them. Empty where labels are unknown.
+        containers: objects that hold pictures under other names than their own, such as tars.
+        other: number of files that are no pictures, by extension.
+        excluded: number of pictures that no include pattern matched.
+        names, ends: all names joined, and the offset behind each.
+        container, label, offset, length: one row per picture.
     """
 
     url: str
@@ -87,7 +89,7 @@ class Listing:
         return int(self.length.sum())
 
     def digest(self) -> bytes:
-        """sha256 over everything an entry says, for all entries."""
+        """Returns the sha256 over every field of all entries."""
         table = hashlib.sha256(repr((self.classes, self.containers)).encode("utf-8", "surrogateescape"))
         table.update(self.names)
         for column in (self.ends, self.container, self.label, self.offset, self.length):
@@ -99,8 +101,8 @@ class ListingBuilder:
     """Takes the files of a source in any order and makes the listing of its pictures.
 
     Args:
-        source: what to call the source in errors.
-        include: as in `open_source`.
+        source: name of the source in errors.
+        include: patterns of names, as in `open_source`.
     """
 
     def __init__(self, source: str, include: Sequence[str] = ()) -> None:
@@ -114,16 +116,16 @@ class ListingBuilder:
 
     @property
     def pictures(self) -> int:
-        """Pictures seen so far, with those that no include pattern matched."""
+        """Number of pictures so far, with those that no include pattern matched."""
         return len(self._ends) + self._excluded
 
     def open_container(self, path: str) -> int:
-        """Announces a tar and returns its number for `add`."""
+        """Announces an object that holds pictures under other names than its own, such as a tar, and returns its number for `add`."""
         self._containers.append(path)
         return len(self._containers) - 1
 
     def add(self, name: str, length: int, container: int = _IN_PLACE, offset: int = 0) -> None:
-        """Takes one file; what is no picture by its extension is counted only."""
+        """Adds one file. A file that is no picture by its extension is only counted."""
         extension = extension_of(name)
         if extension not in PICTURE_EXTENSIONS:
             self.pass_over(f".{extension}" if extension else "without extension")
@@ -137,14 +139,14 @@ class ListingBuilder:
             self._length.append(length)
 
     def pass_over(self, kind: str) -> None:
-        """Counts a file that is not taken."""
+        """Counts a file that is left out."""
         self._other[kind] += 1
 
     def finish(self, url: str, labels: LabelRule, label_pattern: str | None) -> Listing:
-        """Sorts, labels and checks.
+        """Sorts, labels and checks the pictures, and returns the listing.
 
         Raises:
-            SourceError: no pictures, a name twice, or a name without the label that the pattern asks for.
+            SourceError: there are no pictures, a name comes twice, or a name lacks the label that the pattern asks for.
         """
         if not self._ends:
             seen = ", ".join(f"{kind} {count}" for kind, count in self._other.most_common(5)) or "no files at all"
@@ -179,7 +181,7 @@ class ListingBuilder:
             return self._by_pattern(label_pattern)
         if labels == "none":
             return None
-        # ImageFolder's rule: the first folder is the class, which makes sense only where there is more than one
+        # ImageFolder's rule: the first folder is the class, which makes sense only if there are several
         heads = {name.partition(b"/")[0] if b"/" in name else b"" for name in names}
         return None if b"" in heads or len(heads) < 2 else lambda name: name.partition(b"/")[0]
 
@@ -205,7 +207,7 @@ class ListingBuilder:
 
 
 def extension_of(name: str) -> str:
-    """What stands after the last dot of a file's name, in lower case, without the dot; empty where there is none."""
+    """Returns the text behind the last dot of a file's name, in lower case; empty without a dot."""
     base = name.rpartition("/")[2]
     return base.rpartition(".")[2].lower() if "." in base else ""
 

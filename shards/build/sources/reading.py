@@ -1,8 +1,7 @@
-"""Reads the pictures of a listing, whatever holds them.
+"""Reads the pictures of a listing from local files or from a store.
 
-Local files are read in place. From a store, the next pictures of a task are fetched while one is worked on, since a request takes longer
-than a resize; what waits is bounded. What the store says it can't do now is asked again a few times: a picture that is
-there must never be taken for a broken one.
+From a store, the next few pictures of a task are fetched while one is processed, because a request takes longer than a resize. Requests
+that fail are repeated a few times, because a picture that exists must never be taken for a broken one.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ def read_pictures(url: str, options: Options | None, entries: Sequence[Entry], m
     """Reads pictures in the order given.
 
     Args:
-        url: the listing's.
+        url: URL of the listing.
         options: fsspec options of the store.
-        entries: what to read.
-        max_bytes: a longer picture is not read: its bytes are None.
+        entries: pictures to read.
+        max_bytes: most bytes of a picture; a longer one is not read, and its bytes are None.
 
     Raises:
-        SourceError: gone, or another length than when it was listed.
-        StoreError: can't be read after all attempts.
+        SourceError: a picture is gone, or has another length than when it was listed.
+        StoreError: a picture can't be read after all attempts.
     """
     store = Store(url, options)
     if store.local is not None:
@@ -58,7 +57,7 @@ def _read_local(store: Store, entry: Entry) -> bytes:
     try:
         handle = os.open(store.path(entry.path), os.O_RDONLY)
         try:
-            # one byte more than a file of its own should have, to notice that it has grown
+            # one byte more than the file had, to notice that it has grown
             data = _pread(handle, entry.length + (entry.path == entry.name), entry.offset)
         finally:
             os.close(handle)
@@ -102,4 +101,6 @@ def _read_remote(store: Store, entry: Entry) -> bytes:
 
 def _changed(store: Store, entry: Entry, what: str) -> SourceError:
     place = "" if entry.path == entry.name else f" ({entry.name})"
-    return SourceError(f"{store.describe(entry.path)}{place}: changed since it was listed: {what}. Build again when nothing writes there")
+    return SourceError(
+        f"{store.describe(entry.path)}{place}: changed since it was listed: {what}. Build again when no program writes there"
+    )

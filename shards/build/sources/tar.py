@@ -1,7 +1,7 @@
-"""An uncompressed tar of pictures, or a tar of tars such as ILSVRC2012_img_train.tar.
+"""Uncompressed tars of pictures, and tars of tars such as ILSVRC2012_img_train.tar.
 
-Nothing is unpacked: a picture is the range of bytes it takes in the outer file, which any process reads by itself. A member of an inner tar
-is named `<inner tar without .tar>/<member>`, so `n01440764.tar` holds `n01440764/n01440764_10026.JPEG`, as the unpacked folder would.
+Nothing is unpacked: a picture is a range of bytes of the outer file, which any process reads by itself. A member of an inner tar is named
+`<inner tar without .tar>/<member>`, so `n01440764.tar` holds `n01440764/n01440764_10026.JPEG`, as the unpacked folder would.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import posixpath
 from typing import IO
 
 from shards.build.sources.listing import ListingBuilder, extension_of
-from shards.errors import ShardCorrupt, SourceError
+from shards.errors import ShardCorrupt, SourceError, StoreError
 from shards.store import Store
 from shards.tar.samples import walk
 
@@ -24,18 +24,37 @@ _COMPRESSED = {
 }
 
 
+class TarSource:
+    """An uncompressed tar; other files are refused with the reason."""
+
+    def recognises(self, _store: Store, name: str) -> bool:
+        """Accepts every object, because the name of a tar may be anything."""
+        return bool(name)
+
+    def collect(self, store: Store, name: str, builder: ListingBuilder) -> None:
+        """Adds every member of the tar to the listing.
+
+        Raises:
+            SourceError: as `collect`; or the tar can't be read.
+        """
+        try:
+            collect(store, name, builder)
+        except StoreError as error:
+            raise SourceError(str(error)) from error
+
+
 def collect(store: Store, name: str, builder: ListingBuilder, prefix: str = "") -> None:
     """Adds every member of the tar `name` to the listing.
 
     Args:
-        store: holds the tar.
-        name: the tar in the store.
-        builder: gets the members, as ranges of the outer tar.
-        prefix: goes before the members' names.
+        store: store that holds the tar.
+        name: name of the tar in the store.
+        builder: listing that gets the members, as ranges of the outer tar.
+        prefix: text in front of the members' names.
 
     Raises:
-        SourceError: compressed, no tar, cut short, or a member whose name leaves the archive.
-        StoreError: it can't be read.
+        SourceError: the tar is compressed, no tar, or cut short, or a member's name leaves the archive.
+        StoreError: the store can't be read.
     """
     shown = store.describe(name)
     with store.opened(name) as file:
@@ -65,7 +84,7 @@ def _add_members(file: IO[bytes], shown: str, builder: ListingBuilder, container
 
 
 def _clean(name: str, shown: str) -> str:
-    """A member's name without `./`. Names end in messages and labels only, never in a path, but one that leaves is never right."""
+    """Returns a member's name without `./`. Names never become paths, but one that leaves the archive is always a mistake."""
     if name.startswith("/") or ".." in name.split("/"):
         raise SourceError(f"{shown}: the member {name!r} is named outside the archive. Make the tar again with relative names")
     return posixpath.normpath(name)
@@ -82,7 +101,7 @@ def _refuse_compressed(file: IO[bytes], shown: str) -> None:
 
 
 class _Window(io.RawIOBase):
-    """Bytes [start, start + length) of another file as a file. Both may be used in turn, not at once."""
+    """Bytes [start, start + length) of another file, as a file. The two may be used in turn, not at once."""
 
     def __init__(self, file: IO[bytes], start: int, length: int) -> None:
         self._file, self._start, self._length, self._place = file, start, length, 0
@@ -108,3 +127,6 @@ class _Window(io.RawIOBase):
         target[: len(data)] = data
         self._place += len(data)
         return len(data)
+
+
+SOURCE = TarSource()

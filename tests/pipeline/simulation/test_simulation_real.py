@@ -1,4 +1,4 @@
-"""A real epoch on a real S3 server against what `python -m shards simulate` predicted, and figures taken from the bucket."""
+"""A real epoch on a real S3 server against what `python launch/simulate.py` predicted, and figures taken from the bucket."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from launch.local.object_store import SeaweedFS
+from launch.simulate import main
 from pipeline.config import DataConfig
 from pipeline.simulation import Prediction, Setup, probe, simulate, stored
 from pipeline.simulation.prediction import FIRST
 from pipeline.stream.loader import StreamConfig, StreamLoader
 from pipeline.stream.read.cache import ShardCache
-from shards.__main__ import main
 from shards.errors import ShardError
 from tests.datasets import photographs, upload, write_dataset
 from tests.launching import wait_until
@@ -93,7 +93,7 @@ def test_latency_and_bandwidth_are_taken_from_the_bucket(
     for name, value in {"MOST_BYTES": 20_000_000, "_ALONE_BYTES": 4_000_000, "_TOGETHER_SECONDS": 1.0, "_LATENCY_SECONDS": 1.0}.items():
         monkeypatch.setattr(probe, name, value)
     storage = [argument for key, value in s3.options.items() for argument in ("--storage", f"{key}={value}")]
-    assert main(["simulate", url, "--measure", "--json", "--global-batch", "32", *storage]) == 0
+    assert main([url, "--measure", "--json", "--global-batch", "32", *storage]) == 0
     table = json.loads(capsys.readouterr().out)
     measured = table["measured"]
     assert 0 < measured["latency"] <= measured["latency_p95"] < 5000
@@ -104,7 +104,7 @@ def test_latency_and_bandwidth_are_taken_from_the_bucket(
     assert table["setup"]["bandwidth"] == measured["bandwidth"]
     assert table["data_set"]["samples"] == sum(COUNTS)
     assert not table["data_set"]["read_in_place"]
-    assert main(["simulate", url, "--measure", "--json", "--global-batch", "32", "--latency", "9999", *storage]) == 0
+    assert main([url, "--measure", "--json", "--global-batch", "32", "--latency", "9999", *storage]) == 0
     table = json.loads(capsys.readouterr().out)
     assert table["setup"]["latency"] == 9999
     assert table["setup"]["bandwidth"] == table["measured"]["bandwidth"]

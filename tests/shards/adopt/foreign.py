@@ -1,4 +1,4 @@
-"""Tars that somebody else wrote, and what the webdataset library and we read from them."""
+"""Tars of other programs, and the samples that the webdataset library and we read from them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def ours(url: str | Path, options: Options | None = None) -> list[Read]:
     indexes, tars, found = Store(data.url, options), Store(data.shards_url, options), []
     for shard, record in enumerate(data.records):
         bytes_ = tars.read(record.name)
-        keys = [sample.key for sample in samples_of(data, shard, record.samples, options)]
+        keys = [sample.key for sample in samples_of(data, shard, record.count, options)]
         for key, (offset, digest, length, label) in zip(keys, data.read_index(indexes, shard).rows.tolist(), strict=True):
             taken = bytes_[offset : offset + length]
             assert digest in {NO_DIGEST, index.digest(taken)}
@@ -102,7 +102,7 @@ def counted() -> Iterator[list[tuple[str, int]]]:
 
 @contextmanager
 def served(folder: Path, times: bool = True) -> Iterator[str]:
-    """A folder behind a web server that lists names without sizes, and may tell no times."""
+    """A folder behind a web server that lists names without sizes, and may give no times."""
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:

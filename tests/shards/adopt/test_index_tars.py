@@ -1,4 +1,4 @@
-"""Tars of somebody else become a data set: what webdataset reads is what we read, nothing is lost silently, and no tar is touched."""
+"""Tars of another program become a data set: we read what webdataset reads, nothing is lost silently, and no tar is changed."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_every_damaged_tar_is_named_and_the_sound_ones_are_not_read_again(tmp_pa
     bad = damaged(good)
     for name, data in {**bad, "sound.tar": good}.items():
         (tmp_path / name).write_bytes(data)
-    with pytest.raises(ShardError, match=r"1 of 8 tars are indexed and there is no new manifest") as caught:
+    with pytest.raises(ShardError, match=r"1 of 8 tars are indexed, and no new manifest was written") as caught:
         run(tmp_path, rules=Rules(digests=digests))
     named = [line.strip().partition(": ")[0] for line in str(caught.value).splitlines()[1:-1]]
     assert named == [str(tmp_path / name) for name in bad]
@@ -150,7 +150,7 @@ def test_tars_without_samples_take_no_ids(tmp_path: Path) -> None:
     (tmp_path / "shard-000000-empty.tar").write_bytes(tar_of({}))
     (tmp_path / "shard-000002.tar").write_bytes(tar_of({"README": b"no sample"}))
     data = run(tmp_path).manifest
-    assert data.samples.tolist() == [0, 5, 5, 0]
+    assert data.sample_counts.tolist() == [0, 5, 5, 0]
     assert data.locate(np.arange(10))[0].tolist() == [1] * 5 + [2] * 5
     assert ours(tmp_path) == theirs(paths)
     assert verify(str(tmp_path), quiet=True).problems == ()

@@ -1,4 +1,4 @@
-"""What other people keep beside their tars is never touched, and tars that are links, or samples that are, are never lost silently."""
+"""Files of other programs beside the tars are never touched; tars and samples that are links are never lost silently."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_links_and_temporary_files_of_others_are_not_followed_or_removed(tmp_pat
     write_shards(tmp_path / "tars", 1)
     write_folder(tmp_path / "outside", {"0123456789abcdef0123456789abcdef.json": b"mine"})
     (tmp_path / "tars" / "_build").symlink_to(tmp_path / "outside")
-    with pytest.raises(ShardError, match="_build: no folder of an earlier run"):
+    with pytest.raises(ShardError, match="_build: not a folder of an earlier run"):
         run(tmp_path / "tars")
     (tmp_path / "tars" / "_build").unlink()
     write_folder(tmp_path / "tars", {".partial-notes": b"mine"})

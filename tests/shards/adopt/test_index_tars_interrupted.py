@@ -1,4 +1,4 @@
-"""Killed at any moment, the same command goes on with what is missing, and the result is the same to the byte."""
+"""Killed at any moment, the same command indexes the missing tars, and the result is the same to the byte."""
 
 from __future__ import annotations
 

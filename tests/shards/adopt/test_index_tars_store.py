@@ -36,7 +36,7 @@ def bucket(s3: SeaweedFS, paths: list[Path], request: pytest.FixtureRequest) -> 
 
 
 def test_a_bucket_that_can_only_be_read(s3: SeaweedFS, bucket: str, paths: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"access refused.*if that folder is read-only, name another: --to FOLDER") as caught:
+    with pytest.raises(StoreError, match=r"access refused.*if that folder is read-only, name another one: --to FOLDER") as caught:
         run(bucket, options=s3.reader_options, destination_options=s3.reader_options)
     assert s3.reader_secret not in str(caught.value)
     with counted() as read:
@@ -135,7 +135,7 @@ def test_the_command_from_tars_to_a_sound_data_set(
     assert lines[2].startswith("  no digests of the samples in 20 tars: bytes that change")
     assert lines[3:] == [f"next: python -m shards verify {out}"]
     assert main(["verify", out]) == 0
-    assert "20 shards were indexed without reading them: nothing proves their bytes" in capsys.readouterr().out
+    assert "20 shards were indexed without reading them, so nothing proves their bytes" in capsys.readouterr().out
     assert main(["index", f"{bucket}/*.tar", "--to", out]) == 0
     assert main(["verify", out]) == 0
     assert "every byte, index and label is as the manifest says" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a build promises: every picture once, the same bytes whatever happens, and nothing lost without being named."""
+"""The promises of a build: every picture once, the same bytes after any interruption, and nothing lost without being named."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_picture_is_stored_once_with_its_class(tree: Path, tmp_path: Path)
     for sample in found.values():
         about = json.loads(sample["json"])
         assert about["label"] == about["source"].split("/")[0] == result.manifest.classes[int(sample["cls"])]
-    assert [record.samples for record in result.manifest.records] == [10, 10, 10, 10]
+    assert [record.count for record in result.manifest.records] == [10, 10, 10, 10]
 
 
 def test_a_tree_sorted_by_class_gives_mixed_shards(tree: Path, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_another_data_set_is_replaced_only_when_told(tree: Path, tmp_path: Path)
     assert contents(tmp_path / "out") == {**contents(tmp_path / "fresh"), "notes.txt": b"mine"}
 
 
-def test_shards_of_somebody_else_are_never_touched(tree: Path, tmp_path: Path) -> None:
+def test_shards_of_another_program_are_never_touched(tree: Path, tmp_path: Path) -> None:
     write_folder(tmp_path / "out", {"theirs-000000.tar": b"something"})
     for overwrite in (False, True):
         with pytest.raises(ShardError, match=r"theirs-000000\.tar"):

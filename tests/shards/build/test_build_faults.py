@@ -1,4 +1,4 @@
-"""Whatever ends a build, the same command finishes it, and the result is that of an undisturbed one."""
+"""The same command finishes an interrupted build, and the result is that of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -81,26 +81,26 @@ def test_a_build_killed_after_its_manifest_is_tidied_up(tree: Path, tmp_path: Pa
 def test_a_picture_that_changes_between_listing_and_reading_is_an_error_not_a_rejection(tmp_path: Path) -> None:
     from shards.build.plan import Plan
     from shards.build.sources import open_source
-    from shards.build.task import Places, run_task
+    from shards.build.task import TaskLocations, run_task
 
     tree = write_folder(tmp_path / "in", classed(4))
     (tmp_path / "out").mkdir()
     task = Plan(open_source(str(tree)), SMALL).task(0)
-    places = Places(str(tree), {}, str(tmp_path / "out"), {}, str(tmp_path / "out"))
+    locations = TaskLocations(str(tree), {}, str(tmp_path / "out"), {}, str(tmp_path / "out"))
     victim = tree / task.entries[2].name
     for change in (lambda: victim.write_bytes(b"shorter"), lambda: victim.write_bytes(bytes(100_000)), victim.unlink):
         change()
         with pytest.raises(SourceError, match="changed since it was listed"):
-            run_task(task, places)
+            run_task(task, locations)
         assert contents(tmp_path / "out") == {}
 
 
 def test_temporary_files_of_a_killed_build_are_swept_and_those_of_a_live_one_respected(tree: Path, tmp_path: Path) -> None:
-    from shards.build.destination import scratch_folder
+    from shards.dataset.workplace import scratch_folder
 
     out = tmp_path / "out"
     left = f".partial-shard-000000.tar-{uuid.uuid4().hex}"
-    write_folder(out, {left: b"left", ".partial-notes.txt": b"somebody else's"})
+    write_folder(out, {left: b"left", ".partial-notes.txt": b"of another program"})
     with scratch_folder(Store(str(out))):
         assert not (out / left).exists()
         assert (out / ".partial-notes.txt").exists()
@@ -116,12 +116,12 @@ def test_temporary_files_of_a_killed_build_are_swept_and_those_of_a_live_one_res
 def test_what_a_killed_build_into_a_store_left_on_this_disk_is_swept(
     tree: Path, tmp_path: Path, s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shards.build import destination
+    from shards.dataset import workplace
 
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     left = write_folder(tmp_path / "scratch" / "context-encoder-shards-left", {f".partial-shard-000000.tar-{uuid.uuid4().hex}": b"left"})
-    with destination.scratch_folder(Store("s3://scratch", s3.options)) as alive:
+    with workplace.scratch_folder(Store("s3://scratch", s3.options)) as alive:
         assert not left.exists()
         (Path(alive) / ".partial-growing").write_bytes(b"1")
         run(tree, s3.make_bucket("scratch") + "/a", destination_options=s3.options)

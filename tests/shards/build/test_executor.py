@@ -39,11 +39,11 @@ def doing(folder: Path, always: set[int] = frozenset(), once: set[int] = frozens
 
 
 def test_a_task_whose_process_dies_once_is_done_again_and_one_that_always_dies_is_named(tmp_path: Path) -> None:
-    told = [0, 0]
+    reported = [0, 0]
 
     def progress(pictures: int, size: int) -> None:
-        told[0] += pictures
-        told[1] += size
+        reported[0] += pictures
+        reported[1] += size
 
     outcomes = list(run_in_pool(tasks(9), doing(tmp_path, always={4}, once={2}), 2, progress))
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
@@ -52,7 +52,7 @@ def test_a_task_whose_process_dies_once_is_done_again_and_one_that_always_dies_i
     assert "killed, twice" in failures[0].reason
     assert not failures[0].final
     assert done == [0, 1, 2, 3, 5, 6, 7, 8]
-    assert told == [8 * 3, 8 * 100]
+    assert reported == [8 * 3, 8 * 100]
 
 
 def test_an_error_in_a_task_comes_back_with_its_message(tmp_path: Path) -> None:

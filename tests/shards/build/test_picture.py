@@ -1,4 +1,4 @@
-"""What happens to a picture on its way into a shard."""
+"""Pictures on their way into a shard: shrunk, encoded, kept as they are, or rejected with the reason."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
-from shards.build.picture import PictureRejected, PictureRules, prepare
+from shards.build.picture import PictureRules, prepare
 from shards.dataset.jpeg_header import read_frame, segment_lengths
+from shards.dataset.pixels import PictureRejected
 from shards.errors import ShardError
 from tests.shards.trees import encoded
 

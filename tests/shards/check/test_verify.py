@@ -88,9 +88,9 @@ def test_everything_that_is_wrong_is_listed_at_once(copy: Path) -> None:
         "shard-000001.tar.idx": "missing (the shard is sound: --repair-index makes it again)",
         "shard-000002.tar.idx": found["shard-000002.tar.idx"],
         "shard-000003.tar": found["shard-000003.tar"],
-        "extra.tar": "the manifest does not know it",
-        "deep/extra": "the manifest does not know it",
-        "_build/000000.json": "left over from an interrupted build: run that again to finish it",
+        "extra.tar": "not in the manifest",
+        "deep/extra": "not in the manifest",
+        "_build/000000.json": "left by an interrupted build: run that build again to finish it",
         "rejected.jsonl": "lists 2 pictures, the manifest says 1",
     }
     assert "not the index that the manifest names" in found["shard-000002.tar.idx"]
@@ -179,9 +179,9 @@ def test_a_build_into_a_store_that_goes_away_goes_on_when_it_is_back(tmp_path: P
             if done == 3:
                 server.kill()
 
-        place = Store.place
+        adopt = Store.adopt_file
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Store, "place", lambda store, source, name: (crash_after_two(name), place(store, source, name))[1])
+            patched.setattr(Store, "adopt_file", lambda store, source, name: (crash_after_two(name), adopt(store, source, name))[1])
             patched.setattr(s3fs.S3FileSystem, "retries", 1)
             with pytest.raises(BuildFailed, match=r"(?s)2 of 4 shards are there.*shard-000002\.tar: s3://gone/shard-000002\.tar"):
                 # the client would wait for the server for a while

@@ -1,4 +1,4 @@
-"""Which tars a URL means, in which order, and what is refused."""
+"""The tars that a URL names, their order, and the URLs that are refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import SourceError
-from shards.tar.listing import list_tars, version_of
+from shards.tar.listing import list_tars
+from shards.tar.version import version_of
 
 NAMES = [f"{folder}/shard-{number:03d}.tar" for folder in ("train", "val") for number in range(20)]
 

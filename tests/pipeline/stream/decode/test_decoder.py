@@ -98,7 +98,8 @@ def test_mutated_pictures_give_pixels_or_an_error(photograph: bytes, data: st.Da
 
 
 def test_a_jpeg_that_lost_pixels_is_refused_as_the_builder_refuses_it(photograph: bytes) -> None:
-    from shards.build.picture import PictureRejected, PictureRules, prepare
+    from shards.build.picture import PictureRules, prepare
+    from shards.dataset.pixels import PictureRejected
 
     rules = PictureRules(resize=None)
     alike = refused = 0
