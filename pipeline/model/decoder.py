@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +53,7 @@ class Decoder(nn.Sequential):
         batch_norm: normalise after every up-convolution but the last, in place of its bias.
         batch_norm_group: samples that are normalised together.
         initial_std: deviation of the Gaussian start; None scales with the fan-in.
+        proportion: factor of the maps, as in the encoder; the picture keeps its 3 channels.
 
     Raises:
         ValueError: naming the argument.
@@ -63,13 +66,15 @@ class Decoder(nn.Sequential):
         batch_norm: bool = False,
         batch_norm_group: int = 64,
         initial_std: float | None = None,
+        proportion: Fraction = Fraction(1),
     ) -> None:
         super().__init__()
         if target_size < 1:
             raise ValueError(f"target_size: {target_size} pixels can't be predicted")
         size, before = 6, channels
-        for number, maps in enumerate(MAPS, start=1):
+        for number, published in enumerate(MAPS, start=1):
             last = number == len(MAPS)
+            maps = published if last else int(published * proportion)
             self.add_module(f"up{number}", nn.ConvTranspose2d(before, maps, 5, 2, 2, bias=last or not batch_norm))
             if not last and batch_norm:
                 self.add_module(f"bn{number}", GroupedBatchNorm2d(maps, batch_norm_group))

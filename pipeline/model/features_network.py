@@ -24,6 +24,7 @@ class FeaturesNetwork(nn.Module):
         dropout: probability on the channel-wise layer.
         target_size: side of the prediction in pixels.
         initial_std: deviation of the Gaussian start; None scales with the fan-in.
+        width: maps of the first convolution, all others in proportion; None is the published network.
 
     Attributes:
         encoder: what is kept after pretraining.
@@ -42,12 +43,14 @@ class FeaturesNetwork(nn.Module):
         dropout: float = 0.5,
         target_size: int = INPUT_SIZE,
         initial_std: float | None = None,
+        width: int | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(layout, batch_norm, batch_norm_group, pooling, initial_std)
+        self.encoder = Encoder(layout, batch_norm, batch_norm_group, pooling, initial_std, width)
         self.bottleneck = Bottleneck(self.encoder.channels, 6, mixing_kernel, dropout)
         gaussian_start(self.bottleneck, initial_std)
-        self.decoder = Decoder(self.encoder.channels, target_size, batch_norm, batch_norm_group, initial_std)
+        scale = self.encoder.proportion
+        self.decoder = Decoder(self.encoder.channels, target_size, batch_norm, batch_norm_group, initial_std, scale)
 
     def forward(self, context: Tensor, keys: Tensor) -> Tensor:
         """Paints the image.

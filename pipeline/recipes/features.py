@@ -24,7 +24,8 @@ from pipeline.recipes.player import Losses, Networks, Player, Views, paint
 from pipeline.stream.loader import MaskSource
 
 IMAGE_SIZE = 227
-JUDGED_SIZE = 128  # of what the discriminator sees, which is made for 64 or 128
+JUDGED_SIZE = 128  # side of the pictures that the discriminator sees, which is made for 64 or 128
+JUDGE_WIDTH = 64  # maps of the discriminator's first convolution beside the published network
 SCALE = PixelScale(CAFFE_MEAN, 128.0)
 
 
@@ -35,6 +36,10 @@ class FeaturesSettings:
     layout: Literal["caffenet", "torchvision"] = "caffenet"
     """Encoder: Caffe's reference network (96 maps, groups, response normalisation), which the authors' weights fit, or
     torchvision's AlexNet (64 maps)."""
+    width: int | None = None
+    """Maps of the first convolution; all others, of the discriminator too, are scaled in proportion. None is the published network: 96 in
+    caffenet, 64 in torchvision. Narrow networks are for tests and quick runs: 12 and 8 make every layer an eighth. Widths are multiples of
+    6 in caffenet, of 2 in torchvision."""
     batch_norm: bool = False
     """Batch normalisation after every convolution of encoder and decoder, instead of response normalisation."""
     batch_norm_group: int = 32
@@ -88,10 +93,11 @@ class FeaturesRecipe:
             mixing_kernel=settings.mixing_kernel,
             dropout=settings.dropout,
             target_size=settings.target_size,
+            width=settings.width,
         )
         players = [Player("context_encoder", network, self._painter_loss, settings.optimiser)]
         if adversarial:
-            judge = Discriminator(JUDGED_SIZE, batch_norm_group=settings.batch_norm_group)
+            judge = Discriminator(JUDGED_SIZE, int(JUDGE_WIDTH * network.encoder.proportion), settings.batch_norm_group)
             players.insert(0, Player("discriminator", judge, self._judge_loss, settings.discriminator_optimiser))
         self.players = tuple(players)
 
