@@ -64,12 +64,12 @@ def proportion(layout: Layout, width: int | None) -> Fraction:
 class LocalResponseNorm(nn.Module):
     """AlexNet's normalisation across five neighbouring maps: x / (1 + 1e-4 / 5 * sum of squares)^0.75, in float32.
 
-    The numbers of `nn.LocalResponseNorm(5, 1e-4, 0.75)` in a third of its time on CPUs: the power is made of two square roots, the sum of
-    five views.
+    It gives the numbers of `nn.LocalResponseNorm(5, 1e-4, 0.75)` in a third of the time on CPUs, because it takes the power by two square
+    roots, and the sum over five views.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        """float (n, C, H, W) to the same."""
+        """Normalises float (n, C, H, W)."""
         values = maps.float()
         count = maps.shape[1]
         squares = F.pad(values * values, (0, 0, 0, 0, 2, 2))
@@ -81,19 +81,19 @@ class LocalResponseNorm(nn.Module):
 
 
 class Encoder(nn.Sequential):
-    """227x227x3 to 6x6x256.
+    """Turns pictures of 227x227x3 into maps of 6x6x256.
 
-    Layers are named conv1 to conv5, relu1 to relu5, pool1, pool2, pool5, and norm1, norm2 (caffenet) or bn1 to bn5 where there are. No
-    layer works in place: a probe that hooks `conv3` gets what comes before the ReLU, one that hooks `relu3` what comes after.
+    Layers are named conv1 to conv5, relu1 to relu5, pool1, pool2, pool5, and norm1, norm2 (caffenet) or bn1 to bn5 (batch norm). No layer
+    works in place: a probe that hooks `conv3` gets the values before the ReLU, one that hooks `relu3` those after it.
 
     Args:
-        layout: caffenet: 96, 256, 384, 384, 256 maps, two groups in conv2, conv4 and conv5, pooling before local response normalisation;
-            maps of 55, 27, 13, 13, 13 pixels. torchvision: 64, 192, 384, 256, 256 maps, no groups, no normalisation; conv1 is padded by 2
+        layout: maps and groups. caffenet: 96, 256, 384, 384, 256 maps, two groups in conv2, conv4 and conv5, pooling before local
+            response normalisation; maps of 55, 27, 13, 13, 13 pixels. torchvision: 64, 192, 384, 256, 256 maps, no groups, no normalisation; conv1 is padded by 2
             and gives 56 pixels.
-        batch_norm: normalise after every convolution instead; local response normalisation and the convolutions' biases are left out.
+        batch_norm: normalise after every convolution; local response normalisation and the convolutions' biases are then left out.
         batch_norm_group: samples that are normalised together.
-        pooling: max, or strided: convolutions of the same kernel and stride, each with a ReLU, in their place.
-        initial_std: deviation of the Gaussian start, which the paper doesn't give; None scales with the fan-in.
+        pooling: max, or strided: convolutions of the same kernel and stride, each with a ReLU, in place of the poolings.
+        initial_std: standard deviation of the initial weights, which the paper doesn't give; None scales with the fan-in.
         width: maps of conv1, the others in proportion; None is the published network.
 
     Attributes:

@@ -16,18 +16,18 @@ class FeaturesNetwork(nn.Module):
     """Predicts an image from its context.
 
     Args:
-        layout: of the encoder: caffenet or torchvision.
-        batch_norm: in encoder and decoder.
+        layout: layout of the encoder, caffenet or torchvision.
+        batch_norm: batch normalisation in encoder and decoder.
         batch_norm_group: samples that are normalised together.
         pooling: max, or strided for the pool-free variant.
         mixing_kernel: side of the convolution after the channel-wise layer, odd.
-        dropout: probability on the channel-wise layer.
+        dropout: probability that a value of the channel-wise layer is set to zero in training.
         target_size: side of the prediction in pixels.
-        initial_std: deviation of the Gaussian start; None scales with the fan-in.
+        initial_std: standard deviation of the initial weights; None scales with the fan-in.
         width: maps of the first convolution, all others in proportion; None is the published network.
 
     Attributes:
-        encoder: what is kept after pretraining.
+        encoder: part that is kept after pretraining.
 
     Raises:
         ValueError: naming the argument.
@@ -57,7 +57,7 @@ class FeaturesNetwork(nn.Module):
 
         Args:
             context: float (n, 3, 227, 227), dropped pixels filled.
-            keys: int64 (n,), what dropout is drawn from.
+            keys: int64 (n,), random keys that dropout is drawn from.
 
         Returns:
             float (n, 3, target_size, target_size).

@@ -1,8 +1,7 @@
-"""Recipe "features" (section 5.2): an AlexNet encoder learns from painting in what was cut out of a 227 x 227 crop.
+"""Recipe "features" (section 5.2): an AlexNet encoder learns by painting in the region that was cut out of a 227 x 227 crop.
 
-Reconstruction only is the paper's setting, since the adversarial loss did not converge with AlexNet; a weight above 0
-adds the discriminator all the same. Targets are mean-centred and dropped pixels become the mean, so that a hole is 0
-in every channel.
+The paper trains with reconstruction only, because the adversarial loss did not converge with AlexNet; a weight above 0 adds the
+discriminator all the same. Targets are mean-centred and dropped pixels become the mean, so that a hole is 0 in every channel.
 """
 
 from __future__ import annotations
@@ -37,27 +36,28 @@ class FeaturesSettings:
     """The features recipe."""
 
     layout: Literal["caffenet", "torchvision"] = "caffenet"
-    """Encoder: Caffe's reference network (96 maps, groups, response normalisation), which the authors' weights fit, or
-    torchvision's AlexNet (64 maps)."""
+    """Layout of the encoder: caffenet, Caffe's reference network (96 maps, groups, response normalisation), which the authors' weights
+    fit; torchvision, torchvision's AlexNet (64 maps)."""
     width: Annotated[int, Ge(1)] | None = None
-    """Maps of the first convolution; all others, of the discriminator too, are scaled in proportion. None is the published network: 96 in
-    caffenet, 64 in torchvision. Narrow networks are for tests and quick runs: 12 and 8 make every layer an eighth. Widths are multiples of
-    6 in caffenet, of 2 in torchvision."""
+    """Maps of the first convolution, a multiple of 6 in caffenet and of 2 in torchvision; all other layers, the discriminator's too,
+    are scaled in proportion. None is the published network, 96 and 64. Narrow networks are for tests and quick runs: 12 and 8 give every
+    layer an eighth of its maps."""
     batch_norm: bool = False
     """Batch normalisation after every convolution of encoder and decoder, instead of response normalisation."""
     batch_norm_group: Annotated[int, Ge(0)] = 32
-    """Samples whose statistics are taken together; a rank's share is a multiple of it. 0 takes them over the micro-batches of all ranks
-    instead (SyncBatchNorm), so that the result depends on both. Used with `batch_norm` and by the discriminator."""
+    """Samples that share batch statistics; each rank gets a multiple of it. 0 takes the statistics over the micro-batches of all ranks
+    (SyncBatchNorm), so that the result depends on micro-batch and ranks. Used with `batch_norm` and by the discriminator."""
     pooling: Literal["max", "strided"] = "max"
-    """Max pooling, or strided convolutions of the same kernel and stride: the pool-free variant for finer inpainting."""
+    """Reduction between the stages: max pooling, or strided convolutions of the same kernel and stride, the pool-free variant for finer
+    inpainting."""
     initial_std: Annotated[float, Gt(0)] | None = None
-    """Deviation of the Gaussian start; none scales it to the fan-in (He). The paper does not say."""
+    """Standard deviation of the initial weights; None scales it with the fan-in (He). The paper does not give it."""
     mixing_kernel: Annotated[int, Ge(1)] = 1
-    """Kernel of the convolution that mixes the maps after the channel-wise layer. The paper does not say."""
+    """Side of the kernel, odd, that mixes the maps after the channel-wise layer. The paper does not give it."""
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.5
     """Probability that a value of the channel-wise layer is set to zero while training."""
     target_size: Annotated[int, Ge(1)] = IMAGE_SIZE
-    """Side of the predicted picture in pixels; the decoder gives 161, which is resized to it."""
+    """Side of the predicted picture in pixels; the decoder's 161 are resized to it."""
     norm: Literal["l1", "l2"] = "l1"
     """Distance that the reconstruction minimises: l1, absolute, or l2, squared. The paper saw no significant difference."""
     reconstruction_weight: Annotated[float, Ge(0)] = 1.0
@@ -65,7 +65,7 @@ class FeaturesSettings:
     adversarial_weight: Annotated[float, Ge(0)] = 0.0
     """Weight of the adversarial loss; 0 leaves out the discriminator, as the paper does here."""
     mask: MaskConfig = field(default_factory=MaskConfig)
-    """Which pixels are dropped."""
+    """Masks: the pixels that are dropped."""
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(learning_rate=1e-4))
     """Optimiser of the context encoder."""
     discriminator_optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(learning_rate=2e-5, betas=(0.5, 0.999)))
@@ -87,7 +87,7 @@ class FeaturesSettings:
 
 
 class FeaturesRecipe:
-    """See the module. The player `context_encoder` is the published network; its `encoder` is what a run is for."""
+    """See the module. The player `context_encoder` is the published network; its `encoder` is the result of a run."""
 
     name: ClassVar[str] = "features"
     settings: ClassVar[type] = FeaturesSettings
@@ -116,7 +116,7 @@ class FeaturesRecipe:
         self.players = pair.players(network, lambda: Discriminator(JUDGED_SIZE, width, settings.batch_norm_group))
 
     def views(self, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> Views:  # noqa: ARG002
-        """context float32 (n, 3, 227, 227), target float32 (n, 3, S, S), mask bool (n, 1, S, S), keys int64 (n,)."""
+        """Gives context float32 (n, 3, 227, 227), target float32 (n, 3, S, S), mask bool (n, 1, S, S), keys int64 (n,)."""
         target, mask = SCALE.normalise(images), masks.unsqueeze(1)
         context = target.masked_fill(mask, 0.0)
         size = self.method.target_size

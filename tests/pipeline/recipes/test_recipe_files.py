@@ -1,4 +1,4 @@
-"""What each recipe shows its players and asks of them: the numbers of the paper and of the released code."""
+"""Views and losses of each recipe are those of the paper and of the released code."""
 
 from __future__ import annotations
 
