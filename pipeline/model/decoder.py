@@ -44,8 +44,8 @@ class BilinearResize(nn.Module):
 class Decoder(nn.Sequential):
     """Turns 6x6 maps into an image by five 5x5 up-convolutions of stride 2.
 
-    They give 128 maps of 11x11, 64 of 21x21, 64 of 41x41, 32 of 81x81 and 3 of 161x161. ReLU follows each but the last, because the targets are mean-centred. Sizes and maps are a guess: the paper says only that there are
-    five up-convolutions with ReLU.
+    They give 128 maps of 11x11, 64 of 21x21, 64 of 41x41, 32 of 81x81 and 3 of 161x161. ReLU follows each but the last, because the
+    targets are mean-centred. Sizes and maps are a guess: the paper says only that there are five up-convolutions with ReLU.
 
     Args:
         channels: maps of the input.

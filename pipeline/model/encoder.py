@@ -88,8 +88,8 @@ class Encoder(nn.Sequential):
 
     Args:
         layout: maps and groups. caffenet: 96, 256, 384, 384, 256 maps, two groups in conv2, conv4 and conv5, pooling before local
-            response normalisation; maps of 55, 27, 13, 13, 13 pixels. torchvision: 64, 192, 384, 256, 256 maps, no groups, no normalisation; conv1 is padded by 2
-            and gives 56 pixels.
+            response normalisation; maps of 55, 27, 13, 13, 13 pixels. torchvision: 64, 192, 384, 256, 256 maps, no groups, no
+            normalisation; conv1 is padded by 2 and gives 56 pixels.
         batch_norm: normalise after every convolution; local response normalisation and the convolutions' biases are then left out.
         batch_norm_group: samples that are normalised together.
         pooling: max, or strided: convolutions of the same kernel and stride, each with a ReLU, in place of the poolings.
