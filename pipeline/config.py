@@ -1,27 +1,27 @@
-"""One frozen tree of settings for a run: a YAML file, then dotted overrides from the command line, then never changed.
+"""One frozen tree of settings for a run: read from a YAML file, overridden by dotted arguments of the command line, then never changed.
 
-The meaning, unit and default of every field are written here once; `--help`, the reference page and the errors all come from
-this text. What a wrong key or value costs is a message before any rank starts, never a run that trained something else.
+The meaning, unit, default and bounds of every setting are written here once; `--help` and the errors are made from this text. A wrong key
+or value is refused before any rank starts, so that no run trains anything else than it was asked to.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-import tyro
-import yaml
+from annotated_types import Ge, Gt, Interval
 
-from pipeline.mapping import ConfigError, from_mapping, nearest
+from pipeline.command_line import overridden, read_yaml, take
+from pipeline.mapping import ConfigError, checked, from_mapping, nearest
 from shards.urls import redacted
 
 MethodT = TypeVar("MethodT")
+_Decay = Annotated[float, Interval(ge=0, lt=1)]
 _SHOWN_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})
 
 
@@ -30,153 +30,156 @@ class OptimiserConfig:
     """The rule that turns a player's gradients into steps."""
 
     kind: Literal["adam", "sgd"] = "adam"
-    """Rule; weight decay is decoupled from the gradient (AdamW) with adam."""
-    learning_rate: float = 1e-4
-    """Rate at the schedule's peak."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates of the first and second moment."""
-    epsilon: float = 1e-8
-    """Adam's denominator floor."""
-    momentum: float = 0.9
-    """Momentum of sgd."""
-    weight_decay: float = 0.0
-    """Share of a weight that is taken off, times the rate, each step."""
+    """Update rule. With adam the weight decay is decoupled from the gradient (AdamW)."""
+    learning_rate: Annotated[float, Gt(0)] = 1e-4
+    """Learning rate at the peak of the schedule."""
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
+    """Decay rates of Adam's first and second moment."""
+    epsilon: Annotated[float, Gt(0)] = 1e-8
+    """Number that adam adds to the denominator."""
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9
+    """Momentum; sgd only."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """Fraction of a weight that each step subtracts, times the learning rate."""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How every player's learning rate moves over the run, as a factor of its own rate."""
+    """Factor that scales every player's learning rate over the run."""
 
     kind: Literal["constant", "cosine", "step"] = "constant"
-    """After the warm-up: constant, a half cosine down to `final_factor`, or times `step_factor` every `step_every` steps."""
-    warmup_steps: int = 0
-    """Steps of linear rise from zero."""
-    final_factor: float = 0.0
-    """Factor at the end of the cosine."""
-    step_every: int = 10_000
-    """Steps between two falls."""
-    step_factor: float = 0.5
-    """What a fall multiplies the rate by."""
+    """Factor after the warm-up: constant; cosine, half a cosine from 1 down to `final_factor`; step, times `step_factor` every `step_every`
+    steps."""
+    warmup_steps: Annotated[int, Ge(0)] = 0
+    """Steps over which the factor rises linearly from 0 to 1."""
+    final_factor: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Factor at the end of the run; cosine only."""
+    step_every: Annotated[int, Ge(1)] = 10_000
+    """Steps between two drops of the factor; step only."""
+    step_factor: Annotated[float, Interval(gt=0, le=1)] = 0.5
+    """Number that a drop multiplies the factor by; step only."""
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One of several data sets that are mixed."""
+    """One of the data sets that a batch mixes."""
 
     shards: str = ""
-    """URL of its data set, as data.shards."""
-    weight: float = 1.0
-    """Its share of every batch against the other sources' weights."""
+    """URL of the data set, as data.shards."""
+    weight: Annotated[float, Gt(0)] = 1.0
+    """Weight of the data set in every batch, relative to the weights of the others."""
     storage_options: dict[str, str] = field(default_factory=dict)
-    """Options of its store, on top of data.storage_options."""
+    """Options of the data set's store, added to data.storage_options."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where pictures come from and how they reach the device."""
+    """Source of the pictures, and their way to the device."""
 
     shards: str = ""
     """URL of a data set made by `python -m shards build`: a folder, s3://bucket/prefix, or its manifest.json."""
     storage_options: dict[str, str] = field(default_factory=dict)
     """Options of the store beyond its own environment and profiles, as in fsspec: endpoint_url=..., profile=..., anon=true."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    """Several data sets by name instead of data.shards, each with its shards and its weight. Every batch takes the same number of
-    samples of each; the order of the names is part of the run's identity."""
+    """Several data sets by name instead of data.shards, each with its own shards and weight. The number of samples that a batch takes from
+    a data set is the same in every batch; the order of the names is part of the run's identity."""
     crop: Literal["random", "random_resized", "center"] = "random"
-    """random: a crop at the stored scale (the paper's); random_resized: 8 to 100 % of the area, aspect 3/4 to 4/3,
-    antialiased; center: for evaluation."""
+    """Crop of a picture: random, at the stored scale (the paper's); random_resized, 8 to 100 % of the area with an aspect of 3/4 to 4/3,
+    antialiased; center, for evaluation."""
     flip: bool = True
-    """Mirror half of the pictures; never with center."""
-    lanes: int = 64
-    """Canonical streams of the order; the greatest common divisor of this and the batch is used. Part of the order's identity."""
-    shuffle_block: int = 4096
+    """Mirror half of the pictures; ignored with center."""
+    lanes: Annotated[int, Ge(1)] = 64
+    """Canonical streams of the order; the greatest common divisor of this number and training.global_batch is used. Part of the order's
+    identity."""
+    shuffle_block: Annotated[int, Ge(1)] = 4096
     """Samples that are shuffled together inside a lane. Part of the order's identity."""
     tail: Literal["drop", "pad"] = "drop"
-    """What to do with the samples of an epoch that fill no batch: leave them out this time, or fill up with the epoch's first ones."""
+    """Handling of an epoch's last samples when they fill no batch: drop leaves them out in this epoch, pad fills the batch with the epoch's
+    first samples."""
     decoder: Literal["simplejpeg", "nvimgcodec"] = "simplejpeg"
-    """simplejpeg decodes the rows that a crop needs; nvimgcodec (the extra `decode`, no GPU needed) its rectangle, which is faster
-    on full-size pictures but accepts pictures that were stored damaged. A run keeps the one it began with."""
-    threads: int = 0
-    """Decoding threads a rank; 0 takes the node's cores divided by its ranks, at most 16."""
-    ready_batches: int = 3
-    """Batches a rank prepares ahead."""
-    requests: int = 32
-    """Requests to a remote store that a rank has under way at the same time for samples that its cache does not hold."""
+    """JPEG decoder: simplejpeg decodes the rows that a crop needs; nvimgcodec (the extra `decode`, no GPU needed) decodes only the crop's
+    rectangle, which is faster on full-size pictures, but it accepts damaged ones. A run keeps the decoder that it began with."""
+    threads: Annotated[int, Ge(0)] = 0
+    """Decoding threads per rank; 0 divides the cores of the node by its ranks, at most 16."""
+    ready_batches: Annotated[int, Ge(1)] = 3
+    """Batches that a rank prepares ahead of training."""
+    requests: Annotated[int, Ge(1)] = 32
+    """Concurrent requests per rank to a remote store, for samples that are not in the cache."""
     cache: str = "auto"
-    """Folder for shards from a remote store, shared by the ranks of a node; `auto` is a folder in $TMPDIR, `none` reads
-    samples as ranges. Local shards are read in place."""
-    cache_gb: float = 20.0
-    """Bytes the cache may hold, in 10^9; the least recently used shards go first."""
-    retries: int = 8
-    """Attempts of one request to the store after the first, with exponential backoff and jitter."""
-    stall_seconds: float = 60.0
-    """Longest wait for the next bytes of a request before it is tried again."""
-    max_bad_fraction: float = 1e-4
-    """Share of the data set that may turn out unreadable while training; each is replaced, counted and named in
-    quarantine.jsonl, past this the run stops."""
+    """Folder that caches the shards of a remote store for all ranks of a node; `auto` is a folder in $TMPDIR, `none` caches nothing and
+    reads each sample as a byte range. Local shards are read in place."""
+    cache_gb: Annotated[float, Ge(0)] = 20.0
+    """Capacity of the cache in 10^9 bytes; the least recently used shards are deleted first."""
+    retries: Annotated[int, Ge(0)] = 8
+    """Retries of a request to the store, with exponential backoff and jitter."""
+    stall_seconds: Annotated[float, Gt(0)] = 60.0
+    """Longest wait in seconds for the next bytes of a request before the request is retried."""
+    max_bad_fraction: Annotated[float, Interval(ge=0, le=1)] = 1e-4
+    """Largest fraction of the data set that may be unreadable. Each unreadable sample is replaced, counted, and named in quarantine.jsonl;
+    above this fraction the run stops."""
     unavailable: Literal["stop", "substitute"] = "stop"
-    """What to do when a shard can't be had after every retry: stop the run with its name, or count its samples as unreadable and go on
-    as long as max_bad_fraction allows. The samples that are trained on then depend on the moment."""
-    max_pixels: int = 100_000_000
-    """Largest picture that is decoded, in pixels."""
+    """Reaction to a shard that fails after all retries: stop ends the run with the shard's name; substitute counts its samples as
+    unreadable and goes on within max_bad_fraction. With substitute, the samples of a batch depend on when the store failed."""
+    max_pixels: Annotated[int, Ge(1)] = 100_000_000
+    """Pixels of the largest picture that is decoded; larger ones count as unreadable."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The loop."""
+    """The training loop."""
 
-    steps: int = 100_000
-    """Steps of the whole run, counted over all its attempts."""
-    global_batch: int = 256
-    """Samples a step, over all ranks. What the method sees: it never changes with the number of ranks."""
-    micro_batch: int = 256
-    """Most samples that go through a device at once. What fits: it does not change the result."""
+    steps: Annotated[int, Ge(1)] = 100_000
+    """Steps of the whole run, over all attempts."""
+    global_batch: Annotated[int, Ge(1)] = 256
+    """Samples per step over all ranks. This is the batch of the method: it never changes with the number of ranks."""
+    micro_batch: Annotated[int, Ge(1)] = 256
+    """Most samples that pass through a device at once. Set it to what fits into memory: it does not change the result."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes the networks in bfloat16 with float32 weights and losses."""
+    """Number format of the networks' computation; bf16 keeps weights and losses in float32."""
     mode: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
-    """How ranks share the work: ddp holds everything on each; DeepSpeed's ZeRO (the extra `deepspeed`) divides the optimiser's state
-    (zero1), gradients too (zero2), weights too (zero3). It does not change the result, and a run may change it when it is resumed."""
+    """Division of the model over ranks: ddp keeps a whole copy on each rank; DeepSpeed's ZeRO (the extra `deepspeed`) divides the
+    optimiser's state (zero1), the gradients as well (zero2), the weights as well (zero3). The mode does not change the result, and a
+    resumed run may have another one."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What ZeRO keeps in the memory of the CPU: the optimiser's state, or with zero3 that and the weights."""
-    max_gradient_norm: float = 0.0
-    """Gradients of a player are scaled down to this norm; 0 leaves them."""
-    max_nonfinite_steps: int = 10
-    """Steps in a row with a gradient that is not finite that are skipped before the run stops."""
-    log_every: int = 10
-    """Steps between two lines of the console and reads of the device."""
-    pictures_every: int = 1000
-    """Steps between two PNG grids in the run folder; 0 makes none."""
-    pictures: int = 8
-    """Pictures in a grid."""
-    threads: int = 1
-    """CPU threads of torch a rank. Part of the result's last bits on CPUs."""
-    timeout_minutes: float = 10.0
-    """Longest wait for another rank to join, and what watchdog.stall_minutes is derived from; without the watchdog the longest wait of any
-    collective."""
+    """State that ZeRO keeps in the memory of the CPU: none; optimizer, the optimiser's state; parameters, the weights too (zero3 only)."""
+    max_gradient_norm: Annotated[float, Ge(0)] = 0.0
+    """Largest norm of a player's gradient; longer gradients are scaled down to it. 0 sets no limit."""
+    max_nonfinite_steps: Annotated[int, Ge(0)] = 10
+    """Steps in a row that may be skipped because a gradient is not finite; after more of them the run stops."""
+    log_every: Annotated[int, Ge(1)] = 10
+    """Steps between two lines on the console, for which the losses are read from the device."""
+    pictures_every: Annotated[int, Ge(0)] = 1000
+    """Steps between two PNG grids in the run folder; 0 writes none."""
+    pictures: Annotated[int, Ge(1)] = 8
+    """Pictures per grid."""
+    threads: Annotated[int, Ge(1)] = 1
+    """CPU threads of torch per rank. On CPUs the last bits of the result depend on it."""
+    timeout_minutes: Annotated[float, Gt(0)] = 10.0
+    """Longest wait for another rank to join. watchdog.stall_minutes is derived from it; without the watchdog it is also the time limit of
+    every collective."""
     deterministic: bool = True
-    """Algorithms that give the same bits in every run; false lets cuDNN pick the fastest."""
+    """Use only algorithms that give the same bits in every run; false lets cuDNN choose the fastest."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What survives."""
+    """Checkpoints: their store, how often they are saved, which are kept, and how a run resumes."""
 
     url: str = ""
-    """Where checkpoints go: a folder or s3://bucket/prefix; empty is RUN/checkpoints. The store's options are those of
-    data.storage_options."""
-    every: int = 1000
-    """Steps between two checkpoints; one more is saved at the end and on SIGTERM or SIGUSR1."""
-    keep_last: int = 3
-    """Newest checkpoints that are kept."""
+    """Folder or s3://bucket/prefix of the checkpoints; empty is RUN/checkpoints. Options of the store are data.storage_options."""
+    every: Annotated[int, Ge(1)] = 1000
+    """Steps between two checkpoints. One more is saved at the end of the run, and on SIGTERM or SIGUSR1."""
+    keep_last: Annotated[int, Ge(1)] = 3
+    """Number of newest checkpoints that are kept."""
     read_back: bool = True
-    """Read every byte of a new checkpoint from the store and compare it before an older one is deleted, beside the training."""
-    keep_every: int = 0
-    """Checkpoints of steps that this divides are kept for good; 0 keeps none."""
+    """Read a new checkpoint back from the store and compare every byte before an older one is deleted. Training goes on meanwhile."""
+    keep_every: Annotated[int, Ge(0)] = 0
+    """Interval in steps of the checkpoints that are never deleted, 10000 for steps 10000, 20000, ...; 0 keeps none for good."""
     resume: str = "auto"
-    """auto: the newest checkpoint of the run that verifies, if there is one; none: refuse to start where there is any;
-    else the folder of a checkpoint to start from while the run has none of its own."""
+    """Checkpoint that the run starts from: auto, the newest of this run that verifies, if it has any; none, refuse to start if this run
+    has any; otherwise the folder of another run's checkpoint, used until this run has its own."""
     other_decoder: bool = False
-    """Continue although the pictures were decoded by other software before, which may change the last bit of a pixel."""
+    """Resume although other software decoded the pictures before, which may change the last bit of a pixel."""
 
 
 @dataclass(frozen=True)
@@ -217,39 +220,40 @@ class MonitoringConfig:
 
 @dataclass(frozen=True)
 class WatchdogConfig:
-    """What ends a run that hangs, and what is reported about one that is not well. See docs/watchdogs.md."""
+    """Limits after which a hanging run is ended, and an unhealthy one is reported. See docs/watchdogs.md."""
 
     enabled: bool = True
-    """End a rank that does not move on, with the stacks of its threads in RUN/stacks. Set it to false under a debugger."""
-    startup_minutes: float = 30.0
-    """Longest time from the start of a rank to the end of its first step: joining, checkpoint and first batch included."""
-    stall_minutes: float = 0.0
-    """Longest wait inside one step, for data or for the step itself; 0: nine tenths of training.timeout_minutes, and with a remote store at
-    least as long as one request may be tried again (data.retries, data.stall_seconds)."""
-    checkpoint_minutes: float = 30.0
-    """Longest time that training may stand still for a checkpoint; where the stall's is longer, that."""
-    grace_seconds: float = 60.0
-    """What a checkpoint that is being written gets to be done before a rank that hangs is ended."""
-    starving_share: float = 0.5
-    """Share of the time, 0 to 1, that a rank may wait for data before it is reported; 1 reports nothing."""
-    starving_seconds: float = 60.0
-    """Window of that share, in seconds."""
-    collapse_steps: int = 500
-    """Steps in a row over which the losses that a recipe declares as a collapse are averaged before one is reported; 0 reports none."""
+    """End a rank that makes no progress, and write the stacks of its threads to RUN/stacks. Set it to false under a debugger."""
+    startup_minutes: Annotated[float, Gt(0)] = 30.0
+    """Longest time from the start of a rank to the end of its first step, including joining, loading the checkpoint and the first batch."""
+    stall_minutes: Annotated[float, Ge(0)] = 0.0
+    """Longest wait for a batch, and longest time of the step itself; 0 takes nine tenths of training.timeout_minutes, with a remote store
+    at least the time in which a request may be retried (data.retries, data.stall_seconds)."""
+    checkpoint_minutes: Annotated[float, Gt(0)] = 30.0
+    """Longest time that training may stand still for a checkpoint; at least stall_minutes."""
+    grace_seconds: Annotated[float, Ge(0)] = 60.0
+    """Extra seconds for a checkpoint that is being written to finish before its hanging rank is ended."""
+    starving_share: Annotated[float, Interval(gt=0, le=1)] = 0.5
+    """Fraction of the time that a rank may wait for data before starvation is reported; 1 reports nothing."""
+    starving_seconds: Annotated[float, Gt(0)] = 60.0
+    """Window in seconds over which the wait for data is averaged."""
+    collapse_steps: Annotated[int, Ge(0)] = 500
+    """Consecutive steps over which losses are averaged before they are compared with the recipe's thresholds of a collapse; 0 never
+    reports one."""
 
 
 @dataclass(frozen=True)
 class Config(Generic[MethodT]):
-    """Everything a run depends on."""
+    """All settings that a run depends on."""
 
     method: MethodT
     """Settings of the recipe itself."""
     recipe: str = "features"
-    """The pretext task: one file of pipeline/recipes."""
+    """Pretext task: the name of a recipe in pipeline/recipes."""
     run: str = "runs/default"
-    """Folder that holds everything the run writes; the same folder again continues the run."""
-    seed: int = 0
-    """Order, crops, masks, dropout and initial weights follow from it."""
+    """Folder for everything that the run writes; giving the same folder again continues the run."""
+    seed: Annotated[int, Interval(ge=0, lt=2**63)] = 0
+    """Seed of the order, crops, masks, dropout and initial weights."""
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -262,103 +266,57 @@ def parse(methods: Mapping[str, type], arguments: Sequence[str], program: str = 
     """Reads `--config FILE.yaml` and dotted overrides into one tree.
 
     Args:
-        methods: recipe name -> the frozen dataclass of its settings.
-        arguments: the command line without the program.
-        program: its name, for help.
-        description: the first lines of help.
+        methods: frozen dataclasses of the recipes' settings, by the recipes' names.
+        arguments: command line without the program.
+        program: name of the program, for help.
+        description: first lines of the help.
 
     Raises:
-        ConfigError: unknown key in the file, wrong type, a value out of range.
+        ConfigError: unknown key in the file, wrong type, a value out of bounds, values that contradict each other.
         SystemExit: --help, or an unknown or malformed argument, after it has been explained.
     """
-    remaining, file_name = _take(arguments, "--config")
-    from_file = _read_yaml(Path(file_name)) if file_name else {}
-    _, recipe = _take(remaining, "--recipe")
+    remaining, file_name = take(arguments, "--config")
+    from_file = read_yaml(Path(file_name)) if file_name else {}
+    _, recipe = take(remaining, "--recipe")
     recipe = recipe or str(from_file.get("recipe", "features"))
     if recipe not in methods:
         raise ConfigError(f"recipe: {recipe!r} is not a recipe{nearest(recipe, methods)}. There are: {', '.join(sorted(methods))}")
+    method = methods[recipe]
     _name_sources(from_file, remaining)
-    config_type: Any = types.GenericAlias(Config, (methods[recipe],))
-    defaults: Config[Any] = from_mapping(Config, {**from_file, "recipe": recipe}, method=methods[recipe])
-    config: Config[Any] = tyro.cli(
-        config_type,
-        prog=program,
-        description=f"{description}\n\nA file of the same settings comes first: --config FILE.yaml",
-        default=defaults,
-        args=remaining,
-        use_underscores=True,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed),
-    )
+    defaults: Config[Any] = from_mapping(Config, {**from_file, "recipe": recipe}, method=method)
+    description = f"{description}\n\nA file of the same settings comes first: --config FILE.yaml"
+    values = overridden(types.GenericAlias(Config, (method,)), defaults, remaining, program, description)
+    config: Config[Any] = from_mapping(Config, values, method=method)
     check(config)
     return config
 
 
 def check(config: Config[Any]) -> None:
-    """Refuses values that no run could use.
+    """Refuses values that no run could use: those out of the bounds on their fields, and those that contradict each other.
+
+    Settings of a recipe may have a method `check`, which refuses combinations of their own in the same way.
 
     Raises:
         ConfigError: naming the key.
     """
-    training, data, schedule, checkpoint = config.training, config.data, config.schedule, config.checkpoint
-    for key, value, least in (
-        ("seed", config.seed, 0),
-        ("training.steps", training.steps, 1),
-        ("training.global_batch", training.global_batch, 1),
-        ("training.micro_batch", training.micro_batch, 1),
-        ("training.log_every", training.log_every, 1),
-        ("training.pictures_every", training.pictures_every, 0),
-        ("training.pictures", training.pictures, 1),
-        ("training.threads", training.threads, 1),
-        ("training.max_gradient_norm", training.max_gradient_norm, 0),
-        ("training.max_nonfinite_steps", training.max_nonfinite_steps, 0),
-        ("data.lanes", data.lanes, 1),
-        ("data.shuffle_block", data.shuffle_block, 1),
-        ("data.threads", data.threads, 0),
-        ("data.ready_batches", data.ready_batches, 1),
-        ("data.requests", data.requests, 1),
-        ("data.cache_gb", data.cache_gb, 0),
-        ("data.retries", data.retries, 0),
-        ("data.max_bad_fraction", data.max_bad_fraction, 0),
-        ("data.max_pixels", data.max_pixels, 1),
-        ("schedule.warmup_steps", schedule.warmup_steps, 0),
-        ("schedule.step_every", schedule.step_every, 1),
-        ("checkpoint.every", checkpoint.every, 1),
-        ("checkpoint.keep_last", checkpoint.keep_last, 1),
-        ("checkpoint.keep_every", checkpoint.keep_every, 0),
-        ("monitoring.port", config.monitoring.port, 0),
-        ("monitoring.peak_teraflops", config.monitoring.peak_teraflops, 0),
-        ("watchdog.stall_minutes", config.watchdog.stall_minutes, 0),
-        ("watchdog.grace_seconds", config.watchdog.grace_seconds, 0),
-        ("watchdog.collapse_steps", config.watchdog.collapse_steps, 0),
-    ):
-        if not least <= value < math.inf:  # also refuses NaN
-            raise ConfigError(f"{key}: {value} is below {least}, or not finite")
-    for key, value in (
-        ("training.timeout_minutes", training.timeout_minutes),
-        ("data.stall_seconds", data.stall_seconds),
-        ("watchdog.startup_minutes", config.watchdog.startup_minutes),
-        ("watchdog.checkpoint_minutes", config.watchdog.checkpoint_minutes),
-        ("watchdog.starving_share", config.watchdog.starving_share),
-        ("watchdog.starving_seconds", config.watchdog.starving_seconds),
-        ("monitoring.pushgateway_seconds", config.monitoring.pushgateway_seconds),
-    ):
-        if not 0 < value < math.inf:
-            raise ConfigError(f"{key}: {value} is not above 0, or not finite")
-    if config.watchdog.starving_share > 1:
-        raise ConfigError(f"watchdog.starving_share: {config.watchdog.starving_share} is above 1: give a share of the time, 0.5 for half")
-    if not data.cache:
-        raise ConfigError("data.cache: give a folder, auto or none")
-    if config.seed >= 2**63:
-        raise ConfigError(f"seed: {config.seed} is not below 2**63")
-    _check_sources(data)
+    checked(config)
+    _check_paths(config)
+    _check_sources(config.data)
     _check_monitoring(config.monitoring)
-    check_mode(training)
+    check_mode(config.training)
+    if (of_the_recipe := getattr(config.method, "check", None)) is not None:
+        of_the_recipe()
+
+
+def _check_paths(config: Config[Any]) -> None:
+    if not config.data.cache:
+        raise ConfigError("data.cache: give a folder, auto or none")
     if not config.run:
         raise ConfigError("run: give the folder that this run writes into: --run runs/NAME")
 
 
 def check_mode(training: TrainingConfig) -> None:
-    """Refuses what a mode can't offload.
+    """Refuses an offload that the mode does not support.
 
     Raises:
         ConfigError: naming the key.
@@ -381,8 +339,6 @@ def _check_sources(data: DataConfig) -> None:
             raise ConfigError(f"data.sources: {name!r} is no name: letters, digits and _ will do")
         if not source.shards:
             raise ConfigError(f"data.sources.{name}.shards: give the URL of a data set")
-        if not 0 < source.weight < math.inf:
-            raise ConfigError(f"data.sources.{name}.weight: {source.weight} is not above 0")
 
 
 def _check_monitoring(monitoring: MonitoringConfig) -> None:
@@ -404,7 +360,7 @@ def _check_monitoring(monitoring: MonitoringConfig) -> None:
 
 
 def to_mapping(config: Config[Any]) -> dict[str, Any]:
-    """The tree as plain values, for YAML and JSON, without what is secret in the options of the store."""
+    """The tree as plain values, for YAML and JSON, with the secrets in the store's options and in URLs left out."""
     plain: dict[str, Any] = dataclasses.asdict(config)
     for place in (plain["data"], *plain["data"]["sources"].values()):
         options = place["storage_options"]
@@ -416,40 +372,8 @@ def to_mapping(config: Config[Any]) -> dict[str, Any]:
 
 
 def _name_sources(values: dict[str, Any], arguments: Sequence[str]) -> None:
-    """Makes a place for each source that only the command line names, so that its settings have somewhere to go."""
+    """Adds an empty entry for each source that only the command line names, because overrides need an entry to change."""
     named = [found[1] for argument in arguments if (found := re.match(r"--data\.sources\.(\w+)\.", argument))]
     if named and isinstance(data := values.setdefault("data", {}), dict) and isinstance(sources := data.setdefault("sources", {}), dict):
         for name in named:
             sources.setdefault(name, {})
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not readable as YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {path}: holds {type(values).__name__}, not a table of settings")
-    return values
-
-
-def _take(arguments: Sequence[str], name: str) -> tuple[list[str], str | None]:
-    """The arguments without `name VALUE` or `name=VALUE`, and the value."""
-    rest, value, position = [], None, 0
-    while position < len(arguments):
-        argument = arguments[position]
-        if argument == name:
-            if position + 1 == len(arguments):
-                raise ConfigError(f"{name}: a value is missing")
-            value = arguments[position + 1]
-            position += 1
-        elif argument.startswith(f"{name}="):
-            value = argument.partition("=")[2]
-        else:
-            rest.append(argument)
-        position += 1
-    return rest, value

@@ -1,13 +1,20 @@
-"""From plain values, as YAML and JSON give them, to frozen dataclasses, and nothing that does not fit."""
+"""Plain values, as YAML and JSON give them, become frozen dataclasses: of the right types, within the bounds, or not at all.
+
+The bounds of a setting stand on its field, as in `steps: Annotated[int, Ge(1)] = 100`. Every number must be finite, bounds or not.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import operator
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from shards.errors import ExplainedError
 
@@ -15,32 +22,31 @@ ConfigT = TypeVar("ConfigT")
 
 
 class ConfigError(ExplainedError, ValueError):
-    """A setting that can't be used. The message names the key and says what would do."""
+    """A setting that can't be used. The message names the key and says which values can."""
 
 
 def from_mapping(config_type: type[ConfigT], values: Mapping[str, Any], path: str = "", method: type | None = None) -> ConfigT:
     """Builds a frozen dataclass from plain values; keys that are not given keep their defaults.
 
     Args:
-        config_type: the dataclass.
-        values: as YAML or JSON gives them.
-        path: where in the tree it stands, for errors.
-        method: what the field `method` of `Config` is made of.
+        config_type: dataclass to build.
+        values: values by field name, as YAML or JSON gives them; those of nested dataclasses may be instances.
+        path: dotted name of the dataclass in the tree, for errors.
+        method: dataclass of the field `method` of `Config`.
 
     Raises:
-        ConfigError: an unknown key (with the nearest right one) or a value of the wrong type.
+        ConfigError: an unknown key (with the nearest right one), a value of the wrong type, or one outside the bounds of its field.
     """
-    fields = {item.name: item for item in dataclasses.fields(config_type)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(config_type)
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path or 'the file'}: {values!r} is not a table of settings")
+    hints = typing.get_type_hints(config_type, include_extras=True)
+    known = [item.name for item in dataclasses.fields(config_type)]  # type: ignore[arg-type]
     made: dict[str, Any] = {}
     for key, value in values.items():
         where = f"{path}.{key}" if path else str(key)
-        if key not in fields:
-            raise ConfigError(f"{where}: no such setting{nearest(str(key), fields)}")
-        kind = method if key == "method" and method is not None else hints[key]
-        made[key] = _made(kind, value, where)
+        if key not in known:
+            raise ConfigError(f"{where}: no such setting{nearest(str(key), known)}")
+        made[key] = _value(method if key == "method" and method is not None else hints[key], value, where)
     if method is not None and "method" not in made:
         made["method"] = method()
     try:
@@ -48,15 +54,44 @@ def from_mapping(config_type: type[ConfigT], values: Mapping[str, Any], path: st
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path or 'settings'}: {error}") from error
+        names_a_field = str(error).partition(":")[0] in known
+        raise ConfigError(f"{path or 'settings'}{'.' if names_a_field else ': '}{error}") from error
 
 
-def _made(kind: Any, value: Any, where: str) -> Any:
-    return from_mapping(kind, value, where) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else _value(kind, value, where)
+def checked(config: ConfigT, path: str = "") -> ConfigT:
+    """Passes a tree of dataclasses through the same checks as `from_mapping`, whoever built it.
+
+    Raises:
+        ConfigError: as `from_mapping`.
+    """
+    fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}  # type: ignore[arg-type]
+    return from_mapping(type(config), fields, path, type(fields["method"]) if "method" in fields else None)
+
+
+def bounds(kind: Any) -> str:
+    """The bounds of a type in words, `at least 0 and below 1`; empty where there are none.
+
+    Args:
+        kind: type of a field, such as `Annotated[float, Interval(ge=0, lt=1)]`, also inside a tuple or beside None.
+    """
+    if typing.get_origin(kind) is Annotated:
+        return " and ".join(f"{words} {limit}" for words, limit, _ in _limits(kind.__metadata__))
+    return next(filter(None, map(bounds, typing.get_args(kind))), "")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean ...` where a known word is near, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f". Did you mean {close[0]!r}?" if close else ""
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
+    """The value as its field holds it."""
     origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _bounded(kind, _value(options[0], value, where), where)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return checked(value, where) if isinstance(value, kind) else from_mapping(kind, value, where)
     if origin is Literal:
         if value in options:
             return value
@@ -70,22 +105,45 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         if len(inner) == len(value):
             return tuple(_value(each, item, where) for each, item in zip(inner, value, strict=True))
     if origin is dict and isinstance(value, Mapping):
-        return {str(key): _made(options[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): _value(options[1], item, f"{where}.{key}") for key, item in value.items()}
+    return _plain(kind, value, where)
+
+
+def _plain(kind: Any, value: Any, where: str) -> Any:
+    """A number, a word or a truth value."""
     if kind is str and isinstance(value, bool) and where.rpartition(".")[0].endswith("storage_options"):
         return str(value).lower()  # `anon: true`, as people write it in YAML
-    if kind is float and isinstance(value, str):  # YAML reads 1e-4 as text
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
-            pass
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+            number = float(value)  # also of text, because YAML reads 1e-4 as text
+        except (ValueError, OverflowError):
+            number = None
+        if number is not None and not math.isfinite(number):
+            raise ConfigError(f"{where}: {value} is not a finite number")
+        if number is not None:
+            return number
+    elif isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{where}: {value!r} is not {getattr(kind, '__name__', kind)}")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean ...` where a known word is near, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f". Did you mean {close[0]!r}?" if close else ""
+def _bounded(kind: Any, value: Any, where: str) -> Any:
+    """The value, which lies within the bounds of an annotated type."""
+    if not all(keeps(value, limit) for _, limit, keeps in _limits(kind.__metadata__)):
+        raise ConfigError(f"{where}: {value} is not {bounds(kind)}")
+    return value
+
+
+def _limits(metadata: Iterable[Any]) -> Iterator[tuple[str, Any, Callable[[Any, Any], bool]]]:
+    """Words, number and test of each bound among the annotations of a field."""
+    for mark in metadata:
+        if isinstance(mark, Interval):
+            yield from _limits(mark)
+        elif isinstance(mark, Gt):
+            yield "above", mark.gt, operator.gt
+        elif isinstance(mark, Ge):
+            yield "at least", mark.ge, operator.ge
+        elif isinstance(mark, Lt):
+            yield "below", mark.lt, operator.lt
+        elif isinstance(mark, Le):
+            yield "at most", mark.le, operator.le

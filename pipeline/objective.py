@@ -1,4 +1,4 @@
-"""What is minimised: pure functions that give one value a sample, so that a mean over any batch is exact however ranks share it.
+"""The losses: pure functions that give one value a sample, so that the mean over a batch is exact however ranks share the batch.
 
 Equations of section 3.2. Everything is computed in float32, under autocast too. Pictures are (n, c, H, W), masks (n, 1, H, W) or (n, H, W).
 """
@@ -27,7 +27,7 @@ def reconstruction(prediction: Tensor, target: Tensor, mask: Tensor, norm: Norm)
         float32 (n,).
 
     Raises:
-        ValueError: shapes that don't belong together, an unknown norm.
+        ValueError: shapes that don't match, or an unknown norm.
     """
     dropped = _plane(mask, prediction, "mask").expand(len(prediction), 1, *prediction.shape[2:])
     count = dropped.flatten(1).sum(1) * prediction.shape[1]
@@ -42,8 +42,8 @@ def weighted_reconstruction(prediction: Tensor, target: Tensor, weight: Tensor, 
     Args:
         prediction: float (n, c, H, W).
         target: float (n, c, H, W).
-        weight: of a pixel, (n, 1, H, W), (n, H, W), (H, W) or a single number; ones give the plain mean.
-        norm: as `reconstruction`.
+        weight: weight of each pixel, (n, 1, H, W), (n, H, W), (H, W) or a single number; ones give the plain mean.
+        norm: l1 or l2, as in `reconstruction`.
 
     Returns:
         float32 (n,).
@@ -55,11 +55,11 @@ def weighted_reconstruction(prediction: Tensor, target: Tensor, weight: Tensor, 
 
 
 def discriminator(real: Tensor, generated: Tensor) -> Tensor:
-    """What the discriminator minimises: -log D(x) - log(1 - D(F(x))), from logits.
+    """The discriminator's loss: -log D(x) - log(1 - D(F(x))), from logits.
 
     Args:
         real: logits (n,) of real regions.
-        generated: logits (n,) of generated ones.
+        generated: logits (n,) of generated regions.
 
     Returns:
         float32 (n,).
@@ -68,10 +68,10 @@ def discriminator(real: Tensor, generated: Tensor) -> Tensor:
 
 
 def generator(generated: Tensor) -> Tensor:
-    """The generator's side, non-saturating: -log D(F(x)), generated regions labelled real.
+    """The generator's adversarial loss, non-saturating: -log D(F(x)), because generated regions are labelled real.
 
     Args:
-        generated: logits (n,).
+        generated: logits (n,) of generated regions.
 
     Returns:
         float32 (n,).
@@ -80,13 +80,13 @@ def generator(generated: Tensor) -> Tensor:
 
 
 def joint(distance: Tensor, adversarial: Tensor, reconstruction_weight: float, adversarial_weight: float) -> Tensor:
-    """lambda_rec * L_rec + lambda_adv * L_adv.
+    """The joint loss: lambda_rec * L_rec + lambda_adv * L_adv.
 
     Args:
         distance: reconstruction loss (n,).
         adversarial: the generator's adversarial loss (n,).
         reconstruction_weight: lambda_rec, 0.999 in the inpainting recipe.
-        adversarial_weight: lambda_adv, 0.001 there.
+        adversarial_weight: lambda_adv, 0.001 in the inpainting recipe.
 
     Returns:
         float32 (n,).
@@ -95,12 +95,12 @@ def joint(distance: Tensor, adversarial: Tensor, reconstruction_weight: float, a
 
 
 def accuracy(real: Tensor, generated: Tensor) -> dict[str, Tensor]:
-    """How often the discriminator is right: 1 or 0 a sample, float32 (n,), for real and for generated regions."""
+    """Verdicts of the discriminator that are right: 1 or 0 a sample, float32 (n,), for real and for generated regions."""
     return {"accuracy_real": (real.detach() > 0).float(), "accuracy_generated": (generated.detach() <= 0).float()}
 
 
 def _distance(prediction: Tensor, target: Tensor, norm: Norm) -> Tensor:
-    """Summands by value, float32 (n, c, H, W)."""
+    """The absolute or squared difference of every value, float32 (n, c, H, W)."""
     if prediction.shape != target.shape:
         raise ValueError(f"prediction and target: shapes {tuple(prediction.shape)} and {tuple(target.shape)} differ")
     difference = prediction.float() - target.float()
@@ -110,7 +110,7 @@ def _distance(prediction: Tensor, target: Tensor, norm: Norm) -> Tensor:
 
 
 def _plane(values: Tensor, picture: Tensor, name: str) -> Tensor:
-    """One number a pixel as float32 that broadcasts to the picture (n, c, H, W)."""
+    """Reshapes one number a pixel to float32 that broadcasts to the picture (n, c, H, W)."""
     plane = values.unsqueeze(1) if values.ndim == 3 else values
     count, _, height, width = picture.shape
     if plane.ndim and (

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Interval
 
 from pipeline.masking.block import RandomBlock
 from pipeline.masking.central import CentralRegion
@@ -27,11 +29,11 @@ class MaskConfig:
     kind: Literal["region", "block", "central"] = "region"
     """region: irregular shapes pasted anywhere (the paper's choice for features); block: several squares; central: one fixed
     square in the middle."""
-    max_fraction: float = 0.25
+    max_fraction: Annotated[float, Interval(gt=0, le=0.5)] = 0.25
     """Largest share of the pixels that is dropped, at most 0.5; with central the share of the fixed square."""
-    min_fraction: float = 0.1
+    min_fraction: Annotated[float, Interval(gt=0, le=0.25)] = 0.1
     """Smallest share of the pixels that is dropped, at most half of the largest; not used with central."""
-    overlap: int = 0
+    overlap: Annotated[int, Ge(0)] = 0
     """Pixels on each side of the central square that stay visible although they are predicted too; central only."""
 
     def __post_init__(self) -> None:

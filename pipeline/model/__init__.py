@@ -1,7 +1,10 @@
-"""The networks (sections 3.1 and 5), each float32, contiguous NCHW or channels_last.
+"""The networks (sections 3.1 and 5), all float32, contiguous NCHW or channels_last.
 
 In: context images, float (n, 3, H, W), and one random key a sample, int64 (n,), from which dropout and noise are drawn. Out: the predicted
-pixels, or logits. Nothing random and no statistic of a batch depends on the number of ranks or on the micro-batch.
+pixels, or logits. Random numbers and batch statistics depend neither on the number of ranks nor on the micro-batch.
+
+Public names: `FeaturesNetwork` with its parts `Encoder`, `Bottleneck` and `Decoder`; `Generator` and `Discriminator`; the layers
+`ChannelwiseFullyConnected` and `GroupedBatchNorm2d` with `fold_statistics` and `discard_statistics`; `keyed_uniforms` and `keyed_normals`.
 """
 
 from __future__ import annotations

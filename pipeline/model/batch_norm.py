@@ -1,11 +1,11 @@
 """Batch normalisation whose statistics depend neither on the number of ranks nor on the micro-batch.
 
 Statistics are taken over consecutive groups of a fixed number of samples; ranks and micro-batches get whole groups. Training forwards
-only add up what they saw, and once a step `fold_statistics` moves the running statistics by the average over every group of the global
-batch. The cost beside `nn.BatchNorm2d` is one call for each group of a micro-batch, and the copy that joins them where there are several.
+only add up the statistics of their groups, and once a step `fold_statistics` moves the running statistics by the average over all groups
+of the global batch. Compared with `nn.BatchNorm2d` this costs one call for each group of a micro-batch, and a copy that joins the groups.
 
-The alternative, a group of 0, is what SyncBatchNorm does: one group of every sample that is under way, on whichever rank. Its result then
-depends on the ranks and on the micro-batch, and it costs four small all-reduces a layer.
+The alternative, a group of 0, works as SyncBatchNorm: the current micro-batches of all ranks are one group. The result then depends on
+the ranks and on the micro-batch, and costs four small all-reduces a layer.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class GroupedBatchNorm2d(nn.Module):
     """Normalises each channel over groups of samples, with the numbers of `nn.BatchNorm2d` where a group is the batch.
 
     In training each group of `group` consecutive samples is normalised by its own mean and variance; in evaluation, any number of
-    samples by the running ones. Statistics are float32 whatever the input. A forward counts for the running statistics when gradients
+    samples by the running ones. Statistics are float32 for any type of input. A forward counts for the running statistics when gradients
     are enabled and the layer's own weight wants one: another player's turn, and a forward without gradient, leave no trace.
 
     Args:
-        channels: of the input.
-        group: samples that are normalised together; 0: all of a call, over every rank. Then the ranks must call alike.
-        momentum: share by which a step moves the running statistics.
-        epsilon: added to the variance.
+        channels: channels of the input.
+        group: samples that are normalised together; 0 takes all samples of a call on all ranks, which must then make the same calls.
+        momentum: fraction by which a step moves the running statistics towards those of its batch.
+        epsilon: number that is added to the variance.
 
     Raises:
-        ValueError: from a training forward of samples that are not whole groups, or of a single value a channel.
+        ValueError: a training forward of samples that are not whole groups, or of a single value a channel.
     """
 
     weight: nn.Parameter
@@ -69,7 +69,7 @@ class GroupedBatchNorm2d(nn.Module):
         return normalised
 
     def _in_groups(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The normalised values, and means and unbiased variances: float32 (2, groups, channels)."""
+        """Normalises in groups: the values, and their means and unbiased variances, float32 (2, groups, channels)."""
         count = values.shape[0]
         group = self.group or max(1, count)
         if count == 0 or count % group:
@@ -91,9 +91,9 @@ class GroupedBatchNorm2d(nn.Module):
         return normalised[0] if len(normalised) == 1 else torch.cat(normalised), statistics
 
     def _over_ranks(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """As `_in_groups`, the one group being the samples of this call on every rank.
+        """Normalises as `_in_groups`, with the samples of this call on all ranks as the only group.
 
-        nn.SyncBatchNorm does this for GPUs alone and moves the running statistics in every forward, in steps that are not taken too.
+        nn.SyncBatchNorm works on GPUs only, and moves the running statistics in every forward, even in steps that are skipped.
         """
         shape = (1, self.channels, 1, 1)
         wide = values.float()
@@ -109,12 +109,12 @@ class GroupedBatchNorm2d(nn.Module):
         return normalised, statistics
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """The arguments, for `print`."""
         return f"{self.channels}, group={self.group}, momentum={self.momentum}, epsilon={self.epsilon}"
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Sums over the ranks; so does its gradient, since every rank's loss depends on every rank's values."""
+    """A sum over the ranks whose gradient is summed too, because every rank's loss depends on every rank's values."""
 
     @staticmethod
     def forward(_: Any, values: Tensor) -> Tensor:
@@ -139,11 +139,11 @@ def _ranks() -> int:
 
 
 def fold_statistics(module: nn.Module, reduce: Callable[[Tensor], Tensor]) -> None:
-    """Moves the running statistics of every layer by what the forwards since the last time saw, once a step and on every rank.
+    """Moves the running statistics of every layer by those of the forwards since the last call; once a step, on every rank.
 
     Args:
-        module: a network, bare.
-        reduce: sums a float64 tensor over the ranks; called once where the network has batch norm, else not at all.
+        module: network, not wrapped.
+        reduce: function that sums a float64 tensor over the ranks; called once if the network has batch norm, otherwise never.
     """
     layers = _layers(module)
     if not layers:
@@ -153,19 +153,19 @@ def fold_statistics(module: nn.Module, reduce: Callable[[Tensor], Tensor]) -> No
         for layer, part in zip(layers, torch.split(summed, [layer.accumulated.numel() for layer in layers]), strict=True):
             count = part[-1]
             mean, variance = (part[:-1] / count.clamp(min=1)).view(2, layer.channels)
-            share = layer.momentum * (count > 0)  # a layer that saw nothing stays; asking would wait for the device
-            layer.running_mean.copy_(torch.lerp(layer.running_mean.double(), mean, share))
-            layer.running_var.copy_(torch.lerp(layer.running_var.double(), variance, share))
+            moved = layer.momentum * (count > 0)  # 0 for a layer without forwards; an `if` would wait for the device
+            layer.running_mean.copy_(torch.lerp(layer.running_mean.double(), mean, moved))
+            layer.running_var.copy_(torch.lerp(layer.running_var.double(), variance, moved))
     discard_statistics(module)
 
 
 def spans_ranks(module: nn.Module) -> bool:
-    """Whether a training forward waits for the same forward of the other ranks."""
+    """True if a training forward waits for the same forward of the other ranks."""
     return any(layer.group == 0 for layer in _layers(module)) and _ranks() > 1
 
 
 def discard_statistics(module: nn.Module) -> None:
-    """Forgets what the forwards since the last fold saw, for a step that is not taken."""
+    """Discards the statistics of the forwards since the last fold, for a step that is skipped."""
     for layer in _layers(module):
         layer.accumulated.zero_()
 

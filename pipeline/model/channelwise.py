@@ -1,4 +1,4 @@
-"""The channel-wise fully-connected layer (section 3.1) and the bottleneck between encoder and decoder that it is part of."""
+"""The channel-wise fully-connected layer (section 3.1), and the bottleneck between encoder and decoder that contains it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pipeline.model.sample_random import keyed_dropout
 
 
 class ChannelwiseFullyConnected(nn.Module):
-    """Connects every place of a feature map with every place of the same map, and maps not at all.
+    """Connects every place of a feature map with every place of the same map, and never two maps.
 
-    m * n^4 weights where a fully-connected layer has m^2 * n^4: 331,776 for 256 maps of 6x6, besides the biases.
+    It has m * n^4 weights where a fully-connected layer has m^2 * n^4: 331,776 for 256 maps of 6x6, besides the biases.
 
     Args:
-        channels: maps.
-        height: of a map.
-        width: of a map.
+        channels: number of maps.
+        height: height of a map.
+        width: width of a map.
 
     Attributes:
         weight: float32 (channels, height * width, height * width), from place (second) to place (third).
@@ -30,25 +30,25 @@ class ChannelwiseFullyConnected(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels, 1, places))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """float (n, channels, height, width) to the same shape, contiguous."""
+        """Maps float (n, channels, height, width) to the same shape, contiguous."""
         joined = torch.baddbmm(self.bias, maps.flatten(2).transpose(0, 1), self.weight)
         return joined.transpose(0, 1).reshape(maps.shape)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """The sizes, for `print`."""
         return f"channels={self.weight.shape[0]}, places={self.weight.shape[1]}"
 
 
 class Bottleneck(nn.Module):
     """Channel-wise fully-connected layer, ReLU, dropout, a stride-1 convolution that mixes the maps, ReLU.
 
-    The paper gives the two layers and no more. ReLU and dropout after the first are what AlexNet has after its own fully-connected
-    layers, and the kernel of the mixing convolution is unknown.
+    The paper gives only the two layers. ReLU and dropout follow the first one as in AlexNet's own fully-connected layers; the kernel of
+    the mixing convolution is unknown.
 
     Args:
-        channels: maps that come in and go out.
+        channels: maps of input and output.
         size: height and width of a map.
-        kernel_size: of the mixing convolution, odd.
+        kernel_size: side of the mixing convolution's kernel, odd.
         dropout: probability that a value of the channel-wise layer is set to zero in training.
 
     Raises:
@@ -66,9 +66,11 @@ class Bottleneck(nn.Module):
         self.mixing = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2)
 
     def forward(self, maps: Tensor, keys: Tensor) -> Tensor:
-        """Args:
+        """Mixes first the places of each map, then the maps.
+
+        Args:
             maps: float (n, channels, size, size).
-            keys: int64 (n,), what dropout is drawn from; not used in evaluation.
+            keys: int64 (n,), random keys that dropout is drawn from; not used in evaluation.
 
         Returns:
             float (n, channels, size, size).

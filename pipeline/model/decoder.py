@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 from torch import Tensor, nn
 
@@ -14,12 +16,12 @@ MAPS = (128, 64, 64, 32, 3)
 class BilinearResize(nn.Module):
     """Resizes square maps bilinearly, pixel centres at half integers, in float32.
 
-    As two matrix products: unlike the backward pass of `F.interpolate` on a GPU, which adds in any order, they give the same bits every
-    time. When a size shrinks to less than half, pixels in between are passed over.
+    The resize is two matrix products, because these give the same bits every time; the backward pass of `F.interpolate` on a GPU adds in
+    any order. There is no antialiasing: if the side shrinks to less than half, some pixels are skipped.
 
     Args:
-        source: side of the maps that come in.
-        target: side of the maps that go out.
+        source: side of the input.
+        target: side of the output.
     """
 
     matrix: Tensor
@@ -34,23 +36,24 @@ class BilinearResize(nn.Module):
         self.register_buffer("matrix", matrix.float(), persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """float (n, C, source, source) to float32 (n, C, target, target)."""
+        """Resizes float (n, C, source, source) to float32 (n, C, target, target)."""
         with torch.autocast(maps.device.type, enabled=False):
             return self.matrix @ maps.float() @ self.matrix.T
 
 
 class Decoder(nn.Sequential):
-    """6x6 maps to an image: 5x5 up-convolutions of stride 2 to 128 maps of 11x11, 64 of 21x21, 64 of 41x41, 32 of 81x81, 3 of 161x161.
+    """Turns 6x6 maps into an image by five 5x5 up-convolutions of stride 2.
 
-    ReLU follows each but the last, since the targets are mean-centred. Sizes and maps are a guess: the paper gives five up-convolutions
-    with ReLU.
+    They give 128 maps of 11x11, 64 of 21x21, 64 of 41x41, 32 of 81x81 and 3 of 161x161. ReLU follows each but the last, because the
+    targets are mean-centred. Sizes and maps are a guess: the paper says only that there are five up-convolutions with ReLU.
 
     Args:
-        channels: maps that come in.
-        target_size: side of the prediction in pixels; 161 leaves the resize out.
+        channels: maps of the input.
+        target_size: side of the prediction in pixels; 161 needs no resize.
         batch_norm: normalise after every up-convolution but the last, in place of its bias.
         batch_norm_group: samples that are normalised together.
-        initial_std: deviation of the Gaussian start; None scales with the fan-in.
+        initial_std: standard deviation of the initial weights; None scales with the fan-in.
+        proportion: factor of the maps, as in the encoder; the picture keeps its 3 channels.
 
     Raises:
         ValueError: naming the argument.
@@ -63,13 +66,15 @@ class Decoder(nn.Sequential):
         batch_norm: bool = False,
         batch_norm_group: int = 64,
         initial_std: float | None = None,
+        proportion: Fraction = Fraction(1),
     ) -> None:
         super().__init__()
         if target_size < 1:
             raise ValueError(f"target_size: {target_size} pixels can't be predicted")
         size, before = 6, channels
-        for number, maps in enumerate(MAPS, start=1):
+        for number, published in enumerate(MAPS, start=1):
             last = number == len(MAPS)
+            maps = published if last else int(published * proportion)
             self.add_module(f"up{number}", nn.ConvTranspose2d(before, maps, 5, 2, 2, bias=last or not batch_norm))
             if not last and batch_norm:
                 self.add_module(f"bn{number}", GroupedBatchNorm2d(maps, batch_norm_group))

@@ -9,11 +9,11 @@ from pipeline.model.inpainting_network import SIZES, encoder_stages, stage_maps
 
 
 class Discriminator(nn.Module):
-    """Judges regions of 64x64 or 128x128 pixels in [-1, 1]; it sees neither the context nor the mask.
+    """Judges regions of 64x64 or 128x128 pixels in [-1, 1], without context or mask.
 
     Args:
         size: side of the regions, 64 or 128.
-        width: maps of the first stage; 64 is published, smaller ones are for tests.
+        width: maps of the first stage; 64 is published, smaller numbers are for tests.
         batch_norm_group: samples that are normalised together.
 
     Raises:
@@ -30,12 +30,12 @@ class Discriminator(nn.Module):
         adversarial_start(self)
 
     def forward(self, *regions: Tensor) -> tuple[Tensor, ...]:
-        """Judges batches of regions, each in a pass of its own, so that real and painted ones don't share batch-norm statistics.
+        """Judges batches of regions, each in its own pass, so that real and painted regions don't share batch-norm statistics.
 
         Args:
-            regions: float (n, 3, size, size) each.
+            regions: batches of float (n, 3, size, size).
 
         Returns:
-            For each batch float (n,), the logit of being real.
+            For each batch float (n,), the logits of being real.
         """
         return tuple(self.verdict(self.stages(each)).flatten() for each in regions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -19,29 +20,56 @@ KERNELS = (11, 5, 3, 3, 3)
 
 @dataclass(frozen=True)
 class _Maps:
-    """What distinguishes the two layouts: maps and groups of the five convolutions, padding of the first, normalisation."""
+    """Differences between the two layouts.
+
+    Attributes:
+        maps: maps of the five convolutions.
+        groups: groups of the five convolutions.
+        first_padding: padding of the first convolution.
+        normalised: local response normalisation after the first two poolings.
+        width_step: step between widths that keep the maps of encoder, decoder and discriminator, and of each group, whole.
+    """
 
     maps: tuple[int, int, int, int, int]
     groups: tuple[int, int, int, int, int]
     first_padding: int
     normalised: bool
+    width_step: int
 
 
 _LAYOUTS: dict[str, _Maps] = {
-    "caffenet": _Maps((96, 256, 384, 384, 256), (1, 2, 1, 2, 2), 0, normalised=True),
-    "torchvision": _Maps((64, 192, 384, 256, 256), (1, 1, 1, 1, 1), 2, normalised=False),
+    "caffenet": _Maps((96, 256, 384, 384, 256), (1, 2, 1, 2, 2), 0, normalised=True, width_step=6),
+    "torchvision": _Maps((64, 192, 384, 256, 256), (1, 1, 1, 1, 1), 2, normalised=False, width_step=2),
 }
+
+
+def proportion(layout: Layout, width: int | None) -> Fraction:
+    """The factor by which a width scales the maps of every convolution: 1/8 for a width of 12 in caffenet.
+
+    Args:
+        layout: caffenet or torchvision.
+        width: maps of the first convolution; None is the published number, 96 or 64.
+
+    Raises:
+        ValueError: a width that leaves a convolution, or one of its groups, a fraction of a map.
+    """
+    published, step = _LAYOUTS[layout].maps[0], _LAYOUTS[layout].width_step
+    if width is None:
+        return Fraction(1)
+    if width < 1 or width % step:
+        raise ValueError(f"width: {width} is not a multiple of {step}, so the other convolutions of {layout} would not have whole maps")
+    return Fraction(width, published)
 
 
 class LocalResponseNorm(nn.Module):
     """AlexNet's normalisation across five neighbouring maps: x / (1 + 1e-4 / 5 * sum of squares)^0.75, in float32.
 
-    The numbers of `nn.LocalResponseNorm(5, 1e-4, 0.75)` in a third of its time on CPUs: the power is made of two square roots, the sum of
-    five views.
+    It gives the numbers of `nn.LocalResponseNorm(5, 1e-4, 0.75)` in a third of the time on CPUs, because it takes the power by two square
+    roots, and the sum over five views.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        """float (n, C, H, W) to the same."""
+        """Normalises float (n, C, H, W)."""
         values = maps.float()
         count = maps.shape[1]
         squares = F.pad(values * values, (0, 0, 0, 0, 2, 2))
@@ -53,19 +81,24 @@ class LocalResponseNorm(nn.Module):
 
 
 class Encoder(nn.Sequential):
-    """227x227x3 to 6x6x256.
+    """Turns pictures of 227x227x3 into maps of 6x6x256.
 
-    Layers are named conv1 to conv5, relu1 to relu5, pool1, pool2, pool5, and norm1, norm2 (caffenet) or bn1 to bn5 where there are. No
-    layer works in place: a probe that hooks `conv3` gets what comes before the ReLU, one that hooks `relu3` what comes after.
+    Layers are named conv1 to conv5, relu1 to relu5, pool1, pool2, pool5, and norm1, norm2 (caffenet) or bn1 to bn5 (batch norm). No layer
+    works in place: a probe that hooks `conv3` gets the values before the ReLU, one that hooks `relu3` those after it.
 
     Args:
-        layout: caffenet: 96, 256, 384, 384, 256 maps, two groups in conv2, conv4 and conv5, pooling before local response normalisation;
-            maps of 55, 27, 13, 13, 13 pixels. torchvision: 64, 192, 384, 256, 256 maps, no groups, no normalisation; conv1 is padded by 2
-            and gives 56 pixels.
-        batch_norm: normalise after every convolution instead; local response normalisation and the convolutions' biases are left out.
+        layout: maps and groups. caffenet: 96, 256, 384, 384, 256 maps, two groups in conv2, conv4 and conv5, pooling before local
+            response normalisation; maps of 55, 27, 13, 13, 13 pixels. torchvision: 64, 192, 384, 256, 256 maps, no groups, no
+            normalisation; conv1 is padded by 2 and gives 56 pixels.
+        batch_norm: normalise after every convolution; local response normalisation and the convolutions' biases are then left out.
         batch_norm_group: samples that are normalised together.
-        pooling: max, or strided: convolutions of the same kernel and stride, each with a ReLU, in their place.
-        initial_std: deviation of the Gaussian start, which the paper doesn't give; None scales with the fan-in.
+        pooling: max, or strided: convolutions of the same kernel and stride, each with a ReLU, in place of the poolings.
+        initial_std: standard deviation of the initial weights, which the paper doesn't give; None scales with the fan-in.
+        width: maps of conv1, the others in proportion; None is the published network.
+
+    Attributes:
+        channels: maps of pool5.
+        proportion: maps of this network over those of the published one.
 
     Raises:
         ValueError: naming the argument.
@@ -78,6 +111,7 @@ class Encoder(nn.Sequential):
         batch_norm_group: int = 64,
         pooling: Pooling = "max",
         initial_std: float | None = None,
+        width: int | None = None,
     ) -> None:
         super().__init__()
         if layout not in _LAYOUTS:
@@ -85,9 +119,11 @@ class Encoder(nn.Sequential):
         if pooling not in ("max", "strided"):
             raise ValueError(f"pooling: {pooling!r} is none of 'max', 'strided'")
         chosen = _LAYOUTS[layout]
-        self.channels = chosen.maps[-1]
+        self.proportion = proportion(layout, width)
+        every = [int(maps * self.proportion) for maps in chosen.maps]
+        self.channels = every[-1]
         before = 3
-        for number, (maps, kernel, groups) in enumerate(zip(chosen.maps, KERNELS, chosen.groups, strict=True), start=1):
+        for number, (maps, kernel, groups) in enumerate(zip(every, KERNELS, chosen.groups, strict=True), start=1):
             stride, padding = (4, chosen.first_padding) if number == 1 else (1, kernel // 2)
             self.add_module(f"conv{number}", nn.Conv2d(before, maps, kernel, stride, padding, groups=groups, bias=not batch_norm))
             if batch_norm:

@@ -16,17 +16,18 @@ class FeaturesNetwork(nn.Module):
     """Predicts an image from its context.
 
     Args:
-        layout: of the encoder: caffenet or torchvision.
-        batch_norm: in encoder and decoder.
+        layout: layout of the encoder, caffenet or torchvision.
+        batch_norm: batch normalisation in encoder and decoder.
         batch_norm_group: samples that are normalised together.
         pooling: max, or strided for the pool-free variant.
         mixing_kernel: side of the convolution after the channel-wise layer, odd.
-        dropout: probability on the channel-wise layer.
+        dropout: probability that a value of the channel-wise layer is set to zero in training.
         target_size: side of the prediction in pixels.
-        initial_std: deviation of the Gaussian start; None scales with the fan-in.
+        initial_std: standard deviation of the initial weights; None scales with the fan-in.
+        width: maps of the first convolution, all others in proportion; None is the published network.
 
     Attributes:
-        encoder: what is kept after pretraining.
+        encoder: part that is kept after pretraining.
 
     Raises:
         ValueError: naming the argument.
@@ -42,19 +43,21 @@ class FeaturesNetwork(nn.Module):
         dropout: float = 0.5,
         target_size: int = INPUT_SIZE,
         initial_std: float | None = None,
+        width: int | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(layout, batch_norm, batch_norm_group, pooling, initial_std)
+        self.encoder = Encoder(layout, batch_norm, batch_norm_group, pooling, initial_std, width)
         self.bottleneck = Bottleneck(self.encoder.channels, 6, mixing_kernel, dropout)
         gaussian_start(self.bottleneck, initial_std)
-        self.decoder = Decoder(self.encoder.channels, target_size, batch_norm, batch_norm_group, initial_std)
+        scale = self.encoder.proportion
+        self.decoder = Decoder(self.encoder.channels, target_size, batch_norm, batch_norm_group, initial_std, scale)
 
     def forward(self, context: Tensor, keys: Tensor) -> Tensor:
         """Paints the image.
 
         Args:
             context: float (n, 3, 227, 227), dropped pixels filled.
-            keys: int64 (n,), what dropout is drawn from.
+            keys: int64 (n,), random keys that dropout is drawn from.
 
         Returns:
             float (n, 3, target_size, target_size).

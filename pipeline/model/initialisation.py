@@ -1,4 +1,4 @@
-"""Where weights start (section 5: from scratch, Gaussian). Numbers come from torch's generator: seed it first."""
+"""Initial weights (section 5: from scratch, Gaussian). They are drawn from torch's global generator: seed it first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Weighted = (nn.Conv2d, nn.ConvTranspose2d, ChannelwiseFullyConnected)
 
 
 def fan_in(layer: nn.Conv2d | nn.ConvTranspose2d | ChannelwiseFullyConnected) -> float:
-    """Weights that meet in one output value; of an up-convolution on average over its outputs."""
+    """Counts the weights that contribute to one output value; for an up-convolution the average over its outputs."""
     if isinstance(layer, nn.ConvTranspose2d):
         return layer.weight[:, 0].numel() / (layer.stride[0] * layer.stride[1])
     return layer.weight[0].numel() if isinstance(layer, nn.Conv2d) else layer.weight.shape[1]
@@ -25,8 +25,8 @@ def gaussian_start(network: nn.Module, deviation: float | None = None) -> None:
     """Draws every weight from N(0, deviation) and sets biases to zero.
 
     Args:
-        network: its convolutions, up-convolutions and channel-wise layers are drawn; batch norm is left at gain 1.
-        deviation: of all layers alike; None takes sqrt(2 / fan-in) layer by layer, which keeps the variance through ReLUs.
+        network: network whose convolutions, up-convolutions and channel-wise layers are drawn; batch norm stays at gain 1.
+        deviation: standard deviation for all layers; None takes sqrt(2 / fan-in) of each layer, which keeps the variance through ReLUs.
 
     Raises:
         ValueError: a deviation that is not above zero.
@@ -42,7 +42,7 @@ def gaussian_start(network: nn.Module, deviation: float | None = None) -> None:
 
 @torch.no_grad()
 def adversarial_start(network: nn.Module) -> None:
-    """The start of the inpainting recipe: weights N(0, 0.02), batch-norm gains N(1, 0.02), biases 0."""
+    """Draws the initial weights of the inpainting recipe: weights N(0, 0.02), batch-norm gains N(1, 0.02), biases 0."""
     gaussian_start(network, 0.02)
     for layer in network.modules():
         if isinstance(layer, GroupedBatchNorm2d):

@@ -13,12 +13,12 @@ SIZES = (64, 128)
 
 
 def stage_maps(size: int, width: int) -> list[int]:
-    """Maps after each halving of `size` pixels down to 4x4: 64, 128, 256, 512, and one more stage of 64 for 128 pixels."""
+    """Maps after each halving of `size` pixels down to 4x4: width times 1, 2, 4, 8; 128 pixels have a second stage of `width` maps."""
     return [width] * (2 if size == 128 else 1) + [2 * width, 4 * width, 8 * width]
 
 
 def encoder_stages(maps: list[int], group: int) -> nn.Sequential:
-    """4x4 convolutions of stride 2 with batch norm (the first without) and LeakyReLU: float (n, 3, S, S) to (n, maps[-1], 4, 4)."""
+    """Makes 4x4 convolutions of stride 2 with batch norm (the first without) and LeakyReLU: float (n, 3, S, S) to (n, maps[-1], 4, 4)."""
     stages, before = nn.Sequential(), 3
     for number, each in enumerate(maps, start=1):
         stages.add_module(f"conv{number}", nn.Conv2d(before, each, 4, 2, 1, bias=False))
@@ -32,15 +32,15 @@ def encoder_stages(maps: list[int], group: int) -> nn.Sequential:
 class Generator(nn.Module):
     """Paints the dropped region, or the whole image, of 128x128 or 64x64 pixels in [-1, 1].
 
-    Central region: 128 in, 64 out. Random region: 128 or 64 in, the same out. Convolutions have no bias, since the released code sets
-    them to zero before every step.
+    Central region: 128 in, 64 out. Random region: 128 or 64 in, the same out. Convolutions have no biases, because the released code sets
+    biases to zero before every step.
 
     Args:
         input_size: side of the context, 64 or 128.
-        output_size: side of what is painted, 64 or 128.
+        output_size: side of the painted region, 64 or 128.
         n_bottleneck: values between encoder and decoder.
-        width: maps of the first stage; 64 is published, smaller ones are for tests.
-        noise: normal numbers that are drawn for each sample and join the bottleneck through a 1x1 convolution; 0 is none (which the
+        width: maps of the first stage; 64 is published, smaller numbers are for tests.
+        noise: normal numbers that are drawn for each sample and join the bottleneck through a 1x1 convolution; 0 draws none (which the
             paper found better).
         batch_norm_group: samples that are normalised together.
 
@@ -83,11 +83,11 @@ class Generator(nn.Module):
         adversarial_start(self)
 
     def forward(self, context: Tensor, keys: Tensor) -> Tensor:
-        """Paints.
+        """Paints the region.
 
         Args:
             context: float (n, 3, input_size, input_size), dropped pixels filled.
-            keys: int64 (n,), what noise is drawn from; not used without noise.
+            keys: int64 (n,), random keys that noise is drawn from; not used without noise.
 
         Returns:
             float (n, 3, output_size, output_size) in [-1, 1].

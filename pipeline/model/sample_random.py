@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 DROPOUT, NOISE = 1, 2
-"""Purposes: what the numbers are for; different ones are independent."""
+"""Purposes of random numbers; the numbers of different purposes are independent."""
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
 
 def _shifted(values: Tensor, bits: int) -> Tensor:
-    """A logical shift to the right."""
+    """Shifts logically to the right."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(values: Tensor) -> Tensor:
-    """SplitMix64's finaliser, as `shards.keyed.mix`."""
+    """Mixes bits by SplitMix64's finaliser, as `shards.keyed.mix`."""
     values = (values ^ _shifted(values, 30)) * _FIRST
     values = (values ^ _shifted(values, 27)) * _SECOND
     return values ^ _shifted(values, 31)
@@ -36,8 +36,8 @@ def keyed_words(keys: Tensor, count: int, purpose: int) -> Tensor:
 
     Args:
         keys: int64 (n,), the bits of unsigned keys.
-        count: words a key.
-        purpose: what they are for.
+        count: words per key.
+        purpose: purpose of the words.
 
     Returns:
         int64 (n, count) on the keys' device, the bits of unsigned words.
@@ -76,11 +76,11 @@ def keyed_dropout(values: Tensor, keys: Tensor, probability: float, purpose: int
     Args:
         values: float (n, ...).
         keys: int64 (n,).
-        probability: of zero, in [0, 1); taken to 1/65536.
-        purpose: a network with two dropout layers needs two.
+        probability: probability of zero, in [0, 1), rounded to 1/65536.
+        purpose: purpose of the random numbers; a network with two dropout layers needs two.
 
     Returns:
-        As `values`. What is dropped in a row depends on its key and its number of elements only.
+        Tensor like `values`. The dropped elements of a row depend only on its key and its number of elements.
     """
     threshold = min(round(probability * 65536), 65535)
     if threshold == 0:

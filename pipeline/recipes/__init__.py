@@ -1,7 +1,9 @@
-"""Pretext tasks, one file each: what a picture becomes, which players learn from it, and by which losses.
+"""Pretext tasks, one file each: the views of a picture, the players that learn from them, and their losses.
 
-A recipe's file ends in `RECIPE`, its class, whose `settings` is the frozen dataclass behind `--method.*`. The files are found by
-themselves: a new pretext task is one file here and nothing else.
+In: a recipe's name, its settings and a seed. Out: a `Recipe` (see `player`) with its networks. Public names: `RECIPES`, `SETTINGS`, `make`.
+
+A recipe's file ends in `RECIPE`, the recipe's class, whose `settings` is the frozen dataclass behind `--method.*`. Files are found
+automatically: a new pretext task is one file here and nothing else. docs/extending.md shows one.
 """
 
 from __future__ import annotations
@@ -33,15 +35,15 @@ SETTINGS: dict[str, type] = {name: recipe.settings for name, recipe in RECIPES.i
 
 
 def make(name: str, method: Any, seed: int) -> Recipe:
-    """A recipe with its players; the initial weights follow from the seed.
+    """Makes a recipe with its players; the initial weights follow from the seed.
 
     Args:
-        name: one of RECIPES.
-        method: an instance of SETTINGS[name].
-        seed: of the run.
+        name: key of RECIPES.
+        method: instance of SETTINGS[name].
+        seed: seed of the run.
 
     Raises:
-        ConfigError: settings that contradict each other, or that a network or mask can't be made of.
+        ConfigError: settings that contradict each other, or that no network or mask can be made with.
     """
     torch.manual_seed(seed)
     try:
@@ -50,6 +52,6 @@ def make(name: str, method: Any, seed: int) -> Recipe:
             recipe.mask.draw(0, np.empty((recipe.image_size, recipe.image_size), np.bool_))
     except ConfigError:
         raise
-    except ValueError as error:  # what a network or a mask says of its own arguments
+    except ValueError as error:  # networks and masks refuse their own arguments
         raise ConfigError(f"method: {error}") from error
     return recipe

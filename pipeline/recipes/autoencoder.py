@@ -1,6 +1,6 @@
-"""Recipe "autoencoder" (table 2's baseline): the features network sees the whole picture and has to give it back.
+"""Recipe "autoencoder" (table 2's baseline): the features network sees the whole picture and reconstructs it.
 
-Same network, data and optimiser as the features recipe; no mask, and the loss is over every pixel.
+Network, data and optimiser are those of the features recipe; there is no mask, and the loss is over every pixel.
 """
 
 from __future__ import annotations

@@ -1,21 +1,20 @@
 """Recipe "inpainting" (section 5.1 and the authors' released code): a generator fills a hole, a discriminator judges the
 filling.
 
-Central region: of a 128 x 128 crop the middle 64 x 64 is predicted, all but a border of it that overlaps with the
-context; the squared error in that border weighs ten times as much in the gradient, the logged loss is unweighted.
-Random region or block: the whole crop is predicted and the loss is over all of it, as the released code has it. The
-discriminator sees the filling (or the same part of the real picture), never the context.
-
-Alternating steps, discriminator first; the generator's gradient uses the discriminator after its update.
+Central region: the middle 64 x 64 of a 128 x 128 crop is predicted. A border of it, `mask.overlap` pixels wide, is also in the context;
+the squared error there weighs ten times as much in the gradient, while the logged loss is unweighted. Random region or block: the whole
+crop is predicted and the loss is over all of it, as in the released code. The discriminator sees the filling, or the same part of the
+real picture, never the context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,50 +24,64 @@ from pipeline.mapping import ConfigError
 from pipeline.masking import MaskConfig, mask_source
 from pipeline.model.discriminator import Discriminator
 from pipeline.model.inpainting_network import Generator
+from pipeline.recipes.adversarial import AdversarialPair, Distance, check_weights
 from pipeline.recipes.pixels import PixelScale, columns
-from pipeline.recipes.player import Collapse, Losses, Networks, Player, Views, paint
+from pipeline.recipes.player import Collapse, Networks, Views
 from pipeline.stream.loader import MaskSource
 
 IMAGE_SIZE, PATCH = 128, 64
 SCALE = PixelScale((127.5, 127.5, 127.5), 127.5)
-HOLE_FILL = (117.0, 104.0, 123.0)  # R, G, B as the released code has them: Caffe's mean with its channels permuted
+HOLE_FILL = (117.0, 104.0, 123.0)  # R, G, B as in the released code: Caffe's mean with its channels permuted
 OVERLAP_WEIGHT = 10.0
 WON = Collapse(
     at_most={"adversarial": 0.01},
     at_least={"accuracy_real": 0.999, "accuracy_generated": 0.999},
-    advice="It tells every filling from the real region, so the generator learns little from it: lower "
-    "method.discriminator_optimiser.learning_rate, or look at the pictures and let it be where they are good",
+    advice="The discriminator recognises every filling, so the generator learns little from it: lower "
+    "method.discriminator_optimiser.learning_rate, or look at the pictures and go on if they are good",
 )
-"""What the users of this method report of long runs on much data: the discriminator's loss falls to 0."""
+"""The end of the game that users of this method report of long runs on much data: the discriminator's loss falls to 0."""
 
 
 @dataclass(frozen=True)
 class InpaintingSettings:
     """The inpainting recipe."""
 
-    bottleneck: int = 4000
-    """Units between encoder and decoder."""
-    width: int = 64
-    """Maps of the first convolution of generator and discriminator; the others are multiples of it."""
-    noise: int = 0
-    """Units of noise beside the bottleneck; the paper found none better."""
-    batch_norm_group: int = 64
-    """Samples whose statistics are taken together: the paper's batch. A rank's share is a multiple of it. 0 takes them over the
-    micro-batches of all ranks instead (SyncBatchNorm), so that the result depends on both."""
+    bottleneck: Annotated[int, Ge(1)] = 4000
+    """Units of the bottleneck between encoder and decoder."""
+    width: Annotated[int, Ge(1)] = 64
+    """Maps of the first convolution of generator and discriminator; the other layers have multiples of it."""
+    noise: Annotated[int, Ge(0)] = 0
+    """Units of noise that join the bottleneck; the paper found no noise better."""
+    batch_norm_group: Annotated[int, Ge(0)] = 64
+    """Samples that share batch statistics, by default the paper's batch; each rank gets a multiple of it. 0 takes the statistics over the
+    micro-batches of all ranks (SyncBatchNorm), so that the result depends on micro-batch and ranks."""
     norm: Literal["l1", "l2"] = "l2"
-    """Of the reconstruction."""
-    reconstruction_weight: float = 0.999
-    """Weight of the reconstruction loss; 0 is adversarial only."""
-    adversarial_weight: float = 0.001
+    """Distance that the reconstruction minimises: l1, absolute, or l2, squared."""
+    reconstruction_weight: Annotated[float, Ge(0)] = 0.999
+    """Weight of the reconstruction loss; 0 trains with the adversarial loss only."""
+    adversarial_weight: Annotated[float, Ge(0)] = 0.001
     """Weight of the adversarial loss; 0 leaves out the discriminator."""
     weigh_context: bool = False
-    """Random region: the visible part weighs ten times as much in the gradient (the released code's useOverlapPred)."""
+    """Weigh the visible part ten times as much in the gradient (the released code's useOverlapPred); random regions only."""
     mask: MaskConfig = field(default_factory=lambda: MaskConfig(kind="central", overlap=4))
-    """Which pixels are dropped. Users report that ImageNet wants an overlap of 0."""
+    """Masks: the pixels that are dropped. Users report that ImageNet wants an overlap of 0."""
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(learning_rate=2e-3, betas=(0.5, 0.999)))
-    """Of the generator."""
+    """Optimiser of the generator."""
     discriminator_optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(learning_rate=2e-4, betas=(0.5, 0.999)))
-    """Of the discriminator."""
+    """Optimiser of the discriminator."""
+
+    def check(self) -> None:
+        """Refuses settings that contradict each other.
+
+        Raises:
+            ConfigError: naming the setting.
+        """
+        check_weights(self)
+        if self.mask.kind == "central" and self.mask.max_fraction != 0.25:
+            raise ConfigError(
+                f"method.mask.max_fraction: {self.mask.max_fraction} is not 0.25, and the central region of this recipe is "
+                "64 x 64 of 128 x 128 pixels"
+            )
 
 
 class InpaintingRecipe:
@@ -78,10 +91,7 @@ class InpaintingRecipe:
     settings: ClassVar[type] = InpaintingSettings
 
     def __init__(self, settings: InpaintingSettings) -> None:
-        if not (settings.reconstruction_weight or settings.adversarial_weight):
-            raise ConfigError("method.reconstruction_weight: it and method.adversarial_weight are both 0, so nothing would be learned")
-        if settings.mask.kind == "central" and settings.mask.max_fraction != 0.25:
-            raise ConfigError("method.mask.max_fraction: the central region of this recipe is 64 x 64 of 128 x 128, a fraction of 0.25")
+        settings.check()
         self.method = settings
         self.image_size = IMAGE_SIZE
         self.unit = settings.batch_norm_group or 1
@@ -89,14 +99,11 @@ class InpaintingRecipe:
         self.central = settings.mask.kind == "central"
         size, group = PATCH if self.central else IMAGE_SIZE, settings.batch_norm_group
         painter = Generator(IMAGE_SIZE, size, settings.bottleneck, settings.width, settings.noise, group)
-        players = [Player("generator", painter, self._painter_loss, settings.optimiser)]
-        if settings.adversarial_weight:
-            judge = Discriminator(size, width=settings.width, batch_norm_group=group)
-            players.insert(0, Player("discriminator", judge, self._judge_loss, settings.discriminator_optimiser, WON))
-        self.players = tuple(players)
+        pair = AdversarialPair("generator", settings, self._distance, lambda pixels: pixels)
+        self.players = pair.players(painter, lambda: Discriminator(size, settings.width, group), WON)
 
     def views(self, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> Views:  # noqa: ARG002
-        """context and truth float32 (n, 3, 128, 128) in [-1, 1], target its predicted part, mask bool (n, 1, S, S), keys."""
+        """Gives context and truth float32 (n, 3, 128, 128) in [-1, 1], target its predicted part, mask bool (n, 1, S, S), keys."""
         truth, mask = SCALE.normalise(images), masks.unsqueeze(1)
         fill = (torch.tensor(HOLE_FILL, device=images.device).view(1, 3, 1, 1) - SCALE.mean[0]) / SCALE.divisor
         return {
@@ -123,28 +130,14 @@ class InpaintingRecipe:
         border = (IMAGE_SIZE - PATCH) // 2
         return values[..., border : border + PATCH, border : border + PATCH]
 
-    def _painter_loss(self, views: Views, networks: Networks) -> Losses:
-        prediction = networks["generator"](views["context"], views["keys"])
+    def _distance(self, prediction: Tensor, views: Views) -> Distance:
+        """The distance over all predicted pixels; those that are also in the context may weigh more in the gradient."""
         target, norm = views["target"], self.method.norm
-        weight = torch.ones((), device=target.device)
-        plain = objective.weighted_reconstruction(prediction, target, weight, norm)
-        weighed = plain
-        if self.method.weigh_context or (self.central and self.method.mask.overlap):
-            weight = torch.where(views["mask"], 1.0, OVERLAP_WEIGHT)
-            weighed = objective.weighted_reconstruction(prediction, target, weight, norm)
-        total, parts = self.method.reconstruction_weight * weighed, {"reconstruction": plain.detach()}
-        if "discriminator" in networks:
-            (judged,) = networks["discriminator"](prediction)
-            adversarial = objective.generator(judged)
-            total = objective.joint(weighed, adversarial, self.method.reconstruction_weight, self.method.adversarial_weight)
-            parts["adversarial"] = adversarial.detach()
-        return Losses(total, parts)
-
-    def _judge_loss(self, views: Views, networks: Networks) -> Losses:
-        painted = paint(networks["generator"], views["context"], views["keys"])
-        real, generated = networks["discriminator"](views["target"], painted)
-        loss = objective.discriminator(real, generated)
-        return Losses(loss, {"adversarial": loss.detach(), **objective.accuracy(real, generated)})
+        plain = objective.weighted_reconstruction(prediction, target, torch.ones((), device=target.device), norm)
+        if not (self.method.weigh_context or (self.central and self.method.mask.overlap)):
+            return Distance(minimised=plain, logged=plain)
+        weight = torch.where(views["mask"], 1.0, OVERLAP_WEIGHT)
+        return Distance(minimised=objective.weighted_reconstruction(prediction, target, weight, norm), logged=plain)
 
 
 RECIPE = InpaintingRecipe

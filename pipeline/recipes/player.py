@@ -1,6 +1,6 @@
-"""What a recipe and a player are. The training loop knows these and never a recipe's name.
+"""Recipes and players, the interface between a pretext task and the training loop, which knows no recipe by name.
 
-A recipe turns a batch into views, and holds the players that take turns on it. A player is one network with its loss and its optimiser:
+A recipe turns a batch into views, and holds the players that take turns on these. A player is one network with its loss and its optimiser:
 one for the features recipe, generator and discriminator for inpainting.
 """
 
@@ -18,17 +18,17 @@ from pipeline.stream.loader import MaskSource
 
 Views = Mapping[str, Tensor]
 Networks = Mapping[str, nn.Module]
-"""Every player's network by the player's name. On a player's own turn its entry is the wrapped network (DDP), the others
-are bare and frozen."""
+"""Networks of all players by the players' names. On a player's turn its own network is the wrapped one (DDP); the others are bare and
+frozen."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a player's turn gives.
+    """Losses of a player's turn, one value a sample.
 
     Attributes:
-        total: float32 (n,), what is minimised, one value a sample.
-        parts: what is logged beside it, by name, each (n,) without gradient.
+        total: loss to minimise, float32 (n,).
+        parts: losses to log beside the total, by name, each (n,) without gradient.
     """
 
     total: Tensor
@@ -37,12 +37,15 @@ class Losses:
 
 @dataclass(frozen=True)
 class Collapse:
-    """What a player's logged losses look like, averaged over many steps, when its game is over. It is reported, nothing else.
+    """Thresholds by which a player has collapsed: compared with its logged losses, averaged over watchdog.collapse_steps steps.
+
+    A collapse is only reported; training goes on. It is reported when the means of all parts in `at_most`, or of all parts in `at_least`,
+    are beyond their thresholds.
 
     Attributes:
-        at_most: part -> mean that is too low; all of them together are a collapse.
-        at_least: part, from 0 to 1 -> mean that is too high; all of them together are a collapse, too.
-        advice: what it means and what to do, one sentence.
+        at_most: highest mean of a collapse, by the name of the logged part.
+        at_least: lowest mean of a collapse, by the name of the logged part, a fraction from 0 to 1.
+        advice: meaning of the collapse and advice, one sentence.
     """
 
     at_most: Mapping[str, float]
@@ -55,11 +58,11 @@ class Player:
     """A network, its loss and its optimiser.
 
     Attributes:
-        name: in logs, metrics and checkpoints.
-        network: float32 parameters; `forward` is called exactly once a turn, so that it can be wrapped for many ranks.
-        loss: (views, networks) -> Losses.
-        optimiser: the rule and its settings.
-        collapse: what its losses must not come to; None where nothing is known.
+        name: name of the player in logs, metrics and checkpoints.
+        network: network with float32 parameters; a turn calls it exactly once, because it may be wrapped for many ranks.
+        loss: function of views and networks that gives the losses.
+        optimiser: update rule and its settings.
+        collapse: thresholds by which the player has collapsed; None where none are known.
     """
 
     name: str
@@ -73,11 +76,11 @@ class Recipe(Protocol):
     """A pretext task. One file in `pipeline/recipes` defines one, with the frozen dataclass of its settings.
 
     Attributes:
-        name: what `--recipe` calls it.
-        image_size: side of the square crop the recipe takes, in pixels.
-        unit: samples that a rank must not divide: 1, or the batch-norm group.
-        mask: where masks come from; None where the recipe uses none.
-        players: in the order of their turns.
+        name: name for `--recipe`.
+        image_size: side of the square crop that the recipe takes, in pixels.
+        unit: number of samples that ranks must not divide: 1, or the batch-norm group.
+        mask: generator of masks; None where the recipe uses none.
+        players: players in the order of their turns.
     """
 
     name: ClassVar[str]
@@ -87,30 +90,30 @@ class Recipe(Protocol):
     players: tuple[Player, ...]
 
     def views(self, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> Views:
-        """What the players see of a micro-batch, on the device, without gradient.
+        """Makes the views of a micro-batch, the tensors that the players see, on the device and without gradient.
 
         Args:
             images: uint8 (n, H, W, 3), RGB.
             masks: bool (n, H, W), True where pixels are dropped.
             labels: int64 (n,), -1 where unknown; None where the data set has none.
-            keys: int64 (n,), a random key for each sample and epoch; dropout and noise are drawn from it so that
+            keys: int64 (n,), a random key for each sample and epoch; dropout and noise are drawn from the key so that
                 they don't depend on the ranks.
 
         Returns:
-            name -> tensor with n rows.
+            Tensors with n rows, by name.
         """
         ...
 
     def pictures(self, views: Views, networks: Networks) -> Mapping[str, Tensor]:
-        """What to show a person: name of the column -> float (n, 3, H, W) in [0, 1]. Called without gradient."""
+        """Makes the columns of a grid for a person, float (n, 3, H, W) in [0, 1] by name. Called without gradient."""
         ...
 
 
 def paint(network: nn.Module, *inputs: Tensor) -> Tensor:
-    """What a network that is not on its turn gives, without gradient and without touching its running statistics.
+    """Runs a network that is not on its turn, without gradient and without touching its running statistics.
 
     Returns:
-        float32.
+        Output of the network, float32.
     """
     with torch.no_grad():
         painted: Tensor = network(*inputs)

@@ -99,7 +99,7 @@ def test_bad_settings_are_refused(shards: Path, tmp_path: Path) -> None:
     refuse("training.step: no such setting. Did you mean 'steps'", "--config", str(tmp_path / "bad.yaml"))
     refuse("data.shards: give the URL", *run, real=True)
     refuse(
-        "method.mask: max_fraction: 7.0 is not above 0",
+        "method.mask.max_fraction: 7.0 is not above 0",
         "--config",
         str(write(tmp_path, "method: {mask: {max_fraction: 7}}")),
         "--data.shards",

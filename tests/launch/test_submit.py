@@ -62,7 +62,7 @@ def test_wrong_settings_are_refused_on_the_spot(tmp_path: Path) -> None:
     for arguments, message in (
         (["--data.shard", "x"], "Unrecognized options"),
         ([*DATA, "--node", "2"], "Unrecognized options"),
-        ([*DATA, "--training.steps", "0"], "training.steps: 0 is below 1"),
+        ([*DATA, "--training.steps", "0"], "training.steps: 0 is not at least 1"),
         ([*DATA, "--nodes", "8-2"], "--nodes 8-2: give a number"),
         ([*DATA, "--ranks-per-node", "0"], "--ranks-per-node 0"),
     ):

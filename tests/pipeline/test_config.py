@@ -94,7 +94,7 @@ def test_an_unknown_argument_ends_with_the_nearest_right_one(capsys: pytest.Capt
     ("arguments", "message"),
     [
         ([], "data.shards: give the URL"),
-        (["--data.shards", "x", "--training.steps", "0"], "training.steps: 0 is below 1"),
+        (["--data.shards", "x", "--training.steps", "0"], "training.steps: 0 is not at least 1"),
         (["--data.shards", "x", "--training.micro_batch", "-1"], "training.micro_batch"),
         (["--data.shards", "x", "--data.max_bad_fraction", "nan"], "data.max_bad_fraction"),
         (["--data.shards", "x", "--data.stall_seconds", "0"], "data.stall_seconds: 0.0 is not above 0"),

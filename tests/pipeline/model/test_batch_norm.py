@@ -193,7 +193,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def normalise_a_share(rank: int, folder: str) -> None:
-    """What one rank of two does; leaves its results in the folder."""
+    """Normalises the samples of one rank of two, and leaves the results in the folder."""
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", 2), rank=rank, world_size=2)
     values, weight = (torch.split(part, SHARES)[rank] for part in joined())
     layer, values = make(3, 0), values.clone().requires_grad_()

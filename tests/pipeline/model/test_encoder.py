@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.encoder import Encoder, LocalResponseNorm
+from pipeline.model.encoder import Encoder, LocalResponseNorm, proportion
 
 # maps out x (maps in / groups) x kernel x kernel + biases, convolution by convolution
 CAFFENET = (
@@ -130,8 +130,37 @@ def test_the_scaled_start_keeps_the_size_of_activations() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"layout": "alexnet"}, "layout: 'alexnet'"), ({"pooling": "mean"}, "pooling: 'mean'"), ({"initial_std": 0.0}, "initial_std: 0.0")],
+    [
+        ({"layout": "alexnet"}, "layout: 'alexnet'"),
+        ({"pooling": "mean"}, "pooling: 'mean'"),
+        ({"initial_std": 0.0}, "initial_std: 0.0"),
+        ({"width": 9}, "width: 9 is not a multiple of 6"),
+        ({"width": 0}, "width: 0"),
+        ({"width": 7, "layout": "torchvision"}, "width: 7 is not a multiple of 2"),
+    ],
 )
 def test_settings_that_can_not_be_used_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         Encoder(**settings)
+
+
+@pytest.mark.parametrize(
+    ("layout", "width", "maps"),
+    [("caffenet", 12, (12, 32, 48, 48, 32)), ("caffenet", 6, (6, 16, 24, 24, 16)), ("torchvision", 8, (8, 24, 48, 32, 32))],
+)
+@pytest.mark.parametrize("pooling", ["max", "strided"])
+def test_a_width_scales_every_convolution(layout: Any, width: int, maps: tuple[int, ...], pooling: Any) -> None:
+    encoder = Encoder(layout, pooling=pooling, width=width)
+    found = outputs(encoder)
+    assert tuple(found[f"conv{number}"].shape[1] for number in range(1, 6)) == maps
+    assert found["pool5"].shape[1:] == (encoder.channels, 6, 6) == (maps[-1], 6, 6)
+    assert [name for name, _ in encoder.named_children()] == [name for name, _ in Encoder(layout, pooling=pooling).named_children()]
+
+
+@pytest.mark.parametrize(("layout", "published"), [("caffenet", 96), ("torchvision", 64)])
+def test_the_published_width_is_the_default(layout: Any, published: int) -> None:
+    assert proportion(layout, None) == proportion(layout, published) == 1
+    torch.manual_seed(1)
+    default = Encoder(layout).state_dict()
+    torch.manual_seed(1)
+    assert all(torch.equal(tensor, default[name]) for name, tensor in Encoder(layout, width=published).state_dict().items())

@@ -120,3 +120,17 @@ def test_the_scaled_start_keeps_the_prediction_near_the_size_of_its_input() -> N
 def test_a_target_without_pixels_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^target_size: 0"):
         FeaturesNetwork(target_size=0)
+
+
+@pytest.mark.parametrize(("layout", "width"), [("caffenet", 12), ("caffenet", 6), ("torchvision", 8), ("torchvision", 2)])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_narrow_network_learns_in_every_layer(layout: Any, width: int, batch_norm: bool) -> None:
+    network = FeaturesNetwork(layout, batch_norm, 2, width=width)
+    painted = network(*samples(2))
+    assert painted.shape == (2, 3, 227, 227)
+    painted.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    share = float(network.encoder.proportion)
+    assert network.bottleneck.channelwise.weight.shape == (256 * share, 36, 36)
+    widths = [layer.out_channels for layer in network.decoder if isinstance(layer, torch.nn.ConvTranspose2d)]
+    assert widths == [128 * share, 64 * share, 64 * share, 32 * share, 3]

@@ -1,8 +1,9 @@
-"""What each recipe shows its players and asks of them: the numbers of the paper and of the released code."""
+"""Views and losses of each recipe are those of the paper and of the released code."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -162,12 +163,21 @@ def test_an_adversarial_loss_brings_a_discriminator_into_the_features_recipe() -
     assert recipe.players[0].loss(views, networks).total.shape == (2,)
 
 
+@pytest.mark.parametrize(("layout", "width", "judge"), [("caffenet", None, 64), ("caffenet", 12, 8), ("torchvision", 8, 8)])
+def test_a_width_scales_painter_and_discriminator_alike(layout: Any, width: int | None, judge: int) -> None:
+    recipe = FeaturesRecipe(FeaturesSettings(layout=layout, width=width, adversarial_weight=0.001, batch_norm_group=2))
+    first = [next(player.network.parameters()).shape[0] for player in recipe.players]
+    assert first == [judge, width or 96]
+
+
 @pytest.mark.parametrize(
     ("name", "method", "message"),
     [
         ("features", FeaturesSettings(dropout=1.0), "method: dropout"),
-        ("features", FeaturesSettings(mixing_kernel=2), "method: .*kernel"),
+        ("features", FeaturesSettings(mixing_kernel=2), "method.mixing_kernel: 2 is not odd"),
         ("features", FeaturesSettings(target_size=0), "method: target_size"),
+        ("features", FeaturesSettings(width=40), "method.width: 40 is not a multiple of 6"),
+        ("autoencoder", FeaturesSettings(width=3, layout="torchvision"), "method.width: 3 is not a multiple of 2"),
         ("features", FeaturesSettings(mask=MaskConfig(kind="central", overlap=120)), "method: .*overlap"),
         ("features", FeaturesSettings(reconstruction_weight=0.0), "nothing would be learned"),
         ("inpainting", replace(SMALL, mask=MaskConfig(kind="central", max_fraction=0.3)), "64 x 64 of 128 x 128"),

@@ -1,0 +1,114 @@
+"""The two places that settings are read from: a YAML file, and dotted arguments of a command line, both as plain values.
+
+Neither refuses a value for being out of bounds: `pipeline.mapping.from_mapping` does, so that both are refused with the same words. The
+help of the command line says the bounds that stand on the fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+from pipeline.mapping import ConfigError, bounds
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The table of settings in a file.
+
+    Raises:
+        ConfigError: no such file, or one that holds anything else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: holds {type(values).__name__}, not a table of settings")
+    return values
+
+
+def take(arguments: Sequence[str], name: str) -> tuple[list[str], str | None]:
+    """Splits an option off: the arguments without `name VALUE` or `name=VALUE`, and the value.
+
+    Raises:
+        ConfigError: the option without a value.
+    """
+    rest, value, position = [], None, 0
+    while position < len(arguments):
+        argument = arguments[position]
+        if argument == name:
+            if position + 1 == len(arguments):
+                raise ConfigError(f"{name}: a value is missing")
+            value = arguments[position + 1]
+            position += 1
+        elif argument.startswith(f"{name}="):
+            value = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+        position += 1
+    return rest, value
+
+
+def overridden(config_type: Any, defaults: Any, arguments: Sequence[str], program: str, description: str) -> dict[str, Any]:
+    """The plain values of a tree of dataclasses after the arguments of a command line have replaced some.
+
+    Args:
+        config_type: dataclass of the tree.
+        defaults: instance of the dataclass.
+        arguments: command line without the program, as in `--training.steps 100`.
+        program: name of the program, for help.
+        description: first lines of the help.
+
+    Raises:
+        SystemExit: --help, or an unknown or malformed argument, after it has been explained.
+    """
+    values: dict[str, Any] = tyro.cli(
+        config_type,
+        prog=program,
+        description=description,
+        default=defaults,
+        args=arguments,
+        use_underscores=True,
+        config=(tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed),
+        registry=_registry(),
+    )
+    return values
+
+
+def _registry() -> ConstructorRegistry:
+    """Rules for tyro: a dataclass is read as a table of plain values, and the help of a field says its bounds."""
+    registry, entered = ConstructorRegistry(), False
+
+    def table(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal entered
+        if entered or not dataclasses.is_dataclass(info.type):
+            return None
+        entered = True  # the rule for dataclasses that tyro has is to answer now
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            entered = False
+        if not isinstance(spec, StructConstructorSpec):  # what tyro found wrong, it says
+            return None
+        return StructConstructorSpec(dict, tuple(map(_with_bounds, spec.fields)))
+
+    registry.struct_rule(table)
+    return registry
+
+
+def _with_bounds(field: StructFieldSpec) -> StructFieldSpec:
+    words = bounds(field.type)
+    if not words:
+        return field
+    hint: Callable[[str], str] = lambda default: f"({words}; default: {default})"  # noqa: E731
+    return dataclasses.replace(field, type=Annotated[field.type, tyro.conf.arg(help_behavior_hint=hint)])  # type: ignore[arg-type]
