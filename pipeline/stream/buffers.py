@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class BufferPool:
@@ -31,6 +33,8 @@ class BufferPool:
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor of one byte an element."""
+        import torch  # noqa: PLC0415 - decoding and the simulator use `Scratch` alone, and torch takes seconds to import
+
         if self.pinned:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
         size = math.prod(shape)
@@ -57,3 +61,23 @@ class _Lease:
 
     def __del__(self) -> None:
         self._pool.give_back(self._memory)
+
+
+class Scratch(threading.local):
+    """One piece of memory a thread, as large as the most that was asked for; it is given back when the thread ends.
+
+    Args:
+        largest_kept: bytes; what needs more gets memory of its own. None keeps any.
+    """
+
+    def __init__(self, largest_kept: int | None = None) -> None:
+        self._largest_kept = largest_kept
+        self._memory = np.empty(0, np.uint8)
+
+    def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """uint8 of a shape, with whatever was in it; the thread's next call hands out the same memory."""
+        size = math.prod(shape)
+        memory = self._memory if self._memory.size >= size else np.empty(size, np.uint8)
+        if self._largest_kept is None or size <= self._largest_kept:
+            self._memory = memory
+        return memory[:size].reshape(shape)

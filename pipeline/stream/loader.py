@@ -20,18 +20,20 @@ import numpy as np
 import torch
 
 from pipeline.config import DataConfig
+from pipeline.masking.source import MaskSource
 from pipeline.stream.batch.batch import Batch, LoaderClosed, Pending
-from pipeline.stream.batch.filling import Filler, MaskSource
+from pipeline.stream.batch.filling import Filler
 from pipeline.stream.batch.quarantine import Quarantine
 from pipeline.stream.buffers import BufferPool
 from pipeline.stream.counters import Counters
+from pipeline.stream.dataset import Source, open_sources
 from pipeline.stream.decode.decoder import make_decoder
+from pipeline.stream.mixture import Position, granule, shares, spread
 from pipeline.stream.order import share
 from pipeline.stream.read.fetch import Fetcher
-from pipeline.stream.source import Position, Source, granule, open_sources, shares, spread
 from shards.errors import ManifestMismatch
 
-__all__ = ["Batch", "LoaderClosed", "MaskSource", "StreamConfig", "StreamLoader"]
+__all__ = ["Batch", "LoaderClosed", "StreamConfig", "StreamLoader"]
 
 _LARGEST_READ = 2 << 20  # bytes of a task's files: more lie longer in no cache
 _LARGEST_TASK = 64  # pictures; fewer cost more in scheduling than threads win

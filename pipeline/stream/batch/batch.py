@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.stream.source import Position
+from pipeline.stream.mixture import Position
 from shards.keyed import derived_keys
 
 _TICK_SECONDS = 1.0

@@ -8,33 +8,25 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
+from pipeline.masking.source import MaskSource
 from pipeline.stream.batch.batch import Pending, Place, Places
 from pipeline.stream.batch.quarantine import Quarantine
+from pipeline.stream.buffers import Scratch
 from pipeline.stream.counters import Counters
+from pipeline.stream.dataset import Position, Source
 from pipeline.stream.decode.crop import draws_of
 from pipeline.stream.decode.decoder import Decoder
 from pipeline.stream.read.samples import BadSample
-from pipeline.stream.scratch import Scratch
-from pipeline.stream.source import Position, Source
 from shards.errors import ShardCorrupt, ShardError
 from shards.keyed import derived_keys, sample_keys
 
 _LARGEST_KEPT = 16 << 20  # bytes of one task's files, from one task to the next
 _MASK = 2  # purpose of random numbers, beside the crop's and the model's
-
-
-class MaskSource(Protocol):
-    """Draws the mask of one sample."""
-
-    def draw(self, key: int, out: NDArray[np.bool_]) -> None:
-        """Fills `out`, bool (H, W), with True where pixels are dropped: a pure function of the key and the shape."""
-        ...
 
 
 class Filler:

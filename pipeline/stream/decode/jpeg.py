@@ -12,8 +12,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from pipeline.stream.buffers import Scratch
 from pipeline.stream.decode.crop import Box
-from pipeline.stream.scratch import Scratch
 from shards.dataset.jpeg_header import Frame
 
 _EARLY_END = "extraneous bytes before marker 0xd9"  # libjpeg's words for data between the last row and the end marker

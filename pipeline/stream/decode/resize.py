@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.stream.scratch import Scratch
+from pipeline.stream.buffers import Scratch
 
 cv2.setNumThreads(1)  # the loader's threads are the parallelism
 

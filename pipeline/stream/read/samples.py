@@ -17,10 +17,10 @@ from concurrent.futures import Future
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.stream.buffers import Scratch
 from pipeline.stream.counters import Counters
 from pipeline.stream.read.cache import ShardCache
 from pipeline.stream.read.storage import LocalFile, ResumingReader, ShardUnavailable
-from pipeline.stream.scratch import Scratch
 from shards.dataset.index import NO_DIGEST, ShardIndex, digest, file_size, member_name
 from shards.dataset.manifest import Manifest
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError

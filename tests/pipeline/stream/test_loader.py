@@ -20,10 +20,10 @@ from pipeline.config import DataConfig
 from pipeline.stream.batch.batch import Places
 from pipeline.stream.batch.filling import Filler
 from pipeline.stream.batch.quarantine import QuarantineFull
+from pipeline.stream.dataset import Source
 from pipeline.stream.loader import Batch, LoaderClosed, StreamConfig, StreamLoader
 from pipeline.stream.order import OrderError
 from pipeline.stream.read.samples import BadSample
-from pipeline.stream.source import Source
 from shards.__main__ import main
 from shards.dataset.manifest import load
 from shards.errors import ManifestMismatch, ShardCorrupt

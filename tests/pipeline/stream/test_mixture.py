@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from pipeline.config import ConfigError, DataConfig, SourceConfig, parse, to_mapping
 from pipeline.recipes import SETTINGS
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
+from pipeline.stream.mixture import shares, spread
 from pipeline.stream.order import OrderError
-from pipeline.stream.source import shares, spread
 from shards.errors import ManifestMismatch
 from tests.datasets import photographs, write_dataset
 

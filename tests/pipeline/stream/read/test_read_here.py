@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import DataConfig
+from pipeline.stream.buffers import Scratch
 from pipeline.stream.counters import Counters
 from pipeline.stream.loader import StreamConfig, StreamLoader
 from pipeline.stream.read import cache as cache_module
@@ -18,7 +19,6 @@ from pipeline.stream.read import samples as samples_module
 from pipeline.stream.read.cache import ShardCache
 from pipeline.stream.read.samples import SampleReader
 from pipeline.stream.read.storage import ResumingReader
-from pipeline.stream.scratch import Scratch
 from shards.dataset.index import file_size
 from shards.dataset.manifest import Manifest
 from shards.store import Store
