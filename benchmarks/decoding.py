@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.stream.decode import nvimgcodec as region
-from pipeline.stream.decode.crop import Box, Crop, choose
+from pipeline.stream.decode import nvimgcodec
+from pipeline.stream.decode.crop import Box, Crop, CropRule, choose
 from pipeline.stream.decode.decoder import Decoder, DecoderName, decode, make_decoder
 from pipeline.stream.decode.jpeg import decode_rows
 from pipeline.stream.decode.resize import resize
@@ -91,6 +91,8 @@ RESIZES: dict[str, Callable[[Pixels, Pixels], object]] = {
 def stages(crop: Crop, out: Pixels) -> dict[str, Callable[[Sample], object]]:
     """Name -> what one picture goes through."""
 
+    rule = CropRule(crop, True, LIMIT)
+
     def whole(sample: Sample) -> Pixels:
         pixels = decode(sample.data, LIMIT)
         return pixels[sample.box.top : sample.box.bottom, sample.box.left : sample.box.right]
@@ -109,7 +111,7 @@ def stages(crop: Crop, out: Pixels) -> dict[str, Callable[[Sample], object]]:
         method(sample.part, out)
 
     def ours(decoder: Decoder, sample: Sample) -> None:
-        decoder.crop(sample.data, out, crop, True, sample.key, LIMIT)
+        decoder.crops([sample.data], [out], rule, [sample.key])
 
     def bare(sample: Sample) -> None:
         pixels = simplejpeg.decode_jpeg(sample.data, "RGB")
@@ -120,16 +122,16 @@ def stages(crop: Crop, out: Pixels) -> dict[str, Callable[[Sample], object]]:
         "decode: rows of the crop": lambda sample: decode_rows(sample.data, sample.frame, sample.box),
         "decode: segments of the crop": segments,
     }
-    if region.version() is not None:
-        found["decode: rectangle, nvImageCodec"] = lambda sample: region.decode_region(sample.data, sample.frame, sample.box)
+    if nvimgcodec.version() is not None:
+        found["decode: rectangle, nvImageCodec"] = lambda sample: nvimgcodec.decode_region(sample.data, sample.frame, sample.box)
     if crop == "random_resized":
         for filter_name, method in RESIZES.items():
             found[f"resize: {filter_name}"] = partial(resized, method)
     found["all: Pillow"] = pillow
     found["all: simplejpeg + OpenCV INTER_AREA"] = bare
-    names: tuple[DecoderName, ...] = ("simplejpeg",) if region.version() is None else ("simplejpeg", "nvimgcodec")
+    names: tuple[DecoderName, ...] = ("simplejpeg",) if nvimgcodec.version() is None else ("simplejpeg", "nvimgcodec")
     for name in names:
-        found[f"all: Decoder.crop, {name}"] = partial(ours, make_decoder(name))
+        found[f"all: Decoder.crops, {name}"] = partial(ours, make_decoder(name))
     return found
 
 

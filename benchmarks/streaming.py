@@ -32,6 +32,7 @@ from benchmarks.machine import processor  # noqa: E402
 from benchmarks.peers.crops import pictures  # noqa: E402
 from benchmarks.peers.process import Comparison, Side, SideFailed, compare  # noqa: E402
 from pipeline.masking import MaskConfig, mask_source  # noqa: E402
+from pipeline.stream.decode.crop import CropRule  # noqa: E402
 from pipeline.stream.decode.decoder import make_decoder  # noqa: E402
 from pipeline.stream.order import SampleOrder  # noqa: E402
 from shards.dataset import manifest as manifests  # noqa: E402
@@ -234,7 +235,7 @@ def mask_share(shards: Path, options: argparse.Namespace) -> str:
     """The time of a random-region mask of 227, as a share of a whole image's: decode, random crop, flip and mask."""
     stored = list(pictures(sorted(map(str, shards.glob("shard-*.tar")))[:1]))
     mask, image = np.empty((SIZE, SIZE), np.bool_), np.empty((SIZE, SIZE, 3), np.uint8)
-    source, decoder = mask_source(MaskConfig()), make_decoder(options.decoder)
+    source, decoder, rule = mask_source(MaskConfig()), make_decoder(options.decoder), CropRule("random", True, 10**8)
     source.draw(0, mask)  # prepares the shapes, once a run
     keys = iter(range(1, 10**9))
 
@@ -245,7 +246,7 @@ def mask_share(shards: Path, options: argparse.Namespace) -> str:
 
     def images() -> int:
         for data in stored:
-            decoder.crop(data, image, "random", True, next(keys), 10**8)
+            decoder.crops([data], [image], rule, [next(keys)])
             source.draw(next(keys), mask)
         return len(stored)
 

@@ -85,8 +85,8 @@ def node_parts(order: SampleOrder, nodes: int, ranks_per_node: int) -> list[slic
     world = nodes * ranks_per_node
 
     def weight(node: int) -> tuple[int, int]:
-        start, stop = order.share(node * ranks_per_node, world).start, order.share((node + 1) * ranks_per_node - 1, world).stop
+        start, stop = order.rank_slice(node * ranks_per_node, world).start, order.rank_slice((node + 1) * ranks_per_node - 1, world).stop
         return -(-stop // order.per_lane) - start // order.per_lane, stop - start
 
     busiest = max(range(nodes), key=weight)
-    return [order.share(busiest * ranks_per_node + rank, world) for rank in range(ranks_per_node)]
+    return [order.rank_slice(busiest * ranks_per_node + rank, world) for rank in range(ranks_per_node)]

@@ -53,7 +53,7 @@ class ShardCache:
         budget: bytes that all files in it may hold together.
         manifest: the data set.
         reader: of the store the shards come from.
-        counters: gets cache_hits, cache_misses, cache_evictions, cache_downloads, cache_bytes, bytes_read_cache.
+        counters: gets cache_downloads, cache_evictions, cache_failures, cache_bytes.
         downloads: shards that are fetched at the same time.
         parts: caches and readers of this process that share its open files.
 
@@ -96,7 +96,6 @@ class ShardCache:
         """Bytes of a shard, None where it is not (or no longer) here."""
         file = self.file(shard)
         if file is None:
-            self.counters.add(cache_misses=1)
             return None
         try:
             data = os.pread(file.handle, length, offset)
@@ -105,7 +104,6 @@ class ShardCache:
         if len(data) != length:
             self.forget(shard)
             return None
-        self.counters.add(cache_hits=1, bytes_read_cache=length)
         return data
 
     def file(self, shard: int) -> LocalFile | None:

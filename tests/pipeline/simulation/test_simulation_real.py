@@ -47,7 +47,7 @@ def run_an_epoch(url: str, options: dict[str, str], **data: object) -> dict[str,
     }
     config = StreamConfig(DataConfig(**{**known, **data}), image_size=64, global_batch=32, seed=9, epochs=1)  # type: ignore[arg-type]
     with StreamLoader(config) as loader:
-        cache = loader.sources[0].samples.cache
+        cache = loader.datasets[0].reader.cache
         for _ in loader:
             if cache is not None:
                 wait_until(partial(at_rest, cache), pause=0.01)  # nobody is told of a download's end

@@ -142,7 +142,7 @@ def test_every_byte_and_request_of_an_epoch_is_counted(local: tuple[Path, Manife
         before = loader.counters.totals()
         assert len(list(loader)) == 3
         totals = loader.counters.totals()
-        lengths = sum(int(loader.sources[0].samples.index(shard).rows["length"].sum()) for shard in range(len(COUNTS)))
+        lengths = sum(int(loader.datasets[0].reader.index(shard).rows["length"].sum()) for shard in range(len(COUNTS)))
     assert totals["images"] == 3 * sum(COUNTS)
     assert totals["store_requests"] - before["store_requests"] == 3 * sum(COUNTS) + len(COUNTS)  # and the indexes
     assert totals["bytes_read_store"] - before["bytes_read_store"] == 3 * lengths + sum(file_size(count) for count in COUNTS)
