@@ -27,8 +27,8 @@ from shards.dataset.manifest import Manifest
 from shards.errors import ExplainedError
 from shards.keyed import key_of, permutation
 
-_SHARDS, _BLOCK, _SUBSTITUTE = 1, 2, 3  # what a permutation is for
-_LOOKED_UP = 1 << 15  # ids at once: more would need memory of a megabyte a step
+_SHARDS, _BLOCK, _SUBSTITUTE = 1, 2, 3  # purposes of permutations
+_LOOKED_UP = 1 << 15  # ids that are looked up at once: more would need memory of a megabyte a step
 
 
 class OrderError(ExplainedError, ValueError):
@@ -44,7 +44,7 @@ class _Epoch:
 
 
 class SampleOrder:
-    """Which samples make up which batch.
+    """The samples of every batch.
 
     Args:
         manifest: the data set.
@@ -99,7 +99,7 @@ class SampleOrder:
         """The sample ids of one batch, over all ranks.
 
         Args:
-            epoch: from 0.
+            epoch: epoch of the batch, from 0.
             index: index of the batch in the epoch, from 0.
 
         Returns:
@@ -127,7 +127,7 @@ class SampleOrder:
         """The sample ids of a part of the batch that starts after `consumed` samples of the epoch.
 
         Args:
-            epoch: from 0.
+            epoch: epoch of the batch, from 0.
             consumed: samples of the epoch that earlier batches took, a multiple of the lanes.
             part: slots of the global batch, as `rank_slice` gives them.
 
@@ -156,7 +156,7 @@ class SampleOrder:
         that follow. Each block is gone through from another place for each sample, so that many bad neighbours aren't all replaced by one.
 
         Args:
-            epoch: from 0.
+            epoch: epoch of the batch, from 0.
             consumed: samples of the epoch that earlier batches took.
             slot: slot of the unreadable sample in the global batch.
         """
@@ -177,7 +177,7 @@ class SampleOrder:
         """The shards that a rank needs soon: those of the block of a position, then of the blocks after it, into the next epoch.
 
         Args:
-            epoch: from 0.
+            epoch: epoch of the batch, from 0.
             consumed: samples of the epoch that earlier batches took.
             part: the rank's slots of the global batch.
             blocks: blocks of every lane to look ahead, the position's own included.
@@ -220,7 +220,7 @@ class SampleOrder:
             found = self._blocks.get(key)
             if found is None:
                 found = self._blocks[key] = self._make_block(epoch, lanes, number)
-                # room for this block and the next of all lanes, and for those of single lanes in which substitutes are looked for
+                # room for this block and the next of all lanes, and for blocks of single lanes in which substitutes are looked for
                 while sum(map(len, self._blocks.values())) > 3 * self.lanes + 2:
                     self._blocks.popitem(last=False)
             self._blocks.move_to_end(key)
@@ -268,7 +268,7 @@ class SampleOrder:
 
 
 def _turned(ids: NDArray[np.int64], key: int) -> list[int]:
-    """The ids from a place on that the key chooses, and around."""
+    """The ids, rotated to begin at an index that the key chooses."""
     found: list[int] = np.roll(ids, -(key % max(1, len(ids)))).tolist()
     return found
 

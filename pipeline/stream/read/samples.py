@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pipeline.stream.buffers import Scratch
 from pipeline.stream.counters import Counters
 from pipeline.stream.read.cache import ShardCache
-from pipeline.stream.read.storage import LocalFile, ResumingReader, ShardUnavailable
+from pipeline.stream.read.local_files import LocalFile
+from pipeline.stream.read.storage import ResumingReader, ShardUnavailable
 from shards.dataset.index import NO_DIGEST, ShardIndex, digest, file_size, member_name
 from shards.dataset.manifest import Manifest
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
@@ -285,9 +286,7 @@ class SampleReader:
                 time.sleep(_PAUSE * 2**attempt)
         if now is None or (now.size, now.version) != (record.size, record.version):
             what = "missing" if now is None else f"another tar than the one that was indexed ({now.size} bytes, {record.size} before)"
-            raise ShardCorrupt(
-                f"{shown}: {what}, and no digests prove its samples. Index it again: python -m shards index"
-            )
+            raise ShardCorrupt(f"{shown}: {what}, and no digests prove its samples. Index it again: python -m shards index")
 
     def _drop_oldest(self) -> None:
         while self._index_bytes > INDEX_BUDGET and len(self._indexes) > 1:
