@@ -1,4 +1,4 @@
-"""The interface through which the stream draws masks, so that recipes and the stream agree on it without importing each other."""
+"""The interface of mask generators: recipes make them, and the stream draws from them without importing a recipe."""
 
 from __future__ import annotations
 

@@ -78,6 +78,7 @@ class StreamLoader:
         config: settings of the stream.
         rank: number of the rank, 0 to world_size - 1.
         world_size: any number from 1 to the units of the global batch.
+        waiting: called once a second while a batch is waited for; an error that it raises ends the iteration, before that batch.
 
     Raises:
         OrderError: too many ranks, or a batch larger than the data set.
@@ -86,7 +87,7 @@ class StreamLoader:
         LoaderClosed: while iterating, after it was closed.
     """
 
-    def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1, waiting: Callable[[], None] = lambda: None) -> None:
         data = config.data
         self.config = config
         self.counters = Counters()
@@ -115,8 +116,7 @@ class StreamLoader:
         self._labelled = all(dataset.manifest.classes for dataset in self.datasets)
         self._begun = 0
         self._closed = False
-        self.waiting: Callable[[], None] = lambda: None
-        """Called once a second while a batch is waited for. An error that it raises ends the iteration before that batch."""
+        self.waiting = waiting
 
     def _take_slots(self, lanes: Sequence[int]) -> None:
         """Gives every data set its slots of the batch."""

@@ -1,4 +1,4 @@
-"""What `python -m shards simulate` predicts, against counts by hand and a replay of every sample."""
+"""The predictions of `python launch/simulate.py`, against counts by hand and a replay of every sample."""
 
 from __future__ import annotations
 
@@ -114,14 +114,14 @@ def test_the_first_batch_is_what_a_person_counts() -> None:
 
 @pytest.mark.parametrize(("samples", "size"), [(1, 1), (1, 512), (7, 513), (40, 1000), (29, 30_000)])
 def test_made_up_shards_are_as_long_as_written_ones(samples: int, size: int) -> None:
-    """Of webdataset's own writer, with the members that `python -m shards build` gives a sample."""
+    """Written ones come from webdataset's own writer, with the members that `python -m shards build` gives a sample."""
     tar = io.BytesIO()
     with webdataset.TarWriter(tar, encoder=False, mtime=0) as writer:
         for number in range(samples):
             writer.write({"__key__": f"{number:09d}", "jpg": bytes(size), "json": b'{"source": "a/b.jpg", "label": "a"}', "cls": b"7"})
     one = made_up(3 * samples, samples, size)
     assert [record.size for record in one.manifest.records] == [len(tar.getvalue())] * 3
-    assert one.picture_share == pytest.approx(samples * size / len(tar.getvalue()))
+    assert one.picture_fraction == pytest.approx(samples * size / len(tar.getvalue()))
 
 
 @pytest.mark.parametrize("batch", [30, 160, 299])
@@ -482,7 +482,7 @@ def test_figures_that_are_given_are_not_measured(monkeypatch: pytest.MonkeyPatch
     assert table["given_not_measured"] == ["latency"]
     assert main([*known, "--bandwidth", "7"]) == 0
     text = capsys.readouterr().out
-    assert "given, so not taken from what was measured: --latency, --bandwidth" in text
+    assert "given, so not taken from the measurement: --latency, --bandwidth" in text
     assert "7 MB/s a node, 50 MB/s a request, 30 ms a request" in text
     assert main([*known[:-2], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["given_not_measured"] == []

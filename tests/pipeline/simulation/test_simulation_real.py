@@ -1,4 +1,4 @@
-"""A real epoch on a real S3 server against what `python -m shards simulate` predicted, and figures taken from the bucket."""
+"""A real epoch on a real S3 server against what `python launch/simulate.py` predicted, and figures taken from the bucket."""
 
 from __future__ import annotations
 

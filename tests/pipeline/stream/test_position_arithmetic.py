@@ -150,7 +150,7 @@ def test_a_billion_samples_fit_in_little_memory(capsys: pytest.CaptureFixture[st
 
 
 def _measure() -> None:
-    """What a process that does nothing else needs at most, in MB."""
+    """Prints the most memory in MB that a process needs which does nothing else."""
     order = SampleOrder(large_manifest(), SEED, BATCH, LANES, BLOCK)
     for epoch in range(3):
         for index in positions(order):

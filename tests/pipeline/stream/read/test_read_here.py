@@ -1,4 +1,4 @@
-"""What a task reads from this machine: with few looks, few open files, and nothing kept that is not needed any more."""
+"""Reads of a task from this machine: with few looks, few open files, and nothing kept longer than it is needed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def claimed(cache: ShardCache) -> list[int]:
 
 
 def opened() -> list[str]:
-    """What this process has open."""
+    """Paths of the files that this process has open."""
     found = []
     for handle in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # that of the listing itself
