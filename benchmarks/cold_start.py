@@ -30,7 +30,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Setup:
-    """What a reader is given. `threads` are decoding threads of ours and worker processes of webdataset."""
+    """Settings of a reader. `threads` are decoding threads of ours and worker processes of webdataset."""
 
     endpoint: str
     shards: int

@@ -1,8 +1,8 @@
-"""What decoding, cropping and resizing one photograph costs, stage by stage, and how near to Pillow's pixels it comes.
+"""The cost of decoding, cropping and resizing one photograph, stage by stage, and how near the result comes to Pillow's pixels.
 
 python benchmarks/decoding.py PHOTOGRAPHS [--pictures 80] [--rounds 5] [--stored full 256]
 
-One thread; the stages take turns, and each picture's least processor time of all rounds counts: other work on the machine doesn't.
+One thread; the stages take turns, and each picture's least CPU time of all rounds counts, so that other work on the machine does not.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.stream.decode import nvimgcodec as region
-from pipeline.stream.decode.crop import Box, Crop, choose
+from pipeline.stream.decode import nvimgcodec
+from pipeline.stream.decode.crop import Box, Crop, CropRule, choose
 from pipeline.stream.decode.decoder import Decoder, DecoderName, decode, make_decoder
 from pipeline.stream.decode.jpeg import decode_rows
 from pipeline.stream.decode.resize import resize
@@ -62,7 +62,7 @@ def load(folder: Path, count: int, shorter: int | None, crop: Crop) -> list[Samp
 
 
 def area_or_linear(part: Pixels, out: Pixels) -> None:
-    """What a pool of threads with OpenCV does: the area average where something shrinks."""
+    """The resize of a pool of threads with OpenCV: the area average where an axis shrinks."""
     shrinks = part.shape[0] >= SIZE and part.shape[1] >= SIZE
     cv2.resize(part, (SIZE, SIZE), dst=out, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
@@ -89,7 +89,9 @@ RESIZES: dict[str, Callable[[Pixels, Pixels], object]] = {
 
 
 def stages(crop: Crop, out: Pixels) -> dict[str, Callable[[Sample], object]]:
-    """Name -> what one picture goes through."""
+    """The stages by name: each a function that takes one picture through it."""
+
+    rule = CropRule(crop, True, LIMIT)
 
     def whole(sample: Sample) -> Pixels:
         pixels = decode(sample.data, LIMIT)
@@ -109,7 +111,7 @@ def stages(crop: Crop, out: Pixels) -> dict[str, Callable[[Sample], object]]:
         method(sample.part, out)
 
     def ours(decoder: Decoder, sample: Sample) -> None:
-        decoder.crop(sample.data, out, crop, True, sample.key, LIMIT)
+        decoder.crops([sample.data], [out], rule, [sample.key])
 
     def bare(sample: Sample) -> None:
         pixels = simplejpeg.decode_jpeg(sample.data, "RGB")
@@ -120,21 +122,21 @@ def stages(crop: Crop, out: Pixels) -> dict[str, Callable[[Sample], object]]:
         "decode: rows of the crop": lambda sample: decode_rows(sample.data, sample.frame, sample.box),
         "decode: segments of the crop": segments,
     }
-    if region.version() is not None:
-        found["decode: rectangle, nvImageCodec"] = lambda sample: region.decode_region(sample.data, sample.frame, sample.box)
+    if nvimgcodec.version() is not None:
+        found["decode: rectangle, nvImageCodec"] = lambda sample: nvimgcodec.decode_region(sample.data, sample.frame, sample.box)
     if crop == "random_resized":
         for filter_name, method in RESIZES.items():
             found[f"resize: {filter_name}"] = partial(resized, method)
     found["all: Pillow"] = pillow
     found["all: simplejpeg + OpenCV INTER_AREA"] = bare
-    names: tuple[DecoderName, ...] = ("simplejpeg",) if region.version() is None else ("simplejpeg", "nvimgcodec")
+    names: tuple[DecoderName, ...] = ("simplejpeg",) if nvimgcodec.version() is None else ("simplejpeg", "nvimgcodec")
     for name in names:
-        found[f"all: Decoder.crop, {name}"] = partial(ours, make_decoder(name))
+        found[f"all: Decoder.crops, {name}"] = partial(ours, make_decoder(name))
     return found
 
 
 def least(samples: list[Sample], methods: dict[str, Callable[[Sample], object]], rounds: int) -> dict[str, float]:
-    """Mean over the pictures of the least processor seconds of any round."""
+    """Mean over the pictures of the least CPU time of any round, in seconds."""
     seconds = {name: np.full(len(samples), np.inf) for name in methods}
     for _ in range(rounds):
         for name, method in methods.items():  # one stage over all pictures, as a loader's thread goes: its code and memory stay warm

@@ -32,6 +32,7 @@ from benchmarks.machine import processor  # noqa: E402
 from benchmarks.peers.crops import pictures  # noqa: E402
 from benchmarks.peers.process import Comparison, Side, SideFailed, compare  # noqa: E402
 from pipeline.masking import MaskConfig, mask_source  # noqa: E402
+from pipeline.stream.decode.crop import CropRule  # noqa: E402
 from pipeline.stream.decode.decoder import make_decoder  # noqa: E402
 from pipeline.stream.order import SampleOrder  # noqa: E402
 from shards.dataset import manifest as manifests  # noqa: E402
@@ -49,11 +50,11 @@ class Row:
     Attributes:
         name: for `--only`, and the peer's name in the table.
         module: the peer's file in benchmarks/peers.
-        data: which shards.
-        crop: ours.
-        peer_crop: the peer's.
-        target: least ratio that is asked for.
-        python: which interpreter has the peer: own, peers or ffcv.
+        data: name of the shards.
+        crop: kind of our crop.
+        peer_crop: kind of the peer's crop.
+        target: least ratio that is aimed at.
+        python: interpreter that has the peer: own, peers or ffcv.
     """
 
     name: str
@@ -81,7 +82,7 @@ ROWS: tuple[Row, ...] = (
     *_rows("ffcv", "ffcv_loader", None, 1.2, "ffcv"),
     Row("decode-only", "bare_threads", _STORED, "random", "none", 0.85, "own"),
 )
-SHARES = ("order", "masks")
+FRACTIONS = ("order", "masks")
 
 
 def main() -> int:
@@ -90,7 +91,7 @@ def main() -> int:
     cores = sorted(os.sched_getaffinity(0))[:WORKERS]
     os.sched_setaffinity(0, cores)  # inherited by every side
     pythons = {"own": Path(sys.executable), "peers": options.peers_python, "ffcv": options.ffcv_python}
-    names = options.only or [*dict.fromkeys(row.name for row in ROWS), *SHARES]
+    names = options.only or [*dict.fromkeys(row.name for row in ROWS), *FRACTIONS]
     lines, versions = [], {"python": platform.python_version()}
     with tempfile.TemporaryDirectory(prefix="streaming-", dir=options.scratch) as scratch:
         photographs = _photographs(options.photographs, Path(scratch))
@@ -98,9 +99,9 @@ def main() -> int:
         for row in (row for row in ROWS if row.name in names):
             print(f"{row.name}, {row.data} ...", file=sys.stderr, flush=True)
             lines.append(run(row, folders[row.data], pythons[row.python], options, versions))
-        for share in (share for share in SHARES if share in names):
-            print(f"{share} ...", file=sys.stderr, flush=True)
-            lines.append((order_share if share == "order" else mask_share)(folders[_STORED], options))
+        for part in (part for part in FRACTIONS if part in names):
+            print(f"{part} ...", file=sys.stderr, flush=True)
+            lines.append((order_fraction if part == "order" else mask_fraction)(folders[_STORED], options))
     table = "\n".join([*_head(cores, versions, options), *lines, ""])
     print(table)
     if options.output:
@@ -110,7 +111,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [*dict.fromkeys(row.name for row in ROWS), *SHARES]
+    known = [*dict.fromkeys(row.name for row in ROWS), *FRACTIONS]
     parser.add_argument("--only", action="append", choices=known, metavar="NAME", help=f"only this; repeatable: {', '.join(known)}")
     parser.add_argument("--seconds", type=float, default=12.0, help="of one measurement, about (default: 12)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each side (default: 5)")
@@ -173,7 +174,7 @@ def build(photographs: Path, scratch: Path, data: str, resize: str) -> Path:
 
 
 def run(row: Row, shards: Path, python: Path, options: argparse.Namespace, versions: dict[str, str]) -> str:
-    """One line of the table; what goes wrong on the peer's side becomes its text."""
+    """One line of the table; an error on the peer's side becomes its text."""
     where = [str(shards), "--scratch", str(shards.with_name(f"{shards.name}-peers")), "--size", str(SIZE)]
     where += ["--batch", str(options.batch), "--workers", str(WORKERS)]
     with Side(Path(sys.executable), "stream_loader", [*where, "--crop", row.crop, "--decoder", options.decoder]) as ours:
@@ -211,8 +212,8 @@ def _plain(error: SideFailed) -> str:
     return " ".join(str(error).split()).replace("|", "/")[:200]
 
 
-def order_share(shards: Path, options: argparse.Namespace) -> str:
-    """The time that `SampleOrder.global_batch` takes a sample, over whole epochs of 10^5 samples, as a share of a decode."""
+def order_fraction(shards: Path, options: argparse.Namespace) -> str:
+    """The time that `SampleOrder.global_batch` takes a sample, over whole epochs of 10^5 samples, as a fraction of a decode."""
     records = tuple(ShardRecord(f"shard-{number:06d}.tar", 0, f"{number:064x}", 1000, "") for number in range(100))
     order = SampleOrder(Manifest(records), seed=0, global_batch=256)
     stored = list(pictures(sorted(map(str, shards.glob("shard-*.tar")))[:1]))
@@ -227,14 +228,14 @@ def order_share(shards: Path, options: argparse.Namespace) -> str:
             simplejpeg.decode_jpeg(data, "RGB")
         return len(stored)
 
-    return _share("order", "10^5 samples, of a 256 decode", one_epoch, decode, 0.01, options)
+    return _fraction("order", "10^5 samples, of a 256 decode", one_epoch, decode, 0.01, options)
 
 
-def mask_share(shards: Path, options: argparse.Namespace) -> str:
-    """The time of a random-region mask of 227, as a share of a whole image's: decode, random crop, flip and mask."""
+def mask_fraction(shards: Path, options: argparse.Namespace) -> str:
+    """The time of a random-region mask of 227, as a fraction of a whole image's: decode, random crop, flip and mask."""
     stored = list(pictures(sorted(map(str, shards.glob("shard-*.tar")))[:1]))
     mask, image = np.empty((SIZE, SIZE), np.bool_), np.empty((SIZE, SIZE, 3), np.uint8)
-    source, decoder = mask_source(MaskConfig()), make_decoder(options.decoder)
+    source, decoder, rule = mask_source(MaskConfig()), make_decoder(options.decoder), CropRule("random", True, 10**8)
     source.draw(0, mask)  # prepares the shapes, once a run
     keys = iter(range(1, 10**9))
 
@@ -245,24 +246,24 @@ def mask_share(shards: Path, options: argparse.Namespace) -> str:
 
     def images() -> int:
         for data in stored:
-            decoder.crop(data, image, "random", True, next(keys), 10**8)
+            decoder.crops([data], [image], rule, [next(keys)])
             source.draw(next(keys), mask)
         return len(stored)
 
-    return _share("masks", f"{SIZE}, of an image stored at 256", masks, images, 0.05, options)
+    return _fraction("masks", f"{SIZE}, of an image stored at 256", masks, images, 0.05, options)
 
 
-def _share(name: str, data: str, part: Callable[[], int], whole: Callable[[], int], target: float, options: argparse.Namespace) -> str:
+def _fraction(name: str, data: str, part: Callable[[], int], whole: Callable[[], int], target: float, options: argparse.Namespace) -> str:
     """A line that compares the CPU time of two functions, each returning how many it did, in turns on one core."""
-    shares, rates = [], []
+    fractions, rates = [], []
     for _ in range(options.rounds):
         rate = [_rate(function, options.seconds / 2) for function in (part, whole)]
         rates.append(rate)
-        shares.append(rate[1] / rate[0])
-    shares.sort()
-    middle = statistics.median(shares)
+        fractions.append(rate[1] / rate[0])
+    fractions.sort()
+    middle = statistics.median(fractions)
     first, second = (f"{statistics.median(column):.0f}" for column in zip(*rates, strict=True))
-    ratio = f"{middle:.2%} ({shares[0]:.2%}-{shares[-1]:.2%})"
+    ratio = f"{middle:.2%} ({fractions[0]:.2%}-{fractions[-1]:.2%})"
     return _cells(name, data, first, second, ratio, f"< {target:.0%}", "met" if middle < target else "not met")
 
 

@@ -27,7 +27,7 @@ _END = 10.0  # seconds to end by itself
 
 
 class SideFailed(Exception):
-    """A side ended or did not answer: the last line that it wrote."""
+    """A side ended or did not answer. The message is the last line that it wrote."""
 
 
 class Side:
@@ -35,11 +35,11 @@ class Side:
 
     Args:
         python: the interpreter that has the side's packages.
-        module: of this folder.
-        arguments: of the module.
+        module: module of this folder.
+        arguments: command line of the module.
 
     Raises:
-        SideFailed: it could not start, with the reason that it gave.
+        SideFailed: the side could not start; the message is the reason that it gave.
     """
 
     def __init__(self, python: Path, module: str, arguments: Sequence[str]) -> None:
@@ -78,7 +78,7 @@ class Side:
             self._signal(signal.SIGSTOP)
 
     def close(self) -> None:
-        """Ends the side and whatever it started: at the end of its requests by itself, so that it takes its shared memory with it."""
+        """Ends the side and the processes that it started: first by the end of its requests, so that it frees its shared memory itself."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with suppress(BrokenPipeError):
@@ -137,7 +137,7 @@ def compare(ours: Side, peer: Side, seconds: float, rounds: int) -> Comparison:
     Args:
         ours: one side.
         peer: the other.
-        seconds: of a measurement, about; two groups of batches at least.
+        seconds: rough duration of a measurement; at least two groups of batches are measured.
         rounds: measurements of each side. Which one begins alternates, so that a drift of the machine favours neither.
 
     Raises:

@@ -1,8 +1,8 @@
-"""What every side of a comparison has in common: its command line, and how it measures when it is told to.
+"""The common part of every side of a comparison: its command line, and how it measures on request.
 
 A side is a process that delivers uint8 batches for ever. It writes one line of JSON when it is ready, then one for each line that it reads:
 `{"images": n}` delivers n images and answers `{"images": n, "seconds": s}`. Before the clock starts it throws away more batches than any
-pipeline here holds ready, so that nobody is paid for work of before: what is timed is the steady state. Runs in the Python of the peer, so
+pipeline here holds ready, so that no side is credited with earlier work: the steady state is timed. Runs in the Python of the peer, so
 it imports nothing but NumPy.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Task:
-    """What a side has to deliver.
+    """The batches that a side has to deliver.
 
     Attributes:
         shards: folder of a data set that `python -m shards build` made: `shard-*.tar` with a `.jpg` each sample.
@@ -31,7 +31,7 @@ class Task:
         size: side of the crops in pixels.
         batch: images a batch.
         workers: threads or processes that decode.
-        decoder: of our own loader; others have their own.
+        decoder: decoder of our own loader; other sides have their own.
     """
 
     shards: Path
@@ -49,7 +49,7 @@ class Task:
 
     @property
     def distinct_tars(self) -> list[str]:
-        """Those that are different files: the data set of a benchmark links to each shard several times."""
+        """Paths of different files only, because the data set of a benchmark links to each shard several times."""
         return list({Path(tar).stat().st_ino: tar for tar in reversed(self.tars)}.values())[::-1]
 
     def converted(self, name: str, convert: Callable[[Path], None]) -> Path:

@@ -21,15 +21,15 @@ _FEWEST, _MOST = 3, 6  # squares in a mask
 class RandomBlock:
     """Drops three to six squares of different sizes, anywhere in the image.
 
-    Squares take the image's aspect, as the other generators' regions do. One that would reach beyond the border is moved inside. A mask
-    that overlap leaves below the smallest share is drawn again, up to eight times; then it is a rectangle.
+    Squares take the image's aspect, as the other generators' regions do. A square that would reach beyond the border is moved inside. A
+    mask that overlap leaves below the smallest fraction is drawn again, up to eight times; then a rectangle takes its place.
 
     Attributes:
-        max_fraction: largest share of the pixels that is dropped.
-        min_fraction: smallest share, rounded down to pixels; the areas of the squares add up to about the mean of both or more.
+        max_fraction: largest fraction of the pixels that is dropped.
+        min_fraction: smallest fraction, rounded down to pixels; the areas of the squares add up to about the mean of both or more.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: a field is out of range; the message names it.
     """
 
     max_fraction: float = 0.25
@@ -47,10 +47,10 @@ class RandomBlock:
             amount, *squares = words(key, _ATTEMPT + attempt, 1 + _MOST)
             squares = squares[: _FEWEST + (amount & 0xFFFF) % (_MOST - _FEWEST + 1)]
             area = middle + (most - middle) * ((amount >> 16) / 2**48)
-            share = area / sum([128 + (word & 0xFF) for word in squares]) / (height * width)
+            fraction = area / sum([128 + (word & 0xFF) for word in squares]) / (height * width)
             out.fill(False)
             for word in squares:
-                side = sqrt(share * (128 + (word & 0xFF)))  # as a share of the image's
+                side = sqrt(fraction * (128 + (word & 0xFF)))  # as a fraction of the image's side
                 tall, wide = int(side * height + 0.5) or 1, int(side * width + 0.5) or 1
                 top = ((word >> 8 & 0xFFFFFFF) * height >> 28) - tall // 2
                 left = ((word >> 36) * width >> 28) - wide // 2

@@ -16,11 +16,11 @@ class CentralRegion:
     overlaps the visible context by 4 pixels on each side, so that 56x56 pixels are dropped: `CentralRegion(0.5, overlap_pixels=4)`.
 
     Attributes:
-        side_fraction: sides of the region as a share of the image's sides, above 0 and below 1.
+        side_fraction: sides of the region as a fraction of the image's sides, above 0 and below 1.
         overlap_pixels: pixels on each side of the region that stay visible.
 
     Raises:
-        ValueError: naming the field; from `draw` where the overlap leaves nothing of the region.
+        ValueError: a field is out of range; from `draw`, the overlap leaves nothing of the region.
     """
 
     side_fraction: float = 0.5

@@ -1,4 +1,4 @@
-"""How much of an image a mask may drop, in pixels, and a mask that always keeps to it."""
+"""The limits of a mask in pixels, and a mask that always keeps to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_fractions(min_fraction: float, max_fraction: float) -> None:
     """Refuses limits that no generator could keep.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: a limit is out of range; the message names the field.
     """
     if not 0 < max_fraction <= LARGEST_FRACTION:
         raise ValueError(f"max_fraction: {max_fraction} is not above 0 and at most {LARGEST_FRACTION}")
@@ -35,13 +35,13 @@ def pixel_limits(height: int, width: int, min_fraction: float, max_fraction: flo
 
 
 def draw_rectangle(word: int, most: int, out: NDArray[np.bool_]) -> None:
-    """A rectangle, as square as the image allows, of at least `most / 2` and at most `most` pixels.
+    """Draws a rectangle, as square as the image allows, of at least `most / 2` and at most `most` pixels.
 
-    What a generator falls back to when chance gave it nothing within the limits several times.
+    Generators fall back to it when several draws in a row were outside the limits.
 
     Args:
-        word: 64 random bits, for its place.
-        most: pixels, at most half of the image.
+        word: 64 random bits, for the rectangle's position.
+        most: largest number of pixels, at most half of the image.
         out: bool (H, W), overwritten.
     """
     height, width = out.shape

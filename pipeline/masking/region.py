@@ -24,7 +24,7 @@ _FALLBACK, _ATTEMPT = 0x30, 0x31  # purposes of random words; attempts after the
 _ATTEMPTS = 8
 _PIECES = (1, 1, 1, 1, 1, 2, 2, 3)  # shapes in a mask, equally likely
 _MOST_PIECES = max(_PIECES)
-_VARIANT_BITS = 12  # of the shapes prepared for masks of one piece, half as many for two and for three; more where a bank has more
+_VARIANT_BITS = 12  # 2^12 shapes are prepared for masks of one piece, half as many for two and for three; more if the bank has more
 _SUBPIXEL_BITS = 4  # cv2.fillPoly's fixed point
 _STRETCH = 2.2  # largest elongation, as a ratio of axes
 _SEED = 0x52
@@ -35,7 +35,7 @@ Polygon = list[NDArray[np.int32]]
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What masks of one shape are made of: pixel limits, and polygons by the number of pieces, from 1."""
+    """The pixel limits of masks of one size, and polygons by the number of pieces in a mask, from 1."""
 
     least: int
     most: int
@@ -46,16 +46,16 @@ class _Prepared:
 class RandomRegion:
     """Drops one to three shapes, each rotated, stretched, perhaps mirrored, and centred anywhere in the image.
 
-    Shapes take the image's aspect, and what reaches beyond the border is cut off. A mask that overlap and border leave below the
-    smallest share is drawn again, up to eight times; then it is a rectangle.
+    Shapes take the image's aspect, and their parts beyond the border are cut off. A mask that overlap and border leave below the
+    smallest fraction is drawn again, up to eight times; then a rectangle takes its place.
 
     Attributes:
-        max_fraction: largest share of the pixels that is dropped.
-        min_fraction: smallest share, rounded down to pixels; the areas of the shapes add up to at least the mean of both.
-        silhouettes: the shapes to paste.
+        max_fraction: largest fraction of the pixels that is dropped.
+        min_fraction: smallest fraction, rounded down to pixels; the areas of the shapes add up to at least the mean of both.
+        silhouettes: shapes to paste.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: a field is out of range; the message names it.
     """
 
     max_fraction: float = 0.25
@@ -103,8 +103,8 @@ class RandomRegion:
 
 
 def _deformations(first: NDArray[np.float64], second: NDArray[np.float64], stretch: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Matrices (n, 2, 2), row vectors on their left, of a rotation, an elongation that keeps the area, another rotation, and for every
-    second one a mirror image; from numbers in [0, 1), (n,).
+    """Matrices (n, 2, 2), for row vectors on their left: a rotation, an elongation that keeps the area, another rotation, and in every
+    second matrix a mirror image. The arguments are numbers in [0, 1), (n,).
     """
     long = np.exp(stretch * (log(_STRETCH) / 2))
     mirrored = np.where(np.arange(len(long)) % 2 == 1, -long, long)
@@ -120,7 +120,7 @@ def _deformations(first: NDArray[np.float64], second: NDArray[np.float64], stret
 
 
 def _polygons(silhouettes: list[Silhouette], deformations: NDArray[np.float64], areas: NDArray[np.float64]) -> list[Polygon]:
-    """Each shape deformed and scaled so that filling it covers about its number of pixels, (n,)."""
+    """Deforms and scales each shape so that filling it covers about its area in pixels, (n,)."""
     sizes = np.array([len(each.outline) for each in silhouettes])
     starts = np.cumsum(sizes) - sizes
     outline = np.concatenate([each.outline for each in silhouettes])

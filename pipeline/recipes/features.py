@@ -17,13 +17,13 @@ from pipeline import objective
 from pipeline.config import OptimiserConfig
 from pipeline.mapping import ConfigError
 from pipeline.masking import MaskConfig, mask_source
+from pipeline.masking.source import MaskSource
 from pipeline.model.discriminator import Discriminator
 from pipeline.model.encoder import proportion
 from pipeline.model.features_network import FeaturesNetwork
 from pipeline.recipes.adversarial import AdversarialPair, Distance, check_weights
 from pipeline.recipes.pixels import CAFFE_MEAN, PixelScale, columns, resized
 from pipeline.recipes.player import Networks, Views
-from pipeline.stream.loader import MaskSource
 
 IMAGE_SIZE = 227
 JUDGED_SIZE = 128  # side of the pictures that the discriminator sees, which is made for 64 or 128

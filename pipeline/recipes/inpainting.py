@@ -22,12 +22,12 @@ from pipeline import objective
 from pipeline.config import OptimiserConfig
 from pipeline.mapping import ConfigError
 from pipeline.masking import MaskConfig, mask_source
+from pipeline.masking.source import MaskSource
 from pipeline.model.discriminator import Discriminator
 from pipeline.model.inpainting_network import Generator
 from pipeline.recipes.adversarial import AdversarialPair, Distance, check_weights
 from pipeline.recipes.pixels import PixelScale, columns
 from pipeline.recipes.player import Collapse, Networks, Views
-from pipeline.stream.loader import MaskSource
 
 IMAGE_SIZE, PATCH = 128, 64
 SCALE = PixelScale((127.5, 127.5, 127.5), 127.5)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import OptimiserConfig
-from pipeline.stream.loader import MaskSource
+from pipeline.masking.source import MaskSource
 
 Views = Mapping[str, Tensor]
 Networks = Mapping[str, nn.Module]

@@ -1,4 +1,4 @@
-"""Which shards a node's part of an epoch holds, block by block: the order of `pipeline.stream.order`, without permuting a sample."""
+"""The shards that a node reads in an epoch, block by block: the order of `pipeline.stream.order`, without permuting a sample."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pipeline.stream.order import SampleOrder
 
 
 class Need(NamedTuple):
-    """That a lane's block holds samples of a shard: `rows` of them, `samples` of those in this node's batches (a mean
-    where nodes share the lane, or its end fills no batch)."""
+    """Samples of a shard in a lane's block: `rows` of them in all, and `samples` of those in this node's batches (a mean, if several nodes
+    read the lane or its end fills no batch)."""
 
     lane: int
     shard: int
@@ -24,8 +24,8 @@ class NodeBlocks:
     """The shards that a node's lanes hold, block by block.
 
     Args:
-        order: of the run.
-        part: the node's places of the global batch.
+        order: order of the run.
+        part: the node's slots of the global batch.
     """
 
     def __init__(self, order: SampleOrder, part: slice) -> None:
@@ -34,10 +34,10 @@ class NodeBlocks:
         self.count = -(-order.lane_length // order.shuffle_block)
         """Blocks of a lane."""
         self.named = (order.batches_per_epoch() - 1) * order.per_lane // order.shuffle_block + 1
-        """Blocks in which a batch begins: those that a rank names to its cache."""
+        """Blocks in which a batch begins, which are those that a rank names to its cache."""
         edges = [(max(part.start, lane * order.per_lane), min(part.stop, (lane + 1) * order.per_lane)) for lane in self.lanes]
-        self._share = np.array([(stop - start) / order.per_lane for start, stop in edges])
-        # One lane and one block are all shards in the order in which the epoch lays them end to end
+        self._fraction = np.array([(stop - start) / order.per_lane for start, stop in edges])
+        # with one lane and one block, the shards ahead are all shards in the order in which the epoch lays them end to end
         self._whole = SampleOrder(order.manifest, order.seed, order.global_batch_size, 1, max(1, order.manifest.total_samples))
         self._epoch = -1
         self._shards = self._ends = np.empty(0, np.int64)
@@ -50,7 +50,7 @@ class NodeBlocks:
             self._epoch = epoch
 
     def needs(self, epoch: int, first: int, last: int) -> Iterator[list[Need]]:
-        """What blocks `first` to `last` - 1 of an epoch hold, lane after lane; blocks past the end are the next epoch's."""
+        """The needs of blocks `first` to `last` - 1 of an epoch, lane after lane; blocks past the end are the next epoch's."""
         for number in range(first, last):
             yield self._block(epoch + number // self.count, number % self.count)
 
@@ -68,7 +68,7 @@ class NodeBlocks:
         lanes = row + self.lanes.start
         used = self.order.batches_per_epoch() * self.order.per_lane - number * size
         trained = min(1.0, max(0.0, used / min(size, length - number * size)))  # the end of a lane may fill no batch
-        samples = held * self._share[row] * trained
+        samples = held * self._fraction[row] * trained
         return [Need(*need) for need in zip(lanes.tolist(), shards.tolist(), held.tolist(), samples.tolist(), strict=True)]
 
     def shards_touched(self, epoch: int) -> int:
@@ -81,12 +81,12 @@ class NodeBlocks:
 
 
 def node_parts(order: SampleOrder, nodes: int, ranks_per_node: int) -> list[slice]:
-    """The ranks of the node that has most to read: the most lanes, then the most samples a batch."""
+    """The slices of the ranks of the busiest node: the one with the most lanes, then the most samples a batch."""
     world = nodes * ranks_per_node
 
     def weight(node: int) -> tuple[int, int]:
-        start, stop = order.share(node * ranks_per_node, world).start, order.share((node + 1) * ranks_per_node - 1, world).stop
+        start, stop = order.rank_slice(node * ranks_per_node, world).start, order.rank_slice((node + 1) * ranks_per_node - 1, world).stop
         return -(-stop // order.per_lane) - start // order.per_lane, stop - start
 
     busiest = max(range(nodes), key=weight)
-    return [order.share(busiest * ranks_per_node + rank, world) for rank in range(ranks_per_node)]
+    return [order.rank_slice(busiest * ranks_per_node + rank, world) for rank in range(ranks_per_node)]

@@ -1,4 +1,4 @@
-"""`python -m shards simulate`: options in, a table or JSON out."""
+"""The simulator's command line: options in, a table or JSON out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pipeline.simulation.settings import Setup, SimulationError, Subject, made_u
 
 _EXAMPLES = """examples:
   a data set that exists, with the latency and the bandwidth that its bucket gives this machine:
-    python -m shards simulate s3://bucket/imagenet-256 --measure --nodes 8 --global-batch 2048
+    python launch/simulate.py s3://bucket/imagenet-256 --measure --nodes 8 --global-batch 2048
   one that does not exist yet:
-    python -m shards simulate --samples 1e9 --shard-samples 10000 --sample-bytes 30000 --nodes 64 --global-batch 16384 --cache-gb 50
+    python launch/simulate.py --samples 1e9 --shard-samples 10000 --sample-bytes 30000 --nodes 64 --global-batch 16384 --cache-gb 50
 """
 
 
@@ -27,14 +27,14 @@ def run(arguments: Sequence[str], storage: Callable[[Sequence[str]], Mapping[str
     """Predicts a run and prints what it found.
 
     Args:
-        arguments: of the command line, after `simulate`.
-        storage: reads the KEY=VALUE pairs of --storage.
+        arguments: arguments of the command line.
+        storage: function that reads the KEY=VALUE pairs of --storage.
 
     Returns:
         The exit code.
 
     Raises:
-        ShardError: an option, or the data set, is not what it should be.
+        ShardError: an option is out of range, or the data set can't be read.
     """
     options = _parser().parse_args(arguments)
     given = {field.name: value for field in dataclasses.fields(Setup) if (value := getattr(options, field.name)) is not None}
@@ -69,7 +69,7 @@ def _subject(options: argparse.Namespace, storage: Mapping[str, str]) -> Subject
 
 
 def _number(text: str) -> float:
-    """An integer to its last digit, `1e9` as the integer that it is, and any other number as it is: `Setup` says which it needs."""
+    """Reads a number: integers to their last digit, `1e9` as an integer, other numbers as they are. `Setup` checks which it needs."""
     try:
         return int(text)
     except ValueError:
@@ -83,13 +83,13 @@ def _number(text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m shards simulate",
+        prog="python launch/simulate.py",
         description="predict what a run asks of its store, the cache it needs and how long its GPUs wait",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("url", metavar="URL", nargs="?", help="the folder of a data set, or its manifest.json")
-    parser.add_argument("--samples", type=_number, metavar="N", help="of a data set that does not exist yet; 1e9 is read")
+    parser.add_argument("--samples", type=_number, metavar="N", help="samples of a data set that does not exist yet; may be written as 1e9")
     parser.add_argument("--shard-samples", type=_number, metavar="N", help="samples of one of its shards")
     parser.add_argument("--sample-bytes", type=_number, metavar="BYTES", help="mean bytes of one of its pictures")
     parser.add_argument(
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="take latency and bandwidth, where they are not given, from the data set's bucket: some seconds, 256 MB at most",
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument(
         "--storage", action="append", default=[], metavar="KEY=VALUE", help="fsspec option of the store, as for build; repeatable"
     )

@@ -1,7 +1,8 @@
-"""What a run will ask of its store, how long its GPUs will wait and for what.
+"""The prediction of a run: its requests to the store, and how long its GPUs will wait and for which resource.
 
-A step takes as long as the slowest of what it needs, since the loader prepares batches while the GPU works. First the workload of the node
-that has most to read (`workload`), then its time under the limits of `Setup`. Times are estimates of steady rates; no queueing is modelled.
+A step takes as long as the slowest resource that it needs, because the loader prepares batches while the GPU works. First comes the
+workload of the busiest node (`workload`), then its time under the limits of `Setup`. Times are estimates from steady rates; no queueing is
+modelled.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pipeline.simulation.settings import Setup, SimulationError, Subject, index_
 from pipeline.simulation.workload import NodeReplay, Traffic, Walk
 from pipeline.stream.order import OrderError, SampleOrder
 
-_DOWNLOADS = 2  # shards that a rank's cache fetches at the same time
+_DOWNLOADS = 2  # shards that a rank's cache downloads at the same time
 _MOST_ORDERED = 20_000_000  # samples of the first blocks that are put in order for the first batch
 _MANIFEST_ROW = 190  # bytes of a shard in the manifest
 GPU = "the GPUs"
@@ -26,15 +27,15 @@ FIRST, LATER, NO_CACHE, IN_PLACE = "first epoch", "later epochs", "no cache", "i
 
 @dataclass(frozen=True)
 class Pace:
-    """An epoch of the node: what it reads, and the seconds a step spends on each resource.
+    """The speed of an epoch on the node: its traffic, and the seconds that a step spends on each resource.
 
     Attributes:
-        traffic: of the epoch.
-        seconds: a step, by resource; the largest is the step's.
-        bound: the resource that binds.
-        stall: share of the time in which the GPUs wait, from 0 to 1.
-        bytes_per_second: of the node, if the GPUs never waited.
-        requests_per_second: of all nodes, if the GPUs never waited.
+        traffic: traffic of the epoch.
+        seconds: seconds a step, by resource; the largest is the step's duration.
+        bound: name of the resource with the largest.
+        stall: fraction of the time in which the GPUs wait, from 0 to 1.
+        bytes_per_second: bytes that the node would read a second if the GPUs never waited.
+        requests_per_second: requests that all nodes would make a second if the GPUs never waited.
     """
 
     traffic: Traffic
@@ -46,13 +47,13 @@ class Pace:
 
     @property
     def step(self) -> float:
-        """Seconds of a step."""
+        """Duration of a step in seconds."""
         return self.seconds[self.bound]
 
 
 @dataclass(frozen=True)
 class FirstBatch:
-    """Seconds from the start of an empty node to its first batch: with ranges, as the loader does, and if it waited for whole shards."""
+    """Seconds from the start of an empty node to its first batch: by ranges, as the loader reads it, and by whole shards instead."""
 
     ranged: float
     whole_shards: float
@@ -61,14 +62,14 @@ class FirstBatch:
 
 @dataclass(frozen=True)
 class Preemption:
-    """What a kill every so often costs.
+    """The cost of regular kills.
 
     Attributes:
-        lost_steps: since the last checkpoint, on average.
-        seconds: of a kill: steps done again, the restart and the first batch.
-        throughput: share of the time that is lost, from 0 to 1; 1 where no next checkpoint is ever reached.
-        bytes: that a node reads again after a kill.
-        traffic: those, as a share of what it reads between two kills.
+        lost_steps: mean number of steps since the last checkpoint.
+        seconds: seconds that a kill costs: steps done again, the restart and the first batch.
+        throughput: fraction of the time that is lost, from 0 to 1; 1 if the next checkpoint is never reached.
+        bytes: bytes that a node reads again after a kill.
+        traffic: those bytes as a fraction of all that the node reads between two kills.
     """
 
     lost_steps: float
@@ -80,8 +81,8 @@ class Preemption:
 
 @dataclass(frozen=True)
 class Prediction:
-    """All that `simulate` finds out. Bytes, samples, seconds; `paces` by name: `first epoch`, `later epochs`, `no cache`;
-    `in place` alone for shards in a folder of this machine."""
+    """The results of `simulate`, in bytes, samples and seconds. `paces` are named `first epoch`, `later epochs` and `no cache`; for
+    shards in a folder of this machine there is `in place` alone."""
 
     setup: Setup
     subject: Subject
@@ -99,7 +100,7 @@ class Prediction:
 
     @property
     def cached(self) -> bool:
-        """Whether there is a cache; shards that lie on this machine get none."""
+        """True if there is a cache; shards on this machine get none."""
         return self.setup.cache_gb > 0 and not self.subject.local
 
     @property
@@ -109,7 +110,7 @@ class Prediction:
 
     @property
     def cache_needed(self) -> int:
-        """Bytes of the largest working set that was seen; 0 where shards are read in place."""
+        """Bytes of the largest working set that was seen; 0 for shards that are read in place."""
         return 0 if self.subject.local else max(self.walk.working_sets)
 
 
@@ -117,7 +118,7 @@ def simulate(subject: Subject, setup: Setup) -> Prediction:
     """Predicts a run.
 
     Raises:
-        SimulationError: the data set has less than a batch, or more bytes than 62 bits count.
+        SimulationError: the data set holds less than a batch, or more bytes than 62 bits can count.
     """
     total = subject.manifest.total_samples
     if subject.manifest.total_bytes >= 2**62:
@@ -138,7 +139,7 @@ def _simulated(subject: Subject, setup: Setup) -> Prediction:
     walk = replay.run(setup.epochs)
     bare_walk = NodeReplay(subject, order, ranks, None).run(1) if cached else walk
     clock = _Clock(setup, order, ranks)
-    # of a folder on this machine nothing is asked of a store
+    # shards in a folder of this machine ask nothing of a store
     bare = clock.pace(Traffic(samples=bare_walk.epochs[0].samples) if subject.local else bare_walk.epochs[0])
     paces = {}
     if cached:
@@ -175,7 +176,7 @@ class _Clock:
     def __init__(self, setup: Setup, order: SampleOrder, ranks: list[slice]) -> None:
         self.setup, self.order, self.ranks = setup, order, ranks
         self.rank_samples = -(-order.global_batch_size // setup.world_size)
-        """Samples a step of the rank that has most: the others wait for it."""
+        """Samples a step of the rank with the most, which the others wait for."""
         self.node_samples = ranks[-1].stop - ranks[0].start
         self.bandwidth = setup.bandwidth * 1e6
         if setup.store_bandwidth:
@@ -207,7 +208,7 @@ class _Clock:
         return Pace(traffic, seconds, bound, 1 - gpu / seconds[bound], volume / gpu, requests * setup.nodes / gpu)
 
     def with_cold_reads(self, walk: Walk, traffic: Traffic, bare: Pace) -> Traffic:
-        """Adds what is read by ranges from the first block before its shards have arrived."""
+        """Adds the samples of the first block that are read by ranges before its shards have arrived."""
         cold = bare.traffic.scaled(self.cold_samples(walk, bare))
         ranged = traffic.ranged + cold.ranged
         return replace(traffic, ranged=ranged, ranges=traffic.ranges + cold.ranges, ranged_bytes=traffic.ranged_bytes + cold.ranged_bytes)
@@ -215,7 +216,7 @@ class _Clock:
     def cold_samples(self, walk: Walk, bare: Pace) -> float:
         """Samples of an empty node's first block that are read before their shard is there.
 
-        They are spread evenly over the block; the batches that the loader prepares ahead are read before the
+        These samples are spread evenly over the block; the batches that the loader prepares ahead are read before the
         first download begins.
         """
         steps = min(self.order.shuffle_block, self.order.lane_length) / self.order.per_lane
@@ -227,7 +228,7 @@ class _Clock:
         return cold
 
     def first_batch(self, bare: Traffic, local: bool) -> FirstBatch:
-        """The first batch of an empty node: nothing else is read before it is there."""
+        """The first batch of an empty node, which reads nothing else before it."""
         setup, manifest, latency = self.setup, self.order.manifest, self.setup.latency / 1e3
         node = slice(self.ranks[0].start, self.ranks[-1].stop)
         if min(self.order.shuffle_block, self.order.lane_length) * self.order.lanes > _MOST_ORDERED:
@@ -251,7 +252,7 @@ class _Clock:
         return FirstBatch(opened + ranged, opened + whole, len(shards))
 
     def preemption(self, prediction: Prediction) -> Preemption:
-        """A kill without warning at any moment between two checkpoints, and an empty node after it."""
+        """The cost of a kill without warning at any moment between two checkpoints, with an empty node after it."""
         setup, pace = self.setup, prediction.now
         between = setup.preemption_minutes * 60
         saved = setup.checkpoint_steps * pace.step

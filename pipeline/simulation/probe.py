@@ -1,6 +1,6 @@
 """Latency and bandwidth of the bucket itself, read as training reads it: ranges of the data set's own shards.
 
-Bounded by time and bytes, and short: it says what one machine gets at this moment, not what many get together.
+The measurement is short, and bounded in time and bytes. It says what one machine gets at this moment, not what many get together.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _STALL_SECONDS, _RETRIES = 10.0, 2
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a store gave.
+    """The speed of a store.
 
     Attributes:
         latency: median milliseconds of a small ranged read.
-        latency_p95: its 95th percentile.
-        reads: of which.
+        latency_p95: 95th percentile of those reads, in milliseconds.
+        reads: number of those reads.
         bandwidth: MB/s (10^6 bytes) of `threads` requests at the same time.
         connection_bandwidth: MB/s of one request alone.
-        threads: that read at the same time.
-        bytes: that were read in all.
-        retries: requests that had to be asked again.
+        threads: threads that read at the same time.
+        bytes: bytes that were read in all.
+        retries: requests that had to be repeated.
     """
 
     latency: float
@@ -63,9 +63,9 @@ def measure(manifest: Manifest, options: Options | None = None, connections: int
     """Reads small ranges one after another, then large ones alone and together; at most 8 seconds or so and 256 MB.
 
     Args:
-        manifest: whose shards are read.
+        manifest: manifest of the shards to read.
         options: fsspec options of the store.
-        connections: requests at the same time, at most 16.
+        connections: most requests at the same time; more than 16 count as 16.
 
     Raises:
         StoreError: a shard can't be read.
@@ -97,7 +97,7 @@ def measure(manifest: Manifest, options: Options | None = None, connections: int
 
 
 def _latencies(reader: ResumingReader, records: list[ShardRecord]) -> list[float]:
-    """Seconds of each small read but the first, which opens the connection."""
+    """Seconds of each small read except the first one, which opens the connection."""
     times: list[float] = []
     end = time.monotonic() + _LATENCY_SECONDS
     for number, record in enumerate(itertools.islice(itertools.cycle(records), _LATENCY_READS + 1)):
@@ -111,7 +111,7 @@ def _latencies(reader: ResumingReader, records: list[ShardRecord]) -> list[float
 
 
 def _rate(reader: ResumingReader, records: list[ShardRecord], threads: int, seconds: float, most: int) -> float:
-    """Bytes a second of large ranges read by so many threads."""
+    """Bytes a second that a number of threads get from large ranges."""
     lock = threading.Lock()
     ranges = _ranges(records)
     read = 0

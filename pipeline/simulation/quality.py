@@ -1,6 +1,7 @@
-"""How well the order shuffles: what a batch draws from, and how often neighbours of a shard stay together.
+"""The quality of the shuffle: how many shards a batch draws from, and how often neighbours of a shard stay together.
 
-Counted in real batches of the real order where permuting their blocks is cheap; the expectation over all permutations of a block otherwise.
+Real batches of the real order are counted if permuting their blocks is cheap; otherwise the figures are expectations over all permutations
+of a block.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pipeline.simulation.blocks import NodeBlocks
 from pipeline.stream.order import SampleOrder
 
 PERMUTED = 8_000_000
-"""Most samples that are permuted in order to count batches."""
-_MOST_BATCHES, _WHOLE_EPOCH = 64, 2000  # batches that are counted, of a long epoch and of a short one
+"""Most samples that are permuted to count batches."""
+_MOST_BATCHES, _WHOLE_EPOCH = 64, 2000  # most batches that are counted in a long epoch; most batches of an epoch that is counted whole
 _EXPECTED_BLOCKS = 4
 
 
@@ -28,11 +29,11 @@ class Quality:
         shards_per_batch: least, mean and most different shards that a global batch draws from.
         perfect_shards_per_batch: the mean of a perfect shuffle.
         meeting: probability that two samples of a shard are in the same batch.
-        perfect_meeting: the same for a perfect shuffle, of which the end fills no batch either.
-        moved: mean distance, in samples of the lane, from where shards laid end to end put a sample to where the block's shuffle does.
+        perfect_meeting: the same for a perfect shuffle, whose end fills no batch either.
+        moved: mean distance that the shuffle of a block moves a sample, in samples of the lane.
         perfect_moved: the same for a perfect shuffle of the data set.
-        batches: that were counted; 0 where the figures are expectations.
-        exact: every batch of the epoch was counted.
+        batches: batches that were counted; 0 if the figures are expectations.
+        exact: True if every batch of the epoch was counted.
     """
 
     shards_per_batch: tuple[float, float, float]
@@ -70,7 +71,8 @@ def quality(order: SampleOrder) -> Quality:
         mean, meetings = _expected(order)
         spread = (mean, mean, mean)
     sizes, alike = np.unique(counts, return_counts=True)
-    kept = batches * batch / total  # that a sample is in any batch; the other one is in the same with (batch - 1) / (total - 1)
+    # probability that a sample is in a batch at all; another one is then in the same batch with (batch - 1) / (total - 1)
+    kept = batches * batch / total
     return Quality(
         spread,
         sum(often * (1 - missed(total, int(size), batch)) for size, often in zip(sizes.tolist(), alike.tolist(), strict=True)),
@@ -84,7 +86,7 @@ def quality(order: SampleOrder) -> Quality:
 
 
 def missed(total: int, held: int, drawn: int) -> float:
-    """Probability that `drawn` of `total` samples, without putting back, are none of the `held` ones."""
+    """Probability that `drawn` of `total` samples, drawn without replacement, contain none of the `held` ones."""
     if drawn > total - held:
         return 0.0
     logarithm = (
@@ -94,7 +96,7 @@ def missed(total: int, held: int, drawn: int) -> float:
 
 
 def _expected(order: SampleOrder) -> tuple[float, float]:
-    """Expected shards of a batch, and pairs (ordered) of the same shard in it, over the permutations of a block's samples."""
+    """Expected shards of a batch, and expected ordered pairs of one shard in it, over the permutations of a block's samples."""
     blocks = NodeBlocks(order, slice(0, order.global_batch_size))
     drawn = order.per_lane
     different = met = 0.0

@@ -1,6 +1,6 @@
-"""Samples that are read as ranges: how many requests and bytes they take when neighbours are joined, as `pipeline.stream.read.fetch` does.
+"""The requests and bytes of samples that are read as ranges, neighbours joined as `pipeline.stream.read.fetch` joins them.
 
-Expectations over the shuffle of a block: a batch draws m of a block's L consecutive samples at random.
+All figures are expectations over the shuffle of a block: a batch draws m of a block's L consecutive samples at random.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class JoinedRanges:
 
     Args:
         block: samples that are shuffled together.
-        drawn: of them that a rank takes for a batch.
+        drawn: samples of the block that a rank takes for a batch.
         stride: mean bytes from a sample to the next in its shard.
         picture: mean bytes of a picture.
     """
@@ -25,7 +25,7 @@ class JoinedRanges:
         most = joined_gap(picture)
         farthest = min(1 + int((most - space) / stride), block - 1) if space <= most and min(block, drawn) > 1 else 0
         distance = np.arange(1, farthest + 1, dtype=np.float64)
-        # that a sample, and the one at this distance, are drawn and none in between
+        # probability that a sample and the one at this distance are drawn, and none in between
         shrink = np.maximum(block - drawn - distance[:-1] + 1, 0.0) / np.maximum(block - distance[:-1] - 1, 1.0)
         chance = np.cumprod(np.concatenate([[drawn * (drawn - 1) / (block * (block - 1))], shrink])) if farthest else np.empty(0)
         gap = (distance - 1) * stride + space
@@ -35,7 +35,11 @@ class JoinedRanges:
         self._farthest = farthest
 
     def joined(self, rows: int) -> tuple[float, float]:
-        """For a shard with so many of the block's samples: the requests that joining saves in a batch, and the bytes in between."""
+        """The requests that joining saves in a batch, and the bytes that it reads in between.
+
+        Args:
+            rows: samples of the block in one shard.
+        """
         reach = min(self._farthest, max(rows - 1, 0))
         joins, far, gaps, far_gaps = (float(part[reach]) for part in self._sums)
         return rows * joins - far, rows * gaps - far_gaps

@@ -20,7 +20,7 @@ _NOT_MODELLED = "data.tail: pad (the end of an epoch is taken to be left out, as
 
 
 def as_text(found: Prediction, measured: Measurement | None = None, kept: Sequence[str] = ()) -> str:
-    """For people; `kept` names the figures that were given and so not taken from what was measured."""
+    """The prediction as text for people; `kept` names the figures that were given and therefore not taken from the measurement."""
     setup, manifest = found.setup, found.subject.manifest
     lines = [
         found.subject.name,
@@ -52,7 +52,7 @@ def _limits(found: Prediction) -> str:
     setup = found.setup
     if found.subject.local:
         manifest = found.subject.manifest
-        samples, volume = manifest.total_samples, manifest.total_bytes * found.subject.picture_share
+        samples, volume = manifest.total_samples, manifest.total_bytes * found.subject.picture_fraction
         return (
             "none. The tars lie on this machine and are read in place: no downloads, no cache, no limits of a store. For the same data "
             f"set in a bucket give, instead of the folder, --samples {samples} --shard-samples {-(-samples // len(manifest.records))} "
@@ -75,8 +75,8 @@ def _rates(found: Prediction) -> str:
 def _measured(measured: Measurement | None, kept: Sequence[str]) -> list[str]:
     if measured is None:
         return []
-    over = [f"  given, so not taken from what was measured: {', '.join(map(option, kept))}"] if kept else []
-    again = f", {measured.retries} asked again" if measured.retries else ""
+    over = [f"  given, so not taken from the measurement: {', '.join(map(option, kept))}"] if kept else []
+    again = f", {measured.retries} repeated" if measured.retries else ""
     return [
         f"  measured: latency {measured.latency:.1f} ms, 95th percentile {measured.latency_p95:.1f} ms ({measured.reads} reads); "
         f"{measured.bandwidth:,.0f} MB/s by {measured.threads} requests at a time, {measured.connection_bandwidth:,.0f} MB/s by one "
@@ -156,7 +156,7 @@ def _preemption(found: Prediction) -> list[str]:
 
 
 def advice(found: Prediction) -> list[str]:
-    """What to do first, in at most two sentences."""
+    """Advice for the most urgent problems, in at most two sentences."""
     setup, pace = found.setup, found.now
     enough = max(1, math.ceil(found.cache_needed * 1.1 / 1e9)) if found.cache_needed > 5e8 else math.ceil(found.cache_needed * 11e-8) / 100
     said: list[str] = []
@@ -173,8 +173,8 @@ def advice(found: Prediction) -> list[str]:
     if pace.stall > 0.005 and not (said and found.cached and "cache-gb" in said[-1]):
         said.append(_remedy(found, pace, enough))
     if found.preemption is not None and _COSTLY < found.preemption.throughput < 1:
-        share = found.preemption.lost_steps * pace.step / found.preemption.seconds
-        what = "lower --checkpoint-steps" if share > 0.5 else "make the restart faster (--restart-seconds)"
+        repeated = found.preemption.lost_steps * pace.step / found.preemption.seconds
+        what = "lower --checkpoint-steps" if repeated > 0.5 else "make the restart faster (--restart-seconds)"
         said.append(f"kills cost {100 * found.preemption.throughput:.0f} % of throughput: {what}.")
     if found.quality.shards_per_batch[1] < min(_FEW_SHARDS, found.quality.perfect_shards_per_batch / 2):
         said.append(f"a batch draws from {found.quality.shards_per_batch[1]:.1f} shards only: raise --lanes or --shuffle-block.")
@@ -211,7 +211,7 @@ def _exact(found: Prediction) -> str:
 def _estimated(found: Prediction) -> str:
     parts = [
         "how many neighbours a range joins",
-        f"bytes of pictures ({100 * found.subject.picture_share:.1f} % of a shard; {found.subject.picture_source})",
+        f"bytes of pictures ({100 * found.subject.picture_fraction:.1f} % of a shard; {found.subject.picture_source})",
     ]
     if found.cached:
         parts.append("samples read before their shard arrives, at the start and after a kill")
@@ -251,7 +251,7 @@ def _seconds(value: float) -> str:
 
 
 def as_mapping(found: Prediction, measured: Measurement | None = None, kept: Sequence[str] = ()) -> dict[str, Any]:
-    """For programs: plain numbers, in bytes, seconds, samples and shares from 0 to 1. `kept` as for `as_text`."""
+    """The prediction as plain numbers for programs: bytes, seconds, samples, and fractions from 0 to 1. `kept` is that of `as_text`."""
     sets = found.walk.working_sets
 
     def of(pace: Pace) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def as_mapping(found: Prediction, measured: Measurement | None = None, kept: Seq
             "samples": manifest.total_samples,
             "shards": len(manifest.records),
             "bytes": manifest.total_bytes,
-            "picture_share": found.subject.picture_share,
+            "picture_share": found.subject.picture_fraction,
             "read_in_place": found.subject.local,
         },
         "setup": dataclasses.asdict(found.setup),

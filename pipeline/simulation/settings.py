@@ -1,6 +1,6 @@
-"""What a simulation is told: the cluster, the store and the training, each figure with its unit; and the data set it is about.
+"""The settings of a simulation: cluster, store and training, each figure with its unit, and the data set.
 
-The fields of `Setup` are the options of `python -m shards simulate`; their text is its `--help`.
+The fields of `Setup` are the options of the command line, and their texts are its `--help`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _TAR_MEMBERS = 3  # picture, label and note, each with a header
 _TAR_END = 10_240
 _MOST_SHARDS = 2_000_000
 _INDEXES_READ = 8
-_MOST = 2**53 - 1  # up to which a float holds every integer
-_MOST_BYTES = 2**62  # that sums of int64 hold with room to spare
-_LEAST = 1e-9  # above 0: what is less makes times that no float holds
+_MOST = 2**53 - 1  # largest number up to which a float holds every integer
+_MOST_BYTES = 2**62  # sums of int64 hold them with room to spare
+_LEAST = 1e-9  # smallest figure above 0: a smaller one makes times that no float holds
 
 
 class SimulationError(ShardError):
-    """A figure that a cluster, a store or a data set can't have. Names the option."""
+    """A figure that a cluster, a store or a data set can't have. The message names the option."""
 
 
 def _option(default: float, unit: str, text: str, none: str = "", least: float = 0.0, most: float = _MOST) -> Any:
@@ -54,29 +54,31 @@ class Setup:
     shuffle_block: int = _option(
         _DATA.shuffle_block, "SAMPLES", "data.shuffle_block: samples that are shuffled together in a lane", least=1
     )
-    seed: int = _option(0, "N", "of the order", most=2**63 - 1)
+    seed: int = _option(0, "N", "seed of the order", most=2**63 - 1)
     epochs: int = _option(3, "N", "passes over the data set", least=1)
     ready_batches: int = _option(_DATA.ready_batches, "N", "data.ready_batches: batches that a rank prepares ahead", least=1)
     cache_gb: float = _option(
-        _DATA.cache_gb, "GB", "data.cache_gb: what a node's cache may hold, in 10^9 bytes", "no cache, samples are read as ranges", most=4e9
+        _DATA.cache_gb, "GB", "data.cache_gb: most bytes in a node's cache, in 10^9", "no cache, samples are read as ranges", most=4e9
     )
-    bandwidth: float = _option(1000.0, "MB/s", "from the store to one node, in 10^6 bytes a second", least=1e-6)
-    store_bandwidth: float = _option(0.0, "MB/s", "from the store to all nodes together", "no limit")
-    connection_bandwidth: float = _option(0.0, "MB/s", "of a single request", "no limit but the node's")
-    latency: float = _option(30.0, "MS", "from a request to its first byte, in milliseconds", "none")
+    bandwidth: float = _option(1000.0, "MB/s", "bandwidth from the store to one node, in 10^6 bytes a second", least=1e-6)
+    store_bandwidth: float = _option(0.0, "MB/s", "bandwidth from the store to all nodes together", "no limit")
+    connection_bandwidth: float = _option(0.0, "MB/s", "bandwidth of a single request", "no limit but the node's")
+    latency: float = _option(30.0, "MS", "time from a request to its first byte, in milliseconds", "none")
     requests_per_second: float = _option(5500.0, "N/s", "requests of all nodes that the store (or its prefix) answers a second", "no limit")
     connections: int = _option(_DATA.requests, "N", "data.requests: ranges that a rank has under way at the same time", least=1)
-    images_per_second: float = _option(1000.0, "N/s", "a rank trains on when it never waits", least=1e-6)
+    images_per_second: float = _option(1000.0, "N/s", "images a second that a rank trains on when it never waits", least=1e-6)
     decode_rate: float = _option(0.0, "N/s", "images a second that the threads of a rank can decode", "not a limit")
-    preemption_minutes: float = _option(0.0, "MIN", "a kill without warning every so many minutes, to go on with an empty cache", "none")
-    restart_seconds: float = _option(120.0, "S", "from a kill until the ranks ask for their first batch", "none")
+    preemption_minutes: float = _option(
+        0.0, "MIN", "minutes between two kills without warning, after which a node goes on with an empty cache", "none"
+    )
+    restart_seconds: float = _option(120.0, "S", "time from a kill until the ranks ask for their first batch", "none")
     checkpoint_steps: int = _option(CheckpointConfig().every, "STEPS", "checkpoint.every: steps between two checkpoints", least=1)
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
             value, least, most = getattr(self, entry.name), entry.metadata["least"], entry.metadata["most"]
             wanted = ""
-            if not value <= most:  # and what is no number
+            if not value <= most:  # NaN too
                 wanted = f"{most:,.16g} or less" if isinstance(most, float) else f"{most:,} or less"
             elif value < least:
                 wanted = "a number above 0" if 0 < least < 1 else f"{least:g} or more"
@@ -104,7 +106,7 @@ def option(name: str) -> str:
 
 
 def _shown(value: float) -> str:
-    """A figure for a message, however large."""
+    """A figure for a message; the digits of a very large one are left out."""
     if not isinstance(value, int):
         return f"{value:g}"
     return f"{value}" if abs(value) <= 2**64 else "of more than 19 digits"
@@ -115,46 +117,47 @@ class Subject:
     """The data set that a simulation is about.
 
     Attributes:
-        manifest: its shards; made up where there is no data set yet.
-        name: for people, without credentials.
-        picture_share: bytes of pictures in a byte of shard; the rest is tar headers, labels and notes.
-        picture_source: where that figure comes from.
-        local: its shards lie in a folder of this machine, where training reads them in place.
+        manifest: manifest of the data set; made up if there is no data set yet.
+        name: name of the data set for people, without credentials.
+        picture_fraction: fraction of a shard's bytes that are pictures; the rest is tar headers, labels and notes.
+        picture_source: origin of that figure.
+        local: True for shards in a folder of this machine, where training reads them in place.
     """
 
     manifest: Manifest
     name: str
-    picture_share: float
+    picture_fraction: float
     picture_source: str
     local: bool = False
 
 
 def stored(url: str, options: Options | None = None) -> Subject:
-    """A data set that exists. Reads its manifest and at most 8 indexes.
+    """Reads the manifest of a data set that exists, and at most 8 of its indexes.
 
     Raises:
-        StoreError, ManifestMismatch: it can't be read, or is damaged.
+        StoreError, ManifestMismatch: the data set can't be read, or is damaged.
     """
     manifest = manifests.load(url, options)
     store = Store(manifest.url, options)
     filled = np.flatnonzero(manifest.sample_counts)
     chosen = filled[np.unique(np.linspace(0, len(filled) - 1, _INDEXES_READ).astype(int))]
     pictures = sum(int(manifest.read_index(store, shard).rows["length"].sum(dtype=np.int64)) for shard in chosen.tolist())
-    share = pictures / sum(manifest.records[shard].size for shard in chosen.tolist())
+    fraction = pictures / sum(manifest.records[shard].size for shard in chosen.tolist())
     source = f"indexes of {len(chosen)} of {len(filled)} shards"
-    return Subject(manifest, store.describe(), share, source, Store(manifest.shards_url, options).local is not None)
+    return Subject(manifest, store.describe(), fraction, source, Store(manifest.shards_url, options).local is not None)
 
 
 def made_up(samples: float, shard_samples: float, sample_bytes: float) -> Subject:
-    """A data set that does not exist yet: equal shards as `python -m shards build` writes them.
+    """Makes up a data set that does not exist yet: equal shards, as `python -m shards build` writes them.
 
     Args:
-        samples: of the data set.
-        shard_samples: of a shard; the last one holds the rest.
+        samples: samples of the data set.
+        shard_samples: samples of a shard; the last one holds the rest.
         sample_bytes: mean bytes of a picture.
 
     Raises:
-        SimulationError: not whole numbers from 1 up, too many shards to hold in memory, or too many bytes to count in 62 bits.
+        SimulationError: a figure is not a whole number from 1 up, or there are too many shards to hold in memory, or more bytes than 62
+            bits can count.
     """
     for name, value in (("samples", samples), ("shard_samples", shard_samples), ("sample_bytes", sample_bytes)):
         if not 1 <= value <= _MOST or value != int(value):

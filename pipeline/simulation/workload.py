@@ -1,10 +1,9 @@
-"""What one node reads in an epoch, block by block: which shards, how often, how many bytes, and what its cache makes of it.
+"""The reads of one node in an epoch, block by block: which shards, how often, how many bytes, and which of them its cache serves.
 
-The unit of time is a block of the order (`data.shuffle_block` samples of every lane), since that is when a rank names the shards of this
-block and the next to its cache. The cache is replayed by the rules
-of `pipeline.stream.read.cache`: what is named is claimed, what is not may
-be evicted in the order in which it was claimed, a shard that finds no room is tried again with the next block and read sample by sample
-meanwhile. What the replay leaves out is time: downloads are taken to be done by the end of the block that named them.
+The unit of time is a block of the order (`data.shuffle_block` samples of every lane), because at its beginning a rank names the shards of
+this block and the next to its cache. The cache is replayed by the rules of `pipeline.stream.read.cache`: shards that are named are claimed;
+the others may be evicted, in the order in which they were claimed; a shard that finds no room is tried again with the next block, and its
+samples are read as ranges meanwhile. The replay leaves out time: downloads are taken to be done by the end of the block that named them.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from pipeline.stream.read.fetch import LONGEST_RUN
 from pipeline.stream.read.samples import INDEX_BUDGET
 
 LANE_BLOCKS = 80_000
-"""Most lane blocks and shards that a replay looks at; a longer epoch is sampled."""
+"""Most lane blocks and shards that a replay goes through; a longer epoch is sampled."""
 _WINDOW, _WARM_UP = 16, 3  # blocks of a window of a sampled epoch, the first of which are not counted
 
 
 @dataclass
 class Traffic:
-    """What a node asks the store for. Sums over the blocks that were counted.
+    """The requests of a node to the store, summed over the blocks that were counted.
 
     Attributes:
-        samples: trained on.
-        downloads, download_bytes: of whole shards.
+        samples: samples that are trained on.
+        downloads, download_bytes: downloads of whole shards, and their bytes.
         again: downloads of a shard that the node had already downloaded in the same epoch.
-        ranged: samples that are read by ranges, since their shard is not in the cache.
-        ranges, ranged_bytes: requests for them, neighbours joined, and their bytes.
-        indexes, index_bytes: of shards, by all ranks.
+        ranged: samples that are read by ranges, because their shard is not in the cache.
+        ranges, ranged_bytes: requests for those samples, neighbours joined, and their bytes.
+        indexes, index_bytes: indexes that all ranks of the node read, and their bytes.
     """
 
     samples: float = 0.0
@@ -52,16 +51,16 @@ class Traffic:
 
     @property
     def requests(self) -> float:
-        """One a whole shard, a run of joined samples or an index."""
+        """Requests in all: one for a whole shard, a run of joined samples or an index."""
         return self.downloads + self.ranges + self.indexes
 
     @property
     def bytes(self) -> float:
-        """Of all requests."""
+        """Bytes of all requests."""
         return self.download_bytes + self.ranged_bytes + self.index_bytes
 
     def scaled(self, samples: float) -> Traffic:
-        """The same per sample, for so many samples."""
+        """The same traffic per sample, for another number of samples."""
         factor = samples / self.samples if self.samples else 0.0
         return Traffic(*(value * factor for value in vars(self).values()))
 
@@ -72,11 +71,11 @@ class Walk:
 
     Attributes:
         epochs: traffic of the epochs that were replayed, the first from an empty cache.
-        exact: every block was replayed; otherwise windows of them were, and cache hits from an epoch to the next are left out.
+        exact: True if every block was replayed; otherwise windows of blocks were, without cache hits from one epoch to the next.
         working_sets: bytes of the shards of a block and the next, at each replayed moment.
         cold: (bytes, samples of the first block) of each shard that an empty cache downloads first, in that order.
         index_need: most bytes of indexes that a rank has in use.
-        lane_blocks: how many were looked at.
+        lane_blocks: lane blocks that were replayed.
     """
 
     epochs: list[Traffic]
@@ -91,11 +90,11 @@ class NodeReplay:
     """Replays the blocks of one node with a cache of `budget` bytes; None is no cache.
 
     Args:
-        subject: the data set.
-        order: of the run.
-        ranks: the node's ranks, as their places of the global batch.
-        budget: bytes that the node's cache holds.
-        ready_batches: that are begun before a shard that finds room late has arrived.
+        subject: data set of the run.
+        order: order of the run.
+        ranks: slices of the global batch of the node's ranks.
+        budget: most bytes in the node's cache.
+        ready_batches: batches that are begun before a shard that finds room late has arrived.
     """
 
     def __init__(self, subject: Subject, order: SampleOrder, ranks: list[slice], budget: int | None, ready_batches: int = 0) -> None:
@@ -105,29 +104,30 @@ class NodeReplay:
         self.order = order
         self.budget = budget
         block = min(order.shuffle_block, order.lane_length)
-        self._too_early = min(1.0, ready_batches * order.per_lane / block)  # share of a block
+        self._too_early = min(1.0, ready_batches * order.per_lane / block)  # fraction of a block
         self.sizes = np.fromiter((record.size for record in order.manifest.records), np.int64, len(order.manifest.records))
-        self.per_sample = self.sizes * subject.picture_share / np.maximum(order.manifest.sample_counts, 1)
+        self.per_sample = self.sizes * subject.picture_fraction / np.maximum(order.manifest.sample_counts, 1)
         self._lane_ranges = [range(rank.start // order.per_lane, -(-rank.stop // order.per_lane)) for rank in ranks]
-        self._drawn = self._node_samples / sum(len(lanes) for lanes in self._lane_ranges)  # a rank takes of a lane for a batch, on average
+        # mean number of samples that a rank takes of a lane for a batch
+        self._drawn = self._node_samples / sum(len(lanes) for lanes in self._lane_ranges)
         self._joined: dict[int, JoinedRanges] = {}
         self._subject = subject
-        different, places = np.unique(order.manifest.sample_counts, return_inverse=True)
-        self._index_sizes = np.array([index_bytes(int(count)) for count in different], np.int64)[places].tolist()
+        different, numbers = np.unique(order.manifest.sample_counts, return_inverse=True)
+        self._index_sizes = np.array([index_bytes(int(count)) for count in different], np.int64)[numbers].tolist()
         self._forget()
 
     def _forget(self) -> None:
-        """An empty node."""
+        """Begins again with an empty node."""
         self._held: dict[int, int] = {}  # shard: when it was claimed
         self._used = self._clock = 0
         self._needed: dict[int, None] = {}
-        self._free: list[tuple[int, int]] = []  # heap of (claimed, shard) that may be evicted; stale where no longer true
+        self._free: list[tuple[int, int]] = []  # heap of (claimed, shard) that may be evicted; stale entries are skipped
         self._seen: set[int] = set()
         self._indexes: list[OrderedDict[int, int]] = [OrderedDict() for _ in self.ranks]
         self._index_used = [0] * len(self.ranks)
 
     def run(self, epochs: int) -> Walk:
-        """Replays up to `epochs` epochs, all their blocks where `LANE_BLOCKS` allows, windows of one epoch otherwise."""
+        """Replays up to `epochs` epochs: all their blocks if `LANE_BLOCKS` allows, otherwise windows of one epoch."""
         count, lanes = self.blocks.named, len(self.blocks.lanes)
         whole = min(epochs, max(LANE_BLOCKS // (count * lanes + self.blocks.shards_touched(0)), count <= _WINDOW))
         walk = Walk([], exact=whole >= 1)
@@ -168,11 +168,11 @@ class NodeReplay:
             walk.index_need = max(walk.index_need, self._load_indexes(now, traffic))
             now = ahead
         if last == self.blocks.named < self.blocks.count:
-            self._read(now, traffic, set())  # what batches that began in the block before take of the rest
+            self._read(now, traffic, set())  # the rest goes to batches that began in the block before
         return traffic
 
     def _name(self, named: dict[int, None], traffic: Traffic, budget: int) -> set[int]:
-        """What `ShardCache.prefetch` and the downloads that follow it do; returns what is downloaded."""
+        """Replays `ShardCache.prefetch` and the downloads that follow it; returns the downloaded shards."""
         fresh: set[int] = set()
         for shard in self._needed.keys() - named.keys():
             if shard in self._held:
@@ -215,7 +215,7 @@ class NodeReplay:
             if not samples or not part:
                 continue
             saved, between = self._joins(length[lane]).joined(rows)
-            drawings = trained[lane] / self._drawn  # times that a rank takes its samples of a batch from the block
+            drawings = trained[lane] / self._drawn  # how often a rank takes its samples of a batch from the block
             volume = samples * float(self.per_sample[shard]) + drawings * between
             traffic.ranged += part * samples
             traffic.ranges += part * max(samples - drawings * saved, volume / LONGEST_RUN)
@@ -226,22 +226,22 @@ class NodeReplay:
         if found is None:
             stride = self.order.manifest.total_bytes / self.order.manifest.total_samples
             found = self._joined[length] = JoinedRanges(
-                length, min(round(self._drawn), length), stride, stride * self._subject.picture_share
+                length, min(round(self._drawn), length), stride, stride * self._subject.picture_fraction
             )
         return found
 
     def _load_indexes(self, block: list[Need], traffic: Traffic) -> int:
-        """The indexes that each rank of the node loads for a block; returns the most that a rank has in use."""
+        """Replays the indexes that each rank of the node loads for a block; returns the most bytes that a rank has in use."""
         most = 0
         for rank, lanes in enumerate(self._lane_ranges):
             used = dict.fromkeys(need.shard for need in block if need.lane in lanes)
             sizes = {shard: self._index_sizes[shard] for shard in used}
             together = sum(sizes.values())
             most = max(most, together)
-            if together > INDEX_BUDGET:  # each batch reads through all of them in the same order: none is there any more
-                share = self.ranks[rank].stop - self.ranks[rank].start
+            if together > INDEX_BUDGET:  # each batch reads all of them in the same order, so that none is still there
+                samples = self.ranks[rank].stop - self.ranks[rank].start
                 batches = max(1.0, min(self.order.shuffle_block, self.order.lane_length) / self.order.per_lane)
-                loads = batches * min(len(sizes), share)
+                loads = batches * min(len(sizes), samples)
                 traffic.indexes += loads
                 traffic.index_bytes += loads * together / len(sizes)
                 continue

@@ -1,20 +1,22 @@
-"""Memory for batches, used again once nobody holds the batch any more.
+"""Memory that is used again: of batches once they are dropped (`BufferPool`), of a thread from picture to picture (`Scratch`).
 
-A fresh 40 MB batch costs thousands of page faults, a tenth of what decoding into it costs. So a buffer goes back to the pool when the last
-tensor that views it is collected, and never while somebody may still read it. Pinned memory is left to torch's own caching allocator, which
-also knows which copies to the device are still under way.
+Fresh memory costs page faults: a 40 MB batch thousands of them, a tenth of what decoding into it costs, and fresh pages for each picture a
+sixth of its decode. A batch's buffer goes back to the pool when the last tensor that views it is collected, and never while a reader may
+hold it. Pinned memory is left to torch's own caching allocator, which also knows the copies to the device that are still under way.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class BufferPool:
@@ -31,6 +33,8 @@ class BufferPool:
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor of one byte an element."""
+        import torch  # noqa: PLC0415 - decoding and the simulator use `Scratch` alone, and torch takes seconds to import
+
         if self.pinned:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
         size = math.prod(shape)
@@ -40,13 +44,13 @@ class BufferPool:
         return torch.from_numpy(np.asarray(_Lease(self, memory))).view(dtype).view(shape)
 
     def give_back(self, memory: NDArray[np.uint8]) -> None:
-        """Called when the last view of a buffer is gone."""
+        """Takes a buffer back; called when its last view is collected."""
         with self._lock:
             self._free.setdefault(memory.size, []).append(memory)
 
 
 class _Lease:
-    """What NumPy keeps as the owner of a view: its end is the buffer's return."""
+    """The owner that NumPy keeps for a view; its end returns the buffer to the pool."""
 
     def __init__(self, pool: BufferPool, memory: NDArray[np.uint8]) -> None:
         self._pool, self._memory = pool, memory
@@ -57,3 +61,23 @@ class _Lease:
 
     def __del__(self) -> None:
         self._pool.give_back(self._memory)
+
+
+class Scratch(threading.local):
+    """One piece of memory for each thread, as large as its largest request so far, freed when the thread ends.
+
+    Args:
+        largest_kept: most bytes that are kept; a larger request gets memory of its own. None keeps any size.
+    """
+
+    def __init__(self, largest_kept: int | None = None) -> None:
+        self._largest_kept = largest_kept
+        self._memory = np.empty(0, np.uint8)
+
+    def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Memory of a shape, uint8, with its old content; the thread's next call hands out the same memory."""
+        size = math.prod(shape)
+        memory = self._memory if self._memory.size >= size else np.empty(size, np.uint8)
+        if self._largest_kept is None or size <= self._largest_kept:
+            self._memory = memory
+        return memory[:size].reshape(shape)

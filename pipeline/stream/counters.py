@@ -1,4 +1,7 @@
-"""Totals of what the stream did, for metrics. Monotonic but for the gauges named so."""
+"""Totals of the stream's work, for metrics. All but the gauges (queue_depth and cache_bytes) only grow.
+
+The buckets of request durations are declared here alone; the metrics take them from here through the training.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,13 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping
 
-GAUGES = frozenset({"queue_depth", "cache_bytes"})
 REQUEST_BOUNDS = (0.005, 0.02, 0.05, 0.1, 0.3, 1.0, 5.0, 30.0, math.inf)
-"""Upper bounds of the durations of requests, in seconds: those that took at most one of them and more than the one before are counted
-together."""
+"""Upper bounds of the buckets of request durations, in seconds; a request counts in the first bucket whose bound it does not exceed."""
 _REQUEST_TOTALS = tuple(f"store_requests_up_to_{bound:g}" for bound in REQUEST_BOUNDS)
 
 
 def duration(seconds: float) -> dict[str, float]:
-    """The totals that a request to the store raises by what it took."""
+    """The totals that a request to the store raises, by its duration in seconds."""
     return {"store_request_seconds": seconds, _REQUEST_TOTALS[bisect_left(REQUEST_BOUNDS, seconds)]: 1}
 
 
@@ -28,7 +29,7 @@ class Counters:
         self._totals: dict[str, float] = defaultdict(float)
 
     def add(self, **amounts: float) -> None:
-        """Raises totals."""
+        """Raises totals by amounts."""
         with self._lock:
             for name, amount in amounts.items():
                 self._totals[name] += amount

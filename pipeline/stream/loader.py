@@ -1,9 +1,9 @@
-"""The batches of one rank: threads decode straight into the batch that the device takes.
+"""The batches of one rank: threads decode straight into the memory that the device takes.
 
-Threads instead of worker processes: libjpeg-turbo, resizing and reading release the interpreter lock, and nothing is
-copied between processes. A task is several pictures, since a task a picture spends its time on being scheduled; what is done for them is
-in `filling`. The position is (epoch, samples consumed) and counts what was handed out, so that a checkpoint taken after a step resumes
-with the batch that would have come next.
+Threads instead of worker processes: libjpeg-turbo, resizing and reading release the GIL, and nothing is copied between processes. A task
+is several pictures, because a task per picture would spend its time on being scheduled; `pipeline.stream.batch.filling` does its work. The
+position is (epoch, samples consumed) and counts the batches that were handed out, so that a checkpoint taken after a step resumes with the
+batch that would have come next.
 """
 
 from __future__ import annotations
@@ -20,38 +20,41 @@ import numpy as np
 import torch
 
 from pipeline.config import DataConfig
-from pipeline.stream.batch.batch import Batch, LoaderClosed, Pending
-from pipeline.stream.batch.filling import Filler, MaskSource
+from pipeline.masking.source import MaskSource
+from pipeline.stream.batch.batch import Batch, Filling, LoaderClosed, Pending
+from pipeline.stream.batch.filling import Filler
 from pipeline.stream.batch.quarantine import Quarantine
 from pipeline.stream.buffers import BufferPool
 from pipeline.stream.counters import Counters
+from pipeline.stream.dataset import Dataset, open_datasets
 from pipeline.stream.decode.decoder import make_decoder
-from pipeline.stream.order import share
+from pipeline.stream.mixture import Position, granule, samples_per_dataset, spread
+from pipeline.stream.order import rank_slice
+from pipeline.stream.plan import BatchPlan, PlannedSamples
 from pipeline.stream.read.fetch import Fetcher
-from pipeline.stream.source import Position, Source, granule, open_sources, shares, spread
 from shards.errors import ManifestMismatch
 
-__all__ = ["Batch", "LoaderClosed", "MaskSource", "StreamConfig", "StreamLoader"]
+__all__ = ["Batch", "LoaderClosed", "StreamConfig", "StreamLoader"]
 
-_LARGEST_READ = 2 << 20  # bytes of a task's files: more lie longer in no cache
-_LARGEST_TASK = 64  # pictures; fewer cost more in scheduling than threads win
-_SWITCH_SECONDS = 2e-5  # of waiting for the interpreter's lock
+_LARGEST_READ = 2 << 20  # bytes of a task's files: more would not stay in a cache until they are decoded
+_LARGEST_TASK = 64  # pictures; smaller tasks cost more in scheduling than the threads gain
+_SWITCH_SECONDS = 2e-5  # longest time that a thread keeps the GIL from another one
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """What a loader needs to know.
+    """Settings of a loader.
 
     Attributes:
-        data: where pictures come from and how they are read.
+        data: data sets and how they are read.
         image_size: side of the crops in pixels.
         global_batch: samples a step over all ranks.
-        seed: of order, crops and masks.
-        mask: where masks come from; None gives masks without a dropped pixel.
-        unit: samples that a rank must not divide.
-        ranks_on_node: share the node's cores.
+        seed: seed of order, crops and masks.
+        mask: source of the masks; None gives masks without a dropped pixel.
+        unit: samples that stay together on one rank (a batch-norm group).
+        ranks_on_node: ranks that divide the node's cores among themselves.
         quarantine: file that names unreadable samples; None keeps the list in memory.
-        epochs: epochs (of the first source) after which the iterator ends; None never ends.
+        epochs: epochs (of the first data set) after which the iterator ends; None never ends.
     """
 
     data: DataConfig
@@ -68,91 +71,90 @@ class StreamConfig:
 class StreamLoader:
     """An iterable of the batches of one rank, from its position on.
 
-    Its threads share Python's interpreter lock with the training, so it shortens the interpreter's switch interval to 20 us, for as
-    long as the process lives.
+    Its threads share Python's GIL with the training, so it shortens the interpreter's switch interval to 20 us, for as long as the process
+    lives.
 
     Args:
-        config: what to read.
-        rank: 0 to world_size - 1.
+        config: settings of the stream.
+        rank: number of the rank, 0 to world_size - 1.
         world_size: any number from 1 to the units of the global batch.
+        waiting: called once a second while a batch is waited for; an error that it raises ends the iteration, before that batch.
 
     Raises:
         OrderError: too many ranks, or a batch larger than the data set.
-        ShardError: the data set can't be had or is damaged.
+        ShardError: a data set can't be read or is damaged.
         QuarantineFull: while iterating, more samples are unreadable than allowed.
         LoaderClosed: while iterating, after it was closed.
     """
 
-    def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1, waiting: Callable[[], None] = lambda: None) -> None:
         data = config.data
         self.config = config
         self.counters = Counters()
         self.decoder = make_decoder(data.decoder)
-        """Its `description` is to be kept with what was trained on its pixels."""
-        self.part = share(config.global_batch, rank, world_size, config.unit)
-        self.sources = open_sources(data, config.seed, self.counters)
+        """The decoder of the run; its `description` is to be kept with what was trained on its pixels."""
+        self._rank_slice = rank_slice(config.global_batch, rank, world_size, config.unit)
+        self.datasets = open_datasets(data, config.seed, self.counters)
         try:
-            self._place([granule(len(self.sources), config.global_batch, data.lanes)] * len(self.sources))
+            self._take_slots([granule(len(self.datasets), config.global_batch, data.lanes)] * len(self.datasets))
             self.quarantine = Quarantine(config.quarantine, self.total_samples, data.max_bad_fraction, self.counters)
         except BaseException:
-            for source in self.sources:
-                source.close()
+            for dataset in self.datasets:
+                dataset.close()
             raise
         self.threads = data.threads or max(1, min(16, len(os.sched_getaffinity(0)) // config.ranks_on_node))
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
-        remote = any(source.samples.reader.store.local is None for source in self.sources)
+        remote = not all(dataset.is_local for dataset in self.datasets)
         self._fetcher = Fetcher(data.requests) if remote else None
-        # asking a store for what comes next is not to stand in a line behind those who wait for the store
+        # a thread of its own, so that a request for later samples never queues behind tasks that wait for the store
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="plan") if remote else self._pool
         self._filler = Filler(data, config.mask, self.decoder, self.quarantine, self.counters)
-        # a thread that planned many crops without a pause would keep the others, and the training, waiting for Python's usual 5 ms
+        # a thread that plans many crops without a pause would make the others, and the training, wait for Python's usual 5 ms
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
         self._buffers = BufferPool(pinned=torch.cuda.is_available())
-        self._positions: tuple[Position, ...] = ((0, 0),) * len(self.sources)
+        self._positions: tuple[Position, ...] = ((0, 0),) * len(self.datasets)
+        self._labelled = all(dataset.manifest.classes for dataset in self.datasets)
         self._begun = 0
         self._closed = False
-        self.waiting: Callable[[], None] = lambda: None
-        """Called every second while a batch is waited for. What it raises ends the iteration, before that batch."""
+        self.waiting = waiting
 
-    def _place(self, lanes: Sequence[int]) -> None:
-        """Gives every source its share of the batch."""
+    def _take_slots(self, lanes: Sequence[int]) -> None:
+        """Gives every data set its slots of the batch."""
         weights = [source.weight for source in self.config.data.sources.values()] or [1.0]
-        counts = shares(weights, self.config.global_batch, self.config.data.lanes)
-        for source, count, places, its_lanes in zip(self.sources, counts, spread(counts), lanes, strict=True):
-            source.place(count, places, self.part, its_lanes)
+        counts = samples_per_dataset(weights, self.config.global_batch, self.config.data.lanes)
+        for dataset, count, slots, its_lanes in zip(self.datasets, counts, spread(counts), lanes, strict=True):
+            dataset.take_slots(count, slots, self._rank_slice, its_lanes)
 
     def describe(self) -> list[str]:
-        """What a batch is made of, one line a source."""
-        lines = []
-        for source in self.sources:
-            name = f"{source.name}: {source.order.global_batch_size} of every {self.config.global_batch} samples, " if source.name else ""
-            what = f"{source.manifest.total_samples} pictures in {len(source.manifest.records)} shards"
-            lines.append(f"{name}{what}, {source.order.batches_per_epoch()} batches an epoch")
-        return lines
+        """One line for each data set: what it holds, and its part of a batch."""
+        return [dataset.describe(self.config.global_batch) for dataset in self.datasets]
+
+    def samples_per_dataset(self) -> dict[str, int]:
+        """Samples of each data set in a global batch, by the data set's name."""
+        return {dataset.name: dataset.order.global_batch_size for dataset in self.datasets}
 
     def cache_failures(self) -> dict[tuple[str, int], str]:
-        """Why shards could not be cached, by source and shard; their samples are read as ranges instead."""
-        caches = ((source.name, source.samples.cache) for source in self.sources)
-        return {(name, shard): why for name, cache in caches if cache is not None for shard, why in cache.failures.items()}
+        """Reasons why shards could not be cached, by data set and shard; their samples are read as ranges instead."""
+        return {(dataset.name, shard): why for dataset in self.datasets for shard, why in dataset.failures().items()}
 
     @property
     def total_samples(self) -> int:
-        """Samples of all sources."""
-        return sum(source.manifest.total_samples for source in self.sources)
+        """Samples of all data sets."""
+        return sum(dataset.manifest.total_samples for dataset in self.datasets)
 
     def state_dict(self) -> dict[str, int]:
-        """The position and what makes it meaningful; the same on every rank."""
+        """The position and the facts that make it meaningful; the same on every rank."""
         state = {
             "seed": self.config.seed,
             "shuffle_block": self.config.data.shuffle_block,
             "pad": int(self.config.data.tail == "pad"),
         }
-        for source, position in zip(self.sources, self._positions, strict=True):
-            state.update(source.state(position))
+        for dataset, position in zip(self.datasets, self._positions, strict=True):
+            state.update(dataset.state(position))
         return state
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continues from a position; the number of ranks may be another, and the batch any multiple of the lanes.
+        """Continues from a position. The number of ranks may differ, and the batch may be any multiple of the lanes.
 
         Raises:
             ManifestMismatch: the position is one in another order or data set.
@@ -162,23 +164,23 @@ class StreamLoader:
         for key, setting in {"seed": "seed", "shuffle_block": "data.shuffle_block", "pad": "data.tail"}.items():
             if int(state[key]) != mine[key]:
                 raise ManifestMismatch(f"the position to continue from was reached with another {setting}: set it back, or start a new run")
-        found = [source.lanes_and_position(state) for source in self.sources]
+        found = [dataset.lanes_and_position(state) for dataset in self.datasets]
         if len(state) != len(mine):
             raise ManifestMismatch("the position to continue from was reached with other data.sources: set them back, or start a new run")
-        self._place([lanes for lanes, _ in found])
+        self._take_slots([lanes for lanes, _ in found])
         self._positions = tuple(position for _, position in found)
 
     def close(self) -> None:
         """Ends the threads. The loader can't be used afterwards."""
         self._closed = True
-        for source in self.sources:
-            source.abandon()
+        for dataset in self.datasets:
+            dataset.abandon()
         if self._fetcher is not None:
-            self._planner.shutdown(wait=True, cancel_futures=True)  # before those that it asks
+            self._planner.shutdown(wait=True, cancel_futures=True)  # first, because it asks the fetcher
             self._fetcher.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        for source in self.sources:
-            source.close()
+        for dataset in self.datasets:
+            dataset.close()
 
     def __enter__(self) -> StreamLoader:
         return self
@@ -201,75 +203,66 @@ class StreamLoader:
                     return
                 self.counters.set(queue_depth=sum(pending.done() for pending in ahead))
                 pending = ahead[0]
-                batch = pending.batch(self.sources[0].order.global_batch_size, self.waiting, labelled=self._labelled)
+                batch = pending.batch(self.waiting)
                 ahead.popleft()
                 if wanted == 1:
                     wanted = self.config.data.ready_batches
                     positions = self._fill_up(ahead, wanted - 1, positions)  # while the first is trained on
                 self._hold_downloads(False)
-                self._positions = self._each(Source.after, pending.positions)
+                self._positions = self._each(Dataset.after, pending.positions)
                 yield batch
         finally:
             for pending in ahead:
                 pending.abandon()
 
     def _fill_up(self, ahead: deque[Pending], wanted: int, positions: tuple[Position, ...]) -> tuple[Position, ...]:
-        """Starts batches from a position on until as many as wanted are under way; returns the position behind them."""
+        """Begins batches from a position on until the wanted number is under way; returns the position behind them."""
         while len(ahead) < wanted:
-            positions = self._each(Source.next, positions)
+            positions = self._each(Dataset.next, positions)
             if self.config.epochs is not None and positions[0][0] >= self.config.epochs:
                 break
             ahead.append(self._begin(positions))
-            positions = self._each(Source.after, positions)
+            positions = self._each(Dataset.after, positions)
         return positions
 
-    @property
-    def _labelled(self) -> bool:
-        return all(source.manifest.classes for source in self.sources)
-
-    def _each(self, move: Callable[[Source, Position], Position], positions: Sequence[Position]) -> tuple[Position, ...]:
-        return tuple(move(source, position) for source, position in zip(self.sources, positions, strict=True))
+    def _each(self, move: Callable[[Dataset, Position], Position], positions: Sequence[Position]) -> tuple[Position, ...]:
+        return tuple(move(dataset, position) for dataset, position in zip(self.datasets, positions, strict=True))
 
     def _hold_downloads(self, held: bool) -> None:
-        for source in self.sources:
-            if source.samples.cache is not None:
-                source.samples.cache.hold_back(held)
+        for dataset in self.datasets:
+            dataset.hold_downloads(held)
 
     def _begin(self, positions: tuple[Position, ...]) -> Pending:
-        """The batch that follows a position. Another thread plans it, which takes milliseconds that the training has a use for: where all
-        lies on this machine one of those that decode, since one more would only wait for a core."""
+        """Begins the batch at a position. Another thread plans it, because a plan takes milliseconds that the training can use. For local
+        shards that is a decoding thread, because one thread more would only wait for a core."""
         self._begun += 1
-        for source, position in zip(self.sources, positions, strict=True):
-            source.prefetch(position)  # in turn: the cache takes the shards that it was told of last for those that are needed next
-        pending = Pending(self._begun, positions)
-        pending.planned = self._planner.submit(self._plan, pending)
-        return pending
+        for dataset, position in zip(self.datasets, positions, strict=True):
+            dataset.prefetch(position)  # batch by batch: the cache takes the shards named last for those that are needed next
+        return Pending(positions, self._planner.submit(self._start, self._begun, positions))
 
-    def _plan(self, pending: Pending) -> None:
-        """Hands the samples of a batch to the threads."""
-        try:
-            self._hand_out(pending)
-        finally:
-            if pending.abandoned:
-                pending.let_go()
-
-    def _hand_out(self, pending: Pending) -> None:
-        count, size = self.part.stop - self.part.start, self.config.image_size
+    def _start(self, number: int, positions: tuple[Position, ...]) -> Filling:
+        """Plans a batch, asks the store for its absent samples, and hands all samples to the threads."""
+        index = positions[0][1] // self.datasets[0].order.global_batch_size
+        plan = BatchPlan(number, index, positions, tuple(map(Dataset.plan, self.datasets, positions)))
+        count, size = self._rank_slice.stop - self._rank_slice.start, self.config.image_size
         images = self._buffers.take((count, size, size, 3), torch.uint8)
-        pending.write_into(images, self._buffers.take((count, size, size), torch.bool))
-        for source, position in zip(self.sources, pending.positions, strict=True):
-            epoch, consumed = position
-            ids = source.order.take(epoch, consumed, source.part)
-            samples = self._filler.samples(source, epoch, source.places, ids)
-            pending.expect(samples)
-            shards, rows = samples.shards, samples.rows
-            absent = source.samples.absent(shards)
-            if self._fetcher is not None and absent.any():
-                places, data = source.places[absent], self._fetcher.start(source.samples, pending.number, shards[absent], rows[absent])
-                pending.fetched.update(zip(places.tolist(), data, strict=True))
-            by_place_in_store = np.lexsort((rows, shards))  # a task's samples lie near each other
-            # a small share has work for every thread, too, and large files are not all read before the first is decoded
-            pictures = max(1, min(_LARGEST_TASK, len(ids) // (2 * self.threads), _LARGEST_READ // source.mean_bytes))
-            for start in range(0, len(ids), pictures):
-                task = samples.some(by_place_in_store[start : start + pictures])
-                pending.tasks.append(self._pool.submit(self._filler.fill, pending, source, position, task))
+        filling = Filling(plan, images, self._buffers.take((count, size, size), torch.bool), self._labelled)
+        try:
+            for dataset, position, samples in zip(self.datasets, positions, plan.parts, strict=True):
+                if self._fetcher is not None:
+                    filling.fetched.update(dataset.fetch(samples, number, self._fetcher))
+                for task in self._tasks(dataset, samples):
+                    filling.tasks.append(self._pool.submit(self._filler.fill, filling, dataset, position, task))
+        except BaseException:
+            filling.cancel()
+            raise
+        return filling
+
+    def _tasks(self, dataset: Dataset, samples: PlannedSamples) -> Iterator[PlannedSamples]:
+        """Divides samples into tasks, by their order in the store, so that a task's samples lie near each other."""
+        by_place_in_store = np.lexsort((samples.rows, samples.shards))
+        count = len(by_place_in_store)
+        # also a small slice has work for every thread, and large files are not all read before the first is decoded
+        pictures = max(1, min(_LARGEST_TASK, count // (2 * self.threads), _LARGEST_READ // dataset.mean_bytes))
+        for start in range(0, count, pictures):
+            yield samples.some(by_place_in_store[start : start + pictures])

@@ -3,7 +3,7 @@
 An epoch's shards are permuted and laid end to end: a virtual sequence of N samples. It is cut into lanes of exactly
 equal length by sample, so that ranks can't be uneven; a shard on a cut is read by two lanes. Inside a lane
 consecutive blocks of `shuffle_block` samples are permuted. A global batch takes the next `global_batch / lanes`
-samples of every lane, lane after lane, and a rank takes a contiguous share of it. So reads are sequential by shard,
+samples of every lane, lane after lane, and a rank takes a contiguous slice of it. So reads are sequential by shard,
 random inside a block, and a position is two integers: (epoch, samples consumed).
 
 A lane is N // lanes samples long, whatever the batch: the batch may change in mid-epoch to any multiple of the lanes
@@ -27,12 +27,12 @@ from shards.dataset.manifest import Manifest
 from shards.errors import ExplainedError
 from shards.keyed import key_of, permutation
 
-_SHARDS, _BLOCK, _SUBSTITUTE = 1, 2, 3  # what a permutation is for
-_LOOKED_UP = 1 << 15  # ids at once: more would need memory of a megabyte a step
+_SHARDS, _BLOCK, _SUBSTITUTE = 1, 2, 3  # purposes of permutations
+_LOOKED_UP = 1 << 15  # ids that are looked up at once: more would need memory of a megabyte a step
 
 
 class OrderError(ExplainedError, ValueError):
-    """A batch, a share or a position that the data set can't give."""
+    """A batch, a rank's slice or a position that the data set can't give."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class _Epoch:
 
 
 class SampleOrder:
-    """Which samples make up which batch.
+    """The samples of every batch.
 
     Args:
         manifest: the data set.
-        seed: of the run.
+        seed: seed of the run.
         global_batch: samples a step over all ranks.
         lanes: canonical streams; the greatest common divisor of this and the batch is used.
         shuffle_block: samples that are shuffled together inside a lane.
@@ -89,9 +89,8 @@ class SampleOrder:
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, range, int], NDArray[np.int64]] = OrderedDict()
 
-    def batches_per_epoch(self, epoch: int = 0) -> int:
+    def batches_per_epoch(self) -> int:
         """Batches in an epoch; the same in every epoch of one data set."""
-        del epoch
         if self.tail == "pad":
             return -(-self.lane_length // self.per_lane) if self.manifest.total_samples else 0
         return self.lane_length // self.per_lane
@@ -100,8 +99,8 @@ class SampleOrder:
         """The sample ids of one batch, over all ranks.
 
         Args:
-            epoch: from 0.
-            index: of the batch in the epoch, from 0.
+            epoch: epoch of the batch, from 0.
+            index: index of the batch in the epoch, from 0.
 
         Returns:
             int64 (global_batch,), lane after lane.
@@ -111,26 +110,26 @@ class SampleOrder:
         """
         return self.take(epoch, index * self.global_batch_size, slice(0, self.global_batch_size))
 
-    def share(self, rank: int, world_size: int, unit: int = 1) -> slice:
-        """A rank's contiguous part of every global batch. Shares differ by at most one unit.
+    def rank_slice(self, rank: int, world_size: int, unit: int = 1) -> slice:
+        """A rank's contiguous slice of every global batch. The slices of ranks differ by at most one unit.
 
         Args:
-            rank: 0 to world_size - 1.
-            world_size: ranks.
+            rank: number of the rank, 0 to world_size - 1.
+            world_size: number of ranks.
             unit: samples that stay together (a batch-norm group).
 
         Raises:
             OrderError: more ranks than units, or a batch that is no multiple of the unit.
         """
-        return share(self.global_batch_size, rank, world_size, unit)
+        return rank_slice(self.global_batch_size, rank, world_size, unit)
 
     def take(self, epoch: int, consumed: int, part: slice) -> NDArray[np.int64]:
         """The sample ids of a part of the batch that starts after `consumed` samples of the epoch.
 
         Args:
-            epoch: from 0.
+            epoch: epoch of the batch, from 0.
             consumed: samples of the epoch that earlier batches took, a multiple of the lanes.
-            part: places of the global batch, as `share` gives them.
+            part: slots of the global batch, as `rank_slice` gives them.
 
         Returns:
             int64 (part.stop - part.start,).
@@ -152,16 +151,16 @@ class SampleOrder:
         before = lanes.start * self.per_lane
         return ids[part.start - before : part.stop - before]
 
-    def substitutes(self, epoch: int, consumed: int, place: int) -> Iterator[int]:
-        """What replaces an unreadable sample: the others of its block, then the blocks that follow in its lane, then the lanes that
-        follow; each block from another place for each sample, so that many bad neighbours aren't all replaced by one.
+    def substitutes(self, epoch: int, consumed: int, slot: int) -> Iterator[int]:
+        """Candidates to replace an unreadable sample: the others of its block, then the blocks that follow in its lane, then the lanes
+        that follow. Each block is gone through from another place for each sample, so that many bad neighbours aren't all replaced by one.
 
         Args:
-            epoch: from 0.
+            epoch: epoch of the batch, from 0.
             consumed: samples of the epoch that earlier batches took.
-            place: of the unreadable sample in the global batch.
+            slot: slot of the unreadable sample in the global batch.
         """
-        lane, offset = divmod(place, self.per_lane)
+        lane, offset = divmod(slot, self.per_lane)
         position = (self._lane_position(epoch, consumed) + offset) % self.lane_length
         number, within = divmod(position, self.shuffle_block)
         own = self._lane_block(epoch, lane, number)
@@ -178,13 +177,13 @@ class SampleOrder:
         """The shards that a rank needs soon: those of the block of a position, then of the blocks after it, into the next epoch.
 
         Args:
-            epoch: from 0.
+            epoch: epoch of the batch, from 0.
             consumed: samples of the epoch that earlier batches took.
-            part: the rank's places of the global batch.
-            blocks: how many blocks of every lane to look ahead, the position's own included.
+            part: the rank's slots of the global batch.
+            blocks: blocks of every lane to look ahead, the position's own included.
 
         Yields:
-            Places in the manifest, soonest first, some of them again.
+            Numbers of shards in the manifest, soonest first, some of them again.
         """
         block, last = consumed // self.lanes // self.shuffle_block, (self.lane_length - 1) // self.shuffle_block
         for _ in range(blocks):
@@ -198,12 +197,12 @@ class SampleOrder:
                 yield from (int(shard) for shard in order.shards[low : high + 1] if self.manifest.sample_counts[shard])
             block += 1
 
-    def settled(self, position: tuple[int, int]) -> tuple[int, int]:
-        """A position (epoch, samples consumed) itself, or the start of the next epoch where its own has no batch left."""
+    def skip_finished_epoch(self, position: tuple[int, int]) -> tuple[int, int]:
+        """A position (epoch, samples consumed) itself, or the start of the next epoch if its own has no batch left."""
         return position if self.has_batch(position[1]) else (position[0] + 1, 0)
 
     def has_batch(self, consumed: int) -> bool:
-        """Whether an epoch has one more batch after `consumed` samples of it."""
+        """True if an epoch has one more batch after `consumed` samples of it."""
         position = consumed // self.lanes
         return position < self.lane_length if self.tail == "pad" else position + self.per_lane <= self.lane_length
 
@@ -215,13 +214,13 @@ class SampleOrder:
         return consumed // self.lanes
 
     def _block(self, epoch: int, lanes: range, number: int) -> NDArray[np.int64]:
-        """Ids of a block of some lanes, int64 (lanes, samples); of all at once, since they come to it together."""
-        with self._lock:  # substitutes are looked for by the threads that decode
+        """Ids of a block of some lanes, int64 (lanes, samples); all lanes at once, because they reach a block together."""
+        with self._lock:  # decoding threads look for substitutes
             key = (epoch, lanes, number)
             found = self._blocks.get(key)
             if found is None:
                 found = self._blocks[key] = self._make_block(epoch, lanes, number)
-                # room for this block and the next of all lanes, and for those of single lanes in which substitutes are looked for
+                # room for this block and the next of all lanes, and for blocks of single lanes in which substitutes are looked for
                 while sum(map(len, self._blocks.values())) > 3 * self.lanes + 2:
                     self._blocks.popitem(last=False)
             self._blocks.move_to_end(key)
@@ -269,13 +268,13 @@ class SampleOrder:
 
 
 def _turned(ids: NDArray[np.int64], key: int) -> list[int]:
-    """The ids from a place on that the key chooses, and around."""
+    """The ids, rotated to begin at an index that the key chooses."""
     found: list[int] = np.roll(ids, -(key % max(1, len(ids)))).tolist()
     return found
 
 
-def share(global_batch: int, rank: int, world_size: int, unit: int = 1) -> slice:
-    """`SampleOrder.share` for any batch."""
+def rank_slice(global_batch: int, rank: int, world_size: int, unit: int = 1) -> slice:
+    """`SampleOrder.rank_slice` for any batch."""
     if unit < 1 or global_batch % unit:
         raise OrderError(f"a global batch of {global_batch} is not a multiple of the batch-norm group of {unit}: make it one")
     units = global_batch // unit

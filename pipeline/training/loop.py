@@ -24,7 +24,7 @@ from pipeline import recipes
 from pipeline.config import Config, to_mapping
 from pipeline.recipes.player import Recipe
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
-from pipeline.stream.order import share
+from pipeline.stream.order import rank_slice
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore
 from pipeline.training.engine.engine import Contestant
 from pipeline.training.ranks import launcher
@@ -290,7 +290,7 @@ class _Run:
             step=self.step,
             position=self.loader.state_dict(),
             global_batch=config.training.global_batch,
-            shares={source.name: source.order.global_batch_size for source in self.loader.sources},
+            shares=self.loader.samples_per_dataset(),
             recipe=config.recipe,
             restarts=restart_count(),
             mode=config.training.mode,
@@ -320,7 +320,7 @@ def _checkpoint_store(config: Config[Any], folder: RunFolder) -> Store:
 
 
 def _largest_share(global_batch: int, world_size: int, unit: int) -> int:
-    parts = (share(global_batch, rank, world_size, unit) for rank in range(world_size))
+    parts = (rank_slice(global_batch, rank, world_size, unit) for rank in range(world_size))
     return max(int(part.stop - part.start) for part in parts)
 
 

@@ -87,7 +87,7 @@ def whole_shards(folder: Path) -> list[Path]:
 
 def cache_of(loader: StreamLoader) -> ShardCache:
     """The cache of a stream that has one."""
-    cache = loader.sources[0].samples.cache
+    cache = loader.datasets[0].reader.cache
     assert cache is not None
     return cache
 

@@ -24,7 +24,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config import DataConfig
-from pipeline.stream.decode.decoder import UndecodableError, make_decoder
+from pipeline.stream.decode.crop import CropRule
+from pipeline.stream.decode.decoder import make_decoder
 from pipeline.stream.loader import StreamConfig, StreamLoader
 from pipeline.stream.read.samples import BadSample
 from shards.build import picture
@@ -239,12 +240,11 @@ class Cases:
         assert (again.records, again.classes, again.fingerprint) == (found.records, found.classes, found.fingerprint)
 
     def crops(self, chance: random.Random) -> None:
-        """`Decoder.crop` fills the whole crop, or says UndecodableError and leaves it as it was."""
+        """`Decoder.crops` fills the whole crop, or gives a reason and leaves the crop as it was."""
         out = np.full((24, 24, 3), 77, np.uint8)
-        crop = chance.choice(("random", "random_resized", "center"))
-        try:
-            DECODER.crop(mutate(chance.choice(self.encoded), chance), out, crop, True, chance.getrandbits(64), MAX_PIXELS)  # type: ignore[arg-type]
-        except UndecodableError:
+        rule = CropRule(chance.choice(("random", "random_resized", "center")), True, MAX_PIXELS)  # type: ignore[arg-type]
+        data = mutate(chance.choice(self.encoded), chance)
+        if DECODER.crops([data], [out], rule, [chance.getrandbits(64)]) != [None]:
             assert (out == 77).all()
 
     def stored(self, chance: random.Random) -> None:
@@ -255,7 +255,7 @@ class Cases:
             found = picture.prepare(mutate(chance.choice(self.encoded), chance), rules)
         except picture.PictureRejected:
             return
-        DECODER.crop(found.data, np.empty((24, 24, 3), np.uint8), "random", True, 1, MAX_PIXELS)
+        assert DECODER.crops([found.data], [np.empty((24, 24, 3), np.uint8)], CropRule("random", True, MAX_PIXELS), [1]) == [None]
 
     def epochs(self, chance: random.Random) -> None:
         """An epoch of a StreamLoader over damaged files delivers the pixels of the whole data set's samples, or a typed error."""

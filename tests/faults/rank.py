@@ -36,9 +36,9 @@ def main() -> None:
             print(fingerprint(batch), flush=True)
             if number + 1 == task["batches"]:
                 break
-        cache = loader.sources[0].samples.cache
+        cache = loader.datasets[0].reader.cache
         end = time.monotonic() + task.get("linger", 0.0)
-        while cache is not None and time.monotonic() < end and not all(map(cache.holds, range(len(loader.sources[0].manifest.records)))):
+        while cache is not None and time.monotonic() < end and not all(map(cache.holds, range(len(loader.datasets[0].manifest.records)))):
             time.sleep(0.05)
         print(json.dumps(dict(loader.counters.totals())), flush=True)
 

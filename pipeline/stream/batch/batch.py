@@ -1,18 +1,19 @@
-"""One rank's share of a global batch: what is handed out, and what it is while the threads still write into it."""
+"""One rank's slice of a global batch: the `Batch` that is handed out, and the `Filling` and `Pending` that it comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.stream.source import Position
+from pipeline.stream.mixture import Position
+from pipeline.stream.plan import BatchPlan, PlannedSample
 from shards.keyed import derived_keys
 
 _TICK_SECONDS = 1.0
@@ -23,22 +24,22 @@ class LoaderClosed(RuntimeError):
     """A batch was asked of a loader that was closed."""
 
     def __init__(self) -> None:
-        super().__init__("the loader was closed, and no more batches come from it: make another")
+        super().__init__("the loader was closed and gives no more batches: make another")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's share of one global batch.
+    """A rank's slice of one global batch.
 
     Attributes:
         images: uint8 (n, H, W, 3), RGB; pinned where there is a GPU.
         masks: bool (n, H, W), True where pixels are dropped.
         labels: int64 (n,), -1 where unknown; None where a data set has no classes.
-        sample_ids: int64 (n,), of what was delivered: a substitute's own id where one stands in. Those of a second source begin where
+        sample_ids: int64 (n,), ids of the delivered samples: where a substitute stands in, its own. Those of a second data set begin where
             the first's end.
-        epoch: of the data set, from 0; of the first one where several are mixed.
-        index: of the batch in that epoch, from 0.
-        keys: int64 (n,), random keys for whatever else a model draws a sample.
+        epoch: epoch of the first data set, from 0.
+        index: index of the batch in that epoch, from 0.
+        keys: int64 (n,), random keys for all that a model draws per sample.
     """
 
     images: Tensor
@@ -50,124 +51,111 @@ class Batch:
     keys: Tensor
 
 
-class Place(NamedTuple):
-    """One sample on its way into a batch: where it goes, where it lies, and what is drawn for it."""
+class Filling:
+    """A planned batch while threads write into its memory.
 
-    place: int
-    sample_id: int
-    shard: int
-    row: int
-    key: int
-    mask_key: int
-    draws: list[float]
-
-
-class Places(NamedTuple):
-    """Several of `Place`, a column for each of its fields.
+    Args:
+        plan: plan of the batch.
+        images: uint8 (n, H, W, 3), written by the threads.
+        masks: bool (n, H, W), written by the threads.
+        labelled: whether the batch gets labels.
 
     Attributes:
-        places: int64 (n,), in the rank's share of the batch.
-        sample_ids: int64 (n,), of the whole stream.
-        shards: int64 (n,), of the source's manifest.
-        rows: int64 (n,), of the shards' indexes.
-        keys: uint64 (n,), of `sample_keys`.
-        mask_keys: uint64 (n,).
-        draws: float64 (n, numbers), of `draws_of`.
+        image_rows, mask_rows: NumPy views of images and masks.
+        labels: int64 (n,), written by the threads.
+        fetched: bytes that were asked of the store, by slot; the thread that reads a sample takes its entry out.
+        tasks: tasks of the threads, in the order in which they begin.
     """
 
-    places: NDArray[Any]
-    sample_ids: NDArray[Any]
-    shards: NDArray[Any]
-    rows: NDArray[Any]
-    keys: NDArray[Any]
-    mask_keys: NDArray[Any]
-    draws: NDArray[Any]
-
-    def some(self, chosen: NDArray[np.int64]) -> Places:
-        """Those whose numbers are given, in that order."""
-        return Places(*(column[chosen] for column in self))
-
-    def each(self) -> list[Place]:
-        """One by one."""
-        return list(map(Place._make, zip(*(column.tolist() for column in self), strict=True)))
-
-
-class Pending:
-    """A batch in the making.
-
-    Attributes:
-        number: of the batch since the loader was made, from 1.
-        positions: of the sources, where it begins.
-        planned: done when all that follows is there.
-        images, masks: what the threads write into, with their NumPy views image_rows and mask_rows; labels, sample_ids, keys likewise.
-        fetched: bytes that were asked of the store, by place.
-        tasks: of the threads.
-        abandoned: nobody wants it any more.
-    """
-
-    images: Tensor
-    masks: Tensor
-    planned: Future[None]
-
-    def __init__(self, number: int, positions: tuple[Position, ...]) -> None:
-        self.number, self.positions = number, positions
-        self.fetched: dict[int, Future[bytes]] = {}
-        self.tasks: list[Future[None]] = []
-        self.abandoned = False
-
-    def write_into(self, images: Tensor, masks: Tensor) -> None:
-        """Gives it its memory."""
-        self.images, self.masks = images, masks
+    def __init__(self, plan: BatchPlan, images: Tensor, masks: Tensor, labelled: bool) -> None:
+        self.plan, self.images, self.masks = plan, images, masks
         self.image_rows: NDArray[np.uint8] = images.numpy()
         self.mask_rows: NDArray[np.bool_] = masks.numpy()
-        count = images.shape[0]
-        self.sample_ids = np.empty(count, np.int64)
-        self.labels = np.empty(count, np.int64)
-        self.keys = np.empty(count, np.uint64)
+        self.labels = np.empty(len(images), np.int64)
+        self.fetched: dict[int, Future[bytes]] = {}
+        self.tasks: list[Future[None]] = []
+        self._labelled = labelled
+        self._sample_ids = np.empty(len(images), np.int64)
+        self._keys = np.empty(len(images), np.uint64)
+        for part in plan.parts:
+            self._sample_ids[part.slots] = part.sample_ids
+            self._keys[part.slots] = part.keys
 
-    def expect(self, samples: Places) -> None:
-        """Says which samples come to some of its places."""
-        self.sample_ids[samples.places] = samples.sample_ids
-        self.keys[samples.places] = samples.keys
+    def substitute(self, sample: PlannedSample) -> None:
+        """Records that another sample than the planned one fills a slot."""
+        self._sample_ids[sample.slot] = sample.sample_id
+        self._keys[sample.slot] = sample.key
 
-    def done(self) -> bool:
-        """Whether `batch` would not wait."""
-        return self.planned.done() and all(task.done() for task in self.tasks)
-
-    def abandon(self) -> None:
-        """Lets go of what nobody has begun. Waits for nothing, since the garbage collector may call it in any thread: a plan that is being
-        made right now lets go of its own at its end."""
-        self.abandoned = True
-        self.planned.cancel()
-        self.let_go()
-
-    def let_go(self) -> None:
-        """Cancels its tasks and what was asked of the store."""
+    def cancel(self) -> None:
+        """Cancels every task and every request that has not begun."""
         for task in self.tasks:
             task.cancel()
         for data in list(self.fetched.values()):
             data.cancel()
 
-    def batch(self, first_share: int, waiting: Callable[[], None], labelled: bool) -> Batch:
-        """The batch, when its last task is done; raises what planning it, a task or `waiting` raised. `first_share`: samples of the first
-        source in a global batch."""
-        _await([self.planned], waiting)
-        _await(self.tasks, waiting)
+    def batch(self) -> Batch:
+        """The batch, once every task is done."""
         return Batch(
             images=self.images,
             masks=self.masks,
-            labels=torch.from_numpy(self.labels) if labelled else None,
-            sample_ids=torch.from_numpy(self.sample_ids),
-            epoch=self.positions[0][0],
-            index=self.positions[0][1] // first_share,
-            keys=torch.from_numpy(derived_keys(self.keys, _MODEL).view(np.int64)),
+            labels=torch.from_numpy(self.labels) if self._labelled else None,
+            sample_ids=torch.from_numpy(self._sample_ids),
+            epoch=self.plan.epoch,
+            index=self.plan.index,
+            keys=torch.from_numpy(derived_keys(self._keys, _MODEL).view(np.int64)),
         )
 
 
-def _await(tasks: Sequence[Future[None]], waiting: Callable[[], None]) -> None:
-    """Waits until all are done, or one has failed: raises its error, of several the first one's in their order."""
+class Pending:
+    """A batch that the loader has begun: first it is planned, then it is filled.
+
+    Args:
+        positions: position of each data set where the batch begins.
+        planned: the filling to come, with all its tasks under way.
+    """
+
+    def __init__(self, positions: tuple[Position, ...], planned: Future[Filling]) -> None:
+        self.positions = positions
+        self._planned = planned
+
+    def done(self) -> bool:
+        """True if `batch` would return or raise at once."""
+        planned = self._planned
+        if not planned.done():
+            return False
+        return planned.cancelled() or planned.exception() is not None or all(task.done() for task in planned.result().tasks)
+
+    def abandon(self) -> None:
+        """Cancels everything that has not begun. Never blocks, because the garbage collector may call it from any thread; the tasks of a
+        plan in progress are cancelled when the plan is finished."""
+        if not self._planned.cancel():
+            self._planned.add_done_callback(_cancel_filling)
+
+    def batch(self, waiting: Callable[[], None]) -> Batch:
+        """Waits for the batch.
+
+        Args:
+            waiting: called once a second meanwhile.
+
+        Raises:
+            LoaderClosed: the loader was closed.
+            Exception: the error of the plan, of a task or of `waiting`.
+        """
+        _await([self._planned], waiting)
+        filling = self._planned.result()
+        _await(filling.tasks, waiting)
+        return filling.batch()
+
+
+def _cancel_filling(planned: Future[Filling]) -> None:
+    if not planned.cancelled() and planned.exception() is None:
+        planned.result().cancel()
+
+
+def _await(tasks: Sequence[Future[Any]], waiting: Callable[[], None]) -> None:
+    """Waits for all tasks; if any failed, raises the error of the first failed task in list order."""
     while True:
-        wait(tasks, _TICK_SECONDS, FIRST_EXCEPTION)  # one look at all: a look at each would be woken for each
+        wait(tasks, _TICK_SECONDS, FIRST_EXCEPTION)  # one wait for all: waiting for each would wake this thread once a task
         done = [task.done() for task in tasks]
         for task, is_done in zip(tasks, done, strict=True):
             if is_done and task.cancelled():

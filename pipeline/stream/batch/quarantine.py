@@ -1,8 +1,7 @@
-"""The samples that could not be used: each named once, in a list that a person can act on, and bounded."""
+"""The list of samples that could not be used: each named once, for a person to act on, and not more than allowed."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import threading
 from contextlib import suppress
@@ -12,19 +11,20 @@ from typing import IO
 from pipeline.stream.counters import Counters
 from pipeline.stream.read.samples import BadSample
 from shards.errors import ShardError
+from shards.locks import wait_for_lock
 
 
 class QuarantineFull(ShardError):
-    """More samples are unreadable than `data.max_bad_fraction` allows. Names them and where the list is."""
+    """More samples are unreadable than `data.max_bad_fraction` allows. The message names the first ones and the file of all."""
 
 
 class Quarantine:
-    """Bad samples of a data set, over every rank that writes the same list and every attempt that wrote it.
+    """Bad samples of a stream, over every rank and every attempt that write the same list.
 
     Args:
         path: JSON lines (sample_id, name, shard, cause, reason), shared by all ranks; None keeps the list in memory.
-        total_samples: of the data set.
-        max_bad_fraction: of it that may be bad.
+        total_samples: samples of the stream.
+        max_bad_fraction: largest fraction of the samples that may be unreadable.
         counters: gets bad_samples_digest, bad_samples_undecodable.
     """
 
@@ -35,7 +35,7 @@ class Quarantine:
         self.max_bad_fraction = max_bad_fraction
         self._counters = counters
         self._lock = threading.Lock()
-        self._found: dict[int, tuple[int, str, str, str, str]] = {}  # plain facts: a kept exception would keep its batch in memory
+        self._found: dict[int, tuple[int, str, str, str, str]] = {}  # plain facts, because a kept exception would keep its batch in memory
         self._named: set[int] = set()
         self._read = 0
         if path is not None and path.exists():
@@ -43,7 +43,7 @@ class Quarantine:
                 self._catch_up(file)
 
     def find(self, sample_id: int) -> BadSample | None:
-        """Why a sample is here, None when this rank has not met it."""
+        """The error that this rank quarantined a sample with, or None."""
         facts = self._found.get(sample_id)
         return BadSample(*facts) if facts is not None else None
 
@@ -54,7 +54,7 @@ class Quarantine:
         """Counts and names a sample, once over all ranks.
 
         Raises:
-            QuarantineFull: it is one too many.
+            QuarantineFull: the sample is one more than allowed.
         """
         with self._lock:
             if error.sample_id in self._found:
@@ -69,11 +69,11 @@ class Quarantine:
                 raise QuarantineFull(self._message())
 
     def _append(self, path: Path, error: BadSample) -> None:
-        """Reads what other ranks named meanwhile, then adds a line, under a lock."""
+        """Reads the lines that other ranks added meanwhile, then adds one, under a lock."""
         row = {"sample_id": error.sample_id, "name": error.name, "shard": error.shard, "cause": error.cause, "reason": error.reason}
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            wait_for_lock(file.fileno())
             self._catch_up(file)
             if error.sample_id not in self._named:
                 file.write(json.dumps(row).encode() + b"\n")
@@ -81,7 +81,7 @@ class Quarantine:
                 self._catch_up(file)
 
     def _catch_up(self, file: IO[bytes]) -> None:
-        """Takes in the lines that are new since the last look; one that a crash cut short is ended and left out."""
+        """Takes in the lines that were added since the last read; a line that a crash cut short is ended and left out."""
         file.seek(self._read)
         data = file.read()
         if data and not data.endswith(b"\n"):

@@ -1,9 +1,13 @@
-"""Which part of a picture is trained on: a pure function of the sample's key and the picture's size, never of the machine."""
+"""The part of a picture that is trained on: a pure function of the sample's key and the picture's size, never of the machine.
+
+In: a crop rule, a key, the size of a picture. Out: a `Box` in pixels.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,11 +19,27 @@ Crop = Literal["random", "random_resized", "center"]
 _CROP = 1  # purpose of the random numbers drawn here
 _PLACE = 3  # numbers for mirror, top and left; then two for each try of a size
 _TRIES = 10
-_LOG_ASPECT = math.log(4 / 3)  # of the widest
+_LOG_ASPECT = math.log(4 / 3)  # logarithm of the widest aspect
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """Settings of every crop of a run.
+
+    Attributes:
+        crop: kind of the crop: random is a square of the wanted size, or of the shorter side where that is less; random_resized is 8 to
+            100 % of the area at aspect 3/4 to 4/3; center is the square of random in the middle, never mirrored.
+        flip: mirror with probability 1/2.
+        max_pixels: most pixels that a picture may have to be decoded.
+    """
+
+    crop: Crop
+    flip: bool
+    max_pixels: int
 
 
 class Box(NamedTuple):
-    """What is cut out of a decoded picture, in pixels, and whether it is mirrored."""
+    """The rectangle that is cut out of a decoded picture, in pixels, and whether it is mirrored."""
 
     top: int
     left: int
@@ -42,8 +62,8 @@ def draws_of(keys: NDArray[np.uint64], crop: Crop) -> NDArray[np.float64]:
     """The numbers that `choose` begins with, for many keys at once.
 
     Args:
-        keys: uint64 (n,), the samples'.
-        crop: as `choose`.
+        keys: uint64 (n,), keys of the samples.
+        crop: kind of the crop.
 
     Returns:
         float64 (n, numbers a key), in [0, 1).
@@ -55,14 +75,13 @@ def choose(crop: Crop, flip: bool, key: int, height: int, width: int, size: int,
     """The part of a picture that becomes the crop: a pure function of its key and its size.
 
     Args:
-        crop: random: a square of `size`, or of the shorter side where that is less; random_resized: 8 to 100 % of the area at aspect 3/4 to
-            4/3; center: the square of random in the middle, never mirrored.
+        crop: kind of the crop, as `CropRule` has it.
         flip: mirror with probability 1/2.
-        key: the sample's, from `shards.keyed.sample_keys`.
-        height: of the picture in pixels.
-        width: of the picture in pixels.
+        key: key of the sample, from `shards.keyed.sample_keys`.
+        height: height of the picture in pixels.
+        width: width of the picture in pixels.
         size: side of the crop in pixels.
-        draws: those of `draws_of` for the key, where they are known.
+        draws: numbers of `draws_of` for the key, if they are drawn already.
     """
     side = min(size, height, width)
     if crop == "center":
@@ -79,12 +98,12 @@ def choose(crop: Crop, flip: bool, key: int, height: int, width: int, size: int,
 
 
 def _count(crop: Crop) -> int:
-    """How many numbers a crop nearly always needs; a key's first numbers don't depend on how many are drawn."""
+    """Number of draws that a crop nearly always needs; a key's first numbers don't depend on how many are drawn."""
     return _PLACE + 2 if crop == "random_resized" else _PLACE  # the first try of a size mostly fits
 
 
 def _draws(key: int, count: int) -> list[float]:
-    """The first numbers of `shards.keyed.uniforms`: for so few, and one by one, an array costs more than the numbers."""
+    """The first numbers of `shards.keyed.uniforms` as a list, because for a few numbers an array costs more than they do."""
     return [(word >> 11) * 2.0**-53 for word in words(key, _CROP, count)]
 
 
@@ -96,10 +115,10 @@ def _size(area_draw: float, aspect_draw: float, height: int, width: int) -> tupl
 
 
 def _later_size(key: int, height: int, width: int) -> tuple[int, int]:
-    """The size of the first of the other tries that fits."""
+    """The size of the first later try that fits."""
     draws = _draws(key, _PLACE + 2 * _TRIES)
-    for place in range(_PLACE + 2, len(draws), 2):
-        fitting = _size(draws[place], draws[place + 1], height, width)
+    for number in range(_PLACE + 2, len(draws), 2):
+        fitting = _size(draws[number], draws[number + 1], height, width)
         if fitting is not None:
             return fitting
     return min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))  # the whole, at the nearest allowed aspect

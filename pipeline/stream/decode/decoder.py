@@ -1,8 +1,9 @@
 """From the bytes of a picture to the square crop that is trained on.
 
-JPEGs go through libjpeg-turbo, which decodes only what the crop needs; everything else, and JPEGs that it refuses, through Pillow, whole.
-Where the shards were built at the training size a crop costs no resize at all; where one is needed it is antialiased. Which library decodes
-is chosen once a run and recorded with it: the pixels of two libraries, or of two versions, may differ in the last bit.
+In: bytes, a `CropRule` and the samples' keys. Out: uint8 (size, size, 3) in the batch, or the reason why a picture is undecodable.
+libjpeg-turbo decodes JPEGs, and of them only what the crop needs; Pillow decodes everything else, and JPEGs that libjpeg-turbo refuses,
+whole. Shards that were built at the training size need no resize at all; a resize is antialiased. The decoding library is chosen once a
+run and recorded with it, because the pixels of two libraries, or of two versions, may differ in the last bit.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.mapping import ConfigError
-from pipeline.stream.decode import nvimgcodec as region
-from pipeline.stream.decode.crop import Box, Crop, choose
+from pipeline.stream.decode import nvimgcodec
+from pipeline.stream.decode.crop import Box, CropRule, choose
 from pipeline.stream.decode.jpeg import decode_rows, decode_whole
 from pipeline.stream.decode.resize import resize
 from pipeline.stream.decode.segments import cut
@@ -32,57 +33,49 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
 class UndecodableError(ValueError):
-    """A picture that no decoder reads, or that is over the limits."""
+    """A picture that no decoder reads, or that is over the limit of pixels."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """What turns bytes into crops; every thread may use the same one at once.
+    """Turns bytes into crops; any number of threads may use it at once.
 
     Attributes:
         description: libraries and versions that decide the pixels, to be recorded with a run.
-        part: pixels of a box of a JPEG, or None to decode it whole.
+        part: function that decodes a box of a JPEG, or returns None to have the JPEG decoded whole.
     """
 
     description: str
     part: Callable[[bytes | memoryview, Frame, Box], NDArray[np.uint8] | None]
 
-    def crop(self, data: bytes, out: NDArray[np.uint8], crop: Crop, flip: bool, key: int, max_pixels: int) -> None:
-        """Decodes a picture and writes its crop into a batch.
-
-        Args:
-            data: the picture's bytes.
-            out: uint8 (size, size, 3), contiguous, written in place.
-            crop: as `choose`.
-            flip: as `choose`.
-            key: as `choose`.
-            max_pixels: as `decode`.
-
-        Raises:
-            UndecodableError: as `decode`; `out` is then left as it was. Data that the crop doesn't need isn't looked at.
-        """
-        (reason,) = self.crops([data], [out], crop, flip, [key], max_pixels)
-        if reason is not None:
-            raise UndecodableError(reason)
-
     def crops(
         self,
         data: Sequence[bytes | memoryview],
         out: Sequence[NDArray[np.uint8]],
-        crop: Crop,
-        flip: bool,
+        rule: CropRule,
         keys: Sequence[int],
-        max_pixels: int,
         draws: Sequence[Sequence[float]] | None = None,
     ) -> list[str | None]:
-        """`crop` of several pictures: why each is undecodable, or None. The headers are all read first, since a decode clears the
-        processor's caches of everything else. `draws`: of `crop.draws_of` for the keys, where they are known. What is over the limit is
-        planned nothing for, and left to `decode`, which refuses it."""
+        """Decodes pictures and writes the crop of each into a batch.
+
+        All headers are read first, because a decode clears the processor's caches of everything else. Data that a crop doesn't need isn't
+        looked at.
+
+        Args:
+            data: bytes of the pictures.
+            out: memory of each crop, uint8 (size, size, 3), contiguous; that of an undecodable picture is left as it was.
+            rule: settings of the crops.
+            keys: keys of the samples.
+            draws: numbers of `draws_of` for each key, if they are drawn already.
+
+        Returns:
+            The reason why a picture is undecodable, or None, for each picture.
+        """
         frames = [read_frame(each) for each in data]
         drawn: Sequence[Sequence[float] | None] = draws or [None] * len(keys)
-        boxes = [
-            choose(crop, flip, key, frame.height, frame.width, place.shape[0], few)
-            if frame is not None and frame.height * frame.width <= max_pixels
+        boxes = [  # none for a picture over the limit, which `decode` refuses
+            choose(rule.crop, rule.flip, key, frame.height, frame.width, place.shape[0], few)
+            if frame is not None and frame.height * frame.width <= rule.max_pixels
             else None
             for frame, key, place, few in zip(frames, keys, out, drawn, strict=True)
         ]
@@ -94,8 +87,8 @@ class Decoder:
                 if frame is not None and box is not None:
                     part = self.part(each, frame, box) if piece is None else piece.decode(box)
                 if part is None or box is None:
-                    pixels = decode(bytes(each), max_pixels)
-                    box = choose(crop, flip, key, pixels.shape[0], pixels.shape[1], place.shape[0])
+                    pixels = decode(bytes(each), rule.max_pixels)
+                    box = choose(rule.crop, rule.flip, key, pixels.shape[0], pixels.shape[1], place.shape[0])
                     part = pixels[box.top : box.bottom, box.left : box.right]
             except UndecodableError as error:
                 reasons.append(str(error))
@@ -106,8 +99,8 @@ class Decoder:
 
 
 def _write(part: NDArray[np.uint8], out: NDArray[np.uint8], mirror: bool) -> None:
-    """Brings what was cut out to the size of the crop. OpenCV copies rows in less time than NumPy, and mirrors them in place in a third of
-    the time that writing a mirror image elsewhere takes."""
+    """Brings a cut-out part to the size of the crop. OpenCV copies rows faster than NumPy, and mirrors them in place in a third of the time
+    that a mirror image elsewhere takes."""
     if part.shape == out.shape:
         cv2.copyTo(part, None, out)
     else:
@@ -120,22 +113,22 @@ def make_decoder(name: DecoderName = "simplejpeg") -> Decoder:
     """The decoder of a run.
 
     Args:
-        name: simplejpeg: always there; nvimgcodec: the extra `decode`, faster where much of a picture lies outside the crop. Pictures whose
-            segments can be cut out go through simplejpeg with both, which is faster still.
+        name: simplejpeg is always there; nvimgcodec (the extra `decode`) is faster where much of a picture lies outside the crop. Pictures
+            whose segments can be cut out go through simplejpeg with both, which is faster still.
 
     Raises:
-        ConfigError: nvimgcodec was asked for and isn't installed.
+        ConfigError: nvimgcodec is not installed.
     """
-    # the resize and the conversion of odd formats have numbers of their own, since they decide pixels too
+    # the resize and the conversion of odd formats are numbered here, because they decide pixels too
     always = f"simplejpeg {getattr(simplejpeg, '__version__', 'unknown')}, opencv {cv2.__version__}, smoothed resize 1, conversion 2"
     if name == "simplejpeg":
         return Decoder(always, decode_rows)
-    version = region.version()
+    version = nvimgcodec.version()
     if version is None:
         raise ConfigError(
             "data.decoder: nvImageCodec is not installed: pip install 'context-encoders[decode]', or set data.decoder to simplejpeg"
         )
-    return Decoder(f"nvimgcodec {version}, {always}", region.decode_region)
+    return Decoder(f"nvimgcodec {version}, {always}", nvimgcodec.decode_region)
 
 
 def decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
@@ -143,7 +136,7 @@ def decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
     Args:
         data: the bytes of a JPEG, PNG, WebP, BMP, TIFF, GIF or PPM.
-        max_pixels: more are refused before they are decoded.
+        max_pixels: most pixels that a picture may have; larger ones are refused before they are decoded.
 
     Returns:
         uint8 (height, width, 3), RGB, in memory that the calling thread's next call writes over: copy what is kept.

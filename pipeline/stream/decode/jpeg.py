@@ -2,8 +2,8 @@
 
 libjpeg-turbo stops where the header says that the picture ends, so the height in a copy of the header is set to the
 crop's lower edge, plus the rows that smooth upsampling of the colours looks at. The crop's pixels are those of the
-whole decode to the bit. What lies below isn't decoded, so damage there isn't seen, nor damage in the crop that shows
-only further down: the sample's digest has vouched for the bytes, and the builder decodes every picture whole.
+whole decode to the bit. The rows below aren't decoded, so damage there isn't seen, nor damage in the crop that shows
+only further down. Both were ruled out before: the sample's digest is proven, and the builder decodes every picture whole.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from pipeline.stream.buffers import Scratch
 from pipeline.stream.decode.crop import Box
-from pipeline.stream.scratch import Scratch
 from shards.dataset.jpeg_header import Frame
 
 _EARLY_END = "extraneous bytes before marker 0xd9"  # libjpeg's words for data between the last row and the end marker
@@ -39,13 +39,13 @@ def decode_rows(data: bytes | memoryview, frame: Frame, box: Box) -> NDArray[np.
     """The pixels of a crop, decoding no row far below it.
 
     Args:
-        data: of the JPEG; its height is changed for the time of the call where it may be written.
-        frame: of `read_frame`.
-        box: the crop.
+        data: bytes of the JPEG; in writable memory the height in its header is changed during the call.
+        frame: header of the JPEG, from `read_frame`.
+        box: rectangle of the crop.
 
     Returns:
-        uint8 (box.height, box.width, 3), RGB, in memory that the calling thread's next call writes over; None when libjpeg-turbo had
-        something to say about the rows that were decoded.
+        uint8 (box.height, box.width, 3), RGB, in memory that the calling thread's next call writes over; None if libjpeg-turbo warned
+        of the rows that were decoded.
     """
     rows = frame.height if frame.context is None else min(frame.height, box.bottom + frame.context)
     try:
@@ -63,7 +63,7 @@ def _decode_top(data: bytes | memoryview, frame: Frame, rows: int) -> NDArray[np
     try:
         return decode_whole(shortened, rows, frame.width)
     except ValueError as error:
-        # the first warning is the one that is told, and it comes after the last row: the pixels are there, without a fault
+        # simplejpeg raises the first warning, and this one comes after the last row: the pixels are there, without a fault
         if not str(error).endswith(_EARLY_END):
             raise
     finally:

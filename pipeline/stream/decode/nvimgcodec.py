@@ -1,9 +1,9 @@
 """Decoding only the rectangle of a crop, by nvImageCodec's CPU decoder (the extra `decode`; it needs no GPU).
 
-It is libjpeg-turbo too, leaving out the transform and the colours of everything around the crop, and gives the same pixels. It gives no
-warning when the data of a picture ends early inside a file that ends properly: such a picture trains with grey or shifted blocks, where
-simplejpeg refuses it. The builder decodes every picture and digests tell when bytes changed since; for shards that were made elsewhere and
-never checked, simplejpeg is the safer choice.
+That decoder is libjpeg-turbo as well. It leaves out the transform and the colours of everything around the crop, and gives the same pixels.
+It gives no warning when the data of a picture ends early inside a file that ends properly: such a picture trains with grey or shifted
+blocks, whereas simplejpeg refuses it. The builder decodes every picture, and digests show when bytes changed since. For shards that were
+made elsewhere and never checked, simplejpeg is the safer choice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _thread = threading.local()
 
 
 def version() -> str | None:
-    """nvImageCodec's version, or None where it isn't installed."""
+    """The version of nvImageCodec, or None if it isn't installed."""
     try:
         return str(_library().__version__)
     except ImportError:
@@ -34,7 +34,7 @@ def version() -> str | None:
 
 @cache
 def _library() -> Any:
-    """nvImageCodec, imported only when somebody asks for it: it tells about every absent CUDA library on standard error."""
+    """The library, imported at its first use, because it reports every absent CUDA library on standard error."""
     return importlib.import_module("nvidia.nvimgcodec")
 
 
@@ -42,7 +42,7 @@ def decode_region(data: bytes | memoryview, frame: Frame, box: Box) -> NDArray[n
     """The pixels of a crop, decoding no more than its rectangle.
 
     Returns:
-        uint8 (box.height, box.width, 3), RGB; what nvImageCodec refuses is left to `decode_rows`.
+        uint8 (box.height, box.width, 3), RGB; `decode_rows` decodes what nvImageCodec refuses.
     """
     nvimgcodec = _library()
     try:
@@ -57,7 +57,7 @@ def decode_region(data: bytes | memoryview, frame: Frame, box: Box) -> NDArray[n
 
 
 def _decoder() -> Any:
-    """This thread's own: a shared one would make the threads wait for each other."""
+    """The decoder of this thread; a shared one would make the threads wait for each other."""
     decoder = getattr(_thread, "decoder", None)
     if decoder is None:
         nvimgcodec = _library()

@@ -2,9 +2,9 @@
 
 OpenCV's area average is the slowest step of a random-resized crop, and its linear interpolation aliases. Here the picture is smoothed by a
 few taps an axis and then interpolated: the two together have the width (the variance) of the triangle filter that Pillow and DALI stretch
-over the source, and at a factor of 2 they are that filter exactly. Where a picture shrinks it costs about half of the area average. On
-average it is nearer to Pillow's pixels than that from a factor of 1.5 on, and one to three dB farther, at 43 dB or more, below. An axis
-that grows is interpolated alone. Past a factor of 3 the area average would be the cheaper.
+over the source, and at a factor of 2 they are that filter exactly. Where a picture shrinks it costs about half of the area average. From a
+factor of 1.5 on, its pixels are on average nearer to Pillow's than those of the area average; below, one to three dB farther, at 43 dB or
+more. An axis that grows is interpolated alone. Past a factor of 3 the area average would be the cheaper.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.stream.scratch import Scratch
+from pipeline.stream.buffers import Scratch
 
 cv2.setNumThreads(1)  # the loader's threads are the parallelism
 
 _LEVELS = 256  # OpenCV's steps of a weight for bytes: whole ones, so that weights still add up to 1 after its rounding
-_THREE_TAPS = 2 / 3  # the most variance of three taps, all of 1/3
+_THREE_TAPS = 2 / 3  # largest variance of three taps, each 1/3
 _ALONE = np.ones(1, np.float32)
 _smoothed = Scratch()
 
@@ -42,7 +42,7 @@ def resize(part: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
 
 @lru_cache(maxsize=4096)
 def smoothing(factor: float) -> NDArray[np.float32]:
-    """The weights that go before linear interpolation.
+    """The weights of the smoothing before linear interpolation.
 
     A triangle filter for shrinking by `factor` has a variance of factor**2 / 6 in source pixels, and linear interpolation gives 1/6 of it.
 

@@ -1,10 +1,11 @@
 """Decoding only the rectangle of a crop of a JPEG with restart markers, by cutting a smaller JPEG out of its bytes.
 
-What lies between two restart markers is coded by itself, so the segments that a crop touches, behind a header that says how many they are,
-are a JPEG too: neither the Huffman codes nor the pixels around the crop cost anything. The crop's pixels are those of the whole decode to
-the bit, since the neighbours that smooth upsampling of the colours looks at are cut out with it. `python -m shards build` puts a marker
-behind every block of the pictures that it encodes; any file whose markers divide its rows of blocks evenly can be cut. What lies outside
-isn't decoded, so damage there isn't seen: the sample's digest has vouched for the bytes, and the builder decodes every picture whole.
+A segment between two restart markers is coded by itself. So the segments that a crop touches, behind a header with their own size, are a
+JPEG too, and neither the Huffman codes nor the pixels around the crop cost anything. The crop's pixels are those of the whole decode to the
+bit, because the neighbours that smooth upsampling of the colours looks at are cut out with it. `python -m shards build` puts a marker
+behind every block of the pictures that it encodes; any file whose markers divide its rows of blocks evenly can be cut. The other segments
+aren't decoded, so damage there isn't seen. It was ruled out before: the sample's digest is proven, and the builder decodes every picture
+whole.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pipeline.stream.decode.crop import Box
 from pipeline.stream.decode.jpeg import decode_whole
 from shards.dataset.jpeg_header import MARKER, Frame, end_markers, segment_lengths
 
-_WORTH = 0.93  # of the segments: cutting costs about what decoding the rest of them does
+_WORTH = 0.93  # largest fraction of the segments to cut: cutting costs about as much as decoding the rest
 _FANCY = 5  # pixels: in a narrower JPEG libjpeg repeats the colours of every second one instead of interpolating
 _put_size = struct.Struct(">HH").pack_into  # height and width
 
@@ -29,11 +30,11 @@ class Piece(NamedTuple):
     """A JPEG of the segments that a crop touches.
 
     Attributes:
-        data: its bytes.
-        height: in pixels.
-        width: in pixels.
-        top: of the crop in it, in pixels.
-        left: of the crop in it, in pixels.
+        data: bytes of the piece.
+        height: height of the piece in pixels.
+        width: width of the piece in pixels.
+        top: first row of the crop in the piece, in pixels.
+        left: first column of the crop in the piece, in pixels.
     """
 
     data: memoryview
@@ -43,11 +44,11 @@ class Piece(NamedTuple):
     left: int
 
     def decode(self, box: Box) -> NDArray[np.uint8] | None:
-        """The pixels of the crop that it was cut for.
+        """The pixels of the crop that the piece was cut for.
 
         Returns:
-            uint8 (box.height, box.width, 3), RGB, in memory that the calling thread's next decode writes over; None when libjpeg-turbo had
-            something to say about it.
+            uint8 (box.height, box.width, 3), RGB, in memory that the calling thread's next decode writes over; None if libjpeg-turbo
+            warned of the piece.
         """
         try:
             pixels = decode_whole(self.data, self.height, self.width)
@@ -60,14 +61,14 @@ class _Window(NamedTuple):
     """The segments that a crop touches, of a picture's grid of segments.
 
     Attributes:
-        data: of the picture.
-        frame: of the picture.
-        lengths: of `segment_lengths`.
+        data: bytes of the picture.
+        frame: header of the picture.
+        lengths: bytes of each segment, from `segment_lengths`.
         columns: segments in a row of the picture.
-        top, bottom: first row, and the one behind the last.
-        left, right: first column, and the one behind the last.
-        height, width: of the window in pixels.
-        crop_top, crop_left: of the crop in the window, in pixels.
+        top, bottom: first row of segments, and the row behind the last.
+        left, right: first column of segments, and the column behind the last.
+        height, width: size of the window in pixels.
+        crop_top, crop_left: first row and column of the crop in the window, in pixels.
     """
 
     data: bytes | memoryview
@@ -85,15 +86,15 @@ class _Window(NamedTuple):
 
 
 def cut(data: Sequence[bytes | memoryview], frames: Sequence[Frame | None], boxes: Sequence[Box | None]) -> list[Piece | None]:
-    """Cuts out of some JPEGs what their crops touch; for many at once, which costs half of one by one.
+    """Cuts the segments that crops touch out of their JPEGs; for many at once, which costs half as much as one by one.
 
     Args:
-        data: of the JPEGs.
-        frames: what `read_frame` says of them.
-        boxes: the crops.
+        data: bytes of the JPEGs.
+        frames: headers of the JPEGs, from `read_frame`.
+        boxes: rectangles of the crops.
 
     Returns:
-        Of each a piece; None where it has no markers that allow it or not all of them, or where nearly everything is touched.
+        A piece for each JPEG; None for one that lacks the markers to cut it by, or that its crop touches nearly all of.
     """
     windows = [
         _window(each, frame, box) if frame is not None and frame.interval and box is not None else None
@@ -104,7 +105,7 @@ def cut(data: Sequence[bytes | memoryview], frames: Sequence[Frame | None], boxe
 
 
 def _window(data: bytes | memoryview, frame: Frame, box: Box) -> _Window | None:
-    """What a crop touches, or None where cutting it out is impossible or saves too little."""
+    """The segments that a crop touches, or None if cutting them out is impossible or saves too little."""
     rows, columns = frame.grid
     height, width = frame.block[0], frame.block[1] * frame.interval
     # one pixel more on every side, since smooth upsampling looks at the colour of the next block where a crop ends with its own
@@ -118,7 +119,7 @@ def _window(data: bytes | memoryview, frame: Frame, box: Box) -> _Window | None:
     if lengths is None:
         return None
     above, before = top * height, left * width
-    # the last blocks are decoded, but of their pixels only what the crop needs is made: a block may hold fewer than it is large
+    # the last blocks are decoded, but only the pixels that the crop needs are made: a block may hold fewer than its size
     below = min(frame.height, box.bottom + 1)
     beyond = min(frame.width, max(box.right + 1, right * width - frame.block[1] + 1, before + _FANCY))
     size = below - above, beyond - before
@@ -126,7 +127,7 @@ def _window(data: bytes | memoryview, frame: Frame, box: Box) -> _Window | None:
 
 
 def _cut(windows: Sequence[_Window]) -> list[Piece | None]:
-    """The pieces of some windows, one behind the other in memory; None for those whose segments are not as long as the picture, or don't
+    """The pieces of windows, one behind the other in memory; None for a window whose segments are not as long as the picture, or don't
     begin behind a marker and end with their own.
 
     Segments and coded bytes are counted on from one picture to the next. Of a picture of 3 x 4 segments behind one of 12, rows 1 to 2 and
@@ -185,7 +186,7 @@ def _cut(windows: Sequence[_Window]) -> list[Piece | None]:
 
 
 def _one_by_one(windows: Sequence[_Window]) -> list[Piece | None]:
-    """The pieces of some windows of which one can't be cut, for which the others are not to suffer."""
+    """The pieces of windows of which one can't be cut, cut one by one, so that the others are not decoded whole for it."""
     return [None] if len(windows) == 1 else [_cut([window])[0] for window in windows]
 
 

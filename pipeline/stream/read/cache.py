@@ -1,46 +1,45 @@
 """The shards of a remote store on this node's disk, shared by its ranks and by runs that follow.
 
-A file is named after the sha256 of its shard and appears by rename after that sha256 was seen, so a file that is
-there is whole. Its bytes may rot later: every sample's digest is checked again when it is read. One process downloads
-a shard while the others go on without it. The byte budget is hard: room is made before a download by deleting the
-least recently used shards, and what finds no room is not cached. All claims are advisory file locks, which the kernel
-drops with a killed process: nothing is ever left locked, and the next start sweeps what a killed one left half-
-written.
+In: the shards that are needed next. Out: open files of those that are here. A file is named after the sha256 of its
+shard and appears by rename after that sha256 was seen, so a file that is there is whole. Its bytes may rot later: every
+sample's digest is checked again when it is read. One process downloads a shard while the others go on without it. The
+byte budget is hard (`cache_folder`), and a shard that finds no room is not cached. All claims are advisory file locks,
+which the kernel drops with a killed process: nothing is ever left locked, and the next start sweeps what a killed one
+left half-written.
 
-Files are read with pread, not mapped: a file that is cut while it is mapped kills the process with SIGBUS, a short
-read is an error with a name.
+Files are read with pread, not mapped: a file that is cut while it is mapped kills the process with SIGBUS, whereas a
+short read is an error with a name.
 """
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import hashlib
 import os
-import re
 import resource
 import tempfile
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.stream.counters import Counters
-from pipeline.stream.read.storage import LocalFile, ReaderAbandoned, ResumingReader
+from pipeline.stream.read.cache_folder import CacheFolder
+from pipeline.stream.read.local_files import LocalFile
+from pipeline.stream.read.storage import ReaderAbandoned, ResumingReader
 from shards.dataset.manifest import Manifest, ShardRecord
-from shards.errors import ShardCorrupt, ShardError, StoreError
-from shards.whole_file import TEMPORARY_PREFIX
+from shards.errors import ShardCorrupt, ShardError
+from shards.locks import try_lock
 
 _OPEN_FILES = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-_OWN = re.compile(rf"({re.escape(TEMPORARY_PREFIX)})?[0-9a-f]{{64}}(\.tar)?")  # names that are ours to delete
 
 
 def default_folder() -> Path:
-    """Where shards are cached when nothing is said: one folder a user in $TMPDIR."""
+    """The folder for cached shards unless another is configured: one for each user in $TMPDIR."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
+    except (KeyError, OSError):  # the container's user has no name
         user = str(os.getuid())
     return Path(tempfile.gettempdir()) / f"context-encoders-{user}" / "shards"
 
@@ -49,12 +48,12 @@ class ShardCache:
     """Whole shards on local disk.
 
     Args:
-        folder: shared by the ranks of a node; made when missing.
+        folder: folder that the ranks of a node share; made when missing.
         budget: bytes that all files in it may hold together.
-        manifest: the data set.
-        reader: of the store the shards come from.
-        counters: gets cache_hits, cache_misses, cache_evictions, cache_downloads, cache_bytes, bytes_read_cache.
-        downloads: shards that are fetched at the same time.
+        manifest: manifest of the data set.
+        reader: reader of the store that the shards come from.
+        counters: gets cache_downloads, cache_evictions, cache_failures, cache_bytes.
+        downloads: most shards that are downloaded at the same time.
         parts: caches and readers of this process that share its open files.
 
     Raises:
@@ -66,19 +65,10 @@ class ShardCache:
     ) -> None:
         self._open_files = max(1, _OPEN_FILES // parts)
         self.folder = folder
-        self.budget = budget
         self.manifest = manifest
         self.reader = reader
         self.counters = counters
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._room_lock = os.open(folder / ".room.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise StoreError(
-                f"{folder}: the cache can't be written ({error.strerror}). Choose another with data.cache, or data.cache none"
-            ) from error
-        with self._room():
-            self._sweep()
+        self._disk = CacheFolder(folder, budget, counters)
         self._files: OrderedDict[int, LocalFile] = OrderedDict()
         self._lock = threading.Condition()
         self._wanted: deque[int] = deque()
@@ -87,16 +77,15 @@ class ShardCache:
         self._closed = False
         self._held = False
         self.failures: dict[int, str] = {}
-        """Why shards could not be cached, by shard; their samples are read as ranges instead."""
+        """Reasons why shards could not be cached, by shard; their samples are read as ranges instead."""
         self._threads = [threading.Thread(target=self._work, name=f"cache-{number}", daemon=True) for number in range(downloads)]
         for thread in self._threads:
             thread.start()
 
     def read(self, shard: int, offset: int, length: int) -> bytes | None:
-        """Bytes of a shard, None where it is not (or no longer) here."""
+        """Bytes of a shard; None if the shard is not, or no longer, here."""
         file = self.file(shard)
         if file is None:
-            self.counters.add(cache_misses=1)
             return None
         try:
             data = os.pread(file.handle, length, offset)
@@ -105,11 +94,10 @@ class ShardCache:
         if len(data) != length:
             self.forget(shard)
             return None
-        self.counters.add(cache_hits=1, bytes_read_cache=length)
         return data
 
     def file(self, shard: int) -> LocalFile | None:
-        """A shard's file, claimed against eviction for as long as somebody keeps it; None where it is not (or no longer) here."""
+        """A shard's file, claimed against eviction for as long as a reference to it is kept; None if it is not, or no longer, here."""
         with self._lock:
             file = self._files.get(shard) or self._open(shard)
             if file is not None:
@@ -117,18 +105,18 @@ class ShardCache:
             return file
 
     def holds(self, shard: int) -> bool:
-        """Whether a shard is here; it stays for as long as it is needed."""
+        """True if a shard is here; it stays for as long as it is needed."""
         with self._lock:
             return shard in self._files or self._open(shard) is not None
 
     def hold_back(self, held: bool) -> None:
-        """Begins no download while held, so that the first batch has the store's whole bandwidth."""
+        """Lets no download begin while held, so that the first batch has the store's whole bandwidth."""
         with self._lock:
             self._held = held
             self._lock.notify_all()
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Says what will be needed, soonest first; replaces what was said before.
+        """Names the shards that are needed next, soonest first, in place of those named before.
 
         Shards that are not among them may be evicted from now on; those that are not here yet are downloaded in the background.
         """
@@ -138,7 +126,7 @@ class ShardCache:
                 del self._files[shard]
             for shard in needed:
                 if shard not in self._files:
-                    self._open(shard)  # claims what is here, before somebody's download takes its room
+                    self._open(shard)  # claims the shard, before another process's download takes its room
             self._needed = set(needed)
             self._wanted = deque(shard for shard in needed if shard not in self._files and shard not in self.failures)
             self._lock.notify_all()
@@ -160,16 +148,16 @@ class ShardCache:
         for thread in self._threads:
             thread.join()
         self._files.clear()
-        os.close(self._room_lock)
+        self._disk.close()
 
     def _identity(self, record: ShardRecord) -> str:
-        """64 hexadecimal digits; where no sha256 is known, of the place, too: two stores may call different shards by one name."""
+        """64 hexadecimal digits. Without a sha256 they depend on the URL, too, because two stores may give different shards one name."""
         if record.sha256:
             return record.identity
         return hashlib.sha256(f"{self.manifest.shards_url}\0{record.identity}".encode()).hexdigest()
 
     def _path(self, record: ShardRecord) -> Path:
-        return self.folder / f"{self._identity(record)}.tar"
+        return self._disk.whole(self._identity(record))
 
     def _open(self, shard: int) -> LocalFile | None:
         """Opens a cached shard and claims it against eviction for as long as it stays open."""
@@ -179,9 +167,7 @@ class ShardCache:
             file = LocalFile(path)
         except OSError:
             return None
-        try:
-            fcntl.flock(file.handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:  # being finished or evicted this very moment
+        if not try_lock(file.handle, shared=True):  # being finished or evicted this very moment
             return None
         if os.fstat(file.handle).st_size != record.size or not path.exists():
             with suppress(OSError):
@@ -219,21 +205,19 @@ class ShardCache:
 
     def _download(self, shard: int) -> None:
         record = self.manifest.records[shard]
-        partial = self.folder / f"{TEMPORARY_PREFIX}{self._identity(record)}"
+        partial = self._disk.partial(self._identity(record))
         handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return  # another process has it in hand
+            if not try_lock(handle):
+                return  # another process downloads it
             if not _same_file(handle, partial):
                 return  # another process was faster, or swept the name away before the lock was taken
             if self._path(record).exists():
                 partial.unlink(missing_ok=True)  # another process was faster: this name is a new, empty file
                 return
             try:
-                with self._room():
-                    if not self._make_room(record.size):
+                with self._disk.room():
+                    if not self._disk.make_room(record.size):
                         partial.unlink(missing_ok=True)
                         return
                     os.truncate(handle, 0)
@@ -247,7 +231,7 @@ class ShardCache:
                         "Run python -m shards verify, then build or upload this shard again"
                     )
                 os.replace(partial, self._path(record))
-                fcntl.flock(handle, fcntl.LOCK_SH)  # the name is the shard's now: others may read
+                try_lock(handle, shared=True)  # the name is the shard's now: others may read
                 with self._lock:
                     if shard in self._needed:
                         self._open(shard)
@@ -277,65 +261,6 @@ class ShardCache:
         os.fsync(handle)  # a name that survives a power cut stands for bytes that do
         return seen.hexdigest()
 
-    @contextmanager
-    def _room(self) -> Iterator[None]:
-        """One process of the node at a time counts and deletes."""
-        with _room_mutex:
-            fcntl.flock(self._room_lock, fcntl.LOCK_EX)
-            try:
-                yield
-            finally:
-                fcntl.flock(self._room_lock, fcntl.LOCK_UN)
-
-    def _make_room(self, size: int) -> bool:
-        """Deletes the least recently used shards that nobody has open until `size` bytes more fit; none where they can't."""
-        files = []
-        for path in self.folder.glob("*"):
-            with suppress(OSError):
-                status = path.stat()
-                if _OWN.fullmatch(path.name):  # whatever else lies here is somebody's
-                    files.append((status.st_mtime_ns, status.st_size, path))
-        used = sum(size for _, size, _ in files)
-        if size <= self.budget:
-            for _, file_size, path in sorted(files, key=lambda file: file[0]):
-                if used + size <= self.budget:
-                    break
-                if path.suffix == ".tar" and self._evict(path):
-                    used -= file_size
-        self.counters.set(cache_bytes=used)
-        return used + size <= self.budget
-
-    def _evict(self, path: Path) -> bool:
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False  # somebody reads it
-        else:
-            path.unlink(missing_ok=True)
-            self.counters.add(cache_evictions=1)
-            return True
-        finally:
-            os.close(handle)
-
-    def _sweep(self) -> None:
-        """Removes what a killed process left half-written: partial files that nobody holds the lock of."""
-        for path in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
-            if not _OWN.fullmatch(path.name):
-                continue
-            with suppress(OSError):
-                handle = os.open(path, os.O_RDWR)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink(missing_ok=True)
-                except BlockingIOError:
-                    pass
-                finally:
-                    os.close(handle)
-
 
 def _same_file(handle: int, path: Path) -> bool:
     try:
@@ -346,6 +271,3 @@ def _same_file(handle: int, path: Path) -> bool:
 
 class _Closed(Exception):
     """The cache was closed while a download ran."""
-
-
-_room_mutex = threading.Lock()

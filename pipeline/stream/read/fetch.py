@@ -1,9 +1,9 @@
 """Reads samples of a remote store while the decoding threads work on earlier ones.
 
-What is not in the node's cache is read as ranges, neighbours joined, many at a time: a store answers one request in
-tens of milliseconds and many in about the same. Requests of an earlier batch go first. So the first batch waits for
-its own bytes only, and a run whose cache is too small, or that has none, is bound by the store's bandwidth and not by
-its latency.
+In: samples that are not in the node's cache. Out: their bytes to come. They are read as ranges, neighbours joined, many at
+a time, because a store answers many requests in about the tens of milliseconds that one takes. Requests of an earlier
+batch go first. So the first batch waits for its own bytes only, and a run without a cache, or with one that is too small,
+is bound by the store's bandwidth and not by its latency.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LONGEST_RUN = 8 << 20
 
 @dataclass(frozen=True)
 class Wanted:
-    """One sample's row in its shard and where its bytes go."""
+    """One sample: its row in the shard's index, and the future that gets its bytes."""
 
     row: int
     data: Future[bytes]
@@ -35,7 +35,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring samples of one shard that are read with one request: bytes [start, stop) and each sample's place among them."""
+    """Neighbouring samples of one shard that are read with one request: bytes [start, stop), and first and last byte of each member."""
 
     start: int
     stop: int
@@ -46,7 +46,7 @@ class Fetcher:
     """Threads that read samples ahead.
 
     Args:
-        requests: to the store at the same time.
+        requests: most requests to the store at the same time.
     """
 
     def __init__(self, requests: int) -> None:
@@ -58,26 +58,26 @@ class Fetcher:
         for thread in self._threads:
             thread.start()
 
-    def start(self, samples: SampleReader, batch: int, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> list[Future[bytes]]:
+    def start(self, reader: SampleReader, batch: int, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> list[Future[bytes]]:
         """Begins to read samples.
 
         Args:
-            samples: of their data set.
-            batch: requests with a smaller number go first.
-            shards: int64 (n,), of the samples.
-            rows: int64 (n,), in the indexes of the shards.
+            reader: reader of the samples' data set.
+            batch: number of the batch; requests of a smaller number go first.
+            shards: int64 (n,), shards of the samples.
+            rows: int64 (n,), rows of the samples in their shards' indexes.
 
         Returns:
-            The bytes of each, not yet compared with their digests, or the ShardError why they can't be had.
+            The bytes of each sample to come, not yet compared with their digests; or the ShardError of the shard.
         """
         found: list[Future[bytes]] = [Future() for _ in range(len(rows))]
         for shard in np.unique(shards).tolist():
-            wanted = [Wanted(int(rows[place]), found[place]) for place in np.flatnonzero(shards == shard).tolist()]
-            self._put(batch, lambda shard=shard, wanted=wanted: self._read_shard(samples, batch, shard, wanted))  # type: ignore[misc]
+            wanted = [Wanted(int(rows[number]), found[number]) for number in np.flatnonzero(shards == shard).tolist()]
+            self._put(batch, lambda shard=shard, wanted=wanted: self._read_shard(reader, batch, shard, wanted))  # type: ignore[misc]
         return found
 
     def close(self) -> None:
-        """Ends the threads; what was not read by now is cancelled."""
+        """Ends the threads and cancels the reads that have not begun."""
         with self._ready:
             self._closed = True
             self._ready.notify_all()
@@ -90,7 +90,7 @@ class Fetcher:
                 heapq.heappush(self._work, (batch, next(self._numbers), action))
                 self._ready.notify()
                 return
-        action()  # which cancels what nobody would read any more
+        action()  # cancels its samples, because the fetcher is closed
 
     def _serve(self) -> None:
         while True:
@@ -102,27 +102,27 @@ class Fetcher:
                 _, _, action = heapq.heappop(self._work)
             action()
 
-    def _read_shard(self, samples: SampleReader, batch: int, shard: int, wanted: Sequence[Wanted]) -> None:
+    def _read_shard(self, reader: SampleReader, batch: int, shard: int, wanted: Sequence[Wanted]) -> None:
         wanted = [one for one in wanted if one.data.set_running_or_notify_cancel()]
         if not wanted:
             return
         try:
             if self._closed:
                 raise CancelledError
-            first, *rest = runs(samples.index(shard), wanted)
+            first, *rest = runs(reader.index(shard), wanted)
         except BaseException as error:
             for one in wanted:
                 one.data.set_exception(error)
             return
         for run in rest:
-            self._put(batch, lambda run=run: self._read_run(samples, shard, run))  # type: ignore[misc]
-        self._read_run(samples, shard, first)
+            self._put(batch, lambda run=run: self._read_run(reader, shard, run))  # type: ignore[misc]
+        self._read_run(reader, shard, first)
 
-    def _read_run(self, samples: SampleReader, shard: int, run: Run) -> None:
+    def _read_run(self, reader: SampleReader, shard: int, run: Run) -> None:
         try:
             if self._closed:
                 raise CancelledError
-            data = samples.read_range(shard, run.start, run.stop)
+            data = reader.read_range(shard, run.start, run.stop)
         except BaseException as error:
             for wanted, _, _ in run.members:
                 wanted.data.set_exception(error)
@@ -132,13 +132,13 @@ class Fetcher:
 
 
 def joined_gap(length: float) -> float:
-    """Bytes in front of a picture of `length` bytes that are read over rather than asked for around: about as many as it has
-    itself, so that small pictures don't multiply what is read, and never more than a request would cost."""
+    """Largest gap in bytes between two samples that one request still spans: about the length of the second sample, so that small pictures
+    don't multiply the bytes that are read, and never more bytes than a request of its own would cost."""
     return min(max(length, 8 << 10), 64 << 10)
 
 
 def runs(index: ShardIndex, wanted: Sequence[Wanted]) -> list[Run]:
-    """Joins samples of a shard that lie near each other, in the order of the shard."""
+    """Joins neighbouring samples of a shard into runs, in the order of the shard."""
     found: list[Run] = []
     for one in sorted(wanted, key=lambda one: index.row(one.row)[0]):
         start, _, length, _ = index.row(one.row)

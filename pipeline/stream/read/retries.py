@@ -1,4 +1,7 @@
-"""Why a request to a store is tried again, in a few words that a metric can count by."""
+"""Causes of failed requests to a store: the few that a metric counts retries by, and those that no retry mends.
+
+The causes are declared here alone; the metrics take them from here through the training.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from typing import Literal, get_args
 
 Cause = Literal["throttled", "server_error", "timeout", "connection", "short", "other"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
-"""The store asked for fewer requests; it answered 5xx; nothing came in time; the connection failed or was never made; the body ended before
-its bytes did; whatever else."""
+"""Causes of a retry: the store asked for fewer requests; it answered 5xx; no bytes came in time; the connection failed or was never made;
+the body ended before its bytes did; anything else."""
 
 _TOO_MANY = http.client.TOO_MANY_REQUESTS
 _THROTTLED = (
@@ -23,8 +26,11 @@ _THROTTLED = (
     "bandwidthlimitexceeded",
     "reduce your request",
 )
-_SHORT = ("IncompleteRead", "PayloadError", "ResponseStreamingError", "ContentLengthError")  # of aiohttp, botocore and urllib3
+_SHORT = ("IncompleteRead", "PayloadError", "ResponseStreamingError", "ContentLengthError")  # names in aiohttp, botocore and urllib3
 _CONNECTION = ("Connection", "Connector", "ServerDisconnected", "ClientOSError", "HTTPClientError", "SSLError", "NameResolution")
+_NO_CREDENTIALS = frozenset(  # names in botocore
+    {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError", "ProfileNotFound"}
+)
 
 
 class Short(OSError):
@@ -35,8 +41,8 @@ class Refused(OSError):
     """The store answered with an error.
 
     Args:
-        status: of HTTP.
-        answer: the status and the store's own word for it.
+        status: status code of HTTP.
+        answer: status code and the store's own word for it.
     """
 
     def __init__(self, status: int, answer: str) -> None:
@@ -45,14 +51,15 @@ class Refused(OSError):
 
 
 def cause(error: BaseException) -> Cause:
-    """What a failed request is counted as. Client libraries wrap one error in another: what says most, wherever it stands, counts."""
+    """Finds the cause that a failed request is counted as. Client libraries wrap one error in another, so the whole chain is searched, for
+    the most telling cause first."""
     chain = list(_chain(error))
     status = next((found for each in chain if (found := _status(each))), 0)
     if status == _TOO_MANY or any(word in str(each).lower() for each in chain for word in _THROTTLED):
         return "throttled"
     if status >= http.client.INTERNAL_SERVER_ERROR:
         return "server_error"
-    # aiohttp has no other word for a connection that was reset inside a body
+    # aiohttp has no other name for a connection that was reset inside a body
     if any(isinstance(each, Short | http.client.IncompleteRead) or _is_called(each, _SHORT) for each in chain):
         return "short"
     if any(isinstance(each, TimeoutError) or _is_called(each, ("Timeout",)) for each in chain):
@@ -61,6 +68,24 @@ def cause(error: BaseException) -> Cause:
     if any(isinstance(each, broken) or _is_called(each, _CONNECTION) for each in chain):
         return "connection"
     return "other"
+
+
+def final_reason(error: BaseException | None) -> str:
+    """The explanation of a failure that waiting does not mend; empty for one that a retry may mend."""
+    said = " ".join(str(error).split())
+    if isinstance(error, FileNotFoundError):
+        return "no such object. Is the bucket or folder right, and the data set complete?"
+    if isinstance(error, PermissionError):
+        return f"access refused ({said}). Check the credentials and what they may do"
+    if type(error).__name__ in _NO_CREDENTIALS:
+        return f"{said}. Give the store credentials (profile, environment or role)"
+    return ""
+
+
+def is_replaced(error: BaseException) -> bool:
+    """True for a 412 of s3fs: the object has another ETag than the request demanded."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return bool(answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == http.client.PRECONDITION_FAILED)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -74,7 +99,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int:
-    """Of HTTP, as this package, aiohttp and botocore keep it; 0 where there is none."""
+    """The status code of HTTP, as this package, aiohttp and botocore keep it; 0 where there is none."""
     answer = getattr(error, "response", None)
     metadata = answer.get("ResponseMetadata", {}) if isinstance(answer, dict) else {}
     status = getattr(error, "status", None) or metadata.get("HTTPStatusCode")
@@ -82,5 +107,6 @@ def _status(error: BaseException) -> int:
 
 
 def _is_called(error: BaseException, parts: tuple[str, ...]) -> bool:
-    """Whether the class of an error or one that it comes from has such a name: clients are optional and can't be imported to ask."""
+    """True if the class of an error, or a class that it comes from, has such a name. Names are compared, because the clients are optional
+    and may not be there to import."""
     return any(part in base.__name__ for base in type(error).__mro__ for part in parts)

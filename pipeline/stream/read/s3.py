@@ -1,9 +1,9 @@
 """Two ways to ask S3 for a range of an object: s3fs' own client, and a plain GET of a URL that the same client signed.
 
-The client (endpoint rules, models, signing, one event loop for all threads) takes 3 ms of CPU a request; a plain GET takes a fraction of
-it, in the thread that wants the bytes, and its URL is signed once for some minutes. Credentials, profiles, roles and endpoints are the
-client's in both. Whatever a plain GET is not answered with the bytes is asked of the client again, whose word counts: a signed URL may
-be refused for reasons that the client knows how to deal with (a token that was renewed, a bucket in another region).
+The client (endpoint rules, models, signing, one event loop for all threads) takes 3 ms of CPU time a request. A plain GET takes a fraction
+of that, in the thread that needs the bytes, and its URL is signed once for some minutes. Both use the client's credentials, profiles, roles
+and endpoints. If a plain GET does not return the bytes, the request is repeated with the client, whose answer is final, because a signed
+URL may be refused for reasons that the client can deal with (a renewed token, a bucket in another region).
 """
 
 from __future__ import annotations
@@ -32,39 +32,39 @@ _IDLE_CONNECTIONS = 64
 _DOUBTS = 3
 _LONGEST_ERROR = 4096
 _TICK_SECONDS = 0.5
-_ABANDONED = "not waited for any more"
+_ABANDONED = "abandoned: the loader is closing"
 
 
 class Body(Protocol):
-    """The bytes of one answer. To read from it raises OSError and whatever a client library has for errors."""
+    """The bytes of one answer. Reading raises OSError or an error of the client library."""
 
     etag: str | None
     content_range: str
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes, as soon as there are some; none at the end."""
+        """At most `size` bytes, as soon as some have arrived; empty at the end."""
         ...
 
     def finish(self) -> None:
-        """Keeps the connection for another request, if nothing is left in the body."""
+        """Keeps the connection for another request, if the body was read to its end."""
         ...
 
     def close(self) -> None:
-        """Drops the connection with what is left in the body."""
+        """Drops the connection together with the unread rest of the body."""
         ...
 
 
 class ClientBody:
-    """The answer that s3fs' client has.
+    """An answer that s3fs' client received.
 
     Args:
-        fs: the file system; retries nothing by itself.
-        bucket: of the object.
-        key: of the object.
-        wanted: the range as HTTP has it, `bytes=0-9`.
-        etag: that the object must have; None takes any.
+        fs: file system of s3fs, which retries nothing by itself.
+        bucket: bucket of the object.
+        key: key of the object.
+        wanted: range in the notation of HTTP, `bytes=0-9`.
+        etag: ETag that the object must have; None takes any.
         stall_seconds: longest wait for the head and for each piece of the body.
-        abandoned: set when nobody wants it any more.
+        abandoned: set when the loader closes.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class ClientBody:
 
 
 def in_loop(fs: Any, action: Coroutine[Any, Any, T], seconds: float, abandoned: threading.Event) -> T:
-    """Runs a coroutine in the file system's own thread; a wait that is interrupted, abandoned or too long cancels it.
+    """Runs a coroutine in the file system's own thread, and cancels it if the wait is interrupted, abandoned or too long.
 
     Raises:
-        TimeoutError: after `seconds`.
-        ConnectionAbortedError: it was abandoned.
+        TimeoutError: the coroutine took longer than `seconds`.
+        ConnectionAbortedError: the wait was abandoned.
     """
     running = asyncio.run_coroutine_threadsafe(action, fs.loop)
     end = time.monotonic() + seconds
@@ -103,7 +103,7 @@ def in_loop(fs: Any, action: Coroutine[Any, Any, T], seconds: float, abandoned: 
             try:
                 return running.result(min(_TICK_SECONDS, max(0.0, left)))
             except TimeoutError:
-                if running.done():  # in this moment, or with a time-out of its own
+                if running.done():  # at this very moment, or by a time-out of its own
                     return running.result()
                 if left <= 0:
                     raise TimeoutError(f"nothing came for {seconds:g} seconds") from None
@@ -138,13 +138,13 @@ class PlainBody:
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection whose socket is there, to be shut down, from before it is opened.
+    """A connection with a socket from before it is opened, so that another thread can shut it down at any moment.
 
     Args:
-        host: and port, where that is not the usual one.
-        seconds: longest wait for it, and for the next bytes.
-        context: for TLS.
-        abandoned: set when nobody wants it any more.
+        host: host, with a port that is not the usual one.
+        seconds: longest wait for the connection, and for the next bytes.
+        context: settings of TLS; None is plain HTTP.
+        abandoned: set when the loader closes.
     """
 
     def __init__(self, host: str, seconds: float, context: ssl.SSLContext | None, abandoned: threading.Event) -> None:
@@ -166,7 +166,7 @@ class _Connection(http.client.HTTPConnection):
         raise failed or OSError(f"{self.host} has no address")
 
     def _open(self, address: Any) -> None:
-        if self._abandoned.is_set():  # whichever of this and of `abandon` comes later sees the other
+        if self._abandoned.is_set():  # after the socket was made: `abandon` shuts it down, or this check sees that it was called
             raise ConnectionAbortedError(_ABANDONED)
         self.sock.settimeout(self.timeout)
         self.sock.connect(address)
@@ -180,9 +180,9 @@ class PlainGets:
     """Plain GETs of signed URLs, from any thread.
 
     Args:
-        fs: the s3fs file system that signs.
+        fs: file system of s3fs, which signs the URLs.
         stall_seconds: longest wait for a connection and for the next bytes.
-        abandoned: set before `abandon`.
+        abandoned: set before `abandon` is called.
     """
 
     def __init__(self, fs: Any, stall_seconds: float, abandoned: threading.Event) -> None:
@@ -197,37 +197,37 @@ class PlainGets:
         self._proven, self._doubts = False, 0
 
     def abandon(self) -> None:
-        """Ends the requests that are under way: whoever waits for them gets an error at once."""
+        """Ends the requests that are under way; the threads that wait for them get an error at once."""
         with self._live_lock:
             live = list(self._live)
         for connection in live:
             sock = connection.sock
             if sock is not None:
                 with suppress(OSError):
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not TLS's own, which would change the object under its thread
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not TLS's own shutdown, which would change the object under its thread
 
     @staticmethod
     def possible(fs: Any) -> bool:
-        """Whether a request of this file system is a URL and nothing else: no proxy, no headers, certificates or versions of its own."""
+        """True if a URL is all that a request of this file system needs: no proxy, and no headers, certificates or versions of its own."""
         own = (fs.req_kw, fs.s3_additional_kwargs, fs.version_aware, fs.cache_regions)
         own_certificates = fs.client_kwargs.get("verify") is not None or "client_cert" in fs.config_kwargs
         proxies = {"proxies", "proxies_config"} & fs.config_kwargs.keys() or urllib.request.getproxies().keys() - {"no"}
         return not (any(own) or own_certificates or proxies)
 
     def get(self, bucket: str, key: str, wanted: str, etag: str | None) -> PlainBody | None:
-        """The answer; None where the client should be asked.
+        """The answer, or None if the client has to make the request.
 
         Args:
-            bucket: of the object.
-            key: of the object.
-            wanted: the range as HTTP has it, `bytes=0-9`.
-            etag: that the object must have; None takes any.
+            bucket: bucket of the object.
+            key: key of the object.
+            wanted: range in the notation of HTTP, `bytes=0-9`.
+            etag: ETag that the object must have; None takes any.
 
         Raises:
             OSError, http.client.HTTPException: the connection failed, the answer is no HTTP, or the store is out of order.
         """
         if self._doubts >= _DOUBTS and not self._proven:
-            return None  # it never worked here: the client knows why
+            return None  # plain GETs never worked here, and the client knows why
         url = urlsplit(self._url(bucket, key))
         headers = {"Range": wanted, "Accept-Encoding": "identity", **({"If-Match": etag} if etag else {})}
         idle = self._idle[url.scheme, url.netloc]
@@ -239,7 +239,7 @@ class PlainGets:
         failed = _status(answer) if answer.status >= 500 or answer.status == http.client.TOO_MANY_REQUESTS else ""
         body.close()
         if failed:
-            raise Refused(answer.status, failed)  # it is busy: asking it once more at once would not help it
+            raise Refused(answer.status, failed)  # the store is busy, and another request at once would not help it
         self._doubts += 1
         with self._lock:
             self._urls.pop((bucket, key), None)
@@ -263,14 +263,14 @@ class PlainGets:
             except BaseException as error:
                 connection.close()
                 if fresh or self._abandoned.is_set() or not isinstance(error, ConnectionError):
-                    raise  # else it was closed while it was idle, as servers do
+                    raise  # otherwise the server closed the idle connection, as servers do
 
     def _connection(self, scheme: str, host: str) -> http.client.HTTPConnection:
         if scheme == "https":
             if self._certificates is None:
                 from botocore.httpsession import get_cert_path  # type: ignore[import-untyped] # noqa: PLC0415 - comes with s3fs, an extra
 
-                own = self._fs.session.get_config_variable("ca_bundle")  # AWS_CA_BUNDLE, or what the profile says
+                own = self._fs.session.get_config_variable("ca_bundle")  # AWS_CA_BUNDLE, or the profile's setting
                 self._certificates = ssl.create_default_context(cafile=own or get_cert_path(True))
             return _Connection(host, self._stall_seconds, self._certificates, self._abandoned)
         return _Connection(host, self._stall_seconds, None, self._abandoned)

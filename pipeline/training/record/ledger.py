@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
 from pipeline.mapping import ConfigError, from_mapping
+from pipeline.stream.mixture import Position, dataset_seed, named_sources
 from pipeline.stream.order import SampleOrder
-from pipeline.stream.source import Position, named_sources, source_seed
 from pipeline.training.record.run_folder import RunFolderError, read_lines, samples_digest, samples_text
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
@@ -99,13 +99,13 @@ class _Source:
             raise RunFolderError(f"attempt {start['attempt']} read another data set than {redacted(self.manifest.url)} holds now")
         self.order = SampleOrder(
             self.manifest,
-            source_seed(int(state["seed"]), self.number),
+            dataset_seed(int(state["seed"]), self.number),
             int(start["shares"][self.name]),
             int(state[f"{prefix}lanes"]),
             int(state["shuffle_block"]),
             "pad" if state["pad"] else "drop",
         )
-        return self.order.settled((int(state[f"{prefix}epoch"]), int(state[f"{prefix}consumed"])))
+        return self.order.skip_finished_epoch((int(state[f"{prefix}epoch"]), int(state[f"{prefix}consumed"])))
 
     def take(self) -> NDArray[np.int64]:
         """The sample ids at the position, of the whole stream."""
@@ -210,7 +210,7 @@ def _enter(found: Account, sources: Sequence[_Source], start: Mapping[str, Any],
     if int(start["step"]) != step - 1:
         found.problems.append(f"attempt {start['attempt']} began behind step {start['step']}, but its first line is of step {step}")
     for source in sources:
-        reached = source.order.settled(source.position) if continues else None
+        reached = source.order.skip_finished_epoch(source.position) if continues else None
         began = source.enter(start)
         if reached is not None and began != reached:
             where = f"{began} of {source.name}" if source.name else f"{began}"
@@ -221,7 +221,7 @@ def _enter(found: Account, sources: Sequence[_Source], start: Mapping[str, Any],
 
 
 def _settle(found: Account, source: _Source) -> None:
-    settled = source.order.settled(source.position)
+    settled = source.order.skip_finished_epoch(source.position)
     if settled != source.position:
         _end_epoch(found, source, complete=True)
         source.position = settled

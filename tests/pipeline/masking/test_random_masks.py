@@ -1,4 +1,4 @@
-"""What both random generators promise: a mask is a pure function of key and shape, within its limits, and anywhere in the image."""
+"""The promises of both random generators: a mask is a pure function of key and shape, within its limits, and anywhere in the image."""
 
 from __future__ import annotations
 

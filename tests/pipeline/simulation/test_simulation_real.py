@@ -47,7 +47,7 @@ def run_an_epoch(url: str, options: dict[str, str], **data: object) -> dict[str,
     }
     config = StreamConfig(DataConfig(**{**known, **data}), image_size=64, global_batch=32, seed=9, epochs=1)  # type: ignore[arg-type]
     with StreamLoader(config) as loader:
-        cache = loader.sources[0].samples.cache
+        cache = loader.datasets[0].reader.cache
         for _ in loader:
             if cache is not None:
                 wait_until(partial(at_rest, cache), pause=0.01)  # nobody is told of a download's end
@@ -76,7 +76,7 @@ def test_a_real_epoch_with_a_cache_asks_for_what_was_predicted(
 ) -> None:
     """Whole shards to the last one where the cache is enough; samples read by ranges, requests and bytes within 15 %. They are downloaded
     one at a time: two side by side come in either order, and what came first is evicted first."""
-    monkeypatch.setattr("pipeline.stream.source.ShardCache", partial(ShardCache, downloads=1))
+    monkeypatch.setattr("pipeline.stream.dataset.ShardCache", partial(ShardCache, downloads=1))
     cache_gb = predicted(url, s3.options, 1.0).cache_needed * part / 1e9
     totals = run_an_epoch(url, s3.options, cache=str(tmp_path), cache_gb=cache_gb)
     traffic = predicted(url, s3.options, cache_gb).paces[FIRST].traffic

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from launch.local.object_store import SeaweedFS
 from pipeline.config import DataConfig
-from pipeline.stream.decode.decoder import UndecodableError, make_decoder
+from pipeline.stream.decode.crop import CropRule
+from pipeline.stream.decode.decoder import make_decoder
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
 from pipeline.stream.order import SampleOrder
 from shards.dataset.manifest import Manifest, ShardRecord
@@ -35,7 +36,6 @@ DECODER = make_decoder()
 WORLDS, THREADS = range(1, 9), (1, 2, 4)
 COUNTS = [1, 17, 3, 40, 0, 22, 5]
 TOTAL = sum(COUNTS)
-DECODER = make_decoder()
 Tensors = tuple[torch.Tensor, ...]
 
 
@@ -90,15 +90,12 @@ class Truth:
         return tuple(map(torch.from_numpy, (images, masks, ids % 7, ids, derived_keys(keys, 3).view(np.int64))))
 
     def _crop(self, sample: int, out: NDArray[np.uint8]) -> bool:
-        """Whether a sample can be used, as it is in this epoch: what a crop doesn't need may be damaged."""
+        """True if a sample can be used in this epoch: bytes that its crop doesn't need may be damaged."""
         if sample in self.data_set.flipped:
             return False
         ((key,), data) = sample_keys(self.config.seed, self.epoch, [sample]).tolist(), self.config.data
-        try:
-            DECODER.crop(self.data_set.pictures[sample], out, data.crop, data.flip, key, data.max_pixels)
-        except UndecodableError:
-            return False
-        return True
+        rule = CropRule(data.crop, data.flip, data.max_pixels)
+        return DECODER.crops([self.data_set.pictures[sample]], [out], rule, [key]) == [None]
 
     def _settle(self) -> None:
         if not self.order.has_batch(self.consumed):
@@ -194,7 +191,7 @@ def test_a_run_whose_world_changes_at_random_delivers_every_sample_of_each_epoch
             ranks = [SampleOrder(manifest, 11, batch, lanes, block, tail) for _ in range(world)]  # type: ignore[arg-type]
             for _ in range(chance.randint(1, 8)):
                 if reference.has_batch(consumed):
-                    shares = [order.share(rank, world, unit) for rank, order in enumerate(ranks)]
+                    shares = [order.rank_slice(rank, world, unit) for rank, order in enumerate(ranks)]
                     ids = np.concatenate([order.take(epoch, consumed, part) for order, part in zip(ranks, shares, strict=True)])
                     np.testing.assert_array_equal(ids, reference.take(epoch, consumed, slice(0, batch)))
                     delivered.append(ids)

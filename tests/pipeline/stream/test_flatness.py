@@ -1,4 +1,4 @@
-"""What a rank holds (memory, open files, threads) is the same after 50 epochs as after five, and a small leak would be seen."""
+"""A rank holds the same (memory, open files, threads) after 50 epochs as after five, and a small leak would be seen."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
 
 
 def observe(*leak: str, **settings: object) -> list[dict[str, Any]]:
-    """What `flatness.py` held after each epoch."""
+    """The rows that `flatness.py` prints: the resources it holds after each epoch."""
     data = {"threads": 2, "shuffle_block": 8, "lanes": 2, **settings}
     # one arena and no delayed trimming: what is freed leaves, so that the rest is what is held
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}

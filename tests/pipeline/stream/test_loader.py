@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
-from pipeline.stream.batch.batch import Places
 from pipeline.stream.batch.filling import Filler
 from pipeline.stream.batch.quarantine import QuarantineFull
+from pipeline.stream.dataset import Dataset
 from pipeline.stream.loader import Batch, LoaderClosed, StreamConfig, StreamLoader
 from pipeline.stream.order import OrderError
+from pipeline.stream.plan import PlannedSamples
 from pipeline.stream.read.samples import BadSample
-from pipeline.stream.source import Source
 from shards.__main__ import main
 from shards.dataset.manifest import load
 from shards.errors import ManifestMismatch, ShardCorrupt
@@ -138,7 +138,7 @@ def test_the_state_counts_what_was_handed_out_not_what_was_prepared(dataset: Pat
 
 def test_batches_are_planned_beside_the_training_and_a_failure_is_its_own_batchs(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with StreamLoader(stream_config(dataset, threads=4, ready_batches=3)) as loader:
-        order, training = loader.sources[0].order, threading.current_thread()
+        order, training = loader.datasets[0].order, threading.current_thread()
         right = order.take
 
         def failing_at_the_third(epoch: int, consumed: int, part: slice) -> NDArray[np.int64]:
@@ -183,9 +183,9 @@ def test_what_nobody_wants_any_more_is_neither_planned_nor_read(dataset: Path, m
     planned, filled = list[int](), list[int]()
     going, halfway = threading.Event(), threading.Event()
     fill = Filler.fill
-    monkeypatch.setattr(Filler, "fill", lambda self, pending, *rest: (filled.append(pending.number), fill(self, pending, *rest)))
+    monkeypatch.setattr(Filler, "fill", lambda self, filling, *rest: (filled.append(filling.plan.number), fill(self, filling, *rest)))
     with StreamLoader(stream_config(dataset, threads=1, ready_batches=4)) as loader:
-        order = loader.sources[0].order
+        order = loader.datasets[0].order
         right = order.take
 
         def slowly(epoch: int, consumed: int, part: slice) -> NDArray[np.int64]:
@@ -455,14 +455,14 @@ def test_what_lies_in_a_lost_shard_is_no_substitute_and_costs_nothing(tmp_path: 
     write_dataset(tmp_path, photographs(101), [1, 40, 3, 37, 20])
     (tmp_path / "shard-000001.tar").unlink()
     drawn: list[int] = []
-    samples = Filler.samples
+    plan = Dataset._plan
 
-    def noted(self: Filler, source: Source, epoch: int, places: NDArray[np.int64], ids: NDArray[np.int64]) -> Places:
-        if len(ids) == 1 and source.lost:
+    def noted(self: Dataset, epoch: int, slots: NDArray[np.int64], ids: NDArray[np.int64]) -> PlannedSamples:
+        if len(ids) == 1 and self.lost:
             drawn.extend(ids.tolist())
-        return samples(self, source, epoch, places, ids)
+        return plan(self, epoch, slots, ids)
 
-    monkeypatch.setattr(Filler, "samples", noted)
+    monkeypatch.setattr(Dataset, "_plan", noted)
     with StreamLoader(stream_config(tmp_path, max_bad_fraction=0.5, threads=1, unavailable="substitute")) as loader:
         take(loader, 8)
     assert drawn

@@ -1,4 +1,4 @@
-"""Several data sets in one stream: fixed shares, own epochs, and as exact and elastic as one."""
+"""Several data sets in one stream: fixed samples of each per batch, own epochs, and as exact and elastic as one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from pipeline.config import ConfigError, DataConfig, SourceConfig, parse, to_mapping
 from pipeline.recipes import SETTINGS
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
+from pipeline.stream.mixture import samples_per_dataset, spread
 from pipeline.stream.order import OrderError
-from pipeline.stream.source import shares, spread
 from shards.errors import ManifestMismatch
 from tests.datasets import photographs, write_dataset
 
@@ -162,7 +162,7 @@ def test_a_source_that_is_not_there_is_named_and_leaves_nothing_open(folders: di
 )
 def test_shares_follow_the_weights_and_fill_the_batch(weights: list[float], global_batch: int, lanes: int) -> None:
     try:
-        counts = shares(weights, global_batch, lanes)
+        counts = samples_per_dataset(weights, global_batch, lanes)
     except OrderError:
         assert global_batch < len(weights) * lanes
         return

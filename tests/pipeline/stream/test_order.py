@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.stream import order as order_module
-from pipeline.stream.order import OrderError, SampleOrder, share
+from pipeline.stream.order import OrderError, SampleOrder, rank_slice
 from shards.dataset.manifest import Manifest, ShardRecord
 from shards.keyed import permutation
 
@@ -39,7 +39,7 @@ def orders(draw: st.DrawFn, tail: str = "drop") -> SampleOrder:
 
 
 def epoch_ids(order: SampleOrder, epoch: int) -> np.ndarray:
-    return np.concatenate([order.global_batch(epoch, index) for index in range(order.batches_per_epoch(epoch))])
+    return np.concatenate([order.global_batch(epoch, index) for index in range(order.batches_per_epoch())])
 
 
 @settings(max_examples=150, deadline=None)
@@ -66,7 +66,7 @@ def test_shares_of_any_number_of_ranks_make_up_the_global_batch(order: SampleOrd
     world = min(world, order.global_batch_size)
     index = order.batches_per_epoch() - 1
     consumed = index * order.global_batch_size
-    parts = [order.take(0, consumed, order.share(rank, world)) for rank in range(world)]
+    parts = [order.take(0, consumed, order.rank_slice(rank, world)) for rank in range(world)]
     np.testing.assert_array_equal(np.concatenate(parts), order.global_batch(0, index))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -75,9 +75,9 @@ def test_shares_of_any_number_of_ranks_make_up_the_global_batch(order: SampleOrd
 def test_shares_differ_by_at_most_one_unit(units: int, world: int, unit: int) -> None:
     if world > units:
         with pytest.raises(OrderError, match="start at most"):
-            share(units * unit, 0, world, unit)
+            rank_slice(units * unit, 0, world, unit)
         return
-    shares = [share(units * unit, rank, world, unit) for rank in range(world)]
+    shares = [rank_slice(units * unit, rank, world, unit) for rank in range(world)]
     sizes = [part.stop - part.start for part in shares]
     assert sum(sizes) == units * unit
     assert all(size % unit == 0 for size in sizes)
@@ -106,7 +106,7 @@ def test_the_batch_may_change_in_mid_epoch_to_any_multiple_of_the_lanes(order: S
 def test_a_fresh_order_gives_the_same_batch_at_any_position() -> None:
     manifest = make_manifest([1, 5000, 3, 700, 64])
     walked = SampleOrder(manifest, 7, 96, 64, 128)
-    for index in range(walked.batches_per_epoch(2)):
+    for index in range(walked.batches_per_epoch()):
         fresh = SampleOrder(manifest, 7, 96, 64, 128)
         np.testing.assert_array_equal(walked.global_batch(2, index), fresh.global_batch(2, index))
 
@@ -187,7 +187,7 @@ def test_substitutes_come_from_blocks_that_are_there(monkeypatch: pytest.MonkeyP
 def test_the_shards_ahead_hold_the_samples_of_the_block(order: SampleOrder, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, order.batches_per_epoch() - 1))
     world = data.draw(st.integers(1, min(5, order.global_batch_size)))
-    part = order.share(data.draw(st.integers(0, world - 1)), world)
+    part = order.rank_slice(data.draw(st.integers(0, world - 1)), world)
     consumed = index * order.global_batch_size
     ahead = set(order.shards_ahead(0, consumed, part, blocks=2))
     positions = consumed // order.lanes + np.arange(part.start, part.stop) % order.per_lane
@@ -205,4 +205,4 @@ def test_too_small_a_data_set_and_wrong_positions_are_refused() -> None:
     with pytest.raises(OrderError, match="no batch"):
         order.take(0, 3, slice(0, 1))
     with pytest.raises(OrderError, match="multiple of the batch-norm group"):
-        order.share(0, 1, unit=3)
+        order.rank_slice(0, 1, unit=3)

@@ -45,7 +45,7 @@ def positions(order: SampleOrder) -> list[int]:
 def by_definition(manifest: Manifest, epoch: int, index: int) -> list[int]:
     """The ids of a batch, place by place: shards permuted and laid end to end, cut into lanes, shuffled in blocks."""
     shards = permutation(len(manifest.records), SEED, 1, epoch)
-    ends = np.cumsum(manifest.samples[shards]).tolist()
+    ends = np.cumsum(manifest.sample_counts[shards]).tolist()
     lane_length, per_lane = manifest.total_samples // LANES, BATCH // LANES
     ids = []
     for place in range(BATCH):
@@ -101,7 +101,7 @@ def test_resuming_draws_the_shards_once_and_one_block_a_lane_wherever_it_is(mani
         assert len(permuted) == 1 + LANES  # a batch takes 64 of a lane, which divide 4096: they lie in one block
         assert sum(permuted) <= SHARDS + LANES * BLOCK
     permuted.clear()
-    order.take(0, (order.batches_per_epoch() - 1) * BATCH, order.share(3, 8))
+    order.take(0, (order.batches_per_epoch() - 1) * BATCH, order.rank_slice(3, 8))
     assert len(permuted) == LANES // 8 + (SHARDS in permuted)  # a rank draws the blocks of its own lanes alone
 
 
@@ -150,12 +150,12 @@ def test_a_billion_samples_fit_in_little_memory(capsys: pytest.CaptureFixture[st
 
 
 def _measure() -> None:
-    """What a process that does nothing else needs at most, in MB."""
+    """Prints the most memory in MB that a process needs which does nothing else."""
     order = SampleOrder(large_manifest(), SEED, BATCH, LANES, BLOCK)
     for epoch in range(3):
         for index in positions(order):
             order.global_batch(epoch, index)
-            list(order.shards_ahead(epoch, index * BATCH, order.share(0, 1), blocks=2))
+            list(order.shards_ahead(epoch, index * BATCH, order.rank_slice(0, 1), blocks=2))
     # not ru_maxrss, which Linux carries over from the process that started this one
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     print(int(status["VmHWM"].split()[0]) * 1024 / 1e6)

@@ -18,7 +18,7 @@ from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import GroupedBatchNorm2d
 from pipeline.recipes.player import Losses, Player
 from pipeline.stream.loader import Batch
-from pipeline.stream.order import share
+from pipeline.stream.order import rank_slice
 from pipeline.training.engine.engine import Contestant, Replicated
 from pipeline.training.engine.optimiser_state import make_optimiser
 from pipeline.training.engine.zero import Sharded
@@ -32,7 +32,7 @@ MODES = ["ddp", "zero1", "zero2", "zero3"]
 def test_every_rank_takes_the_same_number_of_micro_steps_and_the_last_is_never_empty(units: int, world: int, unit: int, micro: int) -> None:
     world = min(world, units)
     micro = max(micro, unit)
-    shares = [share(units * unit, rank, world, unit) for rank in range(world)]
+    shares = [rank_slice(units * unit, rank, world, unit) for rank in range(world)]
     sizes = [part.stop - part.start for part in shares]
     cut = [micro_batches(size, max(sizes), micro, unit) for size in sizes]
     assert len({len(parts) for parts in cut}) == 1

@@ -1,4 +1,4 @@
-"""Whatever a picture is stored as, its crop is the pixels of the whole decode, or an error: never something else, in any thread."""
+"""The crop of a picture in any format, and in any thread, is the pixels of the whole decode, or an error, and never something else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,14 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.mapping import ConfigError
-from pipeline.stream.decode import nvimgcodec as region
-from pipeline.stream.decode.crop import choose
+from pipeline.stream.decode import nvimgcodec
+from pipeline.stream.decode.crop import Crop, CropRule, choose
 from pipeline.stream.decode.decoder import DecoderName, UndecodableError, decode, make_decoder
 from pipeline.stream.decode.resize import resize
 from tests.datasets import photographs
 
 DECODER = make_decoder()
 LIMIT = 10_000_000
+RANDOM, RESIZED, CENTER = (CropRule(crop, True, LIMIT) for crop in get_args(Crop))
 
 
 def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
@@ -40,7 +42,7 @@ def test_a_crop_at_the_stored_scale_is_those_very_pixels(photograph: bytes) -> N
     out = np.zeros((227, 227, 3), np.uint8)
     for key in range(20):
         box = choose("random", True, key, 300, 400, 227)
-        DECODER.crop(photograph, out, "random", True, key, LIMIT)
+        assert DECODER.crops([photograph], [out], RANDOM, [key]) == [None]
         part = whole[box.top : box.top + 227, box.left : box.left + 227]
         np.testing.assert_array_equal(out, part[:, ::-1] if box.mirror else part)
 
@@ -52,7 +54,7 @@ def test_jpegs_decode_like_pillow(photograph: bytes) -> None:
 
 def test_pictures_smaller_than_the_crop_are_enlarged() -> None:
     out = np.zeros((227, 227, 3), np.uint8)
-    DECODER.crop(photographs(1, 64, 64)[0], out, "random", True, 3, LIMIT)
+    assert DECODER.crops(photographs(1, 64, 64), [out], RANDOM, [3]) == [None]
     assert out.std() > 10
 
 
@@ -124,7 +126,7 @@ def test_a_resized_crop_is_the_resized_part_of_the_whole(photograph: bytes) -> N
     mirrored = set()
     for key in range(20):
         box = choose("random_resized", True, key, 300, 400, 120)
-        DECODER.crop(photograph, out, "random_resized", True, key, LIMIT)
+        assert DECODER.crops([photograph], [out], RESIZED, [key]) == [None]
         resize(whole[box.top : box.bottom, box.left : box.right], expected)
         np.testing.assert_array_equal(out, expected[:, ::-1] if box.mirror else expected)
         mirrored.add(box.mirror)
@@ -140,27 +142,28 @@ def test_limits_and_damage_hold_for_crops_too(kind: str, photograph: bytes) -> N
         (encoded(Image.effect_noise((90, 90), 50).convert("RGB"), kind)[:-500], "Error"),
         (photograph[: len(photograph) // 3], "truncated"),
     ):
-        with pytest.raises(UndecodableError, match=message):
-            DECODER.crop(data, out, "center", True, 1, LIMIT)
+        (reason,) = DECODER.crops([data], [out], CENTER, [1])
+        assert reason is not None
+        assert message in reason
     assert (out == 7).all()
 
 
 @pytest.mark.parametrize("name", ["simplejpeg", "nvimgcodec"])
 def test_crops_are_the_same_in_any_thread_and_by_any_decoder(name: DecoderName) -> None:
-    if name == "nvimgcodec" and region.version() is None:
+    if name == "nvimgcodec" and nvimgcodec.version() is None:
         pytest.skip("nvImageCodec (the extra `decode`) is not installed")
     decoder = make_decoder(name)
     pictures = [data for height in (150, 200, 300) for data in photographs(4, height, 400)]
 
     def crop(place: int) -> bytes:
         out = np.zeros((150, 150, 3), np.uint8)
-        decoder.crop(pictures[place % len(pictures)], out, "random_resized", True, place, LIMIT)
+        assert decoder.crops([pictures[place % len(pictures)]], [out], RESIZED, [place]) == [None]
         return out.tobytes()
 
     alone = []
     for place in range(60):
         out = np.zeros((150, 150, 3), np.uint8)
-        DECODER.crop(pictures[place % len(pictures)], out, "random_resized", True, place, LIMIT)
+        assert DECODER.crops([pictures[place % len(pictures)]], [out], RESIZED, [place]) == [None]
         alone.append(out.tobytes())
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
@@ -171,10 +174,10 @@ def test_the_decoder_is_chosen_by_name_and_says_what_it_is(monkeypatch: pytest.M
     always = make_decoder("simplejpeg").description
     assert "simplejpeg 1." in always
     assert "opencv" in always
-    version = region.version()
+    version = nvimgcodec.version()
     if version is not None:
         assert make_decoder("nvimgcodec").description == f"nvimgcodec {version}, {always}"
-    monkeypatch.setattr(region, "version", lambda: None)
+    monkeypatch.setattr(nvimgcodec, "version", lambda: None)
     with pytest.raises(ConfigError, match=re.escape("pip install 'context-encoders[decode]'")):
         make_decoder("nvimgcodec")
 
@@ -187,8 +190,8 @@ def test_a_harmless_warning_does_not_hide_lost_pixels() -> None:
     cut = bytes(data[: len(data) // 2]) + b"\xff\xd9"
     with pytest.raises(UndecodableError, match=r"premature end|Corrupt|bad Huffman"):
         decode(cut, LIMIT)
-    with pytest.raises(UndecodableError, match=r"premature end|Corrupt|bad Huffman"):
-        DECODER.crop(cut, np.zeros((120, 120, 3), np.uint8), "center", False, 1, LIMIT)
+    (reason,) = DECODER.crops([cut], [np.zeros((120, 120, 3), np.uint8)], CENTER, [1])
+    assert re.search(r"premature end|Corrupt|bad Huffman", reason or "")
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -197,8 +200,8 @@ def test_a_file_in_memory_of_ours_is_left_as_it_was(photograph: bytes, damaged: 
     data = photograph[: len(photograph) // 3] + b"\xff\xd9" if damaged else photograph
     memory, out, expected = memoryview(bytearray(data)), np.zeros((2, 100, 100, 3), np.uint8), np.zeros((2, 100, 100, 3), np.uint8)
     for key in range(6):
-        reasons = DECODER.crops([memory] * 2, list(out), "random", True, [key, key + 100], LIMIT)
-        assert DECODER.crops([data] * 2, list(expected), "random", True, [key, key + 100], LIMIT) == reasons
+        reasons = DECODER.crops([memory] * 2, list(out), RANDOM, [key, key + 100])
+        assert DECODER.crops([data] * 2, list(expected), RANDOM, [key, key + 100]) == reasons
         assert memory == data
         assert (out == expected).all()
 

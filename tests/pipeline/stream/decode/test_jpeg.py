@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.stream.decode import nvimgcodec as region
+from pipeline.stream.decode import nvimgcodec
 from pipeline.stream.decode.crop import Box
 from pipeline.stream.decode.jpeg import decode_rows
 from shards.dataset.jpeg_header import read_frame
@@ -151,19 +151,19 @@ def test_unusual_headers_are_left_to_the_whole_decode() -> None:
     assert frame.context is None
 
 
-@pytest.mark.skipif(region.version() is None, reason="nvImageCodec (the extra `decode`) is not installed")
+@pytest.mark.skipif(nvimgcodec.version() is None, reason="nvImageCodec (the extra `decode`) is not installed")
 @pytest.mark.parametrize("name", FILES)
 def test_nvimgcodec_gives_the_same_pixels(name: str) -> None:
     data = FILES[name]()
     frame = read_frame(data)
     whole = simplejpeg.decode_jpeg(data, "RGB")
     for top, left, height, width in ((0, 0, HEIGHT, WIDTH), (0, 0, 1, 1), (17, 31, 40, 55), (60, 90, HEIGHT - 60, WIDTH - 90)):
-        part = region.decode_region(data, frame, Box(top, left, height, width, False))
+        part = nvimgcodec.decode_region(data, frame, Box(top, left, height, width, False))
         np.testing.assert_array_equal(part, whole[top : top + height, left : left + width])
 
 
-@pytest.mark.skipif(region.version() is None, reason="nvImageCodec (the extra `decode`) is not installed")
+@pytest.mark.skipif(nvimgcodec.version() is None, reason="nvImageCodec (the extra `decode`) is not installed")
 def test_what_nvimgcodec_refuses_is_told_as_by_simplejpeg() -> None:
     data = sampled("420")
     frame = read_frame(data)
-    assert region.decode_region(data[: len(data) // 2], frame, Box(0, 0, HEIGHT, WIDTH, False)) is None
+    assert nvimgcodec.decode_region(data[: len(data) // 2], frame, Box(0, 0, HEIGHT, WIDTH, False)) is None

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.stream.decode.crop import Box
-from pipeline.stream.decode.decoder import UndecodableError, make_decoder
+from pipeline.stream.decode.crop import Box, CropRule
+from pipeline.stream.decode.decoder import make_decoder
 from pipeline.stream.decode.segments import Piece, cut
 from shards.build.picture import PictureRules, prepare
 from shards.dataset.jpeg_header import read_frame, segment_lengths, with_table
@@ -32,6 +32,7 @@ SAMPLINGS = {
     "440": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
 }
 RARE = {"411": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411}
+RULE = CropRule("random", False, 10**6)
 
 
 @cache
@@ -85,7 +86,7 @@ def test_every_crop_has_the_pixels_of_the_whole_decode(sampling: str, interval: 
 @pytest.mark.parametrize("interval", [1, 2, 4])
 @pytest.mark.parametrize("sampling", [*SAMPLINGS, "grey"])
 def test_a_crop_may_end_at_any_row_and_column_of_a_block(sampling: str, interval: int) -> None:
-    """Of the last blocks a piece says that they hold no more than the crop needs."""
+    """A piece's header says that its last blocks hold no more than the crop needs."""
     data = marked(sampling, interval)
     boxes = [
         *(Box(17, left, 9, width, False) for left in (0, 30) for width in range(1, 35)),
@@ -308,7 +309,7 @@ def test_a_frame_that_is_not_the_picture_s_own_gives_no_pixels_of_another_size(w
     plain = hostile.replace(b"SEGMENTS", b"SEGMENTZ")
     for key in range(20):
         out: Any = [np.zeros((30, 30, 3), np.uint8) for _ in range(2)]
-        reasons = make_decoder().crops([hostile, plain], out, "random", False, [key, key], 10**6)
+        reasons = make_decoder().crops([hostile, plain], out, RULE, [key, key])
         assert reasons[0] == reasons[1]
         np.testing.assert_array_equal(out[0], out[1])
 
@@ -317,7 +318,7 @@ def test_a_hostile_header_is_its_own_picture_s_error_alone() -> None:
     right = marked("420", 1, True)
     out: Any = [np.zeros((24, 24, 3), np.uint8) for _ in range(3)]
     hostile = with_scan_length(marked("420", 1), 0xFFFF)
-    reasons = make_decoder().crops([right, hostile, right], out, "random", False, [1, 1, 1], 10**6)
+    reasons = make_decoder().crops([right, hostile, right], out, RULE, [1, 1, 1])
     assert reasons[0] is None
     assert reasons[1] is not None
     assert reasons[2] is None
@@ -328,7 +329,7 @@ def test_a_hostile_header_is_its_own_picture_s_error_alone() -> None:
 
 def test_nothing_is_counted_in_a_picture_over_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.stream.decode.segments.segment_lengths", lambda *_: pytest.fail("counted"))
-    (reason,) = make_decoder().crops([marked("420", 1)], [np.zeros((24, 24, 3), np.uint8)], "random", False, [1], 100)
+    (reason,) = make_decoder().crops([marked("420", 1)], [np.zeros((24, 24, 3), np.uint8)], CropRule("random", False, 100), [1])
     assert reason is not None
     assert "data.max_pixels = 100" in reason
 
@@ -338,14 +339,15 @@ def test_a_picture_whose_table_lies_is_decoded_whole_beside_others_that_are_cut(
     liar = lying(right)
     decoder, keys = make_decoder(), [3, 4, 5, 6]
     out: Any = [np.zeros((24, 24, 3), np.uint8) for _ in keys]
-    assert decoder.crops([right, liar, right, liar], out, "random", False, keys, 10**6) == [None] * 4
+    assert decoder.crops([right, liar, right, liar], out, RULE, keys) == [None] * 4
     plain = marked("420", 0)
     for key, place in zip(keys, out, strict=True):
         expected = np.zeros((24, 24, 3), np.uint8)
-        decoder.crop(plain, expected, "random", False, key, 10**6)
+        assert decoder.crops([plain], [expected], RULE, [key]) == [None]
         np.testing.assert_array_equal(place, expected)
 
 
 def test_a_cut_picture_over_the_limit_is_refused() -> None:
-    with pytest.raises(UndecodableError, match=r"data\.max_pixels = 100"):
-        make_decoder().crop(marked("420", 1, True), np.zeros((8, 8, 3), np.uint8), "random", True, 1, 100)
+    (reason,) = make_decoder().crops([marked("420", 1, True)], [np.zeros((8, 8, 3), np.uint8)], CropRule("random", True, 100), [1])
+    assert reason is not None
+    assert "data.max_pixels = 100" in reason

@@ -1,4 +1,4 @@
-"""What a task reads from this machine: with few looks, few open files, and nothing kept that is not needed any more."""
+"""Reads of a task from this machine: with few looks, few open files, and nothing kept longer than it is needed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import DataConfig
+from pipeline.stream.buffers import Scratch
 from pipeline.stream.counters import Counters
 from pipeline.stream.loader import StreamConfig, StreamLoader
 from pipeline.stream.read import cache as cache_module
@@ -18,7 +19,6 @@ from pipeline.stream.read import samples as samples_module
 from pipeline.stream.read.cache import ShardCache
 from pipeline.stream.read.samples import SampleReader
 from pipeline.stream.read.storage import ResumingReader
-from pipeline.stream.scratch import Scratch
 from shards.dataset.index import file_size
 from shards.dataset.manifest import Manifest
 from shards.store import Store
@@ -74,7 +74,7 @@ def claimed(cache: ShardCache) -> list[int]:
 
 
 def opened() -> list[str]:
-    """What this process has open."""
+    """Paths of the files that this process has open."""
     found = []
     for handle in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # that of the listing itself
@@ -142,7 +142,7 @@ def test_every_byte_and_request_of_an_epoch_is_counted(local: tuple[Path, Manife
         before = loader.counters.totals()
         assert len(list(loader)) == 3
         totals = loader.counters.totals()
-        lengths = sum(int(loader.sources[0].samples.index(shard).rows["length"].sum()) for shard in range(len(COUNTS)))
+        lengths = sum(int(loader.datasets[0].reader.index(shard).rows["length"].sum()) for shard in range(len(COUNTS)))
     assert totals["images"] == 3 * sum(COUNTS)
     assert totals["store_requests"] - before["store_requests"] == 3 * sum(COUNTS) + len(COUNTS)  # and the indexes
     assert totals["bytes_read_store"] - before["bytes_read_store"] == 3 * lengths + sum(file_size(count) for count in COUNTS)

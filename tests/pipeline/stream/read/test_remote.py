@@ -134,7 +134,7 @@ def test_closing_ends_what_was_asked_of_the_store(s3: SeaweedFS, url: str, monke
         loader = StreamLoader(stream_config(url, s3.options, cache="none", ready_batches=3))
         batches = iter(loader)
         next(batches)
-        monkeypatch.setattr(loader.sources[0].order, "take", slowly(loader.sources[0].order.take, pause))
+        monkeypatch.setattr(loader.datasets[0].order, "take", slowly(loader.datasets[0].order.take, pause))
         loader._begin(loader._positions)  # is being planned, or not even that
         closing = threading.Thread(target=loader.close, daemon=True)
         closing.start()

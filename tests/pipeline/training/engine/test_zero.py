@@ -23,7 +23,7 @@ from pipeline.config import OptimiserConfig, TrainingConfig, check_mode
 from pipeline.mapping import ConfigError
 from pipeline.recipes.player import Losses, Player
 from pipeline.stream.loader import Batch
-from pipeline.stream.order import share
+from pipeline.stream.order import rank_slice
 from pipeline.training.checkpoint.store import CheckpointInvalid
 from pipeline.training.engine.engine import Contestant
 from pipeline.training.ranks.launcher import settled
@@ -94,7 +94,7 @@ def train(
     recipe = Rule(optimiser)
     if start is not None:
         recipe.players[0].network.load_state_dict(start["rule"])
-    rank = share(5, world.rank, world.size, 1)
+    rank = rank_slice(5, world.rank, world.size, 1)
     step = step_of(recipe, world, replace(training, micro_batch=micro_batch), 5, -(-5 // world.size))
     if start is not None:
         step.contestants[0].load_optimiser({name: tensor.clone() for name, tensor in start["rule.optimiser"].items()})  # it keeps them

@@ -45,7 +45,7 @@ class Record:
                 if start in self.states:
                     loader.load_state_dict(self.states[start])
                 position = loader.state_dict()
-                shares = {source.name: source.order.global_batch_size for source in loader.sources}
+                shares = loader.samples_per_dataset()
                 for step, batch in enumerate(itertools.islice(loader, steps), start + 1):
                     digests[step] = digests.get(step, 0) + samples_digest(batch.sample_ids.numpy())
                     self.states[step] = loader.state_dict()

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from pipeline.stream.scratch import Scratch
+from pipeline.stream.buffers import Scratch
 
 
 @pytest.mark.parametrize("size", [1, 600_000, 1 << 20, 3 << 20, 16 << 20])
