@@ -204,7 +204,7 @@ def _cache() -> Row:
         Text(
             "Samples by where they were",
             "Samples a second that the node's cache had, and that it had not, stacked, all chosen ranks.",
-            "Misses that do not become fewer in the second epoch: the data set does not fit, `python launch/simulate.py` says what would.",
+            "Misses that do not become fewer in the second epoch: the data set does not fit, `python -m shards simulate` says what would.",
             "Data starves",
         ),
         [Query(f"sum({rate('cache_hits_total')})", "found"), Query(f"sum({rate('cache_misses_total')})", "not found")],
