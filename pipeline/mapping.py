@@ -75,7 +75,7 @@ def bounds(kind: Any) -> str:
         kind: type of a field, such as `Annotated[float, Interval(ge=0, lt=1)]`, also inside a tuple or beside None.
     """
     if typing.get_origin(kind) is Annotated:
-        return " and ".join(f"{words} {limit}" for words, limit, _ in _limits(kind.__metadata__))
+        return " and ".join(f"{words} {_shown(limit)}" for words, limit, _ in _limits(kind.__metadata__))
     return next(filter(None, map(bounds, typing.get_args(kind))), "")
 
 
@@ -132,6 +132,12 @@ def _bounded(kind: Any, value: Any, where: str) -> Any:
     if not all(keeps(value, limit) for _, limit, keeps in _limits(kind.__metadata__)):
         raise ConfigError(f"{where}: {value} is not {bounds(kind)}")
     return value
+
+
+def _shown(limit: Any) -> str:
+    """A bound as people write it: 2**63 and not its 19 digits."""
+    power = int(limit).bit_length() - 1
+    return f"2**{power}" if power >= 16 and limit == 2**power else str(limit)
 
 
 def _limits(metadata: Iterable[Any]) -> Iterator[tuple[str, Any, Callable[[Any, Any], bool]]]:

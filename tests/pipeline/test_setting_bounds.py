@@ -173,6 +173,22 @@ def test_file_command_line_and_submission_to_slurm_refuse_the_same_with_the_same
     assert found == {f"{number.path}: {value} is not {number.words}"}
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--method.reconstruction_weight", "0"], "method.reconstruction_weight: this weight and method.adversarial_weight are both 0"),
+        (["--method.width", "40"], "method.width: 40 is not a multiple of 6"),
+        (["--method.mixing_kernel", "2"], "method.mixing_kernel: 2 is not odd"),
+        (["--method.mask.max_fraction", "0.15"], "method.mask.min_fraction: 0.1 is not above 0 and at most half of max_fraction"),
+        (["--recipe", "inpainting", "--method.mask.max_fraction", "0.3"], "method.mask.max_fraction: 0.3 is not 0.25"),
+        (["--training.offload", "optimizer"], "training.offload: ddp keeps everything"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_before_any_rank_starts(settings: list[str], message: str) -> None:
+    for read in (lambda words: parse(recipes.SETTINGS, words), configured):
+        assert message in refusal(["--data.shards", "x", *settings], read)
+
+
 @pytest.mark.parametrize("recipe", recipes.SETTINGS)
 def test_the_help_says_the_bounds_of_every_number(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

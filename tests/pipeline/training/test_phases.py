@@ -14,7 +14,7 @@ import torch
 from monitoring.metrics.definitions import PHASES, PREFIX
 from pipeline import recipes
 from pipeline.config import parse
-from pipeline.recipes.inpainting import InpaintingRecipe
+from pipeline.recipes.adversarial import AdversarialPair
 from pipeline.recipes.player import Losses
 from pipeline.stream.loader import StreamLoader
 from pipeline.training.engine.engine import Contestant, Replicated
@@ -180,9 +180,9 @@ def test_the_end_of_this_ranks_own_gradients_is_seen_before_what_waits_for_the_o
 
 def slow_down(place: str, mode: type[Contestant], patch: pytest.MonkeyPatch) -> None:
     """This process takes PAUSE longer for a step, somewhere in it."""
-    loss, batches, update = InpaintingRecipe._painter_loss, StreamLoader.__iter__, mode.update
+    loss, batches, update = AdversarialPair.painter_losses, StreamLoader.__iter__, mode.update
 
-    def slow_loss(self: InpaintingRecipe, *arguments: Any) -> Losses:
+    def slow_loss(self: AdversarialPair, *arguments: Any) -> Losses:
         found = loss(self, *arguments)
         if place == "forward":
             time.sleep(PAUSE)
@@ -201,7 +201,7 @@ def slow_down(place: str, mode: type[Contestant], patch: pytest.MonkeyPatch) -> 
                 time.sleep(PAUSE)
             yield batch
 
-    patch.setattr(InpaintingRecipe, "_painter_loss", slow_loss)
+    patch.setattr(AdversarialPair, "painter_losses", slow_loss)
     patch.setattr(mode, "update", slow_update)
     patch.setattr(StreamLoader, "__iter__", slow_batches)
 
