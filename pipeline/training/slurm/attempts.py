@@ -25,7 +25,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from pipeline.training.record.run_folder import RunFolderError, append_row, read_lines, recorded_checkpoint
+from pipeline.training.record.run_folder import RunFolderError, append_row, read_lines, last_saved_step
 
 VARIABLE = "CONTEXT_ENCODER_ATTEMPTS"
 """Environment variable that tells the ranks where the record of attempts is."""
@@ -72,7 +72,7 @@ def begin(run: Path, steps: int, environment: Mapping[str, str]) -> bool:
         RunFolderError: the run folder can't be written.
     """
     facts = {"job": job_name(environment), "restarts": int(environment.get("SLURM_RESTART_COUNT", "0"))}
-    facts |= {"nodes": environment.get("SLURM_JOB_NODELIST", ""), "steps": steps, "saved": recorded_checkpoint(run) or 0}
+    facts |= {"nodes": environment.get("SLURM_JOB_NODELIST", ""), "steps": steps, "saved": last_saved_step(run) or 0}
     _append(run, {"event": "begin", **facts})
     return not is_finished(run, steps)
 
@@ -95,7 +95,7 @@ def end(run: Path, environment: Mapping[str, str], give_up_after: int, code: int
     if not begins:
         raise RunFolderError(f"{record(run)}: no attempt has begun. launch/slurm/attempt.py begin comes first")
     begun, rest = rows[begins[-1]], rows[begins[-1] + 1 :]
-    saved = recorded_checkpoint(run) or 0
+    saved = last_saved_step(run) or 0
     ends = [row for row in rows if row.get("event") == "end"]
     before = ends[-1]["saved"] if ends else rows[begins[0]]["saved"]
     fruitless = 0 if saved > before else (ends[-1]["fruitless"] if ends else 0) + 1
