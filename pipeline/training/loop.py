@@ -82,7 +82,7 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
     Raises:
         LaunchError, ConfigError, RunFolderError, CheckpointInvalid, OrderError, ShardError, NonFiniteError: each says what to do.
     """
-    config = dataclasses.replace(config, training=launcher.settled(config.training, os.environ))
+    config = dataclasses.replace(config, training=launcher.with_launcher_mode(config.training, os.environ))
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config))
         world = stack.enter_context(distributed.join(config.training, watchdog))
