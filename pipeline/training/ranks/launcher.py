@@ -34,7 +34,7 @@ def with_launcher_mode(training: TrainingConfig, environment: Mapping[str, str])
     for variable, name in _UNSUPPORTED.items():
         if _on(environment, variable):
             raise ConfigError(
-                f"training.mode: the launcher has the option to use {name}, which this program does not. Start with a file of "
+                f"training.mode: the launcher uses {name}, which this program does not. Start with a file of "
                 "launch/accelerate and set --training.mode to ddp, zero1, zero2 or zero3"
             )
     if _on(environment, _DEEPSPEED):

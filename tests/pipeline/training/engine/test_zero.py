@@ -349,7 +349,7 @@ def test_the_launchers_deepspeed_switches_choose_the_mode(settings: dict[str, An
 @pytest.mark.parametrize(
     ("settings", "told", "message"),
     [
-        ({"mode": "zero3"}, {"DEEPSPEED_ZERO_STAGE": "2"}, "told zero_stage 2, the configuration zero3.*--training.mode zero2"),
+        ({"mode": "zero3"}, {"DEEPSPEED_ZERO_STAGE": "2"}, "has zero_stage 2, the configuration zero3.*--training.mode zero2"),
         ({}, {"DEEPSPEED_ZERO_STAGE": "0"}, "zero_stage 0, which is not 1, 2 or 3.*--training.mode ddp"),
         ({}, {"GRADIENT_CLIPPING": "1.0"}, "training.max_gradient_norm: .*gradient_clipping 1.0.*--training.max_gradient_norm 1.0"),
         ({"max_gradient_norm": 0.5}, {"GRADIENT_CLIPPING": "1.0"}, "training.max_gradient_norm: .*the configuration 0.5"),
@@ -361,9 +361,9 @@ def test_the_launchers_deepspeed_switches_choose_the_mode(settings: dict[str, An
         ({}, {"DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "training.offload: only zero3"),
         ({"offload": "optimizer"}, {}, "training.offload: the launcher has none, the configuration optimizer"),
         ({}, {"DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend"),
-        ({}, {"USE_FSDP": "true"}, "told to use FSDP.*--training.mode"),
-        ({}, {"USE_MEGATRON_LM": "true"}, "told to use Megatron-LM"),
-        ({}, {"USE_PARALLELISM_CONFIG": "true"}, "told to use a parallelism configuration"),
+        ({}, {"USE_FSDP": "true"}, "the launcher uses FSDP.*--training.mode"),
+        ({}, {"USE_MEGATRON_LM": "true"}, "the launcher uses Megatron-LM"),
+        ({}, {"USE_PARALLELISM_CONFIG": "true"}, "the launcher uses a parallelism configuration"),
     ],
 )
 def test_what_the_launcher_was_told_otherwise_is_refused_by_name(settings: dict[str, Any], told: dict[str, str], message: str) -> None:
