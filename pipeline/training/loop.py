@@ -32,7 +32,8 @@ from pipeline.training.ranks import world as distributed
 from pipeline.training.ranks.world import World
 from pipeline.training.record.environment import environment
 from pipeline.training.record.grid import save_grid
-from pipeline.training.record.run_folder import RunFolder, samples_digest
+from pipeline.training.record.run_folder import RunFolder
+from pipeline.training.record.samples_digest import samples_digest
 from pipeline.training.reporting.flops import flops_per_image
 from pipeline.training.reporting.reporter import Reporting, Stopwatch
 from pipeline.training.reporting.telemetry import Telemetry

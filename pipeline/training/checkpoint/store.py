@@ -84,9 +84,7 @@ class CheckpointStore:
         keep_every: a checkpoint whose step this divides stays for good; 0 keeps none.
         read_back: whether every byte of a new checkpoint is read from the store and compared before an older one is deleted.
         report: called in the writing thread after every save.
-
-    Attributes:
-        before_commit: called in the writing thread right before a checkpoint begins to exist; the save fails where it raises.
+        before_commit: called in the writing thread right before a checkpoint begins to exist; if it raises, the save fails.
     """
 
     def __init__(
@@ -96,12 +94,13 @@ class CheckpointStore:
         keep_every: int = 0,
         read_back: bool = True,
         report: Callable[[SaveOutcome], None] | None = None,
+        before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self.store = store
         self.retention = Retention(store, keep_last, keep_every)
         self.read_back = read_back
         self.report = report or (lambda _: None)
-        self.before_commit: Callable[[], None] = lambda: None
+        self.before_commit = before_commit
         self._memory = SnapshotMemory()
         self._ownership: Ownership | None = None
         self._writer: threading.Thread | None = None

@@ -17,27 +17,15 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from monitoring.run_files import CHECKPOINTS, EVENTS, HISTORY, PICTURES, QUARANTINE, SETTINGS, TARGETS, Lines, read_lines, step_name
 from shards.errors import ExplainedError
-from shards.keyed import mix_array
 from shards.locks import try_lock
 from shards.store import Options, Store
 from shards.whole_file import whole_file
 
-__all__ = [
-    "RunFolder",
-    "RunFolderError",
-    "append_row",
-    "checkpoint_store",
-    "last_saved_step",
-    "read_lines",
-    "samples_digest",
-    "samples_text",
-]
+__all__ = ["RunFolder", "RunFolderError", "append_row", "checkpoint_store", "last_saved_step", "read_lines"]
 _EXITING_SECONDS = 60.0  # how long a rank that the launcher killed may go on holding the lock
 _LOST_SECONDS = 900.0  # how long a node that SLURM gave up may live on: until its watchdog fires
 
@@ -212,22 +200,6 @@ def last_saved_step(run: Path) -> int | None:
         if row.get("event") == "checkpoint" and "step" in row:
             saved = int(row["step"])
     return saved
-
-
-def samples_digest(sample_ids: NDArray[np.int64]) -> int:
-    """A signed 64-bit digest of samples. Its sum over the ranks, which the history keeps, is the same for the same samples of a step,
-    however they are divided among the ranks.
-
-    Args:
-        sample_ids: int64 (n,), ids of the samples of one rank.
-    """
-    digests = mix_array(sample_ids.astype(np.uint64))
-    return int(digests.view(np.int64).sum())  # wraps around, as the sum over the ranks does
-
-
-def samples_text(digest: int) -> str:
-    """A digest of samples as the history has it: 16 hexadecimal digits."""
-    return f"{digest & (2**64 - 1):016x}"
 
 
 def append_row(file: FileIO, row: Mapping[str, Any]) -> None:

@@ -21,7 +21,8 @@ from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.training.checkpoint.store import SaveOutcome
 from pipeline.training.phases import StepTimes
 from pipeline.training.ranks.world import World
-from pipeline.training.record.run_folder import RunFolder, samples_text
+from pipeline.training.record.run_folder import RunFolder
+from pipeline.training.record.samples_digest import samples_text
 from pipeline.training.reporting.console import Progress
 from pipeline.training.reporting.health import CollapseWatch, Starvation
 from pipeline.training.reporting.telemetry import Telemetry
