@@ -97,11 +97,11 @@ def cut_pictures(folder: Path) -> Path:
 
 def steps_to_reach(before: int) -> int:
     """The number of steps in the configuration, or as many more where these are done."""
-    steps = configured("steps")
+    steps = demo_setting("steps")
     return steps if before < steps else before + steps
 
 
-def configured(name: str) -> int:
+def demo_setting(name: str) -> int:
     """A training setting of launch/configs/demo.yaml."""
     return int(yaml.safe_load((ROOT / "launch/configs/demo.yaml").read_text())["training"][name])
 
@@ -188,7 +188,7 @@ again        make demo continues from here; rm -r {run.parent} starts anew"""
         problems.append("the loss did not fall")
     if worlds != {"2.0"}:
         problems.append("the metrics do not show two ranks")
-    if not grids and step >= configured("pictures_every"):
+    if not grids and step >= demo_setting("pictures_every"):
         problems.append("no picture was drawn")
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

@@ -37,12 +37,12 @@ def main() -> int:
 
 def _begin(settings: list[str], sweep: Path | None) -> int:
     from pipeline.mapping import ConfigError  # noqa: PLC0415 (the recipes import torch, which `end` does not need)
-    from pipeline.training.slurm.submission import configured  # noqa: PLC0415
+    from pipeline.training.slurm.submission import parse_settings  # noqa: PLC0415
     from pipeline.training.slurm.sweep import element_settings  # noqa: PLC0415
 
     try:
         settings = element_settings(sweep, settings, os.environ) if sweep else settings
-        config = configured(settings)
+        config = parse_settings(settings)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return Verdict.REFUSED

@@ -168,7 +168,7 @@ def test_a_changed_sweep_never_continues_a_run_of_another_combination(tmp_path: 
         assert submission.plan is not None
         assert json.loads(submission.plan[1])
     assert names == {"seed=1", "seed=2"}
-    assert run_name({"data.shards": "s3://a/b"}) != run_name({"data.shards": "s3:__a_b"}), "what a file name can't say is told apart"
+    assert run_name({"data.shards": "s3://a/b"}) != run_name({"data.shards": "s3:__a_b"}), "characters that no file name has stay different"
     assert len(run_name({"data.shards": "x" * 1000})) < 200
 
 

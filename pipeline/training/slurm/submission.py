@@ -89,7 +89,7 @@ class Submission:
         return shlex.join(self.command)
 
 
-def configured(settings: Sequence[str]) -> Config[Any]:
+def parse_settings(settings: Sequence[str]) -> Config[Any]:
     """Parses settings of launch/pretrain.py.
 
     Raises:
@@ -114,25 +114,25 @@ def prepare(resources: Resources, settings: Sequence[str], sweep: Path | None = 
         SubmitError: resources contradict each other, a file is missing, a secret is among the arguments, or a run is finished.
     """
     _check_resources(resources)
-    config = configured(settings)
+    config = parse_settings(settings)
     folder = Path(config.run).absolute()
     combinations = read_combinations(sweep) if sweep else []
     _refuse_secrets(config, settings, [value for combination in combinations for value in combination.values()])
     sweep_name = config.monitoring.run_name or folder.name
     elements = [element(combination, folder, sweep_name) for combination in combinations] or [Element(folder, [])]
     for each in elements:
-        steps = configured([*settings, *each.settings]).training.steps
+        steps = parse_settings([*settings, *each.settings]).training.steps
         if is_finished(each.run, steps):
             raise SubmitError(f"{each.run}: all {steps} steps are done. Give more --training.steps, or another --run")
-    kept = plan(folder, elements) if sweep else None
+    plan_file = plan(folder, elements) if sweep else None
     name = f"{re.sub(r'[^A-Za-z0-9._-]', '_', folder.name)}-{zlib.crc32(str(folder).encode()):08x}"
     command = ["sbatch", "--parsable", *_options(resources, name, folder, len(elements) if sweep else 0), str(SCRIPT)]
     command += ["--repository", str(ROOT), "--ranks-per-node", str(resources.ranks_per_node)]
     command += ["--give-up-after", str(resources.give_up_after)]
-    for option, path in (("--venv", resources.venv), ("--container", resources.container), ("--sweep", kept and kept[0])):
+    for option, path in (("--venv", resources.venv), ("--container", resources.container), ("--sweep", plan_file and plan_file[0])):
         command += [option, str(path.absolute())] if path else []
     command += ["--", *settings]
-    return Submission(command, name, folder / "slurm", [each.run for each in elements], kept)
+    return Submission(command, name, folder / "slurm", [each.run for each in elements], plan_file)
 
 
 def _refuse_secrets(config: Config[Any], settings: Sequence[str], sweep_values: Sequence[str]) -> None:

@@ -125,7 +125,7 @@ def test_retention_keeps_the_last_and_every_nth(store: Store) -> None:
 @pytest.mark.parametrize("read_back", [True, False])
 def test_a_disk_that_spoils_what_it_was_given_is_noticed_before_older_ones_are_deleted(tmp_path: Path, read_back: bool) -> None:
     class Spoiling(Store):
-        """Changes one byte of a file that was written whole, as nobody but a disk does."""
+        """Changes one byte of a file that was written whole, as a failing disk does."""
 
         def write(self, name: str, data: bytes) -> None:
             super().write(name, data)

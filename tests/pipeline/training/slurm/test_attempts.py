@@ -1,4 +1,4 @@
-"""Whether a job that starts again and again is to start once more, from nothing but what its run has left."""
+"""The decision whether a job that starts again and again starts once more, from nothing but the files that its run left."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_two_jobs_on_a_node_get_ports_of_their_own() -> None:
     first = free_port("7 0")
     assert free_port("7 0") == first
     with socket.create_server(("127.0.0.1", first)):
-        assert free_port("7 0") != first, "somebody listens there, if only on one address"
+        assert free_port("7 0") != first, "a server listens there, if only on one address"
     assert len({free_port(f"{job} 0") for job in range(20)}) > 15, "jobs that start at the same moment look in different places"
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
