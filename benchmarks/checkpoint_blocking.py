@@ -24,7 +24,7 @@ from benchmarks.machine import measured_here
 from launch.local.object_store import SeaweedFS
 from pipeline import recipes
 from pipeline.config import parse
-from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore, SaveReport, write
+from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore, SaveOutcome, write
 from pipeline.training.engine.optimiser_state import make_optimiser, state_tensors
 from shards.store import Store
 
@@ -78,7 +78,7 @@ class Training:
 
 def measure(store: Store, training: Training, rounds: int, steps: int) -> Figures:
     """Saves in turns, the training going on beside the asynchronous ones and a few steps alone after each."""
-    found, reports = Figures(), list[SaveReport]()
+    found, reports = Figures(), list[SaveOutcome]()
     checkpoints = CheckpointStore(store, keep_last=1, report=reports.append)
     beside = Store(f"{store.url}/synchronous", store.options)
     for number in range(-1, rounds):

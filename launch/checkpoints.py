@@ -8,32 +8,38 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from monitoring.run_files import EVENTS
 from pipeline.training.checkpoint.ownership import release
-from pipeline.training.checkpoint.store import CheckpointInvalid, CheckpointStore, describe, folder_name, verify
+from pipeline.training.checkpoint.retention import Retention
+from pipeline.training.checkpoint.store import CheckpointInvalid, describe, folder_name, verify
 from pipeline.training.record.run_folder import RunFolder, RunFolderError, checkpoint_store
 from shards.errors import ShardError
 
 
 def main() -> int:
-    """Prints one line a checkpoint; 1 when one does not verify or there is none to do anything with."""
+    """Does one action on the checkpoints of a run; returns 1 where a checkpoint does not verify, or there are none."""
     parser = argparse.ArgumentParser(description=__doc__)
     actions = (
-        "list: what the commit files say; verify: read and compare every byte; prune: delete all but the newest that verify; "
-        "release: let another run have them, the one that writes them stops at its next save"
+        "list: show the commit files; verify: read and compare every byte; prune: delete all but the newest that verify; "
+        "release: let another run have them; the run that writes them stops at its next save"
     )
     parser.add_argument("action", choices=["list", "verify", "prune", "release"], help=actions)
     parser.add_argument("run", help="a run folder, or the folder or s3:// URL of its checkpoints")
-    parser.add_argument("--storage", action="append", default=[], metavar="KEY=VALUE", help="option of the store, as in fsspec")
-    parser.add_argument("--keep-last", type=_positive, default=3, metavar="N", help="prune: newest sound ones that stay (default: 3)")
-    parser.add_argument("--keep-every", type=int, default=0, metavar="N", help="prune: steps that this divides stay, too (default: none)")
-    parser.add_argument("--dry-run", action="store_true", help="prune: only say what would be deleted")
+    parser.add_argument("--storage", action="append", default=[], metavar="KEY=VALUE", help="an option of the store, as in fsspec")
+    parser.add_argument(
+        "--keep-last", type=_positive, default=3, metavar="N", help="prune: newest sound checkpoints that stay (default: 3)"
+    )
+    parser.add_argument(
+        "--keep-every", type=int, default=0, metavar="N", help="prune: checkpoints whose step this divides stay, too (default: none)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="prune: only show what would be deleted")
     arguments = parser.parse_args()
     options = dict(option.partition("=")[::2] for option in arguments.storage)
     try:
-        checkpoints = CheckpointStore(checkpoint_store(arguments.run, options), arguments.keep_last, arguments.keep_every)
+        checkpoints = Retention(checkpoint_store(arguments.run, options), arguments.keep_last, arguments.keep_every)
         if arguments.action == "release":
-            freed, where = release(checkpoints.store), checkpoints.store.describe()
-            print(f"{where}: {'the next run that starts here has these checkpoints' if freed else 'no run has these checkpoints'}")
+            had_owner, where = release(checkpoints.store), checkpoints.store.describe()
+            print(f"{where}: {'the next run that starts here has these checkpoints' if had_owner else 'no run has these checkpoints'}")
             return 0
         steps = checkpoints.steps()
         if not steps:
@@ -47,8 +53,8 @@ def main() -> int:
         return 1
 
 
-def show(checkpoints: CheckpointStore, steps: list[int], read_all: bool) -> int:
-    """One line a checkpoint."""
+def show(checkpoints: Retention, steps: list[int], read_all: bool) -> int:
+    """Prints one line a checkpoint; returns 1 where one is damaged."""
     sound = True
     for step in steps:
         try:
@@ -61,18 +67,18 @@ def show(checkpoints: CheckpointStore, steps: list[int], read_all: bool) -> int:
     return 0 if sound else 1
 
 
-def prune(checkpoints: CheckpointStore, run: str, dry_run: bool) -> int:
-    """Deletes what is older than the newest sound ones, and nothing where too few are sound."""
+def prune(checkpoints: Retention, run: str, dry_run: bool) -> int:
+    """Deletes checkpoints that are older than the newest sound ones, and nothing where too few are sound."""
     with ExitStack() as stack:
-        if (Path(run) / "events.jsonl").exists():
-            stack.callback(RunFolder(Path(run), writes=True).close)  # not while the run goes on: it prunes by itself
+        if (Path(run) / EVENTS).exists():
+            stack.callback(RunFolder(Path(run), writes=True).close)  # refused while the run goes on, because it prunes itself
         sound = checkpoints.verify_newest(lambda text: print(f"warning: {text}", file=sys.stderr))
         superfluous = checkpoints.superfluous() if sound == checkpoints.keep_last else []
         for step in superfluous:
             print(f"{folder_name(step)}  {'would be deleted' if dry_run else 'deleted'}")
         if not dry_run and superfluous:
             checkpoints.prune()
-        print(f"{len(checkpoints.steps())} checkpoints are there, the newest {sound} that are sound were verified")
+        print(f"{len(checkpoints.steps())} checkpoints are left; the newest {sound} sound ones were verified")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Takes the encoder out of a checkpoint: python launch/export.py RUN encoder.safetensors [--step N]"""
+"""Writes the encoder of a checkpoint to a file: python launch/export.py RUN encoder.safetensors [--step N]"""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from shards.errors import ShardError
 
 
 def main() -> int:
-    """Writes the weights and prints what they are; 1 when there is no checkpoint that verifies."""
+    """Writes the weights and prints a summary; returns 1 where no checkpoint verifies or the file can't be written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="a run folder, or the folder or s3:// URL of its checkpoints")
     parser.add_argument("target", type=Path, help="the safetensors file to write")
-    parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest that verifies)")
-    parser.add_argument("--storage", action="append", default=[], metavar="KEY=VALUE", help="option of the store, as in fsspec")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest that verifies)")
+    parser.add_argument("--storage", action="append", default=[], metavar="KEY=VALUE", help="an option of the store, as in fsspec")
     arguments = parser.parse_args()
     options = dict(option.partition("=")[::2] for option in arguments.storage)
     try:

@@ -12,36 +12,39 @@ from shards.errors import ShardError
 
 
 def main() -> int:
-    """Prints the attempts and the epochs; 1 when a counted step saw other samples than it had to, or nobody can say."""
+    """Prints the attempts and the epochs; returns 1 where a counted step saw other samples than the order has, or there is no proof."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("--storage", action="append", default=[], metavar="KEY=VALUE", help="option of the data's store, as in fsspec")
+    parser.add_argument(
+        "--storage", action="append", default=[], metavar="KEY=VALUE", help="an option of the store of the data, as in fsspec"
+    )
     arguments = parser.parse_args()
     try:
-        found = account(arguments.run, dict(option.partition("=")[::2] for option in arguments.storage))
+        result = account(arguments.run, dict(option.partition("=")[::2] for option in arguments.storage))
     except (RunFolderError, ShardError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    worlds = ", ".join(map(str, found.worlds))
+    worlds = ", ".join(map(str, result.worlds))
     print(
-        f"{found.steps} steps count, of {found.attempts} attempts with {worlds} ranks; {found.undone} more were undone by a later attempt"
+        f"{result.steps} steps count, of {result.attempts} attempts with {worlds} ranks; "
+        f"{result.undone} more were undone by a later attempt"
     )
-    if found.before:
-        print(f"the record begins behind step {found.before}: what was trained before is not in it")
-    if found.skipped or found.replaced:
-        print(f"{found.skipped} steps left the weights alone (gradient not finite); {found.replaced} times a bad sample was replaced")
-    for epoch in found.epochs:
+    if result.before:
+        print(f"the record begins after step {result.before}: the steps before are not in it")
+    if result.skipped or result.replaced:
+        print(f"{result.skipped} steps did not change the weights (gradient not finite); a bad sample was replaced {result.replaced} times")
+    for epoch in result.epochs:
         name = f"{epoch.source}, " if epoch.source else ""
         state = "complete" if epoch.complete else "under way"
         print(
             f"{name}epoch {epoch.number}: {epoch.batches} batches, {epoch.seen} samples, "
             f"{epoch.repeated} of them more than once, {epoch.left_out} not seen; {state}"
         )
-    for problem in found.problems:
+    for problem in result.problems:
         print(f"problem: {problem}", file=sys.stderr)
-    if not found.problems:
+    if not result.problems:
         print("every counted step saw exactly the samples that the order has for it")
-    return 1 if found.problems else 0
+    return 1 if result.problems else 0
 
 
 if __name__ == "__main__":

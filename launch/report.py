@@ -10,7 +10,7 @@ from monitoring.report import ReportError, write_report
 
 
 def main() -> int:
-    """Prints where the page is; 1 when there can be none."""
+    """Writes the page and prints its path; returns 1 where it can't be written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="the run folder; the run may go on meanwhile")
     parser.add_argument("--output", type=Path, help="the page (default: report.html in the run folder)")

@@ -1,6 +1,7 @@
-"""The main job end to end on this machine: pictures, shards in an S3 server, two ranks that train from it, a checkpoint, metrics, pictures.
+"""The main job end to end on this machine: pictures, shards in an S3 server, two ranks that train from it, a checkpoint, metrics, grids.
 
-Called by `make demo`. Everything goes into `.demo/`; a second call builds nothing again and trains on from the last checkpoint.
+`make demo` runs it as `python -m launch.local.demo`. Everything goes into `.demo/`; a second call builds nothing anew and continues from
+the last checkpoint.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import yaml
 from PIL import Image
 
 from launch.local.object_store import SeaweedFS
-from pipeline.training.checkpoint import store as checkpoint
-from pipeline.training.record.run_folder import read_lines
+from monitoring.run_files import CHECKPOINTS, EVENTS, HISTORY, PICTURES, SETTINGS, TARGETS, Lines
+from pipeline.training.checkpoint.retention import Retention
+from pipeline.training.checkpoint.store import folder_name, verify
 from shards.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,15 +32,18 @@ CROP = 288  # pixels; the builder shrinks them to 256
 
 
 def main() -> int:
+    """Runs the demo; returns 1 where something that it should leave behind is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--images", type=Path, help="a folder of your own pictures instead of the ones that scikit-image and scikit-learn ship"
     )
-    parser.add_argument("--folder", type=Path, default=ROOT / ".demo", help="where everything goes (default: .demo)")
-    parser.add_argument("--steps", type=int, default=0, help="steps to train in this call (default: those of launch/configs/demo.yaml)")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".demo", help="folder of everything that the demo writes (default: .demo)")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="steps to train in this call (default: the number in launch/configs/demo.yaml)"
+    )
     arguments = parser.parse_args()
     folder: Path = arguments.folder.resolve()
-    # pictures of one's own are another data set, so they get a run of their own
+    # other pictures are another data set, so they get a run of their own
     name = "shipped" if arguments.images is None else f"own-{zlib.crc32(str(arguments.images.resolve()).encode()):08x}"
     pictures = arguments.images.resolve() if arguments.images else cut_pictures(folder / "pictures")
     with SeaweedFS(folder / "store") as server:
@@ -50,7 +55,7 @@ def main() -> int:
         call([sys.executable, "-m", "shards", "build", str(pictures), url, "--shard-size", "64"], environment)
         run = folder / f"run-{name}"
         before = newest_step(run)
-        steps = before + arguments.steps if arguments.steps else planned(before)
+        steps = before + arguments.steps if arguments.steps else steps_to_reach(before)
         launch = [
             str(Path(sys.executable).parent / "accelerate"),
             "launch",
@@ -90,37 +95,38 @@ def cut_pictures(folder: Path) -> Path:
     return folder
 
 
-def planned(before: int) -> int:
-    """The steps of the configuration, or as many again where they are done."""
-    steps = configured("steps")
+def steps_to_reach(before: int) -> int:
+    """The number of steps in the configuration, or as many more where these are done."""
+    steps = demo_setting("steps")
     return steps if before < steps else before + steps
 
 
-def configured(name: str) -> int:
+def demo_setting(name: str) -> int:
     """A training setting of launch/configs/demo.yaml."""
     return int(yaml.safe_load((ROOT / "launch/configs/demo.yaml").read_text())["training"][name])
 
 
 def newest_step(run: Path) -> int:
-    steps = checkpoint.CheckpointStore(Store(str(run / "checkpoints"))).steps()
+    """The step of the newest checkpoint; 0 where there is none."""
+    steps = Retention(Store(str(run / CHECKPOINTS))).steps()
     return steps[-1] if steps else 0
 
 
 def call(command: list[str], environment: dict[str, str]) -> None:
-    """Runs a command of the project and shows it."""
+    """Prints a command of the project and runs it."""
     print("$ " + " ".join(Path(part).name if part.startswith("/") and "/bin/" in part else part for part in command), flush=True)
     process = subprocess.Popen(command, cwd=ROOT, env=environment)
     try:
         code = process.wait()
-    except KeyboardInterrupt:  # the terminal told the command too: it saves and ends
+    except KeyboardInterrupt:  # the command gets the Ctrl-C, too: it saves and ends
         process.wait()
-        raise SystemExit("interrupted: make demo goes on from what was saved") from None
+        raise SystemExit("interrupted: make demo continues from the last checkpoint") from None
     if code:
-        raise SystemExit(f"error: that command ended with {code}; what it said is above")
+        raise SystemExit(f"error: that command ended with {code}; its messages are above")
 
 
 class Scraper(threading.Thread):
-    """Reads the metrics of every rank while the run goes on, as Prometheus would, and keeps the last answer of each."""
+    """Reads the metrics of every rank while the run goes on, as Prometheus does, and keeps the newest answer of each."""
 
     def __init__(self, run: Path) -> None:
         super().__init__(name="scraper", daemon=True)
@@ -129,15 +135,16 @@ class Scraper(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
+        """Scrapes once a second until the `with` block ends."""
         answers: dict[str, str] = {}
         while not self._over.wait(1.0):
-            for file in sorted((self.run_folder / "targets").glob("rank*.json")):
+            for file in sorted((self.run_folder / TARGETS).glob("rank*.json")):
                 try:
                     target = json.loads(file.read_text())[0]["targets"][0]
                     with urllib.request.urlopen(f"http://{target}/metrics", timeout=5) as answer:
                         answers[file.stem] = answer.read().decode()
                 except (OSError, ValueError, LookupError, urllib.error.URLError):
-                    continue  # the run starts or ends just now
+                    continue  # the run is starting or ending
             if answers:
                 self.path.write_text("".join(f"# {rank}\n{text}" for rank, text in sorted(answers.items())))
 
@@ -150,32 +157,38 @@ class Scraper(threading.Thread):
 
 
 def summary(run: Path, before: int, metrics: Path) -> int:
-    """Says how the loss moved and where everything is; 1 when something that should be there is not."""
-    history = {row["step"]: row["losses"]["context_encoder"]["total"] for row in read_lines(run / "history.jsonl")}
+    """Prints how the loss moved and where everything is; returns 1 where something is missing.
+
+    Args:
+        run: the run folder.
+        before: step of the newest checkpoint before this call.
+        metrics: file with the newest metrics of every rank.
+    """
+    history = {row["step"]: row["losses"]["context_encoder"]["total"] for row in Lines(run / HISTORY)}
     losses = [history[step] for step in sorted(history)]
     tenth = max(1, len(losses) // 10)
     first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
     step = newest_step(run)
-    checked = checkpoint.verify(Store(str(run / "checkpoints")), step)
-    grids = sorted((run / "pictures").glob("*.png"))
+    size = verify(Store(str(run / CHECKPOINTS)), step)
+    grids = sorted((run / PICTURES).glob("*.png"))
     worlds = {line.rpartition(" ")[2] for line in metrics.read_text().splitlines() if line.startswith("context_encoder_world_size{")}
     print(
         f"""
 steps        {before} -> {step}
-world size   {", ".join(sorted(worlds))} (as the metrics say)
+world size   {", ".join(sorted(worlds))} (from the metrics)
 loss         {first:.4f} -> {last:.4f} (mean of the first and of the last tenth of all steps)
-checkpoint   {run / "checkpoints" / checkpoint.folder_name(step)} ({checked / 1e6:.0f} MB, every byte verified)
+checkpoint   {run / CHECKPOINTS / folder_name(step)} ({size / 1e6:.0f} MB, every byte verified)
 pictures     {grids[-1] if grids else "none"}
-metrics      {metrics} (while it trains: the addresses are in {run / "targets"})
-history      {run / "history.jsonl"}, events: {run / "events.jsonl"}, settings: {run / "config.yaml"}
-again        make demo trains on from here; rm -r {run.parent} starts anew"""
+metrics      {metrics} (while it trains, the addresses are in {run / TARGETS})
+history      {run / HISTORY}, events: {run / EVENTS}, settings: {run / SETTINGS}
+again        make demo continues from here; rm -r {run.parent} starts anew"""
     )
     problems = []
     if not last < first:
         problems.append("the loss did not fall")
     if worlds != {"2.0"}:
         problems.append("the metrics do not show two ranks")
-    if not grids and step >= configured("pictures_every"):
+    if not grids and step >= demo_setting("pictures_every"):
         problems.append("no picture was drawn")
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """A live run with a real Prometheus beside it: this repository's scrape configuration, recording rules and alert rules at work.
 
-Called by `make monitoring`. The run is that of `make demo`, with a folder of its own, and goes on until Ctrl-C. Everything listens on the
-loopback interface only. A second call goes on from the last checkpoint and keeps what Prometheus has stored.
+`make monitoring` runs it as `python -m launch.local.live_monitoring`. The run is that of `make demo`, with a folder of its own, and goes on
+until Ctrl-C. All servers listen on the loopback interface only. A second call continues from the last checkpoint and keeps the database of
+Prometheus.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ import sys
 import time
 from pathlib import Path
 
-from monitoring.prometheus import Prometheus, PrometheusError
+from launch.local.prometheus import Prometheus, PrometheusError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = 10_000_000
-END_SECONDS = 120.0  # for the step that is being taken, the checkpoint and the summary
+END_SECONDS = 120.0  # enough for the current step, the checkpoint and the summary
 
 
 def main() -> int:
+    """Starts Prometheus and the run; returns 1 where either fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--folder", type=Path, default=ROOT / ".demo" / "monitoring", help="where everything goes (default: .demo/monitoring)"
+        "--folder",
+        type=Path,
+        default=ROOT / ".demo" / "monitoring",
+        help="folder of everything that is written (default: .demo/monitoring)",
     )
-    parser.add_argument("--port", type=int, default=9090, help="of Prometheus; another one where it is taken (default: 9090)")
-    parser.add_argument("--seconds", type=float, default=0.0, help="end by itself after this time (default: 0, until Ctrl-C)")
-    parser.add_argument("--interval", default="5s", help="between two scrapes (default: 5s; prometheus.yml itself has 15s)")
+    parser.add_argument("--port", type=int, default=9090, help="port of Prometheus; a free one where it is taken (default: 9090)")
+    parser.add_argument("--seconds", type=float, default=0.0, help="end after this time (default: 0, until Ctrl-C)")
+    parser.add_argument("--interval", default="5s", help="time between two scrapes (default: 5s; prometheus.yml itself has 15s)")
     arguments = parser.parse_args()
     folder: Path = arguments.folder.resolve()
     targets = folder / "run-shipped" / "targets"
@@ -42,9 +47,17 @@ def main() -> int:
 
 
 def watch(folder: Path, seconds: float) -> int:
-    """Trains until Ctrl-C, the time is over, or the run ends; returns what the run does, 0 where it was asked to end."""
-    command = [sys.executable, "launch/local/demo.py", "--folder", str(folder), "--steps", str(ENDLESS)]
-    # in a group of its own: what Ctrl-C says is passed on once, and everything below ends before this does
+    """Trains until Ctrl-C, the end of the time, or the end of the run.
+
+    Args:
+        folder: folder of everything that is written.
+        seconds: time to train; 0 for no end.
+
+    Returns:
+        The exit code of the run; 0 where this function ended it.
+    """
+    command = [sys.executable, "-m", "launch.local.demo", "--folder", str(folder), "--steps", str(ENDLESS)]
+    # in a session of its own, so that Ctrl-C reaches it once, from here, and everything that it started ends before this program
     run = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end = time.monotonic() + seconds if seconds else float("inf")
@@ -59,21 +72,26 @@ def watch(folder: Path, seconds: float) -> int:
     os.killpg(run.pid, signal.SIGINT)
     try:
         run.wait(END_SECONDS)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # asked twice
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # the second Ctrl-C
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
-        print("error: the run did not end in time and was killed; the next call goes on from its last checkpoint", file=sys.stderr)
+        print("error: the run did not end in time and was killed; the next call continues from its last checkpoint", file=sys.stderr)
         return 1
     return 0
 
 
 def urls(url: str, targets: Path) -> str:
-    """What to open."""
+    """The lines that say which pages to open.
+
+    Args:
+        url: URL of Prometheus.
+        targets: folder of the run's target files.
+    """
     graph = f"{url}/graph?g0.expr=context_encoder%3Aimages%3Arate5m&g0.tab=0&g0.range_input=15m"
     return f"""Prometheus   {url} (loopback only)
 alerts       {url}/alerts
 rules        {url}/rules
-targets      {url}/targets: the ranks appear when the run has started, as they do in {targets}
+targets      {url}/targets: the ranks appear when the run has started, as in {targets}
 images/s     {graph}
 Grafana      monitoring/docker-compose.yml, where there is Docker; docs/monitoring.md
 end          Ctrl-C"""

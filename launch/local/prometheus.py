@@ -1,4 +1,4 @@
-"""A real Prometheus on this machine with the configuration and the rules of this folder, for a demo and for tests.
+"""A real Prometheus on this machine with the configuration and the rules of monitoring/prometheus, for live monitoring and tests.
 
 It listens on the loopback interface only and ends with its `with` block.
 """
@@ -22,21 +22,22 @@ import yaml
 from shards.errors import ExplainedError
 
 FOLDER = Path(__file__).resolve().parents[2] / "monitoring" / "prometheus"
+"""Folder of the configuration and the rules."""
 _READY_SECONDS = 60.0
 _END_SECONDS = 20.0
 
 
 class PrometheusError(ExplainedError):
-    """Prometheus is not installed, did not start, or refused a query. Holds its own words."""
+    """Prometheus is not installed, did not start, or refused a query; the message has its own error."""
 
 
 def configuration(targets: Sequence[Path], rules: Sequence[Path], interval: str = "") -> dict[str, Any]:
-    """prometheus.yml of this folder for one machine: other target files and rules, and nobody to send alerts to.
+    """The content of monitoring/prometheus/prometheus.yml for one machine: other target files and rules, and no Alertmanager.
 
     Args:
-        targets: folders of target files (RUN/targets); need not exist yet.
+        targets: folders of target files (RUN/targets); they need not exist yet.
         rules: rule files.
-        interval: between two scrapes, evaluations and looks for targets, as Prometheus writes durations; empty for that of the file.
+        interval: time between two scrapes, evaluations and reads of the target files, as Prometheus writes durations; empty for the file's.
     """
     content: dict[str, Any] = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
     del content["alerting"]
@@ -53,18 +54,18 @@ class Prometheus:
     """A server that lives as long as the `with` block.
 
     Args:
-        folder: for its configuration, database and log; made where it is missing.
+        folder: folder of its configuration, database and log; made where it is missing.
         targets: folders of target files.
-        rules: rule files; those of this folder where none are given.
-        port: to listen on; any free one where it is 0 or taken.
-        interval: between two scrapes, empty for 15 seconds.
+        rules: rule files; those of monitoring/prometheus where none are given.
+        port: port to listen on; a free one where it is 0 or taken.
+        interval: time between two scrapes; empty for 15 seconds.
 
     Attributes:
         url: http://127.0.0.1:PORT.
-        log: its log file.
+        log: log file of the server.
 
     Raises:
-        PrometheusError: on entering, when it is not installed or does not become ready.
+        PrometheusError: on entering the `with` block, Prometheus is not installed or does not become ready.
     """
 
     def __init__(self, folder: Path, targets: Sequence[Path], *, rules: Sequence[Path] = (), port: int = 0, interval: str = "") -> None:
@@ -86,7 +87,7 @@ class Prometheus:
             f"--web.listen-address=127.0.0.1:{self.port}",
         ]
         with self.log.open("ab") as log:
-            # a session of its own: Ctrl-C is for the run, whose last samples it still reads
+            # in a session of its own, because Ctrl-C is for the run, whose last samples it still scrapes
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         try:
             self._wait(self._process)
@@ -111,21 +112,24 @@ class Prometheus:
             process.wait()
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The rows of an instant query, each with `metric` (labels) and `value` (time, text).
+        """Returns the rows of an instant query, each with `metric` (labels) and `value` (time, text).
+
+        Args:
+            expression: PromQL.
 
         Raises:
-            PrometheusError: it refused the expression.
+            PrometheusError: Prometheus refused the expression, or does not answer.
         """
         answer = self._ask(f"/api/v1/query?query={urllib.parse.quote(expression)}")
         data = answer["data"]
         return list(data["result"]) if data["resultType"] == "vector" else [{"metric": {}, "value": data["result"]}]
 
     def alerts(self) -> list[dict[str, Any]]:
-        """Alerts that are pending or firing, each with `labels`, `annotations` and `state`."""
+        """Returns the alerts that are pending or firing, each with `labels`, `annotations` and `state`."""
         return list(self._ask("/api/v1/alerts")["data"]["alerts"])
 
     def rules(self) -> list[dict[str, Any]]:
-        """Every rule with its `name`, `query`, `health` and `lastError`."""
+        """Returns every rule with its `name`, `query`, `health` and `lastError`."""
         return [rule for group in self._ask("/api/v1/rules")["data"]["groups"] for rule in group["rules"]]
 
     def _ask(self, path: str) -> dict[str, Any]:
@@ -147,8 +151,8 @@ class Prometheus:
             except OSError:
                 time.sleep(0.05)
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        told = [line for line in lines if "level=error" in line] or lines
-        last = "\n".join(told[-5:])
+        errors = [line for line in lines if "level=error" in line] or lines
+        last = "\n".join(errors[-5:])
         raise PrometheusError(f"Prometheus did not become ready at {self.url}. From {self.log}:\n{last}")
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The ranks of one node, started by launch/slurm/pretrain.sbatch: node.sh REPOSITORY FIRST_HOST PORT RANKS SETTINGS...
 set -u
-# SLURM signals every process of the step. The ranks save and end; the launcher, which would die of it or kill them after 30 seconds, waits.
+# SLURM signals every process of the step. The ranks save and end. The launcher ignores the signal and waits, because it would die of it, or
+# kill the ranks after 30 seconds.
 trap '' USR1 TERM
 export PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT
 repository=$1 first=$2 port=$3 ranks=$4 file=cpu.yaml

@@ -11,23 +11,29 @@ from pipeline.training.slurm.submission import SCRIPT, Resources, SubmitError, d
 
 
 def main() -> int:
-    """Checks the settings, submits and says where to look; 1 when nothing was submitted."""
+    """Checks the settings, submits the job and prints where to look; returns 1 when nothing was submitted."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Everything else are settings of launch/pretrain.py. docs/slurm.md explains.", allow_abbrev=False
+        description=__doc__, epilog="All other arguments are settings of launch/pretrain.py. See docs/slurm.md.", allow_abbrev=False
     )
-    parser.add_argument("--nodes", default="1", help="a number, or 2-8 for as many as there are when an attempt starts (default: 1)")
-    parser.add_argument("--gpus-per-node", type=int, default=0, metavar="N", help="one rank each (default: none, ranks on processors)")
-    parser.add_argument("--ranks-per-node", type=int, default=1, metavar="N", help="without GPUs (default: 1)")
-    parser.add_argument("--time", default="", help="limit of one attempt, as D-HH:MM:SS (default: the partition's)")
+    parser.add_argument("--nodes", default="1", help="number of nodes, or 2-8 for as many as there are when an attempt starts (default: 1)")
+    parser.add_argument(
+        "--gpus-per-node", type=int, default=0, metavar="N", help="GPUs of a node, one rank each (default: 0, train on CPUs)"
+    )
+    parser.add_argument("--ranks-per-node", type=int, default=1, metavar="N", help="ranks of a node without GPUs (default: 1)")
+    parser.add_argument("--time", default="", help="time limit of one attempt, as D-HH:MM:SS (default: the partition's)")
     for name in ("partition", "account", "qos"):
-        parser.add_argument(f"--{name}", default="", help="as sbatch has it")
+        parser.add_argument(f"--{name}", default="", help="option of sbatch")
     parser.add_argument("--container", type=Path, metavar="IMAGE.sif", help="run in this Apptainer image")
-    parser.add_argument("--venv", type=Path, metavar="PATH", help="run in this virtual environment (default: as the job finds it)")
-    parser.add_argument("--array", type=Path, metavar="SWEEP.yaml", help="settings with a list of values each: one job a combination")
-    parser.add_argument("--at-once", type=int, default=0, metavar="N", help="combinations that run at the same time (default: all)")
-    parser.add_argument("--give-up-after", type=int, default=3, metavar="N", help="attempts without a newer checkpoint (default: 3)")
-    parser.add_argument("--sbatch", type=_pair, action="append", default=[], metavar="KEY[=VALUE]", help="any other option of sbatch")
-    parser.add_argument("--dry-run", action="store_true", help="print the command and the script, submit nothing")
+    parser.add_argument(
+        "--venv", type=Path, metavar="PATH", help="run in this virtual environment (default: the one that the job inherits)"
+    )
+    parser.add_argument("--array", type=Path, metavar="SWEEP.yaml", help="settings with a list of values each: one run a combination")
+    parser.add_argument("--at-once", type=int, default=0, metavar="N", help="combinations that run at the same time (default: no limit)")
+    parser.add_argument(
+        "--give-up-after", type=int, default=3, metavar="N", help="attempts in a row without a newer checkpoint (default: 3)"
+    )
+    parser.add_argument("--sbatch", type=_pair, action="append", default=[], metavar="KEY[=VALUE]", help="another option of sbatch")
+    parser.add_argument("--dry-run", action="store_true", help="print the command and the batch script, submit nothing")
     options, settings = parser.parse_known_args()
     chosen = {name: value for name, value in vars(options).items() if name not in ("array", "dry_run", "sbatch")}
     try:

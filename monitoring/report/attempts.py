@@ -1,10 +1,4 @@
-"""Who trained which steps, and which of them count.
-
-An attempt continues behind the step of a checkpoint, and so takes back whatever an earlier one did behind that step. Hence a line of
-the history counts exactly where no later attempt started at a lower step, which one number for each attempt decides, however long the
-history is.
-`pipeline/training/record/ledger.py` counts the same way.
-"""
+"""The attempts of a run: which steps each of them trained, and which of these count."""
 
 from __future__ import annotations
 
@@ -14,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from monitoring.report.lines import number, whole
+from monitoring.run_files import last_counted_steps
 
 _LONGEST_MESSAGE = 2000
 _FACTS = frozenset({"event", "time", "attempt", "step", "world_size", "global_batch"})
@@ -24,22 +19,22 @@ class Attempt:
     """One start of a run's ranks, to their end.
 
     Attributes:
-        number: from 1.
-        begun: when, seconds since 1970; NaN where no event says so.
-        world_size: ranks; 0 where nobody says.
-        start: steps that were done before it.
-        global_batch: samples of a step; 0 where nobody says.
-        facts: what else its start says.
-        ended: when it said that it ends; NaN where it never did.
-        reason: why, in its own words; empty where it never said.
+        number: number of the attempt, from 1.
+        begun: time of its start, seconds since 1970; NaN where no event has it.
+        world_size: number of ranks; 0 where no event has it.
+        start: steps that were done before the attempt.
+        global_batch: samples of a step; 0 where no event has it.
+        facts: everything else in its start event.
+        ended: time of its end event; NaN where there is none.
+        reason: reason that its end event gives; empty where there is none.
         failed: whether an error ended it.
-        message: of that error.
-        last_seen: when it was last heard of.
-        hung: what its watchdog said before it ended it.
-        limit: greatest step of it that counts.
-        first, last: steps that the history has of it; 0 for none.
-        counted, undone: its steps that count, and those that a later attempt took back.
-        skipped: counted steps whose update was left out.
+        message: message of that error.
+        last_seen: time of its newest event.
+        hung: reason that its watchdog gave before it ended a hanging rank.
+        limit: greatest step of the attempt that counts.
+        first, last: first and last step that the history has of the attempt; 0 for none.
+        counted, undone: number of its steps that count, and of those that a later attempt undid.
+        skipped: number of counted steps without an update of the weights.
     """
 
     number: int
@@ -63,17 +58,17 @@ class Attempt:
 
     @property
     def is_known(self) -> bool:
-        """Whether an event tells of its start; else it is inferred from the history."""
+        """True where there is an event of its start; else the attempt is inferred from the history."""
         return bool(self.facts) or self.world_size > 0
 
     @property
     def seconds(self) -> float:
-        """From its start to when it was last heard of; NaN where that is unknown."""
+        """Seconds from its start to its end, or to its newest event; NaN where either is unknown."""
         end = self.ended if math.isfinite(self.ended) else self.last_seen
         return max(0.0, end - self.begun)
 
     def take(self, step: int, skipped: bool) -> bool:
-        """A line of the history is its; returns whether it counts."""
+        """Adds a step that the history has of this attempt; returns whether the step counts."""
         self.first = min(self.first or step, step)
         self.last = max(self.last, step)
         counts = step <= self.limit
@@ -89,7 +84,7 @@ class Attempts:
     """The attempts of a run, from its events in their order.
 
     Attributes:
-        all: in the order in which they began.
+        all: attempts in the order in which they began.
     """
 
     def __init__(self) -> None:
@@ -102,8 +97,8 @@ class Attempts:
     def __contains__(self, number: object) -> bool:
         return number in self._by_number
 
-    def take(self, row: Mapping[str, Any]) -> None:
-        """Takes an event of any kind."""
+    def add_event(self, row: Mapping[str, Any]) -> None:
+        """Adds an event of any kind to the attempt that it belongs to; a start makes a new attempt."""
         kind, when = row.get("event"), number(row.get("time"))
         when = math.nan if when is None else when
         if kind == "start":
@@ -124,7 +119,7 @@ class Attempts:
         if kind == "stall" and whole(row.get("attempt")) in self._by_number:
             attempt = self._by_number[row["attempt"]]
             attempt.hung = str(row.get("waiting", "")) or "it hung"
-        if attempt is None or kind == "restart":  # a restart is told before the start that it leads to
+        if attempt is None or kind == "restart":  # a restart comes before the start that it leads to
             return
         attempt.last_seen = when if math.isnan(attempt.last_seen) else max(attempt.last_seen, when)
         if kind == "end":
@@ -132,10 +127,10 @@ class Attempts:
             attempt.failed, attempt.message = "message" in row, str(row.get("message", ""))[:_LONGEST_MESSAGE]
 
     def infer(self, spans: Mapping[int, int]) -> None:
-        """Adds attempts that only the history tells of.
+        """Adds attempts that are in the history and have no start event.
 
         Args:
-            spans: number of the attempt -> the first step that it took.
+            spans: number of the attempt -> first step that it took.
         """
         for missing, first in spans.items():
             if missing not in self._by_number:
@@ -143,12 +138,11 @@ class Attempts:
         self.all.sort(key=lambda attempt: attempt.number)
 
     def settle(self) -> None:
-        """Decides which steps count, before the history is read."""
-        limit = math.inf
-        for attempt in reversed(self.all):
+        """Decides which steps count; called before the history is read, and again after `infer`."""
+        limits = last_counted_steps([attempt.start for attempt in self.all])
+        for attempt, limit in zip(self.all, limits, strict=True):
             attempt.limit = limit
             attempt.first = attempt.last = attempt.counted = attempt.undone = attempt.skipped = 0
-            limit = min(limit, attempt.start)
 
     def _append(self, attempt: Attempt) -> None:
         self.all.append(attempt)
@@ -156,5 +150,5 @@ class Attempts:
 
 
 def images(attempts: Sequence[Attempt]) -> int:
-    """Samples that the counted steps trained on, as far as is known."""
+    """Number of samples that the counted steps trained on, where the global batch is known."""
     return sum(attempt.counted * attempt.global_batch for attempt in attempts)

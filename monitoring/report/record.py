@@ -1,14 +1,13 @@
-"""Everything that a run folder says, read once, in memory that does not grow with the run.
+"""Everything that a run folder holds, read once, in memory that does not grow with the run.
 
-The names of the files are those of `pipeline/training/record/run_folder.py`. Whatever is missing or damaged is named in `problems` and left
-out; a run that goes on is read as far as it has come.
+`monitoring.run_files` has the names of the files. Everything that is missing or damaged is named in `problems` and left out; a run that
+goes on is read as far as it has come.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -22,40 +21,50 @@ from monitoring.report import history
 from monitoring.report.attempts import Attempt, Attempts
 from monitoring.report.curves import Curves
 from monitoring.report.lines import Lines, number, whole
+from monitoring.run_files import (
+    BATCH_ATTEMPTS,
+    CHECKPOINTS,
+    COMMIT,
+    EVENTS,
+    HISTORY,
+    PICTURES,
+    QUARANTINE,
+    SETTINGS,
+    STACKS,
+    step_of_name,
+)
 
-EVENTS, HISTORY, SETTINGS, QUARANTINE = "events.jsonl", "history.jsonl", "config.yaml", "quarantine.jsonl"
+__all__ = ["EVENTS", "HISTORY", "SETTINGS", "Record", "kind_of", "read"]
 NEWEST_EVENTS, NEWEST_CHECKPOINTS, NEWEST_BAD_SAMPLES = 1000, 100, 20
-"""Events, checkpoints and bad samples that are kept to be shown; of the others there is the number."""
+"""Events, checkpoints and bad samples that are kept to be shown; the others are only counted."""
 STATES = {"starving": "starving_over", "collapse": "collapse_over", "nonfinite": "nonfinite_over"}
-"""Event of a state that is not well -> event of its end."""
+"""Event that begins a bad state -> event that ends it."""
 _LARGEST_SETTINGS, _LARGEST_FACTS = 1 << 18, 1 << 24  # bytes
-_PICTURE = re.compile(r"step_(\d+)\.png")
-_CHECKPOINT = re.compile(r"step_(\d+)")
-_SILENT_SECONDS = 600.0  # a run that has written nothing for longer is not called running: saves and slow stores take minutes, too
+_SILENT_SECONDS = 600.0  # a run that has written nothing for longer does not count as running; saves and slow stores take minutes, too
 
 
 @dataclass
 class Record:
-    """A run as its folder tells it.
+    """A run as its folder shows it.
 
     Attributes:
-        folder: of the run.
-        name: of the run.
-        read_at: when it was read, seconds since 1970.
-        attempts: in order; which steps count is settled.
-        curves: see `monitoring.report.history`.
-        events: the newest, the oldest of them first.
-        event_counts: of all events, by kind.
-        states: events of states that are not well and have not ended.
-        checkpoints: the newest events of checkpoints.
-        settings: of the newest attempt; empty where there are none.
-        checkpoint_facts: of the newest checkpoint that lies in the folder; empty where there is none.
-        bad_samples: by cause.
-        bad_sample_rows: the newest of them.
-        pictures: (step, file), by step.
-        stacks: files with the stacks of ranks that hung, or were asked.
-        problems: what is missing or damaged, a sentence each.
-        written_at: when the run last wrote its events or its history; NaN where there is neither.
+        folder: the run folder.
+        name: name of the run folder.
+        read_at: time of reading, seconds since 1970.
+        attempts: attempts in order; which steps count is decided.
+        curves: curves of the history, see `monitoring.report.history`.
+        events: newest events, the oldest of them first.
+        event_counts: number of all events, by kind.
+        states: events that began a bad state which has not ended.
+        checkpoints: newest events of checkpoints.
+        settings: settings of the newest attempt; empty where there are none.
+        checkpoint_facts: commit file of the newest checkpoint in the folder; empty where there is none.
+        bad_samples: number of bad samples, by cause.
+        bad_sample_rows: newest bad samples.
+        pictures: picture grids as (step, file), by step.
+        stacks: names of the files with stacks of ranks, which a hang or SIGUSR2 wrote.
+        problems: everything that is missing or damaged, one sentence each.
+        written_at: time of the last change of events or history; NaN where there is neither.
     """
 
     folder: Path
@@ -83,30 +92,30 @@ class Record:
 
     @property
     def steps(self) -> int:
-        """Steps of the run that are done: those behind which its newest attempt stands."""
+        """Steps of the run that are done: the step that its newest attempt has reached."""
         return max(self.last.start, self.last.last) if self.last else 0
 
     @property
     def planned(self) -> int:
-        """Steps that the settings ask for; 0 where nobody says."""
+        """Steps that the settings ask for; 0 where there are no settings."""
         training = self.settings.get("training")
         return (whole(training.get("steps")) or 0) if isinstance(training, Mapping) else 0
 
     @property
     def is_finished(self) -> bool:
-        """Whether the newest attempt says so."""
+        """True where the newest attempt ended with the reason `finished`."""
         return self.last is not None and self.last.reason == "finished"
 
     @property
     def is_running(self) -> bool:
-        """Whether it goes on, as far as a folder can tell: it has not said that it ends, and has written something lately."""
+        """True where the run goes on, as far as a folder can show it: it has written no end, and it has written something lately."""
         if self.last is None or self.last.reason or self.last.hung:
             return False
         return self.read_at - self.written_at < _SILENT_SECONDS
 
 
 def kind_of(event: Mapping[str, Any]) -> str:
-    """What an event calls itself."""
+    """The kind of an event."""
     return str(event.get("event", "unknown"))[:40]
 
 
@@ -114,7 +123,7 @@ def read(folder: Path) -> Record:
     """Reads a run folder.
 
     Args:
-        folder: that exists. Nothing in it has to.
+        folder: a folder that exists; nothing in it has to.
     """
     attempts = Attempts()
     record = Record(folder, folder.resolve().name, time.time(), attempts.all)
@@ -128,8 +137,8 @@ def read(folder: Path) -> Record:
     _read_batch_system(record)
     if record.last is not None and not record.last.reason and math.isfinite(record.written_at):
         record.last.last_seen = record.written_at
-    record.pictures = sorted(_numbered(folder / "pictures", _PICTURE))
-    record.stacks = sorted(path.name for path in _entries(folder / "stacks"))
+    record.pictures = sorted(_numbered(folder / PICTURES, ".png"))
+    record.stacks = sorted(path.name for path in _entries(folder / STACKS))
     _read_checkpoint(record)
     return record
 
@@ -138,20 +147,20 @@ def _read_events(record: Record, attempts: Attempts) -> None:
     lines = Lines(record.folder / EVENTS)
     for row in lines:
         kind = kind_of(row)
-        attempts.take(row)
+        attempts.add_event(row)
         record.events.append(row)
         record.event_counts[kind if kind in record.event_counts or len(record.event_counts) < 100 else "others"] += 1
         if kind == "checkpoint":
             record.checkpoints.append(row)
         _follow_state(record, kind, row)
     attempts.settle()
-    _tell(record, lines, "attempts, checkpoints and the event log are not known")
+    _note_damage(record, lines, "attempts, checkpoints and the event log are not known")
 
 
 def _follow_state(record: Record, kind: str, row: Mapping[str, Any]) -> None:
     who = str(row.get("player", ""))[:80]
     if kind == "start":
-        record.states.clear()  # each attempt says anew how it is
+        record.states.clear()  # each attempt reports its states anew
     elif kind in STATES:
         record.states[kind, who] = row
     else:
@@ -165,9 +174,9 @@ def _read_history(record: Record, attempts: Attempts) -> None:
     record.curves, inferred = history.read(lines, attempts)
     if inferred:
         record.problems.append(
-            f"{EVENTS} does not tell of {inferred} attempts whose steps are in {HISTORY}: they are taken to begin at their first steps."
+            f"{EVENTS} has no start of {inferred} attempts whose steps are in {HISTORY}: they are taken to begin at their first steps."
         )
-    _tell(record, lines, "there are no curves")
+    _note_damage(record, lines, "there are no curves")
 
 
 def _read_quarantine(record: Record) -> None:
@@ -177,12 +186,12 @@ def _read_quarantine(record: Record) -> None:
         record.bad_samples[cause if cause in record.bad_samples or len(record.bad_samples) < 20 else "others"] += 1
         record.bad_sample_rows.append(row)
     if not lines.missing:  # no bad samples, no file
-        _tell(record, lines, "")
+        _note_damage(record, lines, "")
 
 
 def _read_batch_system(record: Record) -> None:
-    """What the batch system's own record of attempts says goes among the events."""
-    lines = Lines(record.folder / "slurm" / "attempts.jsonl")
+    """Adds the batch system's own record of attempts to the events."""
+    lines = Lines(record.folder / BATCH_ATTEMPTS)
     newest: deque[Mapping[str, Any]] = deque(maxlen=NEWEST_EVENTS)
     for row in lines:
         kind = f"batch system: {row.get('event', 'unknown')}"[:40]
@@ -193,7 +202,7 @@ def _read_batch_system(record: Record) -> None:
         record.events.clear()
         record.events.extend(merged)
     if not lines.missing:
-        _tell(record, lines, "")
+        _note_damage(record, lines, "")
 
 
 def _read_settings(record: Record) -> None:
@@ -216,10 +225,10 @@ def _read_settings(record: Record) -> None:
 
 
 def _read_checkpoint(record: Record) -> None:
-    """The newest commit file that can be read, for what it says of the software."""
-    for _, path in sorted(_numbered(record.folder / "checkpoints", _CHECKPOINT), reverse=True):
+    """Reads the newest commit file that is not damaged, for the versions of the software."""
+    for _, path in sorted(_numbered(record.folder / CHECKPOINTS), reverse=True):
         try:
-            with open(path / "checkpoint.json", "rb") as file:
+            with open(path / COMMIT, "rb") as file:
                 facts = json.loads(file.read(_LARGEST_FACTS))
         except (OSError, ValueError, RecursionError):
             continue
@@ -228,7 +237,7 @@ def _read_checkpoint(record: Record) -> None:
             return
 
 
-def _tell(record: Record, lines: Lines, without: str) -> None:
+def _note_damage(record: Record, lines: Lines, without: str) -> None:
     name = lines.path.relative_to(record.folder)
     if lines.missing:
         record.problems.append(f"{name} is missing or can't be read: {without}.")
@@ -238,10 +247,10 @@ def _tell(record: Record, lines: Lines, without: str) -> None:
         record.problems.append(f"{name}: its last line is cut short and was left out.")
 
 
-def _numbered(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[int, Path]]:
+def _numbered(folder: Path, ending: str = "") -> Iterator[tuple[int, Path]]:
     for path in _entries(folder):
-        if match := pattern.fullmatch(path.name):
-            yield int(match[1]), path
+        if path.name.endswith(ending) and (step := step_of_name(path.name.removesuffix(ending))) is not None:
+            yield step, path
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -32,7 +32,8 @@ from pipeline.training.ranks import world as distributed
 from pipeline.training.ranks.world import World
 from pipeline.training.record.environment import environment
 from pipeline.training.record.grid import save_grid
-from pipeline.training.record.run_folder import RunFolder, samples_digest
+from pipeline.training.record.run_folder import RunFolder
+from pipeline.training.record.samples_digest import samples_digest
 from pipeline.training.reporting.flops import flops_per_image
 from pipeline.training.reporting.reporter import Reporting, Stopwatch
 from pipeline.training.reporting.telemetry import Telemetry
@@ -82,7 +83,7 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
     Raises:
         LaunchError, ConfigError, RunFolderError, CheckpointInvalid, OrderError, ShardError, NonFiniteError: each says what to do.
     """
-    config = dataclasses.replace(config, training=launcher.settled(config.training, os.environ))
+    config = dataclasses.replace(config, training=launcher.with_launcher_mode(config.training, os.environ))
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(config))
         world = stack.enter_context(distributed.join(config.training, watchdog))

@@ -113,7 +113,7 @@ def test_bad_settings_are_refused(shards: Path, tmp_path: Path) -> None:
         "1",
     )
     refuse(
-        "training.precision: the launcher was told mixed_precision bf16",
+        "training.precision: the launcher has mixed_precision bf16",
         *setting_list(shards, tmp_path / "run", 1),
         ACCELERATE_MIXED_PRECISION="bf16",
     )

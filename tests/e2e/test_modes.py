@@ -144,7 +144,7 @@ def test_switches_of_the_launcher_that_disagree_end_with_one_line(shards: Path, 
     told = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}
     done = run_alone(*settings, **told)
     assert done.returncode == 1
-    assert "error: training.max_gradient_norm: the launcher was told gradient_clipping 1.0, the configuration 0.0" in done.stderr
+    assert "error: training.max_gradient_norm: the launcher has gradient_clipping 1.0, the configuration 0.0" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -17,7 +17,7 @@ import torch
 
 from launch.local.object_store import SeaweedFS
 from pipeline.training.checkpoint.ownership import OWNER
-from pipeline.training.checkpoint.store import COMMIT, Checkpoint, CheckpointStore, SaveReport, folder_name, verify
+from pipeline.training.checkpoint.store import COMMIT, Checkpoint, CheckpointStore, SaveOutcome, folder_name, verify
 from shards.errors import StoreError
 from shards.store import Store
 from tests.conftest import ROOT
@@ -41,7 +41,7 @@ class Run:
         self.store = Store(f"s3://{self.bucket}/run", server.options)
         options = {**server.options, "endpoint_url": proxy.endpoint, "config_kwargs": {"read_timeout": 2, "connect_timeout": 2}}
         self.options, self.folder = options, folder
-        self.reports: list[SaveReport] = []
+        self.reports: list[SaveOutcome] = []
         self.checkpoints = self.attempt()
 
     def attempt(self) -> CheckpointStore:

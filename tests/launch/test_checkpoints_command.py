@@ -1,4 +1,4 @@
-"""`launch/checkpoints.py`: finds a run's checkpoints wherever they are, and never prunes what a run could need."""
+"""`launch/checkpoints.py`: finds the checkpoints of a run on any store, and never prunes one that a run could need."""
 
 from __future__ import annotations
 

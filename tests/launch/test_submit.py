@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.mapping import ConfigError
 from pipeline.training.record.run_folder import RunFolder
-from pipeline.training.slurm.submission import SCRIPT, Resources, SubmitError, combinations, describe, element, prepare, run_name
+from pipeline.training.slurm.submission import SCRIPT, Resources, SubmitError, describe, prepare
+from pipeline.training.slurm.sweep import element_settings, read_combinations, run_name
 from tests.conftest import ROOT
 from tests.launching import clean_environment
 
@@ -113,7 +114,7 @@ def test_what_is_secret_does_not_become_an_argument_that_everybody_can_read(tmp_
     sweep = tmp_path / "sweep.yaml"
     for text in ("checkpoint.url: ['s3://key:hunter2@bucket/x']", "data.storage_options: ['secret hunter2']"):
         sweep.write_text(text)
-        with pytest.raises(SubmitError, match=r"everybody can read|not for a sweep"):
+        with pytest.raises((SubmitError, ConfigError), match=r"everybody can read|not for a sweep"):
             prepare(Resources(), DATA, sweep)
     config = tmp_path / "config.yaml"
     config.write_text("data: {shards: s3://bucket/set, storage_options: {secret: hunter2}}")
@@ -141,19 +142,19 @@ def test_a_sweep_gives_each_combination_its_settings_and_a_folder_of_its_own(tmp
     ]
     assert "--array=0-3%2" in submission.command
     assert f"--output={tmp_path}/s/slurm/%A_%a.log" in submission.command
-    assert submission.sweep is not None
-    path, content = submission.sweep
+    assert submission.plan is not None
+    path, content = submission.plan
     path.parent.mkdir(parents=True)
     path.write_text(content)
     shared = submission.command[submission.command.index("--") + 1 :]
-    assert element(path, shared, {"SLURM_ARRAY_TASK_ID": "2"}) == [
+    assert element_settings(path, shared, {"SLURM_ARRAY_TASK_ID": "2"}) == [
         *(*DATA, "--run", str(tmp_path / "s"), "--seed", "3"),
         *("--training.global_batch=128", "--data.flip=True", f"--run={submission.runs[2]}"),
         f"--monitoring.run_name=s/{submission.runs[2].name}",
     ]
     for number in ("4", "", "x"):
         with pytest.raises(ConfigError, match="no settings for element"):
-            element(path, shared, {"SLURM_ARRAY_TASK_ID": number})
+            element_settings(path, shared, {"SLURM_ARRAY_TASK_ID": number})
     assert "element 3" in describe(submission, "9")
 
 
@@ -164,10 +165,10 @@ def test_a_changed_sweep_never_continues_a_run_of_another_combination(tmp_path: 
         sweep.write_text(f"seed: {values}")
         submission = prepare(Resources(), [*DATA, "--run", str(tmp_path / "s")], sweep)
         names |= {run.name for run in submission.runs}
-        assert submission.sweep is not None
-        assert json.loads(submission.sweep[1])
+        assert submission.plan is not None
+        assert json.loads(submission.plan[1])
     assert names == {"seed=1", "seed=2"}
-    assert run_name({"data.shards": "s3://a/b"}) != run_name({"data.shards": "s3:__a_b"}), "what a file name can't say is told apart"
+    assert run_name({"data.shards": "s3://a/b"}) != run_name({"data.shards": "s3:__a_b"}), "characters that no file name has stay different"
     assert len(run_name({"data.shards": "x" * 1000})) < 200
 
 
@@ -185,13 +186,13 @@ def test_a_changed_sweep_never_continues_a_run_of_another_combination(tmp_path: 
 )
 def test_a_file_that_is_no_sweep_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "sweep.yaml").write_text(text)
-    with pytest.raises(SubmitError, match=message):
-        combinations(tmp_path / "sweep.yaml")
+    with pytest.raises(ConfigError, match=message):
+        read_combinations(tmp_path / "sweep.yaml")
 
 
 def test_one_wrong_combination_refuses_the_whole_sweep(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text("training.steps: [10, 0]")
     with pytest.raises(ConfigError, match=r"training\.steps: 0"):
         prepare(Resources(), DATA, tmp_path / "sweep.yaml")
-    with pytest.raises(SubmitError, match="No such file"):
+    with pytest.raises(ConfigError, match="No such file"):
         prepare(Resources(), DATA, tmp_path / "nothing.yaml")

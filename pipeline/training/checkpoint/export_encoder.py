@@ -1,17 +1,17 @@
-"""The encoder alone: what a pretraining run is for, in a file that any framework reads."""
+"""Writes the encoder of a checkpoint, which is the product of a pretraining run, to a file that any framework reads."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointInvalid, CheckpointStore, read
 from pipeline.training.record.run_folder import checkpoint_store
 from shards.store import Options
+from shards.whole_file import whole_file
 
 _PREFIX = "encoder."
 
@@ -21,36 +21,36 @@ def export_encoder(run: str, target: Path, step: int | None = None, options: Opt
 
     Args:
         run: run folder, or the URL of its checkpoints.
-        target: file to write; the metadata in it say where the weights are from and how they were trained.
-        step: of the checkpoint; None takes the newest that verifies.
-        options: of the store.
+        target: file to write; its metadata hold the step, recipe, player and method of the weights.
+        step: step of the checkpoint; None takes the newest that verifies.
+        options: options of the store, as in fsspec.
 
     Returns:
-        What was written, for a person.
+        A sentence for a person: the file, the step, and the number of tensors and values.
 
     Raises:
         CheckpointInvalid: no checkpoint verifies, or it holds no encoder.
+        OSError: the file can't be written; a file that was there is unchanged.
     """
     store = checkpoint_store(run, options)
     skipped: list[str] = []
-    found = CheckpointStore(store).newest(skipped.append) if step is None else read(store, step)
-    if found is None:
+    checkpoint = CheckpointStore(store).newest(skipped.append) if step is None else read(store, step)
+    if checkpoint is None:
         raise CheckpointInvalid(f"{store.describe()}: no checkpoint that verifies. {' '.join(skipped)}")
-    player, weights = _encoder(found)
+    player, weights = _encoder(checkpoint)
     if not weights:
-        raise CheckpointInvalid(f"{store.describe()}: step {found.step} of the recipe {found.facts['recipe']!r} holds no encoder")
-    method = json.dumps(found.facts["config"]["method"])
-    facts = {"step": str(found.step), "recipe": str(found.facts["recipe"]), "player": player, "method": method}
-    partial = target.with_name(f".{target.name}.partial")
-    save_file(weights, partial, metadata=facts)
-    os.replace(partial, target)
+        raise CheckpointInvalid(f"{store.describe()}: step {checkpoint.step} of the recipe {checkpoint.facts['recipe']!r} holds no encoder")
+    method = json.dumps(checkpoint.facts["config"]["method"])
+    facts = {"step": str(checkpoint.step), "recipe": str(checkpoint.facts["recipe"]), "player": player, "method": method}
+    with whole_file(target, durable=False) as file:
+        file.write(save(weights, metadata=facts))
     values = sum(tensor.numel() for tensor in weights.values())
-    return f"{target}: the encoder of {player} after {found.step} steps, {len(weights)} tensors, {values:,} values"
+    return f"{target}: the encoder of {player} after {checkpoint.step} steps, {len(weights)} tensors, {values:,} values"
 
 
-def _encoder(found: Checkpoint) -> tuple[str, dict[str, Tensor]]:
+def _encoder(checkpoint: Checkpoint) -> tuple[str, dict[str, Tensor]]:
     """The first player that has an encoder, and its tensors."""
-    for player, tensors in found.tensors.items():
+    for player, tensors in checkpoint.tensors.items():
         weights = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(_PREFIX) and "/" not in name}
         if weights:
             return player, weights

@@ -22,12 +22,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from monitoring import run_files
 from shards.errors import ExplainedError, StoreError
 from shards.store import Store
 from shards.whole_file import sync_folder
 
 T = TypeVar("T")
-COMMIT = "checkpoint.json"
+COMMIT = run_files.COMMIT
 FOLDER = re.compile(r"step_(\d{9})/")
 _FORMAT, _VERSION = "context-encoder-checkpoint", 1
 _TYPES = {
@@ -41,23 +42,23 @@ _TYPES = {
     torch.bool: "BOOL",
 }
 _SEAL = b' "sha256": "'
-_PIECE = 4 << 20  # hashed, then written while it is still in the processor's cache; the lock of the interpreter is free during both
-_PART, _PARTS = 16 << 20, 8000  # of an upload in parts: that much is in memory twice, and S3 takes 10,000 parts an object
-_CLIENT_NOTICED = "FlexibleChecksumError"  # of botocore, which is not there without S3
-_READS = 2  # of a file whose bytes are not what they should be: what came over a network may be wrong where what is stored is not
+_PIECE = 4 << 20  # bytes that are hashed, then written while they are still in the CPU's cache; the GIL is free during both
+_PART, _PARTS = 16 << 20, 8000  # bytes and number of the parts of an upload: a part is in memory twice, and S3 takes 10,000 an object
+_CHECKSUM_ERROR = "FlexibleChecksumError"  # class of botocore, which is not installed without S3
+_READS = 2  # reads of a file whose bytes are wrong, because a network may spoil what the store has right
 
 
 class CheckpointInvalid(ExplainedError):
-    """A checkpoint that can't be used. Names it, what is wrong and what to do."""
+    """A checkpoint can't be used; the message names it, what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run continues from.
+    """The state that a run continues from.
 
     Attributes:
-        step: steps that were done.
-        facts: plain values: recipe, position of the data, settings, versions.
+        step: number of steps that were done.
+        facts: plain values: recipe, position in the data, settings, versions.
         tensors: file name without ending -> name -> tensor.
     """
 
@@ -68,34 +69,38 @@ class Checkpoint:
 
 def folder_name(step: int) -> str:
     """`step_000001000`: nine digits, so that names sort by step."""
-    return f"step_{step:09d}"
+    return run_files.step_name(step)
 
 
 def step_of(name: str, shown: str) -> int:
     """The step in a checkpoint's folder name.
 
+    Args:
+        name: name of the folder.
+        shown: the folder as the error names it.
+
     Raises:
-        CheckpointInvalid: it is not such a name; `shown` is what the error calls it.
+        CheckpointInvalid: this is not the name of a checkpoint.
     """
-    found = FOLDER.fullmatch(f"{name}/")
-    if not found:
+    match = FOLDER.fullmatch(f"{name}/")
+    if not match:
         raise CheckpointInvalid(f"{shown}: not a checkpoint: its folder is called like {folder_name(1000)}.")
-    return int(found[1])
+    return int(match[1])
 
 
 def write(store: Store, checkpoint: Checkpoint, before_commit: Callable[[], None] = lambda: None) -> int:
     """Writes one checkpoint of CPU tensors, its commit file last; returns its bytes.
 
     Args:
-        store: where to.
-        checkpoint: what.
-        before_commit: called when everything but the commit file is on the store; where it raises the checkpoint does not exist.
+        store: store of the checkpoints.
+        checkpoint: checkpoint to write.
+        before_commit: called when everything but the commit file is on the store; the checkpoint does not exist where it raises.
 
     Raises:
-        StoreError: the store does not take it, or holds fewer bytes of it than it took.
+        StoreError: the store does not take the checkpoint, or holds fewer bytes of it than it took.
     """
     folder = folder_name(checkpoint.step)
-    store.delete(f"{folder}/{COMMIT}")  # one that is written anew does not exist while that goes on
+    store.delete(f"{folder}/{COMMIT}")  # a checkpoint that is written anew does not exist meanwhile
     files = {}
     for file, tensors in checkpoint.tensors.items():
         name = f"{file}.safetensors"
@@ -108,25 +113,25 @@ def write(store: Store, checkpoint: Checkpoint, before_commit: Callable[[], None
             raise StoreError(f"{store.describe(f'{folder}/{name}')}: the store took {entry['size']} bytes and has {found or 'none'}")
     before_commit()
     facts = {"format": _FORMAT, "version": _VERSION, "step": checkpoint.step, **checkpoint.facts, "files": files}
-    sealed = _seal(facts)
-    store.write(f"{folder}/{COMMIT}", sealed)
+    data = _commit_file(facts)
+    store.write(f"{folder}/{COMMIT}", data)
     if store.local is not None:
         sync_folder(store.local)  # an older checkpoint may be deleted next: the new folder's name must survive a power cut before
-    return sum(int(entry["size"]) for entry in files.values()) + len(sealed)
+    return sum(int(entry["size"]) for entry in files.values()) + len(data)
 
 
 def describe(store: Store, step: int) -> dict[str, Any]:
-    """The facts of a checkpoint from its commit file.
+    """Reads the facts of a checkpoint from its commit file.
 
     Raises:
-        CheckpointInvalid: there is none, or it is damaged.
+        CheckpointInvalid: there is no commit file, or it is damaged.
     """
     name = f"{folder_name(step)}/{COMMIT}"
     shown = store.describe(name)
     if store.size(name) is None:
         raise CheckpointInvalid(f"{shown}: no such checkpoint.")
     try:
-        data = _read(store, name, lambda data: data == _closed(data[: data.rfind(_SEAL)]))
+        data = _read(store, name, lambda data: data == _sealed(data[: data.rfind(_SEAL)]))
         facts: dict[str, Any] = json.loads(data)
         if facts["format"] != _FORMAT or facts["version"] != _VERSION:
             raise CheckpointInvalid(f"{shown}: format {facts['format']!r} version {facts['version']!r} is not known here.")
@@ -150,14 +155,14 @@ def read(store: Store, step: int) -> Checkpoint:
         data = _read(store, path, lambda data, expected=entry["sha256"]: hashlib.sha256(data).hexdigest() == expected)  # type: ignore[misc]
         try:
             tensors[path.rpartition("/")[2].removesuffix(".safetensors")] = safetensors.torch.load(data)
-        except Exception as error:  # the sha256 was right, so this was written by something else
+        except Exception as error:  # the sha256 is right, so another program wrote this
             raise CheckpointInvalid(f"{store.describe(path)}: not a safetensors file ({error}).") from error
     return Checkpoint(step, facts, tensors)
 
 
 def verify(store: Store, step: int) -> int:
-    """Reads a checkpoint piece by piece and compares every byte; returns how many there are. What a local disk or a network file system
-    has written is read from there, not from this machine's memory.
+    """Reads a checkpoint piece by piece and compares every byte; returns the number of bytes. Files on a local disk or a network file
+    system are read from there, not from the page cache.
 
     Raises:
         CheckpointInvalid: a file is missing, cut or damaged.
@@ -169,25 +174,29 @@ def verify(store: Store, step: int) -> int:
 def _verify(store: Store, path: str, entry: Mapping[str, Any]) -> int:
     size = int(entry["size"])
 
-    def look() -> int | None:
+    def attempt() -> int | None:
         if store.local is not None:
-            _forget(store.local / path)
+            _drop_from_page_cache(store.local / path)
         seen = hashlib.sha256()
         for start in range(0, size, _PART):
             seen.update(store.read_range(path, start, min(size, start + _PART)))
         return size if seen.hexdigest() == entry["sha256"] else None
 
-    return _sound(store, path, look)
+    return _read_twice(store, path, attempt)
 
 
-def _forget(path: Path) -> None:
-    """Lets the system forget what it remembers of a file, where it knows how to."""
+def _drop_from_page_cache(path: Path) -> None:
+    """Drops a file from the page cache, where the system supports it."""
     with suppress(OSError, AttributeError), path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _files(store: Store, step: int, facts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The files of a checkpoint and what its commit file says of each; those before it are there, as long as that says."""
+    """The files of a checkpoint, each with its entry in the commit file; a file is yielded when it exists with the right size.
+
+    Raises:
+        CheckpointInvalid: a file is missing or has another size.
+    """
     for name, entry in facts["files"].items():
         path = f"{folder_name(step)}/{name}"
         size = store.size(path)
@@ -197,35 +206,39 @@ def _files(store: Store, step: int, facts: Mapping[str, Any]) -> Iterator[tuple[
         yield path, entry
 
 
-def _read(store: Store, name: str, sound: Callable[[bytes], bool]) -> bytes:
-    def look() -> bytes | None:
+def _read(store: Store, name: str, is_sound: Callable[[bytes], bool]) -> bytes:
+    def attempt() -> bytes | None:
         data = store.read(name)
-        return data if sound(data) else None
+        return data if is_sound(data) else None
 
-    return _sound(store, name, look)
+    return _read_twice(store, name, attempt)
 
 
-def _sound(store: Store, name: str, look: Callable[[], T | None]) -> T:
-    """What comes of a look at a file, of another one where its bytes are not sound (None). An S3 client may notice first, by the checksum
-    that the store keeps."""
+def _read_twice(store: Store, name: str, attempt: Callable[[], T | None]) -> T:
+    """Makes an attempt to read a file, and a second one where the bytes are wrong (None). An S3 client may notice wrong bytes itself, by
+    the checksum that the store keeps.
+
+    Raises:
+        CheckpointInvalid: the bytes are wrong both times.
+    """
     for _ in range(_READS):
         try:
-            found = look()
+            result = attempt()
         except StoreError as error:
-            if type(error.__cause__).__name__ != _CLIENT_NOTICED:
+            if type(error.__cause__).__name__ != _CHECKSUM_ERROR:
                 raise
             continue
-        if found is not None:
-            return found
+        if result is not None:
+            return result
     raise CheckpointInvalid(f"{store.describe(name)}: damaged (its sha256 differs).")
 
 
-def _seal(facts: Mapping[str, Any]) -> bytes:
+def _commit_file(facts: Mapping[str, Any]) -> bytes:
     """JSON whose last field is the sha256 of every byte before it, so that no byte of the file can change unseen."""
-    return _closed(json.dumps(facts, indent=1, sort_keys=True).encode().removesuffix(b"\n}") + b",\n")
+    return _sealed(json.dumps(facts, indent=1, sort_keys=True).encode().removesuffix(b"\n}") + b",\n")
 
 
-def _closed(body: bytes) -> bytes:
+def _sealed(body: bytes) -> bytes:
     return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
 
 

@@ -1,9 +1,9 @@
-"""Which run writes the checkpoints below a URL, so that two never write there at once.
+"""The right of one run to write the checkpoints below a URL, so that two runs never write there at once.
 
-`owner.json` names the run, by the random name that its folder keeps, and the attempt of it that writes. The same run
-may always take over, whatever became of its last attempt; another run is refused. An attempt looks before every
-checkpoint whether the record is still its own: one that was cut off from its cluster and lives on beside its
-successor stops instead of writing into the successor's checkpoints. No clock is compared.
+`owner.json` names the run, by the random name that its folder keeps, and the attempt that writes. The same run may always
+take over, whatever became of its last attempt; another run is refused. An attempt reads the record before every checkpoint
+and stops where the record names another attempt: one that was cut off from its cluster and lives on beside its successor
+does not write into the successor's checkpoints. No clocks are compared.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from pipeline.training.record.run_folder import RunFolderError, recorded_checkpoint
+from pipeline.training.record.run_folder import RunFolderError, last_saved_step
 from shards.errors import StoreError
 from shards.store import Store
+from shards.whole_file import whole_file
 
 OWNER = "owner.json"
 _RUN_NAME = ".run-name"
@@ -31,7 +32,7 @@ class Ownership:
     """An attempt's right to write checkpoints.
 
     Args:
-        store: of the checkpoints.
+        store: store of the checkpoints.
         run: the run folder.
     """
 
@@ -41,17 +42,17 @@ class Ownership:
         self._attempt = uuid.uuid4().hex
 
     def claim(self, empty: bool) -> None:
-        """Takes over from the run's last attempt, or takes what nobody has.
+        """Takes over from the run's last attempt, or takes checkpoints that have no owner.
 
         Args:
-            empty: there are no checkpoints.
+            empty: whether the store holds no checkpoints.
 
         Raises:
-            RunFolderError: another run has it, or the run's own checkpoints are not there any more.
+            RunFolderError: another run owns the checkpoints, or those that this run saved are gone.
             StoreError: the store does not answer, or can't be written.
         """
         where = self._store.describe()
-        saved = recorded_checkpoint(self._run) if empty else None
+        saved = last_saved_step(self._run) if empty else None
         if saved is not None:
             raise RunFolderError(
                 f"{where}: holds no checkpoint, but the run in {self._run} has saved step {saved} before. Is it the right place, is the "
@@ -60,12 +61,12 @@ class Ownership:
         own = self._own_name()
         owner = self._read()
         if owner is not None and not own and owner.get("run") == str(self._run):
-            own = str(owner["name"])  # the run's folder was lost, with the machine that it was on, and its checkpoints were not
+            own = str(owner["name"])  # the run's folder was lost with its machine, and its checkpoints were not
         if owner is not None and owner.get("name") != own:
             raise RunFolderError(
                 f"{where}: these are the checkpoints of the run in {owner.get('run')} on {owner.get('host')}, and two runs would overwrite "
-                "each other's. Choose another --checkpoint.url. If that run is over and this one is to go on from its checkpoints, free "
-                f"them first: python launch/checkpoints.py release {where}"
+                "each other's. Choose another --checkpoint.url. If that run is over and this one is to continue from its checkpoints, "
+                f"release them first: python launch/checkpoints.py release {where}"
             )
         own = own or uuid.uuid4().hex
         record = {"name": own, "run": str(self._run), "host": os.uname().nodename, "attempt": self._attempt, "claimed_at": time.time()}
@@ -74,22 +75,22 @@ class Ownership:
         self.check()
 
     def check(self) -> None:
-        """Looks whether the record is still this attempt's.
+        """Verifies that the record still names this attempt.
 
         Raises:
-            OwnershipLost: it is not.
+            OwnershipLost: the record is gone, or names another attempt.
             StoreError: the store does not answer.
         """
         owner = self._read()
         if owner is None:
             raise OwnershipLost(
-                f"{self._store.describe(OWNER)}: is gone, so that another run may have these checkpoints now. This one stops; the same "
-                "command goes on from its last checkpoint unless another run has taken them"
+                f"{self._store.describe(OWNER)}: is gone, so another run may have these checkpoints now. This run stops; the same command "
+                "continues from its last checkpoint unless another run has taken them"
             )
         if owner.get("attempt") != self._attempt:
             raise OwnershipLost(
                 f"{self._store.describe(OWNER)}: the run in {owner.get('run')} on {owner.get('host')} has taken over these checkpoints. "
-                "This one stops without writing more: nothing needs to be done where that is a later attempt of the same run"
+                "This attempt stops without writing more. There is nothing to do if the other is a later attempt of the same run"
             )
 
     def _read(self) -> dict[str, Any] | None:
@@ -104,7 +105,7 @@ class Ownership:
             pass
         where = self._store.describe()
         raise RunFolderError(
-            f"{self._store.describe(OWNER)}: can't be read, so nobody can say whose checkpoints these are. If no other run writes there: "
+            f"{self._store.describe(OWNER)}: can't be read, so the owner of these checkpoints is unknown. If no other run writes there: "
             f"python launch/checkpoints.py release {where}"
         )
 
@@ -119,20 +120,19 @@ class Ownership:
     def _keep_name(self, name: str) -> None:
         if self._own_name() == name:
             return
-        partial = self._run / f"{_RUN_NAME}.partial"
         try:
             self._run.mkdir(parents=True, exist_ok=True)
-            with open(partial, "w", encoding="ascii") as file:
-                file.write(name + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self._run / _RUN_NAME)
+            with whole_file(self._run / _RUN_NAME) as file:
+                file.write(f"{name}\n".encode("ascii"))
         except OSError as error:
             raise RunFolderError(f"{self._run}: the run folder can't be written ({error.strerror}). Choose another with --run") from error
 
 
 def release(store: Store) -> bool:
-    """Lets any run have the checkpoints; one that still writes there stops at its next. False where nobody had them.
+    """Removes the record, so that any run may have the checkpoints; a run that still writes there stops at its next save.
+
+    Returns:
+        False where the checkpoints had no owner.
 
     Raises:
         StoreError: the store does not answer.

@@ -1,4 +1,4 @@
-"""What a process runs on and with, for the record of a run: who compares two runs later wants to know what else was different."""
+"""Versions and hardware of a process, for the record of a run, so that a comparison of two runs shows what else was different."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PACKAGES = ("context-encoders", "torch", "numpy", "accelerate", "deepspeed", "s
 
 
 def environment() -> dict[str, str]:
-    """Name -> version of Python, of the packages that decide a result, where they are installed, and of the system; the number of cores."""
+    """Name -> version of Python, of the installed packages that decide a result, and of the system; and the number of cores."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

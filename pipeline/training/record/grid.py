@@ -1,12 +1,11 @@
-"""A PNG that shows what the networks do: one row a sample, one column a kind of picture, the names on top.
+"""A PNG grid of what the networks paint: one row a sample, one column a kind of picture, the names on top.
 
-Written whole or not at all, so that whoever watches the folder never opens half a picture. Numbers that are no colour
-are shown in magenta: a broken network is something to see, not a reason to stop.
+The file appears whole or not at all, so that an image viewer on the folder never opens half a picture. Values that are no
+colour are magenta: a broken network is something to see, not a reason to stop.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from shards.whole_file import whole_file
 
 GAP = 4
 """Pixels between two pictures and around all of them."""
@@ -25,13 +26,13 @@ def save_grid(path: Path, columns: Mapping[str, Tensor]) -> None:
     """Writes one PNG.
 
     Args:
-        path: of the file; its folder is made when missing.
-        columns: name -> float (n, 3, H, W) in [0, 1], on any device. Sizes may differ: smaller ones are enlarged to the
-            largest height and width, by repeated pixels where that is a whole number of times, else bilinearly.
-            Values outside [0, 1] are cut off, non-finite ones are magenta.
+        path: path of the file; its folder is made when missing.
+        columns: name -> float (n, 3, H, W) in [0, 1], on any device. Sizes may differ: smaller pictures are enlarged to the
+            largest height and width, by repeating pixels where both are whole multiples, else bilinearly.
+            Values outside [0, 1] are clipped, non-finite values are magenta.
 
     Raises:
-        ValueError: no columns, another shape, or columns with different n.
+        ValueError: there are no columns, a column has another shape, or columns have different n.
         OSError: the file can't be written.
     """
     _check(columns)
@@ -65,13 +66,13 @@ def _check(columns: Mapping[str, Tensor]) -> None:
 
 
 def _pixels(pictures: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (n, height, width, 3) on the CPU."""
+    """Converts pictures to uint8 (n, height, width, 3) on the CPU."""
     pictures = pictures.detach().to("cpu", torch.float32)
     broken = ~pictures.isfinite().all(dim=1, keepdim=True)
     pictures = torch.where(broken, torch.zeros(()), pictures).clamp(0, 1)
     if pictures.shape[2:] != (height, width):
-        whole = height % pictures.shape[2] == 0 and width % pictures.shape[3] == 0
-        pictures = F.interpolate(pictures, (height, width), mode="nearest" if whole else "bilinear")
+        is_multiple = height % pictures.shape[2] == 0 and width % pictures.shape[3] == 0
+        pictures = F.interpolate(pictures, (height, width), mode="nearest" if is_multiple else "bilinear")
         broken = F.interpolate(broken.float(), (height, width), mode="nearest") > 0
     colours = (pictures * 255).round().to(torch.uint8)
     return torch.where(broken, torch.tensor(NON_FINITE, dtype=torch.uint8).view(3, 1, 1), colours).permute(0, 2, 3, 1).contiguous()
@@ -79,9 +80,5 @@ def _pixels(pictures: Tensor, height: int, width: int) -> Tensor:
 
 def _write(sheet: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        sheet.save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path, durable=False) as file:
+        sheet.save(file, format="PNG")

@@ -1,10 +1,10 @@
 """The proof of what a run trained on: its record replayed against the order of the data.
 
 A run folder holds a line an attempt (`events.jsonl`: where it started, with which batch) and a line a step
-(`history.jsonl`: a digest of the samples of all ranks). Where attempts overlap, because one was killed behind its last
-checkpoint, the later line of a step counts: what the earlier one did was undone. The order is arithmetic, so anybody
-can say afterwards which samples each counted step had to see, compare the digests, and count every sample of every
-epoch.
+(`history.jsonl`: a digest of the samples of all ranks). Where attempts overlap, because one was killed after its last
+checkpoint, the later line of a step counts: the next attempt undid the earlier one. The order is arithmetic, so the
+ledger computes which samples each counted step had to see, compares the digests, and counts every sample of every
+epoch. The history is read line by line: memory grows with the data set and the attempts, not with the steps.
 """
 
 from __future__ import annotations
@@ -19,32 +19,34 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from monitoring.run_files import EVENTS, HISTORY, QUARANTINE, SETTINGS, Lines, last_counted_steps
 from pipeline.config import DataConfig
 from pipeline.mapping import ConfigError, from_mapping
 from pipeline.stream.mixture import Position, dataset_seed, named_sources
 from pipeline.stream.order import SampleOrder
-from pipeline.training.record.run_folder import RunFolderError, read_lines, samples_digest, samples_text
+from pipeline.training.record.run_folder import RunFolderError
+from pipeline.training.record.samples_digest import samples_digest, samples_text
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
 from shards.store import Options
 from shards.urls import redacted
 
-_MOST_COUNTED = 1 << 28  # samples of an epoch that are counted one by one; past that the digests and the arithmetic must do
+_MOST_COUNTED = 1 << 28  # samples of an epoch that are counted one by one; beyond that the digests and the arithmetic are the proof
 _MOST_BAD = 8  # bad samples of one batch for which every combination is tried
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What the counted steps of one epoch of a data set saw.
+    """The samples that the counted steps of one epoch of a data set saw.
 
     Attributes:
         source: name of the data set; empty where it is the only one.
-        number: of the epoch, from 0.
-        batches: of it that were trained on.
-        complete: whether that is all of them.
-        seen: different samples.
-        repeated: samples that came more than once.
-        left_out: samples that no batch of this epoch holds (data.tail), or whose batch is still to come.
+        number: number of the epoch, from 0.
+        batches: batches of this epoch that were trained on.
+        complete: whether these are all its batches.
+        seen: number of different samples.
+        repeated: number of samples that came more than once.
+        left_out: number of samples that no batch of this epoch holds (data.tail), or whose batch is still to come.
     """
 
     source: str
@@ -58,18 +60,18 @@ class Epoch:
 
 @dataclass
 class Account:
-    """What a run trained on.
+    """The samples that a run trained on.
 
     Attributes:
-        attempts: that were started.
-        worlds: ranks of each attempt.
-        before: steps that were done when the record begins, by another run or on a machine that was lost: nothing is known of them.
-        steps: that count.
-        undone: steps that were taken and then taken again by a later attempt.
-        skipped: counted steps whose update was left out for a gradient that was not finite.
-        replaced: samples that were bad and gave their place to another.
-        epochs: of each source, in order.
-        problems: what is not as it should be; empty where every sample counted as it had to.
+        attempts: number of attempts that were started.
+        worlds: number of ranks of each attempt.
+        before: steps that were done when the record begins, by another run or on a machine that was lost; there is no proof of them.
+        steps: number of steps that count.
+        undone: number of steps that were taken, and then taken again by a later attempt.
+        skipped: number of counted steps without an update, because a gradient was not finite.
+        replaced: number of bad samples that a substitute replaced.
+        epochs: epochs of each source, in order.
+        problems: everything that contradicts the order, one sentence each; empty where every sample counted as it had to.
     """
 
     attempts: int = 0
@@ -84,7 +86,7 @@ class Account:
 
 
 class _Source:
-    """One data set's order while the record is walked, and how often each of its samples came in the epoch that it is in."""
+    """The order of one data set during the replay, and how often each of its samples came in the current epoch."""
 
     def __init__(self, number: int, name: str, manifest: Manifest, first_id: int) -> None:
         self.number, self.name, self.manifest, self.first_id = number, name, manifest, first_id
@@ -92,8 +94,8 @@ class _Source:
         self.counts: NDArray[np.uint8] | None = None
         self.batches = 0
 
-    def enter(self, start: Mapping[str, Any]) -> Position:
-        """Takes the order of an attempt; returns the position that it began at."""
+    def start_attempt(self, start: Mapping[str, Any]) -> Position:
+        """Makes the order that an attempt had; returns the position that the attempt began at."""
         state, prefix = start["position"], f"{self.name}." if self.name else ""
         if int(state[f"{prefix}data_set"]) != self.manifest.fingerprint:
             raise RunFolderError(f"attempt {start['attempt']} read another data set than {redacted(self.manifest.url)} holds now")
@@ -107,14 +109,34 @@ class _Source:
         )
         return self.order.skip_finished_epoch((int(state[f"{prefix}epoch"]), int(state[f"{prefix}consumed"])))
 
-    def take(self) -> NDArray[np.int64]:
-        """The sample ids at the position, of the whole stream."""
+    def batch_ids(self) -> NDArray[np.int64]:
+        """The ids, in the whole stream, of the samples of the batch at the position."""
         return self.order.take(*self.position, slice(0, self.order.global_batch_size)) + self.first_id
 
     def substitute(self, place: int, bad: frozenset[int]) -> int:
-        """What replaces the sample at a place of the batch when exactly these samples are bad."""
-        found = (sample + self.first_id for sample in self.order.substitutes(*self.position, place))
-        return next((sample for sample in found if sample not in bad), -1)
+        """The id of the sample that replaces the one at a place of the batch when exactly the samples in `bad` are unreadable."""
+        candidates = (sample + self.first_id for sample in self.order.substitutes(*self.position, place))
+        return next((sample for sample in candidates if sample not in bad), -1)
+
+    def count(self, ids: NDArray[np.int64]) -> None:
+        """Counts samples that the epoch saw."""
+        total = self.manifest.total_samples
+        if total > _MOST_COUNTED:
+            return
+        if self.counts is None:
+            self.counts = np.zeros(total, np.uint8)
+        np.add.at(self.counts, ids - self.first_id, 1)
+
+    def end_epoch(self, complete: bool) -> Epoch:
+        """Sums up the current epoch and begins to count anew."""
+        total = self.manifest.total_samples
+        if self.counts is None:
+            seen, repeated = min(total, self.batches * self.order.global_batch_size), 0
+        else:
+            seen, repeated = int(np.count_nonzero(self.counts)), int(np.count_nonzero(self.counts > 1))
+        epoch = Epoch(self.name, self.position[0], self.batches, complete, seen, repeated, total - seen)
+        self.counts, self.batches = None, 0
+        return epoch
 
 
 def account(folder: Path, options: Options | None = None) -> Account:
@@ -122,35 +144,32 @@ def account(folder: Path, options: Options | None = None) -> Account:
 
     Args:
         folder: the run folder.
-        options: of the stores of the data sets, which the run folder does not keep.
+        options: options of the stores of the data sets, because the run folder does not keep them.
 
     Raises:
-        RunFolderError: there is no record, one that can't be read, or one of another data set.
-        ShardError: a data set can't be had.
+        RunFolderError: there is no record, or it can't be read, or it is one of another data set.
+        ShardError: a data set can't be read.
     """
-    starts = [row for row in read_lines(folder / "events.jsonl") if row.get("event") == "start"]
+    starts = [row for row in Lines(folder / EVENTS) if row.get("event") == "start"]
     if not starts:
-        raise RunFolderError(f"{folder}: its events.jsonl names no attempt: is this a run folder?")
+        raise RunFolderError(f"{folder}: its {EVENTS} names no attempt: is this a run folder?")
     data = _data(folder)
     sources: list[_Source] = []
     for number, (name, config) in enumerate(named_sources(data).items()):
         first_id = sources[-1].first_id + sources[-1].manifest.total_samples if sources else 0
         sources.append(_Source(number, name, manifests.load(config.shards, options), first_id))
-    rows = read_lines(folder / "history.jsonl")
-    counted = _counted(starts, rows)
-    worlds, undone = [int(start["world_size"]) for start in starts], len(rows) - len(counted)
-    found = Account(len(starts), worlds, int(starts[0]["step"]), len(counted), undone)
-    found.skipped = sum(bool(row["skipped"]) for row in counted.values())
     try:
-        _walk(found, sources, starts, counted, _bad_samples(folder))
+        replay = _Replay(starts, sources, _bad_samples(folder))
+        for row in Lines(folder / HISTORY):
+            replay.add(row)
+        return replay.end()
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{folder}: its record can't be read ({type(error).__name__}: {error})") from error
-    return found
 
 
 def _data(folder: Path) -> DataConfig:
-    """Which data sets were read, from the settings that the run keeps."""
-    path = folder / "config.yaml"
+    """Reads which data sets the run used, from the settings that its folder keeps."""
+    path = folder / SETTINGS
     try:
         kept = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
         return from_mapping(DataConfig, {"shards": kept["shards"], "sources": kept["sources"]}, "data")
@@ -161,114 +180,115 @@ def _data(folder: Path) -> DataConfig:
 
 
 def _bad_samples(folder: Path) -> frozenset[int]:
-    return frozenset(int(row["sample_id"]) for row in read_lines(folder / "quarantine.jsonl") if "sample_id" in row)
+    return frozenset(int(row["sample_id"]) for row in Lines(folder / QUARANTINE) if "sample_id" in row)
 
 
-def _counted(starts: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    """The lines of the history that count, by step: an attempt undoes whatever went on behind its start."""
-    counted: dict[int, Mapping[str, Any]] = {}
-    for start in starts:
-        counted = {step: row for step, row in counted.items() if step <= int(start["step"])}
-        counted |= {int(row["step"]): row for row in rows if row.get("attempt") == start["attempt"]}
-    return counted
+class _Replay:
+    """The walk through the history, line by line, beside the order of the data.
 
+    Args:
+        starts: start events of all attempts, in their order.
+        sources: data sets of the run.
+        bad: ids of the samples that were unreadable at least once.
+    """
 
-def _walk(
-    found: Account,
-    sources: Sequence[_Source],
-    starts: Sequence[Mapping[str, Any]],
-    counted: Mapping[int, Mapping[str, Any]],
-    bad: frozenset[int],
-) -> None:
-    """Goes through the steps that count, from the first attempt's position on."""
-    by_number = {start["attempt"]: start for start in starts}
-    attempt = None
-    first = int(starts[0]["step"]) + 1
-    for step in range(first, max(counted, default=0) + 1):
-        row = counted.get(step)
-        if row is None:
-            found.problems.append(f"step {step} is not in the history: nobody can say what it trained on")
-            if attempt is None:
-                return  # what follows has no place to start from
-        elif row["attempt"] != attempt:
-            attempt = row["attempt"]
-            _enter(found, sources, by_number[attempt], step, continues=step > first)
-        for source in sources:
-            _settle(found, source)
-        if row is not None:
-            _compare(found, sources, row, bad)
-        for source in sources:
+    def __init__(self, starts: Sequence[Mapping[str, Any]], sources: Sequence[_Source], bad: frozenset[int]) -> None:
+        steps = [int(start["step"]) for start in starts]
+        self._account = Account(len(starts), [int(start["world_size"]) for start in starts], before=steps[0])
+        self._starts = {start["attempt"]: start for start in starts}
+        self._limits = dict(zip((start["attempt"] for start in starts), last_counted_steps(steps), strict=True))
+        self._sources, self._bad = sources, bad
+        self._first = self._next = steps[0] + 1  # step whose line comes next
+        self._attempt: Any = None  # attempt whose lines are being read; None before the first
+        self._position_is_known = True
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Takes the next line of the history; lines that do not count are only counted."""
+        account, attempt = self._account, row.get("attempt")
+        if attempt not in self._limits or (step := int(row["step"])) > self._limits[attempt]:
+            account.undone += 1
+            return
+        account.steps += 1
+        account.skipped += bool(row["skipped"])
+        if step < self._next:
+            account.problems.append(f"step {step} (attempt {attempt}) stands in the history behind step {self._next - 1}")
+            return
+        while self._next < step and self._position_is_known:
+            self._miss_step()
+        if not self._position_is_known:
+            return
+        if attempt != self._attempt:
+            self._attempt = attempt
+            self._start_attempt(self._starts[attempt], step, continues=step > self._first)
+        self._skip_finished_epochs()
+        self._compare(row)
+        self._advance()
+
+    def end(self) -> Account:
+        """Ends the epochs that are under way; returns the account."""
+        for source in self._sources:
+            if source.batches:
+                self._account.epochs.append(source.end_epoch(complete=not source.order.has_batch(source.position[1])))
+        return self._account
+
+    def _miss_step(self) -> None:
+        """Goes on behind a step that has no line, as if it had seen its batch."""
+        self._account.problems.append(f"step {self._next} is not in the history, so there is no proof of what it trained on")
+        if self._attempt is None:
+            self._position_is_known = False  # the replay has no position to start from
+            return
+        self._skip_finished_epochs()
+        self._advance()
+
+    def _start_attempt(self, start: Mapping[str, Any], step: int, continues: bool) -> None:
+        """Goes over to another attempt, which must have begun where the steps before it ended."""
+        problems, number = self._account.problems, start["attempt"]
+        if int(start["step"]) != step - 1:
+            problems.append(f"attempt {number} began behind step {start['step']}, but its first line is of step {step}")
+        for source in self._sources:
+            reached = source.order.settled(source.position) if continues else None
+            began = source.start_attempt(start)
+            if reached is not None and began != reached:
+                where = f"{began} of {source.name}" if source.name else f"{began}"
+                problems.append(f"attempt {number} began at (epoch, consumed) {where}, the steps before it ended at {reached}")
+            if began[0] != source.position[0] and source.batches:
+                self._account.epochs.append(source.end_epoch(complete=True))
+            source.position = began
+
+    def _skip_finished_epochs(self) -> None:
+        for source in self._sources:
+            settled = source.order.settled(source.position)
+            if settled != source.position:
+                self._account.epochs.append(source.end_epoch(complete=True))
+                source.position = settled
+
+    def _compare(self, row: Mapping[str, Any]) -> None:
+        """Looks for the batch that has the digest of a line, and counts the samples of that batch."""
+        for batch, replaced in self._possible_batches():
+            if samples_text(samples_digest(np.concatenate(batch))) == row["samples"]:
+                self._account.replaced += replaced
+                for source, ids in zip(self._sources, batch, strict=True):
+                    source.count(ids)
+                return
+        self._account.problems.append(f"step {row['step']} (attempt {row['attempt']}) saw other samples than the order has for it")
+
+    def _possible_batches(self) -> Iterator[tuple[list[NDArray[np.int64]], int]]:
+        """The batch as the order has it, then with its bad samples replaced: first all of them, then fewer, because the crop decides
+        whether a damaged picture decodes. Each comes with the number of its substitutes."""
+        ids = [source.batch_ids() for source in self._sources]
+        yield ids, 0
+        places = [(number, place) for number, own in enumerate(ids) for place in np.flatnonzero(np.isin(own, sorted(self._bad))).tolist()]
+        if not places:
+            return
+        for count in range(len(places), 0, -1) if len(places) <= _MOST_BAD else [len(places)]:
+            for chosen in itertools.combinations(places, count):
+                batch = [own.copy() for own in ids]
+                for number, place in chosen:
+                    batch[number][place] = self._sources[number].substitute(place, self._bad)
+                yield batch, count
+
+    def _advance(self) -> None:
+        self._next += 1
+        for source in self._sources:
             source.batches += 1
             source.position = (source.position[0], source.position[1] + source.order.global_batch_size)
-    for source in sources:
-        if source.batches:
-            _end_epoch(found, source, complete=not source.order.has_batch(source.position[1]))
-
-
-def _enter(found: Account, sources: Sequence[_Source], start: Mapping[str, Any], step: int, continues: bool) -> None:
-    """Goes over to another attempt, which must have begun where the steps before it ended."""
-    if int(start["step"]) != step - 1:
-        found.problems.append(f"attempt {start['attempt']} began behind step {start['step']}, but its first line is of step {step}")
-    for source in sources:
-        reached = source.order.skip_finished_epoch(source.position) if continues else None
-        began = source.enter(start)
-        if reached is not None and began != reached:
-            where = f"{began} of {source.name}" if source.name else f"{began}"
-            found.problems.append(f"attempt {start['attempt']} began at (epoch, consumed) {where}, the steps before it ended at {reached}")
-        if began[0] != source.position[0] and source.batches:
-            _end_epoch(found, source, complete=True)
-        source.position = began
-
-
-def _settle(found: Account, source: _Source) -> None:
-    settled = source.order.skip_finished_epoch(source.position)
-    if settled != source.position:
-        _end_epoch(found, source, complete=True)
-        source.position = settled
-
-
-def _compare(found: Account, sources: Sequence[_Source], row: Mapping[str, Any], bad: frozenset[int]) -> None:
-    ids = [source.take() for source in sources]
-    for chosen, replaced in _candidates(sources, ids, bad):
-        if samples_text(samples_digest(np.concatenate(chosen))) == row["samples"]:
-            found.replaced += replaced
-            for source, own in zip(sources, chosen, strict=True):
-                _count(source, own)
-            return
-    found.problems.append(f"step {row['step']} (attempt {row['attempt']}) saw other samples than the order has for it")
-
-
-def _candidates(
-    sources: Sequence[_Source], ids: Sequence[NDArray[np.int64]], bad: frozenset[int]
-) -> Iterator[tuple[list[NDArray[np.int64]], int]]:
-    """The batch as the order has it, then with its bad samples replaced: all of them first, then fewer, since whether a damaged picture
-    decodes depends on the crop."""
-    yield list(ids), 0
-    places = [(number, place) for number, own in enumerate(ids) for place in np.flatnonzero(np.isin(own, sorted(bad))).tolist()]
-    if not places:
-        return
-    for count in range(len(places), 0, -1) if len(places) <= _MOST_BAD else [len(places)]:
-        for chosen in itertools.combinations(places, count):
-            made = [own.copy() for own in ids]
-            for number, place in chosen:
-                made[number][place] = sources[number].substitute(place, bad)
-            yield made, count
-
-
-def _count(source: _Source, ids: NDArray[np.int64]) -> None:
-    total = source.manifest.total_samples
-    if total > _MOST_COUNTED:
-        return
-    if source.counts is None:
-        source.counts = np.zeros(total, np.uint8)
-    np.add.at(source.counts, ids - source.first_id, 1)
-
-
-def _end_epoch(found: Account, source: _Source, complete: bool) -> None:
-    counts, total = source.counts, source.manifest.total_samples
-    if counts is None:
-        seen, repeated = min(total, source.batches * source.order.global_batch_size), 0
-    else:
-        seen, repeated = int(np.count_nonzero(counts)), int(np.count_nonzero(counts > 1))
-    found.epochs.append(Epoch(source.name, source.position[0], source.batches, complete, seen, repeated, total - seen))
-    source.counts, source.batches = None, 0

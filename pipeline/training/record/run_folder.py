@@ -1,13 +1,12 @@
-"""What a run leaves behind: settings, events, the history of every step, pictures, the quarantine list.
+"""The folder that a run writes: settings, events, the history of every step, pictures, the quarantine list.
 
-`events.jsonl` has one line an attempt's start, checkpoint and end: which ranks trained which steps from which
-position. `history.jsonl` has one line a step. Both are only ever appended to; where attempts overlap, the later line
-of a step is the one that counts.
+`events.jsonl` has one line for each start, checkpoint and end of an attempt: which ranks trained which steps from which position.
+`history.jsonl` has one line a step. Both are only ever appended to; where attempts overlap, the later line of a step counts. Names and
+format of the files are in `monitoring.run_files`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
@@ -18,31 +17,32 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
+from monitoring.run_files import CHECKPOINTS, EVENTS, HISTORY, PICTURES, QUARANTINE, SETTINGS, TARGETS, Lines, read_lines, step_name
 from shards.errors import ExplainedError
-from shards.keyed import mix_array
+from shards.locks import try_lock
 from shards.store import Options, Store
+from shards.whole_file import whole_file
 
-_DYING_SECONDS = 60.0
-_LOST_SECONDS = 900.0
+__all__ = ["RunFolder", "RunFolderError", "append_row", "checkpoint_store", "last_saved_step", "read_lines"]
+_EXITING_SECONDS = 60.0  # how long a rank that the launcher killed may go on holding the lock
+_LOST_SECONDS = 900.0  # how long a node that SLURM gave up may live on: until its watchdog fires
 
 
 class RunFolderError(ExplainedError):
-    """The run folder can't be used. Says why and what to do."""
+    """The run folder can't be used; the message says why and what to do."""
 
 
 class RunFolder:
     """One run's folder. Rank 0 holds it, so that two runs never write into one.
 
     Args:
-        path: made when missing.
+        path: path of the folder; made when missing.
         writes: whether this process is the one that writes (rank 0).
 
     Raises:
-        RunFolderError: not writable, or held by another run.
+        RunFolderError: the folder is not writable, or another run holds it.
     """
 
     def __init__(self, path: Path, writes: bool) -> None:
@@ -50,7 +50,7 @@ class RunFolder:
         self.writes = writes
         self._lock: IO[str] | None = None
         self._files: dict[str, IO[bytes]] = {}
-        self._writing = threading.Lock()  # checkpoints are reported by the thread that writes them
+        self._writing = threading.Lock()  # because the thread that writes a checkpoint also reports it
         if not writes:
             return
         try:
@@ -58,68 +58,66 @@ class RunFolder:
             self._lock = open(path / ".lock", "w")  # noqa: SIM115 (held until close)
         except OSError as error:
             raise RunFolderError(f"{path}: the run folder can't be written ({error.strerror}). Choose another with --run") from error
-        try:
-            _take(self._lock)
-        except BlockingIOError:
+        if not _lock_within(self._lock, _patience()):
             self._lock.close()
-            raise RunFolderError(f"{path}: another run is writing here. Wait for its end, or choose another folder with --run") from None
+            raise RunFolderError(f"{path}: another run is writing here. Wait for its end, or choose another folder with --run")
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints go when nothing else is said."""
-        return self.path / "checkpoints"
+        """Folder of the checkpoints, unless `checkpoint.url` names another place."""
+        return self.path / CHECKPOINTS
 
     @property
     def quarantine(self) -> Path:
-        """The list of unreadable samples."""
-        return self.path / "quarantine.jsonl"
+        """File with the list of unreadable samples."""
+        return self.path / QUARANTINE
 
     @property
     def targets(self) -> Path:
-        """Where Prometheus finds the endpoints of the ranks."""
-        return self.path / "targets"
+        """Folder of the target files, by which Prometheus finds the endpoints of the ranks."""
+        return self.path / TARGETS
 
     def picture(self, step: int) -> Path:
-        """The PNG grid of a step."""
-        return self.path / "pictures" / f"step_{step:09d}.png"
+        """File with the PNG grid of a step."""
+        return self.path / PICTURES / f"{step_name(step)}.png"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Keeps the settings of the newest attempt as `config.yaml`."""
         if self.writes:
-            partial = self.path / ".config.yaml.partial"
-            partial.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-            os.replace(partial, self.path / "config.yaml")
+            with whole_file(self.path / SETTINGS, durable=False) as file:
+                file.write(yaml.safe_dump(dict(config), sort_keys=False).encode())
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Appends one line to `events.jsonl`, on the disk when this returns.
+        """Appends one line to `events.jsonl`; the line is on the disk when this returns.
 
         Raises:
-            RunFolderError: the disk does not take it.
+            RunFolderError: the disk does not take the line.
         """
         if self.writes:
-            self._append("events.jsonl", [{"time": time.time(), "event": kind, **facts}], durable=True)
+            self._append(EVENTS, [{"time": time.time(), "event": kind, **facts}], durable=True)
 
     def history(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends lines to `history.jsonl`.
 
         Raises:
-            RunFolderError: the disk does not take them. The run must end then: nobody could say what it trained on.
+            RunFolderError: the disk does not take them. The run must end then, because nothing else proves what it trained on.
         """
         if self.writes:
-            self._append("history.jsonl", rows, durable=False)
+            self._append(HISTORY, rows, durable=False)
 
     def sync(self) -> None:
-        """Waits until the lines of the history are on the disk: the steps that a checkpoint holds are never taken again."""
-        with self._writing, self._reported("history.jsonl"):
-            if file := self._files.get("history.jsonl"):
+        """Waits until the lines of the history are on the disk. Called before every commit, because the steps in a checkpoint are never
+        taken again."""
+        with self._writing, self._reported(HISTORY):
+            if file := self._files.get(HISTORY):
                 os.fsync(file.fileno())
 
     def attempts(self) -> int:
-        """Attempts that were started before."""
-        return sum(row.get("event") == "start" for row in read_lines(self.path / "events.jsonl"))
+        """Number of attempts that were started before."""
+        return sum(row.get("event") == "start" for row in Lines(self.path / EVENTS))
 
     def close(self) -> None:
-        """Lets another run have the folder."""
+        """Closes the files and releases the lock."""
         for file in self._files.values():
             file.close()
         self._files.clear()
@@ -155,31 +153,34 @@ class RunFolder:
             ) from error
 
 
-def _take(lock: IO[str]) -> None:
-    """Takes the lock. After a restart it waits for it: by the launcher, since the rank that had it was just killed and may still be dying;
-    by SLURM, since it may live on for as long as its watchdog lets it, on a node that the cluster has given up."""
-    restarts = {"TORCHELASTIC_RESTART_COUNT": _DYING_SECONDS, "SLURM_RESTART_COUNT": _LOST_SECONDS}
-    end = time.monotonic() + max((seconds for name, seconds in restarts.items() if os.environ.get(name, "0") != "0"), default=0.0)
-    while True:
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise
+def _patience() -> float:
+    """Seconds to wait for the lock of the folder: 0 for a first start; 60 after a launcher restart, because the killed rank may still be
+    exiting; 15 minutes after a SLURM requeue, because the old node may be alive until its watchdog fires."""
+    restarts = {"TORCHELASTIC_RESTART_COUNT": _EXITING_SECONDS, "SLURM_RESTART_COUNT": _LOST_SECONDS}
+    return max((seconds for name, seconds in restarts.items() if os.environ.get(name, "0") != "0"), default=0.0)
+
+
+def _lock_within(file: IO[str], seconds: float) -> bool:
+    """Takes the lock of a file; returns False where another process holds the lock for all that time."""
+    end = time.monotonic() + seconds
+    while not try_lock(file.fileno()):
+        if time.monotonic() > end:
+            return False
         time.sleep(0.05)
+    return True
 
 
 def checkpoint_store(run: str, options: Options | None = None) -> Store:
-    """The store of a run's checkpoints.
+    """Opens the store of a run's checkpoints.
 
     Args:
         run: the run folder, or the folder or URL of the checkpoints themselves.
-        options: of the store.
+        options: options of the store, as in fsspec.
 
     Raises:
         RunFolderError: the settings that the run keeps can't be read.
     """
-    inside, settings = Path(run) / "checkpoints", Path(run) / "config.yaml"
+    inside, settings = Path(run) / CHECKPOINTS, Path(run) / SETTINGS
     if "://" not in run and settings.is_file():
         try:
             url = yaml.safe_load(settings.read_text(encoding="utf-8"))["checkpoint"]["url"]
@@ -191,50 +192,25 @@ def checkpoint_store(run: str, options: Options | None = None) -> Store:
     return Store(str(inside) if inside.is_dir() else run, options)
 
 
-def recorded_checkpoint(run: Path) -> int | None:
-    """The step that a run says it saved last, which is a lower one after it had to go back; None where it saved none."""
-    rows = read_lines(run / "events.jsonl")
-    return next((int(row["step"]) for row in reversed(rows) if row.get("event") == "checkpoint" and "step" in row), None)
-
-
-def samples_digest(sample_ids: NDArray[np.int64]) -> int:
-    """A signed 64-bit number that, summed over the ranks, is the same for the same samples of a step; the history keeps it.
-
-    Args:
-        sample_ids: int64 (n,), of one rank.
-    """
-    digests = mix_array(sample_ids.astype(np.uint64))
-    return int(digests.view(np.int64).sum())  # wraps around, as the sum over the ranks does
-
-
-def samples_text(digest: int) -> str:
-    """How the history writes a digest of samples: 16 hexadecimal digits."""
-    return f"{digest & (2**64 - 1):016x}"
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON lines file; one that a crash cut short is left out."""
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
-    return rows
+def last_saved_step(run: Path) -> int | None:
+    """The step of the newest checkpoint event, None where there is none. An earlier event may have a higher step, because a run goes back
+    behind a damaged checkpoint."""
+    saved = None
+    for row in Lines(run / EVENTS):
+        if row.get("event") == "checkpoint" and "step" in row:
+            saved = int(row["step"])
+    return saved
 
 
 def append_row(file: FileIO, row: Mapping[str, Any]) -> None:
-    """Appends one line of JSON in a single write, on the disk when this returns, for a file to which several processes append.
+    """Appends one line of JSON in a single write, for a file to which several processes append; the line is on the disk when this returns.
 
     Args:
-        file: opened with mode "a+b" and no buffer.
-        row: of the line.
+        file: file that was opened with mode "a+b" and no buffer.
+        row: content of the line.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the line can't be written.
     """
     line = json.dumps(row).encode() + b"\n"
     if file.seek(0, os.SEEK_END):
@@ -245,7 +221,7 @@ def append_row(file: FileIO, row: Mapping[str, Any]) -> None:
 
 
 def _end_last_line(path: Path) -> None:
-    """So that what follows a line that a crash cut short starts on its own."""
+    """Ends a last line that a crash cut short, so that the next one does not continue it."""
     if path.exists() and path.stat().st_size:
         with open(path, "rb+") as file:
             file.seek(-1, os.SEEK_END)

@@ -18,10 +18,11 @@ from monitoring.metrics.hardware import peak_flops
 from pipeline.config import Config
 from pipeline.recipes.player import Player
 from pipeline.stream.loader import Batch, StreamLoader
-from pipeline.training.checkpoint.store import SaveReport
+from pipeline.training.checkpoint.store import SaveOutcome
 from pipeline.training.phases import StepTimes
 from pipeline.training.ranks.world import World
-from pipeline.training.record.run_folder import RunFolder, samples_text
+from pipeline.training.record.run_folder import RunFolder
+from pipeline.training.record.samples_digest import samples_text
 from pipeline.training.reporting.console import Progress
 from pipeline.training.reporting.health import CollapseWatch, Starvation
 from pipeline.training.reporting.telemetry import Telemetry
@@ -228,7 +229,7 @@ class Reporting:
         """The learning rates of the players."""
         self.metrics.learning_rates(rates)
 
-    def saved(self, report: SaveReport) -> None:
+    def saved(self, report: SaveOutcome) -> None:
         """A checkpoint was written, or could not be."""
         if report.error is not None:
             self.metrics.checkpoint_failed()

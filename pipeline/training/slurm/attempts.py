@@ -1,15 +1,17 @@
-"""The attempts of a job that starts again and again, and whether there is to be another one.
+"""The attempts of a job that starts again and again, and the decision whether another one follows.
 
-A batch system knows how a job's processes ended, which says little: a run that was stopped by a signal ends well, one that is finished may
-end badly while it is taken down, and after the loss of a node nobody knows. So the run's own record decides. RUN/slurm/attempts.jsonl gets
-a line when an attempt begins and one when it ends, written by the batch script, and one by rank 0 where the settings are refused.
+A batch system knows only how a job's processes ended. That is not enough: a run that a signal stopped ends with success, a finished run may
+end with an error while it is taken down, and a lost node leaves no exit code at all. So the run's own record decides.
+RUN/slurm/attempts.jsonl gets a line when an attempt begins and one when it ends, both from the batch script, and one from rank 0 where the
+settings are refused.
 
-    finished  the run's last event says that every step was done: never again
-    refused   the settings can't be used, which another attempt would not change: never again
-    requeue   anything else: a signal, a crash, a lost node
+    finished  the run's last event is an end with every step done: no further attempt
+    refused   the settings can't be used, and another attempt would not change that: no further attempt
+    requeue   anything else, such as a signal, a crash or a lost node
     give up   as many attempts in a row as are allowed left no newer checkpoint behind
 
-An attempt that the batch system took away together with its batch script leaves no line of its end and is not counted: it did not fail.
+An attempt that the batch system took away together with its batch script leaves no line of its end and is not counted, because it did not
+fail.
 """
 
 from __future__ import annotations
@@ -25,16 +27,17 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from pipeline.training.record.run_folder import RunFolderError, append_row, read_lines, recorded_checkpoint
+from monitoring.run_files import BATCH_ATTEMPTS, EVENTS, Lines
+from pipeline.training.record.run_folder import RunFolderError, append_row, last_saved_step
 
-VARIABLE = "CONTEXT_ENCODER_ATTEMPTS"
-"""Environment variable that tells the ranks where the record of attempts is."""
+RECORD_VARIABLE = "CONTEXT_ENCODER_ATTEMPTS"
+"""Environment variable of the ranks with the path of the record of attempts."""
 PORTS = range(20_000, 30_000)
-"""Where the ranks' rendezvous is looked for: below the ports that Linux hands out by itself."""
+"""Ports of the ranks' rendezvous: below those that Linux assigns by itself."""
 
 
 class Verdict(IntEnum):
-    """What comes after an attempt. The values are exit codes, which the batch script reads."""
+    """The consequence of an attempt. The values are exit codes, which the batch script reads."""
 
     FINISHED = 0
     GIVE_UP = 70
@@ -43,124 +46,133 @@ class Verdict(IntEnum):
 
 
 @dataclass(frozen=True)
-class End:
-    """How an attempt ended.
+class Decision:
+    """The decision after an attempt.
 
     Attributes:
-        verdict: what comes next.
-        why: one line for the log of the job.
+        verdict: consequence of the attempt.
+        reason: one line for the log of the job.
     """
 
     verdict: Verdict
-    why: str
+    reason: str
 
 
-def record(run: Path) -> Path:
+def record_file(run: Path) -> Path:
     """The record of a run's attempts."""
-    return run / "slurm" / "attempts.jsonl"
+    return run / BATCH_ATTEMPTS
 
 
-def begin(run: Path, steps: int, environment: Mapping[str, str]) -> bool:
-    """Notes that an attempt begins; returns whether anything is left to do.
+def begin_attempt(run: Path, steps: int, environment: Mapping[str, str]) -> bool:
+    """Records that an attempt begins; returns whether there are steps left to do.
 
     Args:
         run: the run folder; made when missing.
-        steps: that the settings ask for.
-        environment: of the batch script, with SLURM's variables.
+        steps: number of steps that the settings ask for.
+        environment: environment of the batch script, with SLURM's variables.
 
     Raises:
         RunFolderError: the run folder can't be written.
     """
     facts = {"job": job_name(environment), "restarts": int(environment.get("SLURM_RESTART_COUNT", "0"))}
-    facts |= {"nodes": environment.get("SLURM_JOB_NODELIST", ""), "steps": steps, "saved": recorded_checkpoint(run) or 0}
+    facts |= {"nodes": environment.get("SLURM_JOB_NODELIST", ""), "steps": steps, "saved": last_saved_step(run) or 0}
     _append(run, {"event": "begin", **facts})
     return not is_finished(run, steps)
 
 
-def end(run: Path, environment: Mapping[str, str], give_up_after: int, code: int, signal: str = "") -> End:
-    """Decides what comes after the attempt of this job that began last, and notes it.
+def end_attempt(run: Path, environment: Mapping[str, str], give_up_after: int, code: int, signal: str = "") -> Decision:
+    """Decides what follows the newest attempt of this job, and records the decision.
 
     Args:
         run: the run folder.
-        environment: of the batch script, with SLURM's variables.
-        give_up_after: attempts in a row that may leave no newer checkpoint behind.
-        code: that the ranks' launchers ended with. Only noted: it decides nothing.
-        signal: that the batch script got, if it got one. Only noted, too.
+        environment: environment of the batch script, with SLURM's variables.
+        give_up_after: number of attempts in a row that may leave no newer checkpoint behind.
+        code: exit code of the ranks' launchers; recorded, but without influence on the decision.
+        signal: signal that the batch script received, if any; recorded, but without influence on the decision.
+
     Raises:
         RunFolderError: no attempt has begun, or the run folder can't be written.
     """
     job = job_name(environment)
-    rows = [row for row in read_lines(record(run)) if row.get("job") == job]  # another job may have been tried on this run
+    rows = [row for row in Lines(record_file(run)) if row.get("job") == job]  # because another job may have tried this run
     begins = [number for number, row in enumerate(rows) if row.get("event") == "begin"]
     if not begins:
-        raise RunFolderError(f"{record(run)}: no attempt has begun. launch/slurm/attempt.py begin comes first")
-    begun, rest = rows[begins[-1]], rows[begins[-1] + 1 :]
-    saved = recorded_checkpoint(run) or 0
-    ends = [row for row in rows if row.get("event") == "end"]
-    before = ends[-1]["saved"] if ends else rows[begins[0]]["saved"]
-    fruitless = 0 if saved > before else (ends[-1]["fruitless"] if ends else 0) + 1
-    refusals = [row["message"] for row in rest if row.get("event") == "refused"]
-    if is_finished(run, int(begun["steps"])):
-        found = End(Verdict.FINISHED, f"finished: {begun['steps']} steps are done")
+        raise RunFolderError(f"{record_file(run)}: no attempt has begun. launch/slurm/attempt.py begin comes first")
+    steps, later = int(rows[begins[-1]]["steps"]), rows[begins[-1] + 1 :]
+    saved, ends = last_saved_step(run) or 0, [row for row in rows if row.get("event") == "end"]
+    saved_before = ends[-1]["saved"] if ends else rows[begins[0]]["saved"]
+    fruitless = 0 if saved > saved_before else (ends[-1]["fruitless"] if ends else 0) + 1
+    refusals = [row["message"] for row in later if row.get("event") == "refused"]
+    if is_finished(run, steps):
+        decision = Decision(Verdict.FINISHED, f"finished: {steps} steps are done")
     elif refusals:
-        found = End(Verdict.REFUSED, f"the settings are refused: {refusals[-1]}")
+        decision = Decision(Verdict.REFUSED, f"the settings are refused: {refusals[-1]}")
     elif fruitless >= give_up_after:
-        found = End(
+        decision = Decision(
             Verdict.GIVE_UP,
-            f"{fruitless} attempts in a row left no checkpoint behind step {saved}: see what the ranks say in {record(run).parent}, "
-            "then submit again to go on from there",
+            f"{fruitless} attempts in a row left no checkpoint behind step {saved}: see the ranks' logs in {record_file(run).parent}, "
+            "then submit again to continue from there",
         )
     else:
         progress = f"saved up to step {saved}" if not fruitless else f"attempt {fruitless} of {give_up_after} without a newer checkpoint"
-        found = End(Verdict.REQUEUE, f"{signal or f'the launchers ended with {code}'}; {progress}")
+        decision = Decision(Verdict.REQUEUE, f"{signal or f'the launchers ended with {code}'}; {progress}")
     facts = {
         "code": code,
         "signal": signal,
         "saved": saved,
         "fruitless": fruitless,
-        "verdict": found.verdict.name.lower(),
-        "why": found.why,
+        "verdict": decision.verdict.name.lower(),
+        "why": decision.reason,
     }
     _append(run, {"event": "end", "job": job, **facts})
-    return found
+    return decision
 
 
 def note_refusal(error: Exception) -> None:
-    """Tells the batch script, where there is one, that another attempt would be refused as this one was."""
-    if path := os.environ.get(VARIABLE):
-        with suppress(RunFolderError):  # then it counts as a failure, of which there is an end, too
+    """Records that the settings are refused, where a batch script waits for it, because every further attempt would be refused, too."""
+    if path := os.environ.get(RECORD_VARIABLE):
+        with suppress(RunFolderError):  # the attempt then counts as a failed one, and these are limited, too
             _append(Path(path).parent.parent, {"event": "refused", "job": job_name(os.environ), "message": str(error)})
 
 
 def is_finished(run: Path, steps: int) -> bool:
-    """Whether the run's last attempt did every step that the settings ask for."""
-    events = [row for row in read_lines(run / "events.jsonl") if row.get("event") in ("start", "end")]
-    return bool(events) and events[-1].get("reason") == "finished" and int(events[-1]["step"]) >= steps
+    """Returns whether the run's newest attempt has ended with every step done.
+
+    Args:
+        run: the run folder.
+        steps: number of steps that the settings ask for.
+    """
+    last: Mapping[str, Any] = {}
+    for row in Lines(run / EVENTS):
+        if row.get("event") in ("start", "end"):
+            last = row
+    return last.get("reason") == "finished" and int(last["step"]) >= steps
 
 
 def job_name(environment: Mapping[str, str]) -> str:
-    """How SLURM's commands name this job: an element of an array is ARRAY_ELEMENT, since its last element has the array's own number."""
+    """The name of this job in SLURM's commands. An element of an array is ARRAY_ELEMENT, because its last element has the array's own
+    number."""
     if array := environment.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}"
     return environment.get("SLURM_JOB_ID", "")
 
 
 def free_port(seed: str, ports: Sequence[int] = PORTS) -> int:
-    """A port that nobody listens on here, begun to look for at a place that differs from job to job: two jobs that start on one node at the
-    same moment would both find the same first free port.
+    """Finds a port that is free on this node. The search starts at a place that depends on the job, because two jobs that start on one node
+    at the same moment would both find the same first free port.
 
     Args:
         seed: name of the job and number of the attempt.
-        ports: to choose from.
+        ports: ports to choose from.
 
     Raises:
-        RunFolderError: all are taken.
+        RunFolderError: all ports are taken.
     """
     first = zlib.crc32(seed.encode()) % len(ports)
     for distance in range(len(ports)):
         port = ports[(first + distance) % len(ports)]
         with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what the rendezvous does, too: a closed one does not linger
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the rendezvous does: a port that was just closed is free
             try:
                 listener.bind(("", port))
                 listener.listen()
@@ -171,10 +183,10 @@ def free_port(seed: str, ports: Sequence[int] = PORTS) -> int:
 
 
 def _append(run: Path, row: Mapping[str, Any]) -> None:
-    path = record(run)
+    path = record_file(run)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+b", buffering=0) as file:  # one write a line: batch script and rank 0 both append
+        with open(path, "a+b", buffering=0) as file:  # one write a line, because batch script and rank 0 both append
             append_row(file, {"time": round(time.time(), 3), **row})
     except OSError as error:
         raise RunFolderError(f"{path}: can't be written ({error.strerror}). Is the run folder on a disk that every node sees?") from error

@@ -1,59 +1,55 @@
-"""A run as a job of SLURM: what is refused before it is submitted, the command that submits it, and the elements of a sweep.
+"""A run as a SLURM job: checks of its settings and resources, the command that submits it, and a page that says where to look.
 
-The batch script, launch/slurm/pretrain.sbatch, is the same for every job. What differs goes to it as arguments and never through a shell,
-so that a setting with spaces and quotes arrives as it was typed.
+The batch script, launch/slurm/pretrain.sbatch, is the same for every job. Settings go to it as arguments and never through a shell, so
+that a setting with spaces and quotes arrives as it was typed.
 """
 
 from __future__ import annotations
 
 import getpass
-import itertools
-import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from pipeline import recipes
 from pipeline.config import Config, parse, to_mapping
 from pipeline.mapping import ConfigError
 from pipeline.training.slurm.attempts import is_finished
+from pipeline.training.slurm.sweep import Element, element, plan, read_combinations
 from shards.errors import ExplainedError
 from shards.urls import redacted
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "launch" / "slurm" / "pretrain.sbatch"
-_OURS = ("array", "job-name", "nodes", "ntasks", "ntasks-per-node", "output", "parsable", "wrap")
-_LONGEST_NAME = 100  # characters of the name of a sweep's run folder
+_OWN_OPTIONS = ("array", "job-name", "nodes", "ntasks", "ntasks-per-node", "output", "parsable", "wrap")
 
 
 class SubmitError(ExplainedError):
-    """A job that is not submitted. Says why and what to do."""
+    """A job can't be submitted; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks SLURM for.
+    """The resources that a job asks SLURM for.
 
     Attributes:
-        nodes: a number, or 2-8 for whatever is there when an attempt starts.
-        gpus_per_node: ranks of a node, too; 0 trains on processors.
-        ranks_per_node: where there are no GPUs.
-        time: limit of one attempt, as SLURM writes it; empty for the partition's.
-        partition, account, qos: empty for SLURM's defaults.
-        container: an image for Apptainer that has the dependencies; None runs in `venv`, or in whatever environment the job finds.
-        venv: a virtual environment.
-        give_up_after: attempts in a row that may leave no newer checkpoint behind.
-        at_once: elements of a sweep that run at the same time; 0 for as many as SLURM likes.
-        options: further options of sbatch, as (name, value); an empty value for those that have none.
+        nodes: number of nodes, or a range such as 2-8 for as many as there are when an attempt starts.
+        gpus_per_node: number of GPUs, and of ranks, of a node; 0 trains on CPUs.
+        ranks_per_node: number of ranks of a node without GPUs.
+        time: time limit of one attempt, as SLURM writes it; empty for the partition's.
+        partition, account, qos: options of sbatch; empty for SLURM's defaults.
+        container: Apptainer image that has the dependencies; None runs in `venv`, or in the environment that the job inherits.
+        venv: virtual environment that has the dependencies.
+        give_up_after: number of attempts in a row that may leave no newer checkpoint behind.
+        at_once: number of elements of a sweep that run at the same time; 0 for no limit.
+        options: further options of sbatch as (name, value); the value is empty for options without one.
     """
 
     nodes: str = "1"
@@ -76,28 +72,28 @@ class Submission:
 
     Attributes:
         command: sbatch and its arguments.
-        name: of the job; the same for the same run folder.
-        folder: that the job's logs go to, in the run folder or, for a sweep, in the folder of its runs.
+        name: name of the job; the same for the same run folder.
+        folder: folder of the job's logs, in the run folder or, for a sweep, in the folder of its runs.
         runs: run folders, one an element.
-        sweep: file with the settings of each element, and its content; None for a single run.
+        plan: file with the settings of each element of a sweep, and its content; None for a single run.
     """
 
     command: list[str]
     name: str
     folder: Path
     runs: list[Path]
-    sweep: tuple[Path, str] | None = field(default=None)
+    plan: tuple[Path, str] | None = None
 
     def __str__(self) -> str:
-        """The command, as a shell would take it."""
+        """The command, quoted for a shell."""
         return shlex.join(self.command)
 
 
-def configured(settings: Sequence[str]) -> Config[Any]:
-    """The configuration that settings of launch/pretrain.py mean.
+def parse_settings(settings: Sequence[str]) -> Config[Any]:
+    """Parses settings of launch/pretrain.py.
 
     Raises:
-        ConfigError: they mean none. What the command line's parser found wrong it has printed itself.
+        ConfigError: a setting is wrong. Errors of the command line's parser are printed already.
     """
     try:
         return parse(recipes.SETTINGS, list(settings))
@@ -109,105 +105,53 @@ def prepare(resources: Resources, settings: Sequence[str], sweep: Path | None = 
     """Checks the settings of a run, or of every run of a sweep, and makes the command that submits it.
 
     Args:
-        resources: to ask for.
-        settings: of launch/pretrain.py.
-        sweep: a YAML file that gives a list of values to each of some settings.
+        resources: resources to ask for.
+        settings: settings of launch/pretrain.py.
+        sweep: YAML file that gives a list of values to each of some settings.
 
     Raises:
         ConfigError: a setting is wrong.
-        SubmitError: resources that contradict each other, a file that is not there, or a run that is finished.
+        SubmitError: resources contradict each other, a file is missing, a secret is among the arguments, or a run is finished.
     """
-    _check(resources)
-    config = configured(settings)
+    _check_resources(resources)
+    config = parse_settings(settings)
     folder = Path(config.run).absolute()
-    elements = combinations(sweep) if sweep else [{}]
-    given = [word.partition("=")[2] if word.startswith("--") else word for word in settings]
-    if any(redacted(value) != value for value in [*given, *(value for chosen in elements for value in chosen.values())]):
+    combinations = read_combinations(sweep) if sweep else []
+    _refuse_secrets(config, settings, [value for combination in combinations for value in combination.values()])
+    sweep_name = config.monitoring.run_name or folder.name
+    elements = [element(combination, folder, sweep_name) for combination in combinations] or [Element(folder, [])]
+    for each in elements:
+        steps = parse_settings([*settings, *each.settings]).training.steps
+        if is_finished(each.run, steps):
+            raise SubmitError(f"{each.run}: all {steps} steps are done. Give more --training.steps, or another --run")
+    plan_file = plan(folder, elements) if sweep else None
+    name = f"{re.sub(r'[^A-Za-z0-9._-]', '_', folder.name)}-{zlib.crc32(str(folder).encode()):08x}"
+    command = ["sbatch", "--parsable", *_options(resources, name, folder, len(elements) if sweep else 0), str(SCRIPT)]
+    command += ["--repository", str(ROOT), "--ranks-per-node", str(resources.ranks_per_node)]
+    command += ["--give-up-after", str(resources.give_up_after)]
+    for option, path in (("--venv", resources.venv), ("--container", resources.container), ("--sweep", plan_file and plan_file[0])):
+        command += [option, str(path.absolute())] if path else []
+    command += ["--", *settings]
+    return Submission(command, name, folder / "slurm", [each.run for each in elements], plan_file)
+
+
+def _refuse_secrets(config: Config[Any], settings: Sequence[str], sweep_values: Sequence[str]) -> None:
+    """Refuses credentials among the arguments of a job, because SLURM shows the arguments to every user."""
+    values = [word.partition("=")[2] if word.startswith("--") else word for word in settings]
+    if any(redacted(value) != value for value in [*values, *sweep_values]):
         raise SubmitError(
             "credentials in a URL: everybody can read the arguments of a job. Leave them to the environment, to a profile, or to a "
             "--config FILE.yaml that only you can read"
         )
     if any(re.match(r"--data\.(sources\.\w+\.)?storage_options", word) for word in settings) and "(not shown)" in str(to_mapping(config)):
         raise SubmitError(
-            "data.storage_options: everybody can read the arguments of a job. Leave what is secret to the environment, to a profile, or to "
+            "data.storage_options: everybody can read the arguments of a job. Leave secrets to the environment, to a profile, or to "
             "a --config FILE.yaml that only you can read"
         )
-    runs, every = [], []
-    for chosen in elements:
-        run = folder / run_name(chosen) if chosen else folder
-        own = [*(f"--{key}={value}" for key, value in chosen.items()), f"--run={run}"] if chosen else []
-        if chosen:  # elements are called alike in every sweep
-            own.append(f"--monitoring.run_name={config.monitoring.run_name or folder.name}/{run.name}")
-        steps = configured([*settings, *own]).training.steps
-        if is_finished(run, steps):
-            raise SubmitError(f"{run}: all {steps} steps are done. Give more --training.steps, or another --run")
-        runs.append(run)
-        every.append(own)
-    plan = json.dumps(every, indent=1)
-    kept = folder / "slurm" / f"sweep-{zlib.crc32(plan.encode()):08x}.json"
-    name = f"{re.sub(r'[^A-Za-z0-9._-]', '_', folder.name)}-{zlib.crc32(str(folder).encode()):08x}"
-    command = ["sbatch", "--parsable", *_options(resources, name, folder, len(elements) if sweep else 0), str(SCRIPT)]
-    command += ["--repository", str(ROOT), "--ranks-per-node", str(resources.ranks_per_node)]
-    command += ["--give-up-after", str(resources.give_up_after)]
-    for option, path in (("--venv", resources.venv), ("--container", resources.container), ("--sweep", kept if sweep else None)):
-        command += [option, str(path.absolute())] if path else []
-    command += ["--", *settings]
-    return Submission(command, name, folder / "slurm", runs, (kept, plan) if sweep else None)
-
-
-def combinations(path: Path) -> list[dict[str, str]]:
-    """Every combination of a sweep's values, setting -> value, the last setting changing fastest.
-
-    Args:
-        path: YAML such as `training.global_batch: [64, 128]`.
-
-    Raises:
-        SubmitError: it is not such a file.
-    """
-    try:
-        axes = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SubmitError(f"--array {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SubmitError(f"--array {path}: not readable as YAML: {' '.join(str(error).split())}") from error
-    right = isinstance(axes, dict) and axes and all(isinstance(values, list) and values for values in axes.values())
-    if not right:
-        raise SubmitError(f"--array {path}: give each setting a list of values, as in training.global_batch: [64, 128]")
-    if nested := [key for key, values in axes.items() if any(isinstance(value, list | dict) for value in values)]:
-        raise SubmitError(f"--array {path}: {nested[0]}: only plain values can be combined, numbers and words")
-    for key in axes:
-        if key in ("run", "config") or "storage_options" in str(key):
-            raise SubmitError(
-                f"--array {path}: {key} is not for a sweep: every run gets a folder of its own below --run, named after what differs"
-            )
-    texts = {str(key): [str(value) for value in values] for key, values in axes.items()}
-    return [dict(zip(texts, chosen, strict=True)) for chosen in itertools.product(*texts.values())]
-
-
-def run_name(chosen: Mapping[str, str]) -> str:
-    """The folder of one combination: it says which, and another combination never gets it."""
-    plain = ",".join(f"{key}={value}" for key, value in chosen.items())
-    readable = re.sub(r"[^A-Za-z0-9._=,+-]", "_", plain)
-    if readable == plain and len(plain) <= _LONGEST_NAME:
-        return plain
-    return f"{readable[:_LONGEST_NAME]}-{zlib.crc32(plain.encode()):08x}"
-
-
-def element(sweep: Path, settings: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """The settings that all elements of an array share, with those of this one behind them.
-
-    Raises:
-        ConfigError: the file is gone, or has no such element.
-    """
-    number = environment.get("SLURM_ARRAY_TASK_ID", "")
-    try:
-        return [*settings, *map(str, json.loads(sweep.read_text(encoding="utf-8"))[int(number)])]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"{sweep}: has no settings for element {number!r} of the array ({error}). Submit the sweep again") from error
 
 
 def queued(name: str) -> list[str]:
-    """The caller's jobs of a name that are waiting or running, as `NUMBER (STATE)`.
+    """Lists the caller's jobs of a name that wait or run, as `NUMBER (STATE)`.
 
     Raises:
         SubmitError: SLURM does not answer.
@@ -220,7 +164,7 @@ def submit(submission: Submission) -> str:
     """Submits a job; returns its number.
 
     Raises:
-        SubmitError: SLURM refuses it, or a job for the same run is there already.
+        SubmitError: SLURM refuses the job, or another job for the same run waits or runs.
     """
     if others := queued(submission.name):
         raise SubmitError(
@@ -229,16 +173,21 @@ def submit(submission: Submission) -> str:
         )
     try:
         submission.folder.mkdir(parents=True, exist_ok=True)
-        if submission.sweep is not None:
-            submission.sweep[0].write_text(submission.sweep[1], encoding="utf-8")
+        if submission.plan is not None:
+            submission.plan[0].write_text(submission.plan[1], encoding="utf-8")
     except OSError as error:
         raise SubmitError(f"{submission.folder}: can't be written ({error.strerror}). Choose another folder with --run") from error
     return _call(submission.command).strip().partition(";")[0]
 
 
 def describe(submission: Submission, job: str) -> str:
-    """Where to look when a job has been submitted."""
-    runs, several = submission.runs, submission.sweep is not None
+    """The lines that say where to look after a job was submitted.
+
+    Args:
+        submission: the job.
+        job: number of the job.
+    """
+    runs, several = submission.runs, submission.plan is not None
     run = f"{submission.folder.parent}/COMBINATION" if several else str(runs[0])
     element = f"{job}_ELEMENT" if several else job
     lines = [
@@ -255,7 +204,7 @@ def describe(submission: Submission, job: str) -> str:
 
 def _options(resources: Resources, name: str, folder: Path, elements: int) -> list[str]:
     extra = dict(resources.options)
-    waits = ",".join(filter(None, ["singleton", extra.pop("dependency", "")]))  # two submissions at the same moment: one waits
+    waits = ",".join(filter(None, ["singleton", extra.pop("dependency", "")]))  # of two submissions at the same moment, one waits
     log = f"{folder}/slurm/".replace("%", "%%") + ("%A_%a.log" if elements else "%j.log")
     options = {"job-name": name, "dependency": waits, "output": log, "nodes": resources.nodes}
     if resources.gpus_per_node:
@@ -266,10 +215,10 @@ def _options(resources: Resources, name: str, folder: Path, elements: int) -> li
     return [f"--{key}={value}" if value else f"--{key}" for key, value in (options | extra).items()]
 
 
-def _check(resources: Resources) -> None:
+def _check_resources(resources: Resources) -> None:
     sizes = re.fullmatch(r"([1-9]\d*)(?:-([1-9]\d*))?", resources.nodes)
     if not sizes or (sizes[2] and int(sizes[2]) < int(sizes[1])):
-        raise SubmitError(f"--nodes {resources.nodes}: give a number, or a smallest and a largest one: 2-8")
+        raise SubmitError(f"--nodes {resources.nodes}: give a number, or a range such as 2-8")
     for option, value, least in (
         ("--gpus-per-node", resources.gpus_per_node, 0),
         ("--ranks-per-node", resources.ranks_per_node, 1),
@@ -287,8 +236,10 @@ def _check(resources: Resources) -> None:
     if resources.venv and not os.access(resources.venv / "bin" / "accelerate", os.X_OK):
         raise SubmitError(f"--venv {resources.venv}: has no bin/accelerate. Install the package into it: pip install -e '.[s3]'")
     for key, text in resources.options:
-        if key in _OURS or not re.fullmatch(r"[a-z][a-z-]*", key):
-            raise SubmitError(f"--sbatch {key}={text}: no option of sbatch that can be given here. Is there one of this program for it?")
+        if key in _OWN_OPTIONS or not re.fullmatch(r"[a-z][a-z-]*", key):
+            raise SubmitError(
+                f"--sbatch {key}={text}: not an option of sbatch that can be given here. See --help for this program's own options"
+            )
 
 
 def _call(command: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.local import object_store as embedded_store
+from launch.local import object_store
 from launch.local.object_store import SeaweedFS
 from shards.errors import StoreError
 
@@ -74,7 +74,7 @@ def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path, monkeypatch:
         taken.listen()
         server = SeaweedFS(tmp_path)
         server._ports["s3.port"] = taken.getsockname()[1]
-        monkeypatch.setattr(embedded_store, "_READY_SECONDS", 5.0)
+        monkeypatch.setattr(object_store, "_READY_SECONDS", 5.0)
         with pytest.raises(StoreError, match=r"(?s)did not become ready.*end of its log:.*\w"):
             server.start()
     assert server.pid is None

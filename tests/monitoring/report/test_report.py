@@ -32,7 +32,6 @@ from monitoring.report.page import LARGEST
 from monitoring.report.pictures import LARGEST as LARGEST_PICTURE
 from monitoring.report.pictures import MOST_PICTURES, chosen, load
 from monitoring.report.record import NEWEST_EVENTS, read
-from pipeline.training.record.ledger import _counted
 from pipeline.training.record.run_folder import RunFolder
 from tests.conftest import ROOT
 
@@ -137,25 +136,6 @@ def test_steps_that_were_taken_back_are_shown_as_such_and_count_nowhere(run: Pat
     assert "4 steps taken back" in page.source
     assert "All 20 steps are done" in page.source
     assert ">160<" in page.source, "images: 20 steps of 8, not 24"
-
-
-@settings(max_examples=40)
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 6)), min_size=1, max_size=6))
-def test_the_same_steps_count_as_in_the_ledger(tmp_path_factory: pytest.TempPathFactory, attempts: list[tuple[int, int]]) -> None:
-    events, history, reached = [], [], 0
-    for number, (begin, steps) in enumerate(attempts, 1):
-        begins = min(begin, reached)
-        events.append(start(number, begins))
-        history += [history_row(step, number, 1000.0 * number + step) for step in range(begins + 1, begins + 1 + steps)]
-        reached = max(reached, begins + steps)
-    expected = {step: row["losses"]["generator"]["total"] for step, row in _counted(events, history).items()}
-    record = read(write_run(tmp_path_factory.mktemp("run"), events, history))
-    assert sum(each.counted for each in record.attempts) == len(expected)
-    assert sum(each.undone for each in record.attempts) == len(history) - len(expected)
-    if history:
-        curve = record.curves[("loss", "generator", "total")]
-        assert {step: bucket.mean for step, bucket in curve.counted.items()} == expected
-        assert all(bucket.count == 1 for bucket in curve.counted.values())
 
 
 def test_it_reads_what_the_run_folder_writes(tmp_path: Path) -> None:

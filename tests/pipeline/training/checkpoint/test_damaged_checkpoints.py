@@ -1,4 +1,4 @@
-"""Whatever happens to any byte of the newest checkpoint, a resume notices and takes the one before."""
+"""A resume notices a change of any byte of the newest checkpoint, and takes the one before."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Resumed:
         return self._original(name, step)
 
     def step(self) -> int:
-        """Where a run resumes that finds things as they are now; its tensors are those that were saved."""
+        """The step that a run resumes from with the files as they are now; its tensors are those that were saved."""
         found = find(self.config, CheckpointStore(Store(str(self.checkpoints))), cast(Any, Alone()), "a decoder")
         assert found is not None
         for file, tensors in checkpoint(found.step).tensors.items():

@@ -13,7 +13,7 @@ import torch
 from launch.checkpoints import main
 from launch.local.object_store import SeaweedFS
 from pipeline.training.checkpoint.ownership import OWNER, Ownership, OwnershipLost, release
-from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore, SaveReport, verify
+from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore, SaveOutcome, verify
 from pipeline.training.record.run_folder import RunFolder, RunFolderError
 from shards.errors import StoreError
 from shards.store import Store
@@ -85,7 +85,7 @@ def test_the_command_releases_and_says_so(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_attempt_that_was_replaced_writes_nothing_more_and_stops_at_once(store: Store, tmp_path: Path) -> None:
-    reports: list[SaveReport] = []
+    reports: list[SaveOutcome] = []
     old = claimed(store, tmp_path / "a", keep_last=1)
     old.report = reports.append
     save(old, 1)
@@ -112,7 +112,7 @@ def test_an_attempt_that_is_replaced_behind_its_commit_deletes_nothing(store: St
     """Its successor takes over and saves while the old one still has its retention to do."""
     old, newer = claimed(store, tmp_path / "a", keep_last=1), []
     save(old, 1)
-    prune = old.prune
+    prune = old.retention.prune
 
     def replaced_first() -> None:
         newer.append(claimed(store, tmp_path / "a", keep_last=9))
@@ -121,15 +121,15 @@ def test_an_attempt_that_is_replaced_behind_its_commit_deletes_nothing(store: St
         store.write("step_000000004/player.safetensors", b"what the successor is writing right now")
         prune()
 
-    old.prune = replaced_first  # type: ignore[method-assign]
+    old.retention.prune = replaced_first  # type: ignore[method-assign]
     old.save(Checkpoint(2, {}, {"player": {"weight": torch.zeros(10)}}))
     with pytest.raises(OwnershipLost, match="taken over"):
         old.wait()
     assert store.size("step_000000004/player.safetensors")
     assert verify(store, 3)
-    old.prune = prune  # type: ignore[method-assign]
+    old.retention.prune = prune  # type: ignore[method-assign]
     before = store.list()
-    assert old._tidy(9) is None
+    assert old._retire(9) is None
     assert store.list() == before
 
 

@@ -26,7 +26,7 @@ from pipeline.training.checkpoint.store import (
     Checkpoint,
     CheckpointInvalid,
     CheckpointStore,
-    SaveReport,
+    SaveOutcome,
     describe,
     folder_name,
     read,
@@ -105,14 +105,14 @@ def test_without_its_commit_file_a_checkpoint_does_not_exist(store: Store) -> No
     store.delete(f"{folder_name(20)}/{COMMIT}")
     assert checkpoints.steps() == [10]
     store.write(f"{folder_name(30)}/.partial-killed", b"half a file")
-    checkpoints.sweep()
+    checkpoints.retention.sweep()
     if store.local is not None:
         assert [path.name for path in store.local.iterdir()] == [folder_name(10)]
     assert {name.partition("/")[0] for name, _ in store.list()} == {folder_name(10)}
 
 
 def test_retention_keeps_the_last_and_every_nth(store: Store) -> None:
-    reports: list[SaveReport] = []
+    reports: list[SaveOutcome] = []
     checkpoints = CheckpointStore(store, keep_last=2, keep_every=20, report=reports.append)
     for step in range(5, 50, 5):
         checkpoints.save(checkpoint(step))
@@ -125,7 +125,7 @@ def test_retention_keeps_the_last_and_every_nth(store: Store) -> None:
 @pytest.mark.parametrize("read_back", [True, False])
 def test_a_disk_that_spoils_what_it_was_given_is_noticed_before_older_ones_are_deleted(tmp_path: Path, read_back: bool) -> None:
     class Spoiling(Store):
-        """Changes one byte of a file that was written whole, as nobody but a disk does."""
+        """Changes one byte of a file that was written whole, as a failing disk does."""
 
         def write(self, name: str, data: bytes) -> None:
             super().write(name, data)
@@ -134,7 +134,7 @@ def test_a_disk_that_spoils_what_it_was_given_is_noticed_before_older_ones_are_d
                     file.seek(-5, os.SEEK_END)
                     file.write(b"?")
 
-    reports: list[SaveReport] = []
+    reports: list[SaveOutcome] = []
     checkpoints = CheckpointStore(Spoiling(str(tmp_path)), keep_last=1, read_back=read_back, report=reports.append)
     for step in (1, 2):
         checkpoints.save(checkpoint(step))
@@ -182,7 +182,7 @@ def test_a_save_holds_what_was_there_when_it_was_called(store: Store) -> None:
 def test_saves_that_fail_are_reported_and_the_third_in_a_row_stops_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.write_text("a file where the folder should be")
-    reports: list[SaveReport] = []
+    reports: list[SaveOutcome] = []
     checkpoints = CheckpointStore(Store(str(folder)), report=reports.append)
     for step in (1, 2, 3):
         checkpoints.save(checkpoint(step))
@@ -292,16 +292,16 @@ def test_while_a_checkpoint_is_written_anew_it_does_not_exist(tmp_path: Path) ->
 
 def test_snapshots_use_the_same_memory_again() -> None:
     memory = SnapshotMemory()
-    one = memory.take(checkpoint(1).tensors)
+    one = memory.snapshot(checkpoint(1).tensors)
     assert one.wait() == 0.0
     places = {name: tensor.data_ptr() for part in one.tensors.values() for name, tensor in part.items()}
-    other = memory.take(checkpoint(2).tensors)
+    other = memory.snapshot(checkpoint(2).tensors)
     assert {name: tensor.data_ptr() for part in other.tensors.values() for name, tensor in part.items()} == places
     assert_equal(Checkpoint(2, {}, other.tensors), Checkpoint(2, {}, checkpoint(2).tensors))
     smaller = {"player": {"transposed": torch.arange(6, dtype=torch.float64).reshape(2, 3).t()}}
-    assert memory.take(smaller).tensors["player"]["transposed"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert memory.snapshot(smaller).tensors["player"]["transposed"].tolist() == [[0, 3], [1, 4], [2, 5]]
     larger = {"player": {"weight": torch.arange(100_000, dtype=torch.int32)}}
-    assert memory.take(larger).tensors["player"]["weight"].equal(larger["player"]["weight"])
+    assert memory.snapshot(larger).tensors["player"]["weight"].equal(larger["player"]["weight"])
 
 
 class Gated(Store):
@@ -317,7 +317,7 @@ class Gated(Store):
 
 
 def test_what_a_save_blocks_includes_the_wait_for_the_save_before(tmp_path: Path) -> None:
-    reports: list[SaveReport] = []
+    reports: list[SaveOutcome] = []
     store = Gated(str(tmp_path))
     checkpoints = CheckpointStore(store, report=reports.append)
     checkpoints.save(checkpoint(1))
@@ -337,7 +337,7 @@ def test_what_a_save_blocks_includes_the_wait_for_the_save_before(tmp_path: Path
 
 
 def test_a_save_blocks_for_a_part_of_what_a_synchronous_one_takes(tmp_path: Path) -> None:
-    reports: list[SaveReport] = []
+    reports: list[SaveOutcome] = []
     checkpoints = CheckpointStore(Store(str(tmp_path / "behind")), keep_last=1, report=reports.append)
     tensors = {"player": {str(number): torch.randn(4_000_000) for number in range(4)}}
     synchronous = []
@@ -375,7 +375,7 @@ def test_a_checkpoint_that_can_not_be_retired_is_a_warning(tmp_path: Path) -> No
             super().delete(name)
 
     write(Store(str(tmp_path)), checkpoint(1))
-    reports: list[SaveReport] = []
+    reports: list[SaveOutcome] = []
     checkpoints = CheckpointStore(Keeping(str(tmp_path)), keep_last=1, report=reports.append)
     checkpoints.save(checkpoint(2))
     checkpoints.wait(must_succeed=True)
@@ -385,7 +385,7 @@ def test_a_checkpoint_that_can_not_be_retired_is_a_warning(tmp_path: Path) -> No
 
 
 def test_a_record_that_can_not_be_written_reaches_the_run(tmp_path: Path) -> None:
-    def refuse(_: SaveReport) -> None:
+    def refuse(_: SaveOutcome) -> None:
         raise OSError("no room for the record")
 
     checkpoints = CheckpointStore(Store(str(tmp_path)), report=refuse)

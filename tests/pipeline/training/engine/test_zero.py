@@ -26,7 +26,7 @@ from pipeline.stream.loader import Batch
 from pipeline.stream.order import rank_slice
 from pipeline.training.checkpoint.store import CheckpointInvalid
 from pipeline.training.engine.engine import Contestant
-from pipeline.training.ranks.launcher import settled
+from pipeline.training.ranks.launcher import with_launcher_mode
 from pipeline.training.ranks.world import World, join
 from pipeline.training.step import TrainStep
 from tests.conftest import ROOT
@@ -341,7 +341,7 @@ DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
 )
 def test_the_launchers_deepspeed_switches_choose_the_mode(settings: dict[str, Any], told: dict[str, str], mode: str, offload: str) -> None:
     environment = DEEPSPEED | {f"ACCELERATE_{name}": value for name, value in told.items()}
-    found = settled(TrainingConfig(**settings), environment)
+    found = with_launcher_mode(TrainingConfig(**settings), environment)
     assert (found.mode, found.offload) == (mode, offload)
     assert replace(found, mode="ddp", offload="none") == replace(TrainingConfig(**settings), mode="ddp", offload="none")
 
@@ -349,7 +349,7 @@ def test_the_launchers_deepspeed_switches_choose_the_mode(settings: dict[str, An
 @pytest.mark.parametrize(
     ("settings", "told", "message"),
     [
-        ({"mode": "zero3"}, {"DEEPSPEED_ZERO_STAGE": "2"}, "told zero_stage 2, the configuration zero3.*--training.mode zero2"),
+        ({"mode": "zero3"}, {"DEEPSPEED_ZERO_STAGE": "2"}, "has zero_stage 2, the configuration zero3.*--training.mode zero2"),
         ({}, {"DEEPSPEED_ZERO_STAGE": "0"}, "zero_stage 0, which is not 1, 2 or 3.*--training.mode ddp"),
         ({}, {"GRADIENT_CLIPPING": "1.0"}, "training.max_gradient_norm: .*gradient_clipping 1.0.*--training.max_gradient_norm 1.0"),
         ({"max_gradient_norm": 0.5}, {"GRADIENT_CLIPPING": "1.0"}, "training.max_gradient_norm: .*the configuration 0.5"),
@@ -359,23 +359,23 @@ def test_the_launchers_deepspeed_switches_choose_the_mode(settings: dict[str, An
         ({}, {"DEEPSPEED_CONFIG_FILE": "ds.json"}, "deepspeed_config_file, which is not read.*--training.mode"),
         ({}, {"DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "nvme"}, "training.offload: .*nvme"),
         ({}, {"DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "training.offload: only zero3"),
-        ({"offload": "optimizer"}, {}, "training.offload: the launcher was told none, the configuration optimizer"),
+        ({"offload": "optimizer"}, {}, "training.offload: the launcher has none, the configuration optimizer"),
         ({}, {"DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend"),
-        ({}, {"USE_FSDP": "true"}, "told to use FSDP.*--training.mode"),
-        ({}, {"USE_MEGATRON_LM": "true"}, "told to use Megatron-LM"),
-        ({}, {"USE_PARALLELISM_CONFIG": "true"}, "told to use a parallelism configuration"),
+        ({}, {"USE_FSDP": "true"}, "the launcher uses FSDP.*--training.mode"),
+        ({}, {"USE_MEGATRON_LM": "true"}, "the launcher uses Megatron-LM"),
+        ({}, {"USE_PARALLELISM_CONFIG": "true"}, "the launcher uses a parallelism configuration"),
     ],
 )
 def test_what_the_launcher_was_told_otherwise_is_refused_by_name(settings: dict[str, Any], told: dict[str, str], message: str) -> None:
     environment = DEEPSPEED | {f"ACCELERATE_{name}": value for name, value in told.items()}
     with pytest.raises(ConfigError, match=message):
-        settled(TrainingConfig(**settings), environment)
+        with_launcher_mode(TrainingConfig(**settings), environment)
 
 
 def test_a_launcher_that_was_told_nothing_changes_nothing() -> None:
     for mode in ("ddp", "zero2"):
         training = TrainingConfig(mode=mode)  # type: ignore[arg-type]
-        assert settled(training, {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_MIXED_PRECISION": "no"}) == training
+        assert with_launcher_mode(training, {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_MIXED_PRECISION": "no"}) == training
 
 
 def test_without_deepspeed_the_mode_is_refused_and_ddp_never_imports_it(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import yaml
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.stream.loader import StreamConfig, StreamLoader
 from pipeline.training.record.ledger import Account, account
-from pipeline.training.record.run_folder import RunFolderError, samples_digest, samples_text
+from pipeline.training.record.run_folder import RunFolderError
+from pipeline.training.record.samples_digest import samples_digest, samples_text
 from tests.datasets import photographs, write_dataset
 
 COUNTS = [20, 31, 9, 41]
@@ -107,6 +108,10 @@ def lose_line(record: Record) -> None:
     del record.rows[4]
 
 
+def swap_lines(record: Record) -> None:
+    record.rows[4], record.rows[5] = record.rows[5], record.rows[4]
+
+
 def skip_batch(record: Record) -> None:
     record.states[12] = record.states[11]
     record.states[10] = record.states[11]
@@ -123,6 +128,7 @@ def forget_attempt_lines(record: Record) -> None:
     [
         (change_digest, r"step 5 \(attempt 1\) saw other samples"),
         (lose_line, "step 5 is not in the history"),
+        (swap_lines, r"step 5 \(attempt 1\) stands in the history behind step 6"),
         (skip_batch, r"attempt 2 began at \(epoch, consumed\) .*, the steps before it ended at"),
         (forget_attempt_lines, "step 13 is not in the history"),
     ],
@@ -156,6 +162,19 @@ def test_a_mixture_is_accounted_source_by_source(shards: Path, tmp_path: Path) -
     assert found.steps == 32
     assert {(epoch.source, epoch.number) for epoch in found.epochs if epoch.complete} >= {("large", 0), ("small", 0)}
     assert sum(epoch.batches for epoch in found.epochs if epoch.source == "small") == 32
+
+
+def test_a_history_that_begins_late_is_named_once_and_still_counted(record: Record) -> None:
+    record.attempt(0, 12).rows[:3] = []
+    found = account(record.write())
+    assert (found.steps, found.epochs) == (9, [])
+    assert found.problems == ["step 1 is not in the history, so there is no proof of what it trained on"]
+
+
+def test_a_line_without_its_facts_is_no_record(record: Record) -> None:
+    del record.attempt(0, 3).rows[1]["skipped"]
+    with pytest.raises(RunFolderError, match=r"its record can't be read \(KeyError: 'skipped'\)"):
+        account(record.write())
 
 
 def test_what_is_no_record_is_refused(record: Record, shards: Path, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from pipeline.training.record.run_folder import RunFolder, RunFolderError, read_lines
+from pipeline.training.record.run_folder import RunFolder, RunFolderError, last_saved_step, read_lines
 
 
 def test_two_runs_never_write_into_one_folder(tmp_path: Path) -> None:
@@ -61,4 +63,23 @@ def test_the_settings_are_those_of_the_newest_attempt(tmp_path: Path) -> None:
     folder.write_config({"seed": 1, "betas": [0.5, 0.9]})
     folder.write_config({"seed": 2})
     assert (tmp_path / "config.yaml").read_text() == "seed: 2\n"
-    assert [path.name for path in tmp_path.glob(".config*")] == []
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "config.yaml"}, "nothing temporary is left"
+
+
+def test_the_step_that_was_saved_last_is_that_of_the_newest_event(tmp_path: Path) -> None:
+    assert last_saved_step(tmp_path) is None
+    folder = RunFolder(tmp_path, writes=True)
+    folder.event("start", step=0)
+    for step in (90, 60):  # the checkpoint of step 90 was damaged, and the next attempt went back behind it
+        folder.event("checkpoint", step=step)
+    folder.close()
+    assert last_saved_step(tmp_path) == 60
+
+
+def test_after_a_restart_the_folder_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = RunFolder(tmp_path, writes=True)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    threading.Timer(0.3, first.close).start()
+    began = time.monotonic()
+    RunFolder(tmp_path, writes=True).close()
+    assert 0.2 < time.monotonic() - began < 30

@@ -318,6 +318,6 @@ def _swallow(store: Any, rank: int) -> None:
 
 def test_a_rendezvous_that_nobody_opens_is_named() -> None:
     told: list[str] = []
-    with pytest.raises(RanksMissing, match=r"^nobody opened 127\.0\.0\.1:9, where the ranks meet"):
+    with pytest.raises(RanksMissing, match=r"^127\.0\.0\.1:9, where the ranks meet, was not opened"):
         rendezvous.connect("127.0.0.1", 9, 2, False, timedelta(seconds=1), told.append)
     assert told == ["waiting for rank 0 or its launcher to open 127.0.0.1:9"]

@@ -1,0 +1,117 @@
+"""The format of a run folder: the names of its files, its JSON lines, and the rule of which steps count.
+
+The training writes a run folder, the ledger and the report read one. This module is all that they share, and it needs the standard
+library alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+EVENTS, HISTORY, QUARANTINE = "events.jsonl", "history.jsonl", "quarantine.jsonl"
+"""JSON lines: one line an event of an attempt; one line a step; one line an unreadable sample."""
+SETTINGS = "config.yaml"
+"""The settings of the newest attempt."""
+PICTURES, CHECKPOINTS, STACKS, TARGETS = "pictures", "checkpoints", "stacks", "targets"
+"""Folders: picture grids; checkpoints, unless they go to another URL; stacks of ranks that hung; target files for Prometheus."""
+BATCH_ATTEMPTS = "slurm/attempts.jsonl"
+"""JSON lines: the beginning and the end of every attempt, as the batch script saw them."""
+COMMIT = "checkpoint.json"
+"""The file that makes a folder a checkpoint; it is written last."""
+LONGEST_LINE = 1 << 24
+"""Bytes; a longer line is none that a run writes."""
+_STEP_NAME = re.compile(r"step_(\d+)")
+
+
+def step_name(step: int) -> str:
+    """`step_000001000`: nine digits, so that names sort by step. Pictures and checkpoints are named like this."""
+    return f"step_{step:09d}"
+
+
+def step_of_name(name: str) -> int | None:
+    """The step in a name that `step_name` made; None for any other name."""
+    match = _STEP_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+class Lines:
+    """The rows of a file of JSON lines, in order, one line in memory at a time. Lines that are damaged are left out.
+
+    Args:
+        path: path of the file; a file that does not exist has no rows.
+        longest: bytes of the longest line that is read; a longer one counts as damaged.
+
+    Attributes:
+        missing: whether there is no such file.
+        damaged: number of lines that are no JSON objects.
+        cut_short: whether the last line has no end, because it is being written or a crash came first. It does not count as damaged.
+
+    Raises:
+        OSError: while iterating, the file can't be read.
+    """
+
+    def __init__(self, path: Path, longest: int = LONGEST_LINE) -> None:
+        self.path, self._longest = path, longest
+        self.missing, self.damaged, self.cut_short = not path.is_file(), 0, False
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.damaged, self.cut_short = 0, False
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 (closed below)
+        except (FileNotFoundError, NotADirectoryError):
+            self.missing = True
+            return
+        with file:
+            while line := file.readline(self._longest):
+                ended = line.endswith(b"\n")
+                if len(line) == self._longest and not ended:
+                    while (rest := file.readline(self._longest)) and not rest.endswith(b"\n"):
+                        pass
+                    self.damaged += 1
+                elif (row := _row(line)) is not None:
+                    yield row
+                elif ended:
+                    self.damaged += bool(line.strip())
+                else:
+                    self.cut_short = True
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All rows of a file of JSON lines, for files that stay small; see `Lines`.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    return list(Lines(path))
+
+
+def last_counted_steps(starts: Sequence[int]) -> list[float]:
+    """The last step of each attempt that counts.
+
+    An attempt continues from a checkpoint, so it undoes every step that an earlier attempt took after that checkpoint. Hence a step counts
+    exactly if no later attempt started before it, and one number for each attempt decides it, however long the history is.
+
+    Args:
+        starts: steps that were done when an attempt started, one number for each attempt, in their order.
+
+    Returns:
+        The greatest step that counts, one number for each attempt; infinite for the newest.
+    """
+    limits, limit = list[float](), math.inf
+    for start in reversed(starts):
+        limits.append(limit)
+        limit = min(limit, start)
+    return limits[::-1]
