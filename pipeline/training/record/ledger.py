@@ -246,7 +246,7 @@ class _Replay:
         if int(start["step"]) != step - 1:
             problems.append(f"attempt {number} began behind step {start['step']}, but its first line is of step {step}")
         for source in self._sources:
-            reached = source.order.settled(source.position) if continues else None
+            reached = source.order.skip_finished_epoch(source.position) if continues else None
             began = source.start_attempt(start)
             if reached is not None and began != reached:
                 where = f"{began} of {source.name}" if source.name else f"{began}"
@@ -257,7 +257,7 @@ class _Replay:
 
     def _skip_finished_epochs(self) -> None:
         for source in self._sources:
-            settled = source.order.settled(source.position)
+            settled = source.order.skip_finished_epoch(source.position)
             if settled != source.position:
                 self._account.epochs.append(source.end_epoch(complete=True))
                 source.position = settled
