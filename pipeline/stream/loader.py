@@ -75,6 +75,7 @@ class StreamLoader:
         config: what to read.
         rank: 0 to world_size - 1.
         world_size: any number from 1 to the units of the global batch.
+        waiting: called every second while a batch is waited for; an error that it raises ends the iteration, before that batch.
 
     Raises:
         OrderError: too many ranks, or a batch larger than the data set.
@@ -83,7 +84,7 @@ class StreamLoader:
         LoaderClosed: while iterating, after it was closed.
     """
 
-    def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1, waiting: Callable[[], None] = lambda: None) -> None:
         data = config.data
         self.config = config
         self.counters = Counters()
@@ -111,8 +112,7 @@ class StreamLoader:
         self._positions: tuple[Position, ...] = ((0, 0),) * len(self.sources)
         self._begun = 0
         self._closed = False
-        self.waiting: Callable[[], None] = lambda: None
-        """Called every second while a batch is waited for. What it raises ends the iteration, before that batch."""
+        self.waiting = waiting
 
     def _place(self, lanes: Sequence[int]) -> None:
         """Gives every source its share of the batch."""

@@ -84,9 +84,7 @@ class CheckpointStore:
         keep_every: steps whose checkpoints are kept for good; 0 keeps none.
         read_back: whether every byte of a new checkpoint is read from the store and compared before an older one is deleted.
         report: called in the writing thread after every save.
-
-    Attributes:
-        before_commit: called in the writing thread right before a checkpoint begins to exist; where it raises the save fails.
+        before_commit: called in the writing thread right before a checkpoint begins to exist; if it raises, the save fails.
     """
 
     def __init__(
@@ -96,13 +94,14 @@ class CheckpointStore:
         keep_every: int = 0,
         read_back: bool = True,
         report: Callable[[SaveReport], None] | None = None,
+        before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self.store = store
         self.keep_last = keep_last
         self.keep_every = keep_every
         self.read_back = read_back
         self.report = report or (lambda _: None)
-        self.before_commit: Callable[[], None] = lambda: None
+        self.before_commit = before_commit
         self._memory = SnapshotMemory()
         self._ownership: Ownership | None = None
         self._writer: threading.Thread | None = None

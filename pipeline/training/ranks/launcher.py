@@ -21,7 +21,7 @@ _OTHERS = {
 _DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
 
 
-def settled(training: TrainingConfig, environment: Mapping[str, str]) -> TrainingConfig:
+def with_launcher_mode(training: TrainingConfig, environment: Mapping[str, str]) -> TrainingConfig:
     """The settings of the loop, with the mode that the launcher chose where they leave it open.
 
     Args:
