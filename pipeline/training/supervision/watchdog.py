@@ -166,9 +166,7 @@ class Watchdog:
         looked, credited = self._clock(), None
         while not self._closed.wait(self._tick):
             now = self._clock()
-            if (
-                now - looked > self._tick + _LONGEST_TICK and credited is not self._beat
-            ):  # once a stage, so that each has an end
+            if now - looked > self._tick + _LONGEST_TICK and credited is not self._beat:  # once a stage, so that each has an end
                 credited = self._beat
                 self._stood_still += now - looked - self._tick
             looked = now

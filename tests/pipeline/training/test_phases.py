@@ -1,4 +1,4 @@
-"""Where the time of a step goes, and that the rank which is slow is the one whose own time grows."""
+"""Phases show which part of a step takes its time, and the slow rank is the one whose own time grows."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_phase_lasts_until_the_next_and_a_wait_interrupts_it() -> None:
     (times,) = phases.read()
     assert times.phases == {"forward": 3.0, "backward": 1.0, "collective": 1.0, "optimiser": 1.0}
     assert times.own == 19.0
-    assert phases.read() == [], "each step is told once"
+    assert phases.read() == [], "each step is returned once"
 
 
 def test_outside_of_steps_nothing_is_measured() -> None:
@@ -107,7 +107,7 @@ def test_a_device_that_is_far_behind_costs_the_oldest_times_and_no_memory() -> N
 
 
 class Event:
-    """What a stream clock asks of an event of CUDA, and nothing that would wait for the device."""
+    """The calls of a CUDA event that a stream clock makes, and none that would wait for the device."""
 
     made = 0
 
@@ -179,7 +179,7 @@ def test_the_end_of_this_ranks_own_gradients_is_seen_before_what_waits_for_the_o
 
 
 def slow_down(place: str, mode: type[Engine], patch: pytest.MonkeyPatch) -> None:
-    """This process takes PAUSE longer for a step, somewhere in it."""
+    """Makes each step of this process PAUSE longer, in one part of it."""
     loss, batches, update = InpaintingRecipe._painter_loss, StreamLoader.__iter__, mode.update
 
     def slow_loss(self: InpaintingRecipe, *arguments: Any) -> Losses:
@@ -207,7 +207,7 @@ def slow_down(place: str, mode: type[Engine], patch: pytest.MonkeyPatch) -> None
 
 
 def times_of_a_run(arguments: list[str]) -> dict[str, float]:
-    """Seconds of this rank in a run, but for its first step, which is also where torch imports much."""
+    """Returns seconds of this rank in a run, without its first step, in which torch imports much."""
     reported: list[StepFacts] = []
     reporters: list[Reporter] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -234,7 +234,7 @@ def times_of_a_run(arguments: list[str]) -> dict[str, float]:
 
 
 def run_in_places(rank: int, shards: str, folder: str, mode: str, places: tuple[str, ...]) -> list[dict[str, float]]:
-    """One run for each place, in which rank 1 is slow there."""
+    """Runs once for each place, in which rank 1 is slow."""
     found = []
     for attempt, place in enumerate(places):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)

@@ -1,4 +1,4 @@
-"""ZeRO's modes where they differ from DDP: what several ranks hold between them, state in and out, offload, and what is refused."""
+"""ZeRO's modes in their differences from DDP: state that several ranks divide, state in and out, offload, and refusals."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def assert_equal(one: State, other: State) -> None:
 def train(
     optimiser: OptimiserConfig, training: TrainingConfig, world: World, start: State | None = None, steps: int = 2, micro_batch: int = 2
 ) -> State:
-    """Whole batches of 5, from a state or from the seed; what came out of it."""
+    """Trains on whole batches of 5, from a state or from the seed, and returns the state afterwards."""
     recipe = Rule(optimiser)
     if start is not None:
         recipe.players[0].network.load_state_dict(start["rule"])
@@ -106,7 +106,7 @@ def train(
 
 
 def in_ranks(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `work(rank, *arguments)` gives on each of several ranks, processes of their own."""
+    """Returns the results of `work(rank, *arguments)` on each of several ranks, processes of their own."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with ProcessPoolExecutor(size, get_context("spawn")) as pool:
         ranks = [pool.submit(_as_rank, rank, size, store.port, work, arguments) for rank in range(size)]
@@ -142,7 +142,7 @@ def test_offloading_changes_nothing(mode: str, offload: str) -> None:
 
 @pytest.mark.parametrize("optimiser", [ADAM, SGD], ids=["adam", "sgd"])
 def test_state_goes_from_mode_to_mode_unchanged(optimiser: OptimiserConfig) -> None:
-    """Each mode continues what another left: the same bits as one mode all along, with one rank."""
+    """Each mode continues from the state of another: the same bits as in one mode all along, with one rank."""
     with join(TrainingConfig()) as world:
         expected = train(optimiser, TrainingConfig(), world)
         further = train(optimiser, TrainingConfig(), world, expected, micro_batch=5)
@@ -156,7 +156,7 @@ def test_state_goes_from_mode_to_mode_unchanged(optimiser: OptimiserConfig) -> N
 
 @contextmanager
 def _joined(training: TrainingConfig) -> Iterator[World]:
-    """The ranks anew, as often as is asked for."""
+    """Joins the ranks anew, any number of times."""
     _forget_accelerate()
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) + 1)
     with join(training) as world:
@@ -182,7 +182,7 @@ def _forget_accelerate() -> None:
 
 
 def _everything(rank: int, start: State) -> dict[Any, Any]:
-    """What the tests below look at, in one start of the ranks, which costs more than all of it."""
+    """Returns all results that the tests below need, in one start of the ranks, because a start costs more than all of them."""
     found: dict[Any, Any] = {"round trip": _round_trip(start)}
     if os.environ["WORLD_SIZE"] == "2":
         found |= {("uneven", mode, broken): _uneven(rank, mode, broken) for mode in ("ddp", *ZERO) for broken in (0, 1)}
@@ -244,7 +244,7 @@ def test_uneven_shares_and_a_gradient_that_is_not_finite_on_one_rank(
     ranks: Callable[[int], list[dict[Any, Any]]], mode: str, broken_rank: int
 ) -> None:
     """Rank 0 has 1 of 3 samples, rank 1 has 2 in two passes: the gradient is that of all 3. Then one rank's gradient is not a number:
-    both leave weights and optimiser alone, and go on as if nothing had been."""
+    both ranks leave weights and optimiser unchanged, and the next step is as if the bad one had not happened."""
     with join(TrainingConfig()) as world:
         recipe = Rule(SGD)
         alone = step_of(recipe, world, TrainingConfig(), 3)

@@ -47,7 +47,7 @@ with interruption:
 
 
 class Log:
-    """What a rank wrote."""
+    """The file that a rank writes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""A process that hangs ends with its stacks, wherever it hangs; one that is slow goes on."""
+"""A process that hangs ends with its stacks, in any stage; one that is only slow goes on."""
 
 from __future__ import annotations
 
