@@ -41,15 +41,16 @@ class Progress:
     ) -> None:
         self._total, self._enabled, self._log_every, self._clock = total_steps, enabled, log_every, clock
         self._stream = sys.stderr if stream is None else stream
-        self._timed: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+        self._timed: deque[tuple[int, float]] = deque([(0, clock())], maxlen=_WINDOW)
         self._bar: Any = None
 
     def begin(self, first_step: int) -> None:
-        """Begins to measure the speed and, on a terminal, draws the bar.
+        """Measures the speed from here on and, on a terminal, draws the bar.
 
         Args:
             first_step: steps that were done before this attempt.
         """
+        self._timed.clear()
         self._timed.append((first_step, self._clock()))
         if self._enabled and _is_terminal(self._stream):
             with suppress(OSError, ValueError):
