@@ -127,7 +127,7 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
     ):
         steps, phases = config.training.steps, run.train_step.phases
         state = _resume(run, found)
-        with _recorded_end(run, state):
+        with _recorded_failure(run, state):
             step_began = time.monotonic()
             for batch, wait_seconds in _batches(run, state):
                 phases.begin()
@@ -156,7 +156,9 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
             _save(run, state)
             # every rank waits for the last save: launchers and batch systems take ranks for stuck that outlive the others
             world.on_first(lambda: run.checkpoints.wait(must_succeed=True))
-        return _outcome(run, state)
+        outcome = _outcome(run, state)
+        run.folder.event("end", step=outcome.step, reason=outcome.reason)
+        return outcome
 
 
 @contextmanager
@@ -258,16 +260,14 @@ def _save(run: Run, state: State) -> None:
 
 
 @contextmanager
-def _recorded_end(run: Run, state: State) -> Iterator[None]:
-    """Records the end of the loop, or the error that ended it, as the event `end`."""
+def _recorded_failure(run: Run, state: State) -> Iterator[None]:
+    """Records an error that ends the loop as the event `end`."""
     try:
-        try:
-            yield
-        except BaseException as error:
-            run.reporter.flush()
-            run.folder.event("end", step=state.step, reason=type(error).__name__, message=str(error))
-            raise
-        run.folder.event("end", step=state.step, reason=_outcome(run, state).reason)
+        yield
+    except BaseException as error:
+        run.reporter.flush()
+        run.folder.event("end", step=state.step, reason=type(error).__name__, message=str(error))
+        raise
     finally:
         run.watchdog.at("end")
 
