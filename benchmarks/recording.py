@@ -32,9 +32,9 @@ from pipeline.training.phases import Phases
 from pipeline.training.ranks import world as distributed
 from pipeline.training.ranks.world import World
 from pipeline.training.record.run_folder import RunFolder
-from pipeline.training.reporting.reporter import Reporting
-from pipeline.training.reporting.telemetry import Telemetry
-from pipeline.training.resume import enter
+from pipeline.training.reporting.reporter import Reporter, StepFacts
+from pipeline.training.reporting.telemetry import rank_metrics
+from pipeline.training.resume import build_engines
 from pipeline.training.step import TrainStep
 from pipeline.training.supervision.watchdog import Watchdog
 
@@ -112,23 +112,21 @@ class Training:
     def __init__(self, config: Config[Any], world: World, folder: RunFolder, watchdog: Watchdog) -> None:
         recipe = recipes.make(config.recipe, config.method, 0)
         batch, side = config.training.global_batch, recipe.image_size
-        self.contestants = enter(recipe, None, world, config.training)
-        self.step = TrainStep(
-            recipe, self.contestants, world, global_batch=batch, largest_share=batch, micro_batch=batch, bf16=False, max_nonfinite_steps=10
-        )
-        telemetry = Telemetry(config, world, folder, watchdog)
-        self.reporting = Reporting(config, world, folder, Totals(), 0, recipe.players, telemetry)  # type: ignore[arg-type]
-        self.reporting.model(1e9)
+        self.engines = build_engines(recipe, None, world, config.training)
+        self.step = TrainStep(recipe, self.engines, world, config.training)
+        metrics = rank_metrics(config, world, watchdog)
+        self.reporter = Reporter(config, world, folder, Totals(), recipe.players, metrics, 1e9)  # type: ignore[arg-type]
         masks = torch.zeros(batch, side, side, dtype=torch.bool)
         masks[:, side // 4 : -side // 4, side // 4 : -side // 4] = True
         images, ids = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8), torch.arange(batch)
         self.batch = Batch(images, masks, None, ids, 0, 0, ids)
         self.steps = 0
-        self.real: tuple[Any, Any] = (self.reporting.metrics, self.step.phases)
+        self.real: tuple[Any, Any] = (self.reporter.metrics, self.step.phases)
 
     def record_with(self, metrics: Any, phases: Any) -> None:
         """What is told of the next steps."""
-        self.reporting.metrics, self.step.phases = metrics, phases
+        self.reporter.metrics = self.reporter.alarms.metrics = metrics
+        self.step.phases = phases
 
     def __call__(self) -> float:
         """One step, as the loop takes it; returns its seconds, with everything that is told of it."""
@@ -139,9 +137,7 @@ class Training:
         self.steps += 1
         seconds = time.perf_counter() - began
         phases.end(seconds)
-        self.reporting.rates({each.player.name: each.player.optimiser.learning_rate for each in self.contestants})
-        self.reporting.step(self.steps, self.batch, result, 1.0, seconds, 0.001, 0, (0, 0))
-        self.reporting.times(phases.read())
+        self.reporter.step(StepFacts(self.steps, self.batch, result, 1.0, seconds, 0.001, 0, (0, 0), phases.read()))
         return time.perf_counter() - began
 
 
@@ -159,7 +155,7 @@ def prepared(batch: int, log_every: int) -> Iterator[Training]:
         run = RunFolder(Path(config.run), writes=True)
         stack.callback(run.close)
         training = Training(config, world, run, watchdog)
-        stack.callback(training.reporting.close)
+        stack.callback(training.reporter.close)
         for _ in range(20):
             training()
         yield training

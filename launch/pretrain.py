@@ -7,20 +7,20 @@ from pipeline.training.supervision.interruption import Interruption
 
 interruption = Interruption()
 stacks.answer()
-interruption.install()  # before the imports below take their seconds: a signal must not find the default handler
+interruption.install()  # before the imports below take their seconds, in which a signal must not meet the default handler
 
 import sys  # noqa: E402
 
 from monitoring.report import report_of_finished  # noqa: E402
 from pipeline import recipes  # noqa: E402
 from pipeline.config import parse  # noqa: E402
-from pipeline.training.failures import reported  # noqa: E402
+from pipeline.training.failures import exit_with_message  # noqa: E402
 from pipeline.training.loop import pretrain  # noqa: E402
 
 
 def main() -> None:
-    """Reads the settings, trains, says how it ended."""
-    with reported():
+    """Reads the settings, trains, and prints the outcome."""
+    with exit_with_message():
         config = parse(recipes.SETTINGS, sys.argv[1:], description=__doc__ or "")
         outcome = pretrain(config, interruption)
         if outcome.rank == 0:

@@ -16,43 +16,6 @@ from typing import Any, Literal
 _MEMORY = Path("/proc/meminfo")
 _log = logging.getLogger(__name__)
 
-PEAK_TERAFLOPS: dict[str, tuple[float, float]] = {
-    "B200": (2250, 1125),
-    "GH200": (989.4, 494.7),
-    "H200": (989.4, 494.7),
-    "H100 PCIe": (756, 378),
-    "H100 NVL": (835, 417.5),
-    "H100": (989.4, 494.7),
-    "A100": (312, 156),
-    "A40": (149.7, 74.8),
-    "A30": (165, 82),
-    "A10G": (70, 35),
-    "A10": (125, 62.5),
-    "L40S": (362, 183),
-    "L40": (181, 90.5),
-    "L4": (121, 60),
-    "V100": (math.nan, 15.7),
-    "T4": (math.nan, 8.1),
-    "RTX 4090": (165.2, 82.6),
-    "RTX 3090": (71, 35.6),
-    "MI300X": (1307.4, 653.7),
-}
-"""Part of a GPU's name -> what its maker states for dense bfloat16 and for float32, in 10^12 operations a second. float32 is TF32 where
-there is such a thing, since cuDNN's convolutions use it unless told otherwise. The first that fits a name counts."""
-
-
-def peak_flops(gpu: str, precision: Literal["fp32", "bf16"]) -> float:
-    """Floating-point operations a second that a GPU can do at its best; NaN for one that is not in the table.
-
-    Args:
-        gpu: its name, as torch or the driver gives it.
-        precision: of the training.
-    """
-    for name, (bf16, fp32) in PEAK_TERAFLOPS.items():
-        if re.search(rf"\b{name}\b", gpu):
-            return 1e12 * (bf16 if precision == "bf16" else fp32)
-    return math.nan
-
 
 def host_memory(kind: Literal["used", "total"]) -> float:
     """Bytes of this machine's memory; NaN where the system does not say. `used` is what could not be had without swapping."""

@@ -1,8 +1,7 @@
-"""The run: from a configuration to a trained encoder, whatever ends it on the way.
+"""The run: from a configuration to a trained encoder, however often it is stopped on the way.
 
-`pretrain` reads top to bottom as what happens: join the ranks, make the recipe's players, continue from the newest
-checkpoint, and take steps until there are enough or a signal asks to stop. Everything that is written goes through
-one object each: the run folder, the checkpoints, the progress on the console, the metrics.
+`pretrain` reads top to bottom in the order of a run: join the ranks, open the run, resume it from its newest checkpoint, take steps until
+there are enough or a signal requests a stop, and save. Everything that the run has is in `Run`, everything that changes in `State`.
 """
 
 from __future__ import annotations
@@ -11,9 +10,10 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +24,34 @@ from pipeline import recipes
 from pipeline.config import Config, to_mapping
 from pipeline.recipes.player import Recipe
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
-from pipeline.stream.order import rank_slice
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore
-from pipeline.training.engine.engine import Contestant
-from pipeline.training.ranks import launcher
-from pipeline.training.ranks import world as distributed
-from pipeline.training.ranks.world import World
-from pipeline.training.record.environment import environment
-from pipeline.training.record.grid import save_grid
+from pipeline.training.engine.engine import Engine
+from pipeline.training.ranks.launcher import with_launcher_mode
+from pipeline.training.ranks.world import World, join
 from pipeline.training.record.run_folder import RunFolder
 from pipeline.training.record.samples_digest import samples_digest
 from pipeline.training.reporting.flops import flops_per_image
-from pipeline.training.reporting.reporter import Reporting, Stopwatch
-from pipeline.training.reporting.telemetry import Telemetry
-from pipeline.training.resume import enter, find
+from pipeline.training.reporting.reporter import Reporter, StepFacts
+from pipeline.training.reporting.telemetry import published, rank_metrics
+from pipeline.training.resume import build_engines, find_checkpoint
 from pipeline.training.step import TrainStep, rate_factor
 from pipeline.training.supervision.interruption import Interruption
 from pipeline.training.supervision.watchdog import Watchdog, restart_count
 from shards.keyed import key_of
 from shards.store import Store
 
-_OF_THE_ATTEMPT = ("run", "training.steps", "checkpoint.url", "checkpoint.resume")  # settings that may be others in every attempt
-
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The end of a run's attempt.
 
     Attributes:
-        step: steps that were done in all.
-        finished: whether that is all of them.
-        reason: finished, or the signal that asked to stop.
-        folder: the run folder.
+        step: steps of the run that are done.
+        finished: whether all steps are done.
+        reason: "finished", or the signal that requested the stop.
+        folder: run folder.
         world_size: ranks of this attempt.
-        rank: of this process.
+        rank: rank of this process.
     """
 
     step: int
@@ -73,232 +67,215 @@ class Outcome:
         return f"stopped after step {self.step} ({self.reason}), saved: the same command continues from there"
 
 
+@dataclass(frozen=True)
+class Run:
+    """Everything that one attempt of a run has, from its opening to its end.
+
+    Attributes:
+        config: settings of the run.
+        world: ranks of the run.
+        interruption: holds the signal that requests a stop.
+        watchdog: ends this process if the loop hangs.
+        folder: run folder.
+        loader: batches of this rank.
+        checkpoints: checkpoints of the run.
+        engines: networks and optimisers, in the order of their turns.
+        train_step: trains the engines on a batch.
+        reporter: console, history and metrics.
+    """
+
+    config: Config[Any]
+    world: World
+    interruption: Interruption
+    watchdog: Watchdog
+    folder: RunFolder
+    loader: StreamLoader
+    checkpoints: CheckpointStore
+    engines: Sequence[Engine]
+    train_step: TrainStep
+    reporter: Reporter
+
+
+@dataclass
+class State:
+    """The position of a run.
+
+    Attributes:
+        step: steps that are done.
+        saved_step: step of the newest checkpoint; -1 if there is none.
+    """
+
+    step: int = 0
+    saved_step: int = -1
+
+
 def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
-    """Trains a recipe from where its run folder stands to the end, or to a signal.
+    """Trains a recipe from the newest checkpoint of its run to the last step, or to a signal.
 
     Args:
-        config: everything the run depends on.
-        interruption: catches the signals that ask to stop; installed before this is called.
+        config: everything that the run depends on.
+        interruption: catches the signals that request a stop; installed before this is called.
 
     Raises:
-        LaunchError, ConfigError, RunFolderError, CheckpointInvalid, OrderError, ShardError, NonFiniteError: each says what to do.
+        ExplainedError: the run can't start or can't go on; the message names the next thing to do.
     """
-    config = dataclasses.replace(config, training=launcher.with_launcher_mode(config.training, os.environ))
+    config = dataclasses.replace(config, training=with_launcher_mode(config.training, os.environ))
+    with (
+        Watchdog(config) as watchdog,
+        join(config.training, watchdog) as world,
+        _open_run(config, world, watchdog, interruption) as (run, found),
+    ):
+        steps, phases = config.training.steps, run.train_step.phases
+        state = _resume(run, found)
+        with _recorded_failure(run, state):
+            step_began = time.monotonic()
+            for batch, wait_seconds in _batches(run, state):
+                phases.begin()
+                news = torch.tensor(
+                    [interruption.requested is not None, samples_digest(batch.sample_ids.numpy()), *run.reporter.starvation],
+                    dtype=torch.int64,
+                )
+                summing = world.start_sum(news)  # beside the computation
+                rate = rate_factor(config.schedule, state.step, steps)
+                torch.manual_seed(key_of(config.seed, state.step, world.rank) >> 1)  # for recipes that draw from torch's own generator
+                result = run.train_step(batch, rate)
+                with phases.collective():
+                    world.finish(summing)
+                state.step += 1
+                now = time.monotonic()
+                seconds, step_began = now - step_began, now  # pictures, checkpoints and reports count for the step after them
+                phases.end(seconds)
+                stop, samples, *starvation = news.tolist()
+                run.reporter.step(StepFacts(state.step, batch, result, rate, seconds, wait_seconds, samples, starvation, phases.read()))
+                if config.training.pictures_every and state.step % config.training.pictures_every == 0:
+                    run.reporter.pictures(state.step, run.train_step.pictures(batch, config.training.pictures))
+                if stop:
+                    break
+                if state.step < steps and state.step % config.checkpoint.every == 0:
+                    _save(run, state)
+            _save(run, state)
+            # every rank waits for the last save: launchers and batch systems take ranks for stuck that outlive the others
+            world.on_first(lambda: run.checkpoints.wait(must_succeed=True))
+        outcome = _outcome(run, state)
+        run.folder.event("end", step=outcome.step, reason=outcome.reason)
+        return outcome
+
+
+@contextmanager
+def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruption: Interruption) -> Iterator[tuple[Run, Checkpoint | None]]:
+    """Opens everything that a run has, and closes it in the opposite order, however the run ends.
+
+    Yields:
+        The run, and the checkpoint whose weights its engines have; None for a new run.
+    """
     with ExitStack() as stack:
-        watchdog = stack.enter_context(Watchdog(config))
-        world = stack.enter_context(distributed.join(config.training, watchdog))
         path = Path(config.run)
         folder = world.on_first(lambda: RunFolder(path, writes=True)) or RunFolder(path, writes=False)
-        stack.callback(folder.close)
-        watchdog.opened(folder)
-        telemetry = Telemetry(config, world, folder, watchdog)
-        stack.callback(telemetry.close)
-        watchdog.tell("opening the data set")
+        stack.enter_context(closing(folder))
+        watchdog.open_stacks()
+        if (restarts := restart_count()) > 0:
+            folder.event("restart", restarts=restarts, attempt=watchdog.attempt)
+        metrics = rank_metrics(config, world, watchdog)
+        publication = stack.enter_context(published(metrics, config, world, folder, watchdog.attempt))
+        watchdog.note_startup("opening the data set")
         recipe = recipes.make(config.recipe, config.method, config.seed)
-        loader = stack.enter_context(StreamLoader(_stream_config(config, recipe, world, folder), world.rank, world.size))
-        watchdog.follow(loader.counters)
+        stream = _stream_config(config, recipe, world, folder)
+        loader = stack.enter_context(StreamLoader(stream, world.rank, world.size, partial(_stop_waiting, world, interruption)))
         flops = flops_per_image(recipe) if config.monitoring.enabled else math.nan
-        watchdog.tell("loading the newest checkpoint")
-        kept = config.checkpoint.keep_last, config.checkpoint.keep_every
-        checkpoints = CheckpointStore(_checkpoint_store(config, folder), *kept, config.checkpoint.read_back)
-        found = find(config, checkpoints, world, loader.decoder.description)
-        watchdog.tell("bringing the networks onto the devices")
-        contestants = enter(recipe, found, world, config.training)
-        for contestant in contestants:
-            stack.callback(contestant.close)
+        reporter = Reporter(config, world, folder, loader, recipe.players, metrics, flops)
+        watchdog.note_startup("loading the newest checkpoint")
+        checkpoints = _checkpoints(config, folder, reporter)
+        found = find_checkpoint(config, checkpoints, world, loader.decoder.description)
+        watchdog.note_startup("bringing the networks onto the devices")
+        engines = build_engines(recipe, found, world, config.training)
+        for engine in engines:
+            stack.enter_context(engine)
         if found is not None:
             loader.load_state_dict(found.facts["position"])
-        reporting = Reporting(config, world, folder, loader, found.step if found else 0, recipe.players, telemetry)
-        stack.callback(reporting.close)
-        reporting.model(flops)
-        checkpoints.before_commit = folder.sync
-        stack.callback(checkpoints.close)  # whatever ends the run: nobody else gets the folder while a save goes on
-        run = _Run(config, world, folder, recipe, loader, checkpoints, contestants, reporting, interruption, watchdog)
-        stack.callback(watchdog.at, "end")
-        telemetry.training_begins()
-        return run(found)
+        train_step = TrainStep(recipe, engines, world, config.training)
+        stack.enter_context(closing(reporter))
+        stack.enter_context(closing(checkpoints))  # first to close: the folder is released only when no save is being written
+        if publication is not None:
+            reporter.say(publication.summary)
+            publication.missed = True  # from now on a failure must raise an alert; before, an error is on the starter's console
+        yield Run(config, world, interruption, watchdog, folder, loader, checkpoints, engines, train_step, reporter), found
+
+
+def _resume(run: Run, found: Checkpoint | None) -> State:
+    """Reports the start of this attempt, and returns the state that it continues from."""
+    run.reporter.begin(found, run.train_step.largest_slice)
+    return State(found.step, found.step) if found is not None else State()
 
 
 class _StoppedWaiting(Exception):
-    """A stop was asked for while a batch was waited for, and nobody else waits for this rank."""
+    """A stop was requested while the only rank waited for a batch."""
 
 
-class _Run:
-    """The parts of one attempt, and the loop over them."""
+def _stop_waiting(world: World, interruption: Interruption) -> None:
+    """Ends the wait for a batch if a stop is requested. The loader calls this once a second while it waits, possibly as long as the store
+    is down. A single rank may stop at once. With several, the others already wait in the next step's collective, so the stop has to travel
+    with that batch."""
+    if world.size == 1 and interruption.requested is not None:
+        raise _StoppedWaiting
 
-    def __init__(
-        self,
-        config: Config[Any],
-        world: World,
-        folder: RunFolder,
-        recipe: Recipe,
-        loader: StreamLoader,
-        checkpoints: CheckpointStore,
-        contestants: list[Contestant],
-        reporting: Reporting,
-        interruption: Interruption,
-        watchdog: Watchdog,
-    ) -> None:
-        self.watchdog = watchdog
-        self.config, self.world, self.folder, self.loader = config, world, folder, loader
-        self.checkpoints, self.contestants, self.reporting, self.interruption = checkpoints, contestants, reporting, interruption
-        self.step = 0
-        self.saved_step = -1
-        loader.waiting = self._wait_on
-        checkpoints.report = reporting.saved
-        training = config.training
-        self.train_step = TrainStep(
-            recipe,
-            contestants,
-            world,
-            global_batch=training.global_batch,
-            largest_share=_largest_share(training.global_batch, world.size, recipe.unit),
-            micro_batch=training.micro_batch,
-            bf16=training.precision == "bf16",
-            max_nonfinite_steps=training.max_nonfinite_steps,
-        )
-        self.recipe = recipe
 
-    def __call__(self, found: Checkpoint | None) -> Outcome:
-        self.step = found.step if found else 0
-        self._announce(found)
-        reason = "finished"
-        try:
-            if self.step < self.config.training.steps:
-                reason = self._train()
-            self._save()
-            # every rank waits for it: a launcher or batch system that sees some ranks end takes the others for stuck
-            self.world.on_first(lambda: self.checkpoints.wait(must_succeed=True))
-        except BaseException as error:
-            self.reporting.flush()
-            self.folder.event("end", step=self.step, reason=type(error).__name__, message=str(error))
-            raise
-        finished = self.step >= self.config.training.steps
-        self.folder.event("end", step=self.step, reason="finished" if finished else reason)
-        return Outcome(self.step, finished, reason, self.folder.path, self.world.size, self.world.rank)
-
-    def _train(self) -> str:
-        """Takes steps until there are enough or somebody asks to stop; returns why."""
-        try:
-            return self._steps()
-        except _StoppedWaiting as stopped:
-            return str(stopped)
-
-    def _steps(self) -> str:
-        training = self.config.training
-        watch, beside, phases = Stopwatch(), 0.0, self.train_step.phases
-        self.watchdog.at("data", self.step + 1)
-        for batch in self.loader:
-            self.watchdog.at("step", self.step + 1)
-            waited = watch.lap()
-            phases.begin()
-            stop, digest = int(self.interruption.requested is not None), samples_digest(batch.sample_ids.numpy())
-            news = torch.tensor([stop, digest, *self.reporting.hunger], dtype=torch.int64)
-            telling = self.world.start_sum(news)
-            rate = rate_factor(self.config.schedule, self.step, training.steps)
-            torch.manual_seed(key_of(self.config.seed, self.step, self.world.rank) >> 1)  # for recipes that draw from torch's own generator
-            result = self.train_step(batch, rate)
-            with phases.collective():
-                self.world.finish(telling)
-            self.step += 1
-            seconds = beside + waited + watch.lap()
-            phases.end(seconds)
-            self.reporting.rates({each.player.name: each.player.optimiser.learning_rate * rate for each in self.contestants})
-            self.reporting.step(self.step, batch, result, rate, seconds, waited, int(news[1]), news[2:].tolist())
-            self.reporting.times(phases.read())
-            if training.pictures_every and self.step % training.pictures_every == 0:
-                self._draw(batch)
-            if self.step >= training.steps:
-                return "finished"
-            if news[0]:
-                return self.interruption.requested or "another rank was asked to stop"
-            if self.step % self.config.checkpoint.every == 0:
-                self._save()
-            self.watchdog.at("data", self.step + 1)
-            beside = watch.lap()  # pictures, checkpoints and reports: part of the next step's time, and no wait for data
-        raise AssertionError("a loader without a number of epochs has no end")
-
-    def _wait_on(self) -> None:
-        """While a batch is waited for, which may be as long as a store is down. Where there are several ranks, those that have their batch
-        wait in the step for this one and can't be told of a stop: it is with that batch."""
-        if self.world.size == 1 and self.interruption.requested is not None:
-            raise _StoppedWaiting(self.interruption.requested)
-
-    def _save(self) -> None:
-        """Saves the steps that were done, unless that is so."""
-        self.watchdog.at("checkpoint", self.step)
+def _batches(run: Run, state: State) -> Iterator[tuple[Batch, float]]:
+    """Yields batches while there are steps to take, each with the seconds that it was waited for."""
+    batches = iter(run.loader)
+    while state.step < run.config.training.steps:
         began = time.monotonic()
-        self.reporting.flush()  # steps that a checkpoint holds are never taken again, so their lines must be there
-        if self.step == self.saved_step:
-            return
-        self.saved_step = self.step
-        tensors: dict[str, Mapping[str, Tensor]] = {}
-        for each in self.contestants:
-            tensors |= each.full_state()
-        if not self.world.is_first:
-            return
-        facts = {
-            "recipe": self.config.recipe,
-            "position": self.loader.state_dict(),
-            "config": to_mapping(self.config),
-            "world_size": self.world.size,
-            "mode": self.config.training.mode,
-            "decoder": self.loader.decoder.description,
-            "torch": str(torch.__version__),
-            "saved_at": time.time(),
-        }
-        self.checkpoints.save(Checkpoint(self.step, facts, tensors), began)
-
-    def _draw(self, batch: Batch) -> None:
-        """Writes the grid of what the networks paint, from the first pictures of rank 0. Every rank paints its own, since weights that
-        are divided among the ranks come together in a forward of all of them."""
-        networks = self.train_step.networks()
-        for network in networks.values():
-            network.eval()
-        with torch.no_grad():
-            shown = slice(0, min(self.config.training.pictures, len(batch.sample_ids)))
-            columns = self.recipe.pictures(self.train_step.views(batch, shown), networks)
+        run.watchdog.at("data", state.step + 1, activity=run.loader.counters)
         try:
-            if self.world.is_first:
-                save_grid(self.folder.picture(self.step), columns)
-        except OSError as error:  # a full disk: no reason to stop
-            self.reporting.say(f"step {self.step}: the picture grid could not be written: {error}")
-        for network in networks.values():
-            network.train()
+            batch = next(batches)
+        except _StoppedWaiting:
+            return
+        run.watchdog.at("step", state.step + 1)
+        yield batch, time.monotonic() - began
 
-    def _announce(self, found: Checkpoint | None) -> None:
-        config, reporting = self.config, self.reporting
-        attempt = self.folder.attempts() + 1 if self.world.is_first else 0
-        reporting.attempt = attempt
-        share = "" if self.world.size == 1 else f" in shares of up to {self.train_step.largest_share}"
-        reporting.say(
-            f"recipe {config.recipe}, world size {self.world.size} ({self.world.device.type}), batch {config.training.global_batch}{share}"
-        )
-        for line in self.loader.describe():
-            reporting.say(line)
-        reporting.say(f"run folder {self.folder.path}")
-        if found is not None:
-            reporting.resumed(found.step, float(found.facts["saved_at"]))
-            reporting.say(f"continues after step {found.step} of {config.training.steps}")
-            for change in _changes(found.facts["config"], to_mapping(config)):
-                reporting.say(f"changed since the checkpoint: {change}")
-            self.saved_step = found.step
-        self.folder.write_config(to_mapping(config))
-        self.folder.event(
-            "start",
-            attempt=attempt,
-            world_size=self.world.size,
-            step=self.step,
-            position=self.loader.state_dict(),
-            global_batch=config.training.global_batch,
-            shares=self.loader.samples_per_dataset(),
-            recipe=config.recipe,
-            restarts=restart_count(),
-            mode=config.training.mode,
-            device=self.world.device.type,
-            decoder=self.loader.decoder.description,
-            versions=environment() if self.world.is_first else {},
-        )
+
+def _save(run: Run, state: State) -> None:
+    """Saves a checkpoint of the current step, unless this step is already saved."""
+    run.watchdog.at("checkpoint", state.step)
+    began = time.monotonic()
+    run.reporter.flush()  # steps that a checkpoint holds are never taken again, so their lines must be in the history
+    if state.step == state.saved_step:
+        return
+    state.saved_step = state.step
+    tensors: dict[str, Mapping[str, Tensor]] = {}
+    for engine in run.engines:
+        tensors |= engine.full_state()
+    if not run.world.is_first:
+        return
+    facts = {
+        "recipe": run.config.recipe,
+        "position": run.loader.state_dict(),
+        "config": to_mapping(run.config),
+        "world_size": run.world.size,
+        "mode": run.config.training.mode,
+        "decoder": run.loader.decoder.description,
+        "torch": str(torch.__version__),
+        "saved_at": time.time(),
+    }
+    run.checkpoints.save(Checkpoint(state.step, facts, tensors), began)
+
+
+@contextmanager
+def _recorded_failure(run: Run, state: State) -> Iterator[None]:
+    """Records an error that ends the loop as the event `end`."""
+    try:
+        yield
+    except BaseException as error:
+        run.reporter.flush()
+        run.folder.event("end", step=state.step, reason=type(error).__name__, message=str(error))
+        raise
+    finally:
+        run.watchdog.at("end")
+
+
+def _outcome(run: Run, state: State) -> Outcome:
+    finished = state.step >= run.config.training.steps
+    reason = "finished" if finished else run.interruption.requested or "another rank was asked to stop"
+    return Outcome(state.step, finished, reason, run.folder.path, run.world.size, run.world.rank)
 
 
 def _stream_config(config: Config[Any], recipe: Recipe, world: World, folder: RunFolder) -> StreamConfig:
@@ -314,24 +291,8 @@ def _stream_config(config: Config[Any], recipe: Recipe, world: World, folder: Ru
     )
 
 
-def _checkpoint_store(config: Config[Any], folder: RunFolder) -> Store:
-    if not config.checkpoint.url:
-        return Store(str(folder.checkpoints.absolute()))
-    return Store(config.checkpoint.url, config.data.storage_options if "://" in config.checkpoint.url else None)
-
-
-def _largest_share(global_batch: int, world_size: int, unit: int) -> int:
-    parts = (rank_slice(global_batch, rank, world_size, unit) for rank in range(world_size))
-    return max(int(part.stop - part.start) for part in parts)
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    """Settings that differ, but for those that only say how far and where this attempt goes, and those that there were not before."""
-    found = []
-    for key in sorted(before.keys() & now.keys()):
-        where, old, new = f"{path}{key}", *(list(each) if isinstance(each, tuple) else each for each in (before[key], now[key]))
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _changes(old, new, f"{where}.")
-        elif old != new and where not in _OF_THE_ATTEMPT:
-            found.append(f"{where}: {old} -> {new}")
-    return found
+def _checkpoints(config: Config[Any], folder: RunFolder, reporter: Reporter) -> CheckpointStore:
+    url = config.checkpoint.url
+    store = Store(url, config.data.storage_options if "://" in url else None) if url else Store(str(folder.checkpoints.absolute()))
+    settings = config.checkpoint
+    return CheckpointStore(store, settings.keep_last, settings.keep_every, settings.read_back, reporter.saved, folder.sync)

@@ -1,9 +1,9 @@
-"""Where the time of a step goes, and how much of it is a rank's own, without ever waiting for the device.
+"""Times the phases of a step, and the part of it that is a rank's own, without ever waiting for the device.
 
-The step says which phase it enters. On CPUs that is a look at the clock; on a GPU it is an event in the stream, whose time is read later,
-once the device is past it. What a rank spends in `collective` it waits for the other ranks: they go in step, so the steps of all of them
-take as long, and only the time without these waits tells which rank is slow. (Batch norm over the samples of all ranks waits in each of its
-layers. Those waits are not told from forward and backward: no rank stands out there.)
+The step names each phase that it enters. On CPUs a phase begins at a reading of the clock. On a GPU it begins at an event in the stream,
+whose time is read later, once the device has passed it. `collective` is the time in which a rank waits for the other ranks. The ranks move
+in lockstep, so their steps all take equally long, and only the time without these waits shows which rank is slow. (Batch norm over the
+samples of all ranks waits in each of its layers. Those waits are counted as forward and backward, so no rank stands out there.)
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torch import Tensor
 from torch.autograd import Variable
 
 Phase = Literal["", "host_to_device", "forward", "backward", "optimiser", "collective"]
-"""Parts of a step; the empty one is what belongs to none. The wait for the batch is known to the loop and is no part of this."""
-_KEPT_STEPS = 64  # that are not read yet: a device that is further behind than that loses the times of the oldest, and nothing else
+"""Phases of a step; the empty one is time that belongs to none of the others. The loop itself measures the wait for the batch."""
+_KEPT_STEPS = 64  # most steps that wait to be read: if the device is further behind, the times of the oldest step are dropped
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """One step that is over, on the device too.
+    """Times of one step that is over, on the device too.
 
     Attributes:
-        seconds: that it took by the clock of the host, with everything since the step before it.
-        phases: of it, in seconds.
+        seconds: duration by the host's clock, since the end of the step before it.
+        phases: seconds spent in each phase.
     """
 
     seconds: float
@@ -39,32 +39,32 @@ class StepTimes:
 
     @property
     def own(self) -> float:
-        """Seconds without the waits for other ranks: what this rank would have needed alone."""
+        """Seconds without the waits for other ranks: the time that this rank would have needed alone."""
         return max(0.0, self.seconds - self.phases.get("collective", 0.0))
 
 
 class Clock(Protocol):
-    """Marks moments of the device."""
+    """A clock of the device, which marks moments in the order of its work."""
 
     def mark(self) -> Any:
-        """This moment, in the order of the work that was given to the device."""
+        """Marks this moment, in the order of the work that was queued on the device."""
         ...
 
     def is_past(self, mark: Any) -> bool:
-        """Whether the device is past it. Never waits."""
+        """Returns whether the device has passed a mark. Never waits."""
         ...
 
     def between(self, start: Any, end: Any) -> float:
-        """Seconds from one mark that is past to another."""
+        """Returns the seconds between two marks that the device has passed."""
         ...
 
     def forget(self, mark: Any) -> None:
-        """It will not be asked for any more."""
+        """Releases a mark."""
         ...
 
 
 class HostClock:
-    """For devices that are done when the call returns."""
+    """The clock for devices whose work is done when the call returns."""
 
     mark = staticmethod(time.perf_counter)
 
@@ -79,10 +79,10 @@ class HostClock:
 
 
 class StreamClock:
-    """Events in the current stream of a GPU, used again and again.
+    """The clock of a GPU: events in its current stream, which are reused.
 
     Args:
-        event: makes one; it has to be one that can be timed.
+        event: makes an event that can be timed.
     """
 
     def __init__(self, event: Callable[..., Any] = torch.cuda.Event) -> None:
@@ -108,7 +108,7 @@ class Phases:
     """The phases of the steps of one rank.
 
     Args:
-        clock: of the device.
+        clock: clock of the device.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -119,23 +119,23 @@ class Phases:
 
     @classmethod
     def of(cls, device: torch.device) -> Phases:
-        """With the clock that fits a device."""
+        """Makes phases with the clock that fits a device."""
         return cls(StreamClock() if device.type == "cuda" else HostClock())
 
     def begin(self) -> None:
-        """A step begins; outside of steps nothing is measured."""
+        """Begins a step; nothing is measured outside of steps."""
         self._marks = []
         self.enter("")
 
     def enter(self, phase: Phase) -> None:
-        """What follows belongs to `phase`, until the next one is entered."""
+        """Enters a phase, which lasts until the next one is entered."""
         if self._marks is not None:
             self._phase = phase
             self._marks.append((phase, self._clock.mark()))
 
     @contextmanager
     def collective(self) -> Iterator[None]:
-        """A call that waits for the other ranks, in the middle of another phase."""
+        """Surrounds a call that waits for the other ranks, in the middle of another phase."""
         before = self._phase
         self.enter("collective")
         try:
@@ -144,13 +144,13 @@ class Phases:
             self.enter(before)
 
     def backward(self, loss: Tensor, waits: bool) -> None:
-        """The backward pass of `loss` comes next.
+        """Enters the backward pass.
 
         Args:
-            loss: what is differentiated.
-            waits: the pass ends with the wait for the gradients of the other ranks, as DDP's and ZeRO's do. What is behind the last
-                gradient of this rank is `collective` then: autograd calls back at its end in the order in which it was asked to, and this
-                asks with the first gradient, DDP with the last.
+            loss: scalar that is differentiated next.
+            waits: whether the pass ends with the wait for the gradients of the other ranks, as DDP's and ZeRO's do. The time after this
+                rank's last gradient is then `collective`. Autograd runs the callbacks at its end in the order in which they were queued;
+                this one is queued with the first gradient, DDP's with the last, so this one runs first.
         """
         self.enter("backward")
         if waits and self._marks is not None:
@@ -160,7 +160,11 @@ class Phases:
         Variable._execution_engine.queue_callback(lambda: self.enter("collective"))
 
     def end(self, seconds: float) -> None:
-        """The step is over; it took `seconds` by the host's clock, with what came since the one before it."""
+        """Ends the step.
+
+        Args:
+            seconds: duration by the host's clock, since the end of the step before it.
+        """
         if self._marks is None:
             return
         self.enter("")
@@ -170,7 +174,7 @@ class Phases:
         self._marks = None
 
     def read(self) -> list[StepTimes]:
-        """The steps that the device has done since the last call, in their order. Never waits."""
+        """Returns the steps that the device has finished since the last call, in their order. Never waits."""
         found = []
         while self._unread and all(self._clock.is_past(mark) for _, mark in reversed(self._unread[0][1])):
             seconds, marks = self._unread.popleft()

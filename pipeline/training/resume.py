@@ -1,11 +1,12 @@
-"""Where a run continues: the checkpoint that counts, on every rank, and the players that it fills.
+"""Finds the checkpoint that a run continues from, and builds the engines with its state.
 
-Rank 0 reads and the others are told, so that only rank 0 needs to see the store that checkpoints are in.
+Rank 0 reads and broadcasts, so that only rank 0 needs access to the store of the checkpoints.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,36 @@ from torch import Tensor
 from pipeline.config import Config, TrainingConfig
 from pipeline.recipes.player import Player, Recipe
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointInvalid, CheckpointStore, read, step_of
-from pipeline.training.engine.engine import Contestant, Replicated
+from pipeline.training.engine.engine import Engine, ReplicatedEngine
 from pipeline.training.ranks.world import World
 from pipeline.training.record.run_folder import RunFolderError
 from shards.store import Store
 from shards.urls import split
 
+_OF_THE_ATTEMPT = ("run", "training.steps", "checkpoint.url", "checkpoint.resume")  # settings that may differ in every attempt
 
-def find(config: Config[Any], checkpoints: CheckpointStore, world: World, decoder: str) -> Checkpoint | None:
-    """The checkpoint to continue from, on every rank; rank 0 reads and the others are told, so that only it needs to see the store.
-    `decoder` describes what decodes pictures here."""
+
+def find_checkpoint(config: Config[Any], checkpoints: CheckpointStore, world: World, decoder: str) -> Checkpoint | None:
+    """Returns the checkpoint to continue from, on every rank; None for a new run.
+
+    Args:
+        config: settings of the run.
+        checkpoints: checkpoints of the run; only rank 0 reads them.
+        world: ranks of the run.
+        decoder: description of the decoder of this attempt.
+
+    Raises:
+        RunFolderError: checkpoint.resume is none and there are checkpoints, or another run writes there.
+        CheckpointInvalid: no checkpoint verifies, or the one found is of another recipe or decoder.
+        StoreError: the store does not answer.
+    """
     found = world.on_first(lambda: _read(config, checkpoints, decoder))
-    facts = world.share((found.step, dict(found.facts)) if found else None)
+    facts = world.broadcast((found.step, dict(found.facts)) if found else None)
     if facts is None:
         return None
     flat = {f"{file}\0{name}": tensor for file, tensors in found.tensors.items() for name, tensor in tensors.items()} if found else None
     tensors: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in world.share_tensors(flat).items():
+    for key, tensor in world.broadcast_tensors(flat).items():
         file, _, name = key.partition("\0")
         tensors.setdefault(file, {})[name] = tensor
     return Checkpoint(facts[0], facts[1], tensors)
@@ -44,12 +58,12 @@ def _read(config: Config[Any], checkpoints: CheckpointStore, decoder: str) -> Ch
         raise RunFolderError(
             f"{where}: holds checkpoints up to step {steps[-1]}. Choose another folder with --run, or --checkpoint.resume auto"
         )
-    if not steps and resume not in ("auto", "none"):  # where the run starts; later attempts continue from its own checkpoints
+    if not steps and resume not in ("auto", "none"):  # start of the run; later attempts continue from its own checkpoints
         parent, name = split(resume.rstrip("/"))
         store = Store(parent, config.data.storage_options if "://" in parent else None)
         found = read(store, step_of(name, store.describe(name)))
         _check(found, config, store.describe(), decoder)
-        checkpoints.claim(Path(config.run))  # last: a start that fails takes the place from nobody
+        checkpoints.claim(Path(config.run))  # last, so that a start that fails takes the place from no other run
         return found
     checkpoints.claim(Path(config.run))
     newest = checkpoints.newest(lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
@@ -77,30 +91,57 @@ def _check(found: Checkpoint, config: Config[Any], where: str, decoder: str) -> 
         )
 
 
-def enter(recipe: Recipe, found: Checkpoint | None, world: World, training: TrainingConfig) -> list[Contestant]:
-    """Brings the players into the run: weights from the checkpoint, on the device, wrapped, with their optimisers.
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+    """Lists the settings that differ, one line each.
+
+    Settings that say only how far and where this attempt goes are left out, and so are settings that one side does not have.
+
+    Args:
+        before: settings of the checkpoint.
+        now: settings of this attempt.
+        path: prefix of the keys.
+    """
+    found = []
+    for key in sorted(before.keys() & now.keys()):
+        where, old, new = f"{path}{key}", *(list(each) if isinstance(each, tuple) else each for each in (before[key], now[key]))
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += changed_settings(old, new, f"{where}.")
+        elif old != new and where not in _OF_THE_ATTEMPT:
+            found.append(f"{where}: {old} -> {new}")
+    return found
+
+
+def build_engines(recipe: Recipe, found: Checkpoint | None, world: World, training: TrainingConfig) -> list[Engine]:
+    """Builds the engine of every player: weights from the checkpoint, network on the device and wrapped, optimiser.
+
+    Args:
+        recipe: recipe with the players.
+        found: checkpoint to continue from; None starts from the players' initial weights.
+        world: ranks of the run.
+        training: settings of the loop, with the mode.
 
     Raises:
-        CheckpointInvalid: it does not fit these players.
-        ConfigError: the mode can't be had here.
+        CheckpointInvalid: the checkpoint's weights do not fit these players.
+        OptimiserMismatch: the checkpoint's optimiser state does not fit these players.
+        ConfigError: DeepSpeed is needed and not installed, or a setting of an optimiser is out of range.
     """
-    contestants = []
+    engines = []
     for player in recipe.players:
         if found is not None:
             _load_weights(player.name, player.network, found)
-        contestants.append(_contestant(player, world, training))
+        engines.append(_engine(player, world, training))
         if found is not None:
-            contestants[-1].load_optimiser(found.tensors.get(f"{player.name}.optimiser", {}))
-    return contestants
+            engines[-1].load_optimiser(found.tensors.get(f"{player.name}.optimiser", {}))
+    return engines
 
 
-def _contestant(player: Player, world: World, training: TrainingConfig) -> Contestant:
+def _engine(player: Player, world: World, training: TrainingConfig) -> Engine:
     player.network.train()
     if training.mode == "ddp":
-        return Replicated(player, world, training.max_gradient_norm)
-    from pipeline.training.engine.zero import Sharded  # noqa: PLC0415  # not needed, nor paid for, without DeepSpeed
+        return ReplicatedEngine(player, world, training.max_gradient_norm)
+    from pipeline.training.engine.zero import ShardedEngine  # noqa: PLC0415  # imports DeepSpeed, which ddp does not need
 
-    return Sharded(player, world, training)
+    return ShardedEngine(player, world, training)
 
 
 def _load_weights(name: str, network: torch.nn.Module, found: Checkpoint) -> None:

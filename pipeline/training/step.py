@@ -1,7 +1,7 @@
 """One step: every player takes its turn on the batch, in micro-batches that fit the device.
 
-Every loss is a mean over the samples of the global batch. A rank scales its part by ranks / batch, so that the average over the ranks that
-DDP takes is that mean exactly, however uneven the shares are.
+Every loss is a mean over the samples of the global batch. A rank scales its part by ranks / batch, so that DDP's average over the ranks is
+exactly that mean, however uneven the ranks' slices of the batch are.
 """
 
 from __future__ import annotations
@@ -13,30 +13,31 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pipeline.config import ScheduleConfig
+from pipeline.config import ScheduleConfig, TrainingConfig
 from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import discard_statistics, fold_statistics
 from pipeline.recipes.player import Losses, Networks, Recipe, Views
 from pipeline.stream.loader import Batch
-from pipeline.training.engine.engine import Contestant
+from pipeline.stream.order import rank_slice
+from pipeline.training.engine.engine import Engine
 from pipeline.training.phases import Phases
 from pipeline.training.ranks.world import World
 from shards.errors import ExplainedError
 
 
 class NonFiniteError(ExplainedError):
-    """Too many steps in a row gave a loss or gradient that is not a number."""
+    """Too many steps in a row had a gradient that is not finite."""
 
 
 @dataclass
 class StepResult:
-    """What one step gave, on the device and summed over the ranks, so that reading it can wait.
+    """Losses and gradient norms of one step. The losses stay on the device, summed over the ranks, so that reading them can wait.
 
     Attributes:
-        names: (player, part) of each loss; the part `total` is what was minimised.
+        names: (player, part) of each loss; the part `total` is the loss that was minimised.
         losses: float64 (len(names),), means over the global batch.
-        gradient_norms: by player, before clipping.
-        skipped: players whose weights were left as they were because something was not finite.
+        gradient_norms: gradient norm by player, before clipping.
+        skipped: players whose weights were left as they were because their gradient was not finite.
     """
 
     names: list[tuple[str, str]] = field(default_factory=list)
@@ -45,7 +46,7 @@ class StepResult:
     skipped: list[str] = field(default_factory=list)
 
     def read(self) -> dict[str, dict[str, float]]:
-        """The losses as numbers: player -> part -> mean over the global batch. Waits for the device."""
+        """Returns the losses as numbers: player -> part -> mean over the global batch. Waits for the device."""
         found: dict[str, dict[str, float]] = {}
         values = self.losses.tolist() if self.losses is not None else []
         for (player, part), value in zip(self.names, values, strict=True):
@@ -53,34 +54,46 @@ class StepResult:
         return found
 
 
-def micro_batches(share: int, largest_share: int, micro_batch: int, unit: int) -> list[slice]:
-    """Cuts a rank's share into micro-batches, as many on every rank.
+def micro_batches(count: int, largest_count: int, micro_batch: int, unit: int) -> list[slice]:
+    """Cuts a rank's slice of the batch into micro-batches, the same number on every rank.
 
     Args:
-        share: samples of this rank.
-        largest_share: samples of the rank that has most.
+        count: samples of this rank.
+        largest_count: samples of the rank that has most.
         micro_batch: most samples that go through the device at once.
         unit: samples that stay together.
 
     Returns:
-        Slices in order that cover the share; where another rank has a unit more the first may be empty, the last never is.
+        Slices in order that cover the rank's samples. If another rank has a unit more, the first slice may be empty; the last never is.
 
     Raises:
-        ConfigError: a unit does not fit a micro-batch.
+        ConfigError: a unit does not fit into a micro-batch.
     """
     if micro_batch < unit:
         raise ConfigError(f"training.micro_batch: {micro_batch} is less than the batch-norm group of {unit}, which must not be divided")
-    units, count = share // unit, math.ceil(largest_share / (micro_batch // unit * unit))
-    return [slice(part * units // count * unit, (part + 1) * units // count * unit) for part in range(count)]
+    units, parts = count // unit, math.ceil(largest_count / (micro_batch // unit * unit))
+    return [slice(part * units // parts * unit, (part + 1) * units // parts * unit) for part in range(parts)]
+
+
+def largest_slice(global_batch: int, world_size: int, unit: int) -> int:
+    """Counts the samples of the rank that has most of a global batch.
+
+    Args:
+        global_batch: samples of the global batch.
+        world_size: ranks of the run.
+        unit: samples that stay together.
+    """
+    slices = (rank_slice(global_batch, rank, world_size, unit) for rank in range(world_size))
+    return max(int(each.stop - each.start) for each in slices)
 
 
 def rate_factor(config: ScheduleConfig, step: int, steps: int) -> float:
-    """What every learning rate is multiplied by in a step.
+    """Returns the factor of every learning rate in a step.
 
     Args:
-        config: the schedule.
-        step: from 0.
-        steps: of the whole run.
+        config: schedule of the run.
+        step: number of the step, from 0.
+        steps: steps of the whole run.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -96,62 +109,49 @@ class TrainStep:
     """Trains the players on batches.
 
     Args:
-        recipe: makes the views.
-        contestants: the players in the order of their turns.
-        world: the ranks.
-        global_batch: samples over all ranks.
-        largest_share: samples of the rank that has most.
-        micro_batch: most samples at once.
-        bf16: compute the networks in bfloat16.
-        max_nonfinite_steps: in a row, before NonFiniteError.
+        recipe: recipe that makes the views.
+        engines: engines of the players in the order of their turns.
+        world: ranks of the run.
+        training: settings of batch sizes, precision and the limit of non-finite steps.
 
     Attributes:
-        phases: is told where a step is; begun and ended by whoever takes the steps.
+        largest_slice: samples of the rank that has most of a global batch.
+        phases: times the parts of a step. The caller (the loop) starts and ends each step on it.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        contestants: Sequence[Contestant],
-        world: World,
-        *,
-        global_batch: int,
-        largest_share: int,
-        micro_batch: int,
-        bf16: bool,
-        max_nonfinite_steps: int,
-    ) -> None:
+    def __init__(self, recipe: Recipe, engines: Sequence[Engine], world: World, training: TrainingConfig) -> None:
         self.recipe = recipe
-        self.contestants = contestants
+        self.engines = engines
         self.world = world
-        self.global_batch = global_batch
-        self.largest_share = largest_share
-        self.micro_batch = micro_batch
-        self.bf16 = bf16
-        self.max_nonfinite_steps = max_nonfinite_steps
+        self.training = training
+        self.largest_slice = largest_slice(training.global_batch, world.size, recipe.unit)
         self.nonfinite_in_a_row = 0
         self.phases = Phases.of(world.device)
-        for each in contestants:
+        for each in engines:
             each.time_waits(self.phases.collective)
-        self.in_lockstep = any(each.in_lockstep for each in contestants)  # a turn goes through the other players' networks, too
+        self.in_lockstep = any(each.in_lockstep for each in engines)  # a turn goes through the other players' networks, too
 
     def __call__(self, batch: Batch, rate: float) -> StepResult:
-        """One step on this rank's share of a batch, with the learning rates times `rate`.
+        """Takes one step on this rank's slice of a batch.
+
+        Args:
+            batch: this rank's slice of the global batch.
+            rate: factor of the learning rates.
 
         Raises:
-            NonFiniteError: once too often.
+            NonFiniteError: more than training.max_nonfinite_steps steps in a row had a gradient that is not finite.
         """
         result = StepResult()
         sums: list[Tensor] = []
-        parts = micro_batches(len(batch.sample_ids), self.largest_share, self.micro_batch, self.recipe.unit)
-        for contestant in self.contestants:
-            self._turn(contestant, batch, parts, rate, result, sums)
-        result.losses = self._sum(torch.stack(sums)) / self.global_batch
+        parts = micro_batches(len(batch.sample_ids), self.largest_slice, self.training.micro_batch, self.recipe.unit)
+        for engine in self.engines:
+            self._turn(engine, batch, parts, rate, result, sums)
+        result.losses = self._sum(torch.stack(sums)) / self.training.global_batch
         self._guard(result)
         return result
 
     def views(self, batch: Batch, part: slice) -> Views:
-        """The views of a part of a batch, on the device."""
+        """Makes the views of a part of a batch, on the device."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor[part].to(self.world.device, non_blocking=True)
@@ -163,71 +163,83 @@ class TrainStep:
             self.phases.enter("forward")
             return self.recipe.views(*moved)
 
-    def networks(self, turn: Contestant | None = None) -> Networks:
-        """Every network by name: the one whose turn it is wrapped, the others bare."""
-        return {each.player.name: each.wrapped if each is turn else each.bare for each in self.contestants}
+    def networks(self, turn: Engine | None = None) -> Networks:
+        """Returns every network by name: wrapped for the engine whose turn it is, bare for the others."""
+        return {each.player.name: each.wrapped if each is turn else each.bare for each in self.engines}
 
-    def _turn(
-        self, contestant: Contestant, batch: Batch, parts: Sequence[slice], rate: float, result: StepResult, sums: list[Tensor]
-    ) -> None:
-        for each in self.contestants:
-            each.network.requires_grad_(each is contestant)
-        networks, totals = self.networks(contestant), dict[str, Tensor]()
+    def pictures(self, batch: Batch, count: int) -> Mapping[str, Tensor]:
+        """Returns the columns of a picture grid, made from the first `count` samples of this rank.
+
+        Every rank must call it, because weights that are divided among the ranks are gathered in a forward pass of all of them.
+        """
+        networks = self.networks()
+        for network in networks.values():
+            network.eval()
+        with torch.no_grad():
+            columns = self.recipe.pictures(self.views(batch, slice(0, min(count, len(batch.sample_ids)))), networks)
+        for network in networks.values():
+            network.train()
+        return columns
+
+    def _turn(self, engine: Engine, batch: Batch, parts: Sequence[slice], rate: float, result: StepResult, sums: list[Tensor]) -> None:
+        for each in self.engines:
+            each.network.requires_grad_(each is engine)
+        networks, totals = self.networks(engine), dict[str, Tensor]()
         for part in parts:
             if part.start == part.stop:
                 if self.in_lockstep:
-                    self._idle(contestant, batch, networks)
+                    self._idle(engine, batch, networks)
                 continue
-            with contestant.micro_step(last=part is parts[-1]):
-                losses = self._losses(contestant, batch, part, networks)
+            with engine.micro_step(last=part is parts[-1]):
+                losses = self._losses(engine, batch, part, networks)
                 total = losses.total.sum()
-                # a loss that is not finite makes the gradient so, on every rank and without waiting for the device
-                scale = torch.where(torch.isfinite(total.detach()), self.world.size / self.global_batch, math.nan)
-                self._backward(contestant, total * scale)
+                # a non-finite loss makes the gradient non-finite, on every rank and without waiting for the device
+                scale = torch.where(torch.isfinite(total.detach()), self.world.size / self.training.global_batch, math.nan)
+                self._backward(engine, total * scale)
             _accumulate(totals, {"total": losses.total.detach(), **losses.parts})
-        self._update(contestant, rate, result)
-        result.names.extend((contestant.player.name, part) for part in totals)
+        self._update(engine, rate, result)
+        result.names.extend((engine.player.name, part) for part in totals)
         sums.extend(totals.values())
 
-    def _losses(self, contestant: Contestant, batch: Batch, part: slice, networks: Networks) -> Losses:
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
-            return contestant.player.loss(self.views(batch, part), networks)
+    def _losses(self, engine: Engine, batch: Batch, part: slice, networks: Networks) -> Losses:
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
+            return engine.player.loss(self.views(batch, part), networks)
 
-    def _backward(self, contestant: Contestant, loss: Tensor) -> None:
+    def _backward(self, engine: Engine, loss: Tensor) -> None:
         self.phases.backward(loss, waits=self.world.size > 1)
-        contestant.backward(loss)
+        engine.backward(loss)
         self.phases.enter("")
 
     def _sum(self, values: Tensor) -> Tensor:
         with self.phases.collective():
             return self.world.sum(values)
 
-    def _idle(self, contestant: Contestant, batch: Batch, networks: Networks) -> None:
-        """A pass with weight 0 beside the ranks that have a unit more: no gradient, no statistics, no random number of it remains.
+    def _idle(self, engine: Engine, batch: Batch, networks: Networks) -> None:
+        """Runs a pass with weight 0 beside the ranks that have a unit more. No gradient, statistics or random numbers remain of it.
 
-        It repeats samples of the share, so that it is finite where their own pass is. It is the first of a turn: there are no other
-        statistics to lose.
+        The pass repeats samples of this rank, so that it is finite if their own pass is. It is the first pass of a turn, so there are no
+        other statistics to lose.
         """
         devices = [self.world.device] if self.world.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), contestant.micro_step(last=False):
-            losses = self._losses(contestant, batch, slice(0, self.recipe.unit), networks)
-            self._backward(contestant, losses.total.sum() * 0.0)
-        discard_statistics(contestant.network)
+        with torch.random.fork_rng(devices), engine.micro_step(last=False):
+            losses = self._losses(engine, batch, slice(0, self.recipe.unit), networks)
+            self._backward(engine, losses.total.sum() * 0.0)
+        discard_statistics(engine.network)
 
-    def _update(self, contestant: Contestant, rate: float, result: StepResult) -> None:
+    def _update(self, engine: Engine, rate: float, result: StepResult) -> None:
         self.phases.enter("optimiser")
-        norm = contestant.update(rate)  # equal on every rank, so every rank decides alike
+        norm = engine.update(rate)  # equal on every rank, so that all ranks decide alike
         self.phases.enter("")
-        result.gradient_norms[contestant.player.name] = norm
+        result.gradient_norms[engine.player.name] = norm
         if math.isfinite(norm):
-            fold_statistics(contestant.network, self._sum)
+            fold_statistics(engine.network, self._sum)
         else:
-            discard_statistics(contestant.network)
-            result.skipped.append(contestant.player.name)
+            discard_statistics(engine.network)
+            result.skipped.append(engine.player.name)
 
     def _guard(self, result: StepResult) -> None:
         self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if result.skipped else 0
-        if self.nonfinite_in_a_row > self.max_nonfinite_steps:
+        if self.nonfinite_in_a_row > self.training.max_nonfinite_steps:
             raise NonFiniteError(
                 f"{self.nonfinite_in_a_row} steps in a row gave a gradient that is not finite ({', '.join(result.skipped)}): "
                 "lower the learning rate, set training.max_gradient_norm, or train in fp32. The last checkpoint is from before"

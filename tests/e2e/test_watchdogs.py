@@ -207,7 +207,7 @@ def test_a_run_that_starves_says_so_once_and_when_it_recovers(s3: SeaweedFS, sha
     assert (
         len(re.findall(r"^step \d+: [12] of 2 ranks wait for data \d+% of the time\. .*data\.threads", log.read_text(), re.MULTILINE)) == 1
     )
-    assert log.read_text().count("no rank starves for data any more") == 1
+    assert log.read_text().count("no rank starves for data now") == 1
 
 
 @pytest.mark.slow

@@ -14,13 +14,13 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from pipeline import recipes
 from pipeline.config import parse
-from pipeline.training.failures import reported
+from pipeline.training.failures import exit_with_message
 from pipeline.training.loop import pretrain
 from pipeline.training.supervision.interruption import Interruption
 
 
 def main() -> None:
-    with reported(), Interruption() as interruption:
+    with exit_with_message(), Interruption() as interruption:
         for attempt, arguments in enumerate(json.loads(Path(sys.argv[1]).read_text())):
             os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)  # names the store of the process group, which must be a fresh one
             for state in (AcceleratorState, PartialState, GradientState):

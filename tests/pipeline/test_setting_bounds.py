@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pipeline import recipes
 from pipeline.config import Config, parse
 from pipeline.mapping import ConfigError, bounds
-from pipeline.training.slurm.submission import configured
+from pipeline.training.slurm.submission import parse_settings
 
 Refuser = Callable[[], object]
 
@@ -169,7 +169,7 @@ def test_file_command_line_and_submission_to_slurm_refuse_the_same_with_the_same
     else:
         wide = {"max_value" if isinstance(limit, Ge | Gt) else "min_value": edge}
         value = data.draw(st.floats(**wide, exclude_max=isinstance(limit, Ge), exclude_min=isinstance(limit, Le), allow_infinity=False))
-    found = {refusal(number.arguments(value)), refusal(number.file(folder, value)), refusal(number.arguments(value), configured)}
+    found = {refusal(number.arguments(value)), refusal(number.file(folder, value)), refusal(number.arguments(value), parse_settings)}
     assert found == {f"{number.path}: {value} is not {number.words}"}
 
 
@@ -185,7 +185,7 @@ def test_file_command_line_and_submission_to_slurm_refuse_the_same_with_the_same
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_before_any_rank_starts(settings: list[str], message: str) -> None:
-    for read in (lambda words: parse(recipes.SETTINGS, words), configured):
+    for read in (lambda words: parse(recipes.SETTINGS, words), parse_settings):
         assert message in refusal(["--data.shards", "x", *settings], read)
 
 

@@ -1,7 +1,8 @@
-"""A player in training: what the step, the loop and the checkpoints know of the mode that trains it.
+"""The engine of a player: all that the step, the loop and the checkpoints know of the mode that trains it.
 
-There are two: `Replicated` here keeps network and optimiser whole on every rank (DDP), `Sharded` in `zero.py` divides them (DeepSpeed's
-ZeRO). Both give and take their state as full tensors by parameter name, so that a checkpoint knows neither the mode nor the ranks.
+There are two. `ReplicatedEngine` keeps network and optimiser whole on every rank (DDP), `ShardedEngine` in `zero.py` divides them
+(DeepSpeed's ZeRO). Both take and return their state as full tensors by parameter name, so that a checkpoint depends neither on the mode nor
+on the number of ranks.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +20,31 @@ from torch import Tensor, nn
 from pipeline.model.batch_norm import spans_ranks
 from pipeline.recipes.player import Player
 from pipeline.training.engine.optimiser_state import load_state, make_optimiser, state_tensors
-from pipeline.training.ranks.world import World
 
 
-class Contestant(ABC):
+class Ranks(Protocol):
+    """The part of `pipeline.training.ranks.world.World` that engines use; `World` explains each name."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def is_first(self) -> bool: ...
+    @property
+    def local_rank(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def timeout(self) -> timedelta: ...
+    def wrap(self, network: nn.Module) -> nn.Module: ...
+
+
+class Engine(ABC):
     """A player's network on the device, spread over the ranks, and its optimiser.
 
     Attributes:
         player: name, bare network, loss and settings.
-        wrapped: what is called on the player's own turn: the gradients of that call are averaged over the ranks.
-        bare: what is called on another player's turn, frozen, and to show pictures.
+        wrapped: network for the player's own turn: the gradients of its calls are averaged over the ranks.
+        bare: network for another player's turn, frozen, and for picture grids.
         in_lockstep: whether every rank must take part in every forward and backward pass.
     """
 
@@ -42,7 +60,11 @@ class Contestant(ABC):
 
     @abstractmethod
     def micro_step(self, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of one micro-batch; the gradients of a turn are complete on all ranks after the `last`."""
+        """Surrounds forward and backward of one micro-batch.
+
+        Args:
+            last: whether this is the turn's last micro-batch, after which its gradients are complete on all ranks.
+        """
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
@@ -50,44 +72,59 @@ class Contestant(ABC):
 
     @abstractmethod
     def update(self, rate: float) -> float:
-        """Moves the weights by the gradients of the turn, with the learning rate times `rate`, and clears them.
+        """Moves the weights by the gradients of the turn, and clears the gradients.
+
+        Args:
+            rate: factor of the player's learning rate.
 
         Returns:
-            The norm of the gradient over all parameters before clipping, equal on every rank. Where it is not finite, weights and
-            optimiser are as they were.
+            The norm of the gradient over all parameters before clipping, equal on every rank. If it is not finite, weights and
+            optimiser are left as they were.
         """
 
     @abstractmethod
     def load_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
-        """Puts back what `full_state` gave for the optimiser: `<parameter>/<entry>` -> full tensor, on every rank.
+        """Restores the optimiser's state, on every rank.
+
+        Args:
+            tensors: `<parameter>/<entry>` -> full tensor, as `full_state` returns them.
 
         Raises:
-            CheckpointInvalid: it belongs to another network, or to another kind of optimiser.
+            OptimiserMismatch: the state belongs to another network, or to another kind of optimiser.
         """
 
     @abstractmethod
     def full_state(self) -> dict[str, Mapping[str, Tensor]]:
-        """Weights and buffers under the player's name, the optimiser's state under `<name>.optimiser`. Every rank calls it; only what
-        rank 0 gets is whole. The tensors may be those in training: who keeps them copies them."""
+        """Returns weights and buffers under the player's name, and the optimiser's state under `<name>.optimiser`.
+
+        Every rank must call it, and only rank 0 gets everything. The tensors may be the ones in training: a caller that keeps them copies
+        them.
+        """
 
     def time_waits(self, collective: Callable[[], AbstractContextManager[None]]) -> None:  # noqa: B027 - most have none of their own
-        """Has `collective` entered wherever the mode waits for the other ranks, but for the end of a backward pass."""
+        """Wraps every wait for other ranks, except the one at the end of backward, in the context manager that `collective` returns."""
 
     @abstractmethod
     def close(self) -> None:
-        """Gives back what the mode holds beside the player."""
+        """Releases what the mode holds besides the player."""
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-class Replicated(Contestant):
+class ReplicatedEngine(Engine):
     """DDP: every rank holds everything and averages the gradients.
 
     Args:
-        player: in training mode, with the weights to begin with.
-        world: the ranks.
-        max_gradient_norm: gradients are scaled down to this norm; 0 leaves them.
+        player: player in training mode, with the weights to begin with.
+        world: ranks of the run.
+        max_gradient_norm: norm to which larger gradients are scaled down; 0 leaves them.
     """
 
-    def __init__(self, player: Player, world: World, max_gradient_norm: float = 0.0) -> None:
+    def __init__(self, player: Player, world: Ranks, max_gradient_norm: float = 0.0) -> None:
         self.player = player
         self.wrapped = world.wrap(player.network)
         self.bare = player.network
@@ -97,7 +134,7 @@ class Replicated(Contestant):
         self._limit = max_gradient_norm or math.inf
 
     def micro_step(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients are averaged over the ranks with the last micro-batch only."""
+        """Averages gradients over the ranks with the last micro-batch only."""
         return nullcontext() if last or self._alone else self.wrapped.no_sync()  # type: ignore[operator]
 
     def backward(self, loss: Tensor) -> None:
@@ -120,5 +157,5 @@ class Replicated(Contestant):
         return {name: self.network.state_dict(), f"{name}.optimiser": state_tensors(self.network, self.optimiser)}
 
     def close(self) -> None:
-        """Lets go of DDP, whose end waits for the other ranks and must not come after that of the process group."""
+        """Drops the DDP wrapper, because its destructor waits for the other ranks and must run before the process group ends."""
         self.wrapped = self.bare

@@ -1,4 +1,4 @@
-"""Optimisers, and their state as tensors named after parameters, so that a checkpoint does not depend on their order or on the ranks."""
+"""Optimisers, and their state as tensors named after parameters, so that a checkpoint depends neither on their order nor on the ranks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from torch import Tensor, nn
 
 from pipeline.config import OptimiserConfig
 from pipeline.mapping import ConfigError
-from pipeline.training.checkpoint.store import CheckpointInvalid
+from shards.errors import ExplainedError
+
+
+class OptimiserMismatch(ExplainedError):
+    """The saved state of an optimiser does not fit the network or the optimiser of this run."""
 
 
 def make_optimiser(config: OptimiserConfig, parameters: Sequence[nn.Parameter], fused: bool | None = None) -> torch.optim.Optimizer:
-    """The optimiser of a player's settings; `fused` takes one kernel for all of Adam's arithmetic, None where the parameters are on a GPU.
+    """Makes the optimiser of a player.
+
+    Args:
+        config: settings of the optimiser.
+        parameters: parameters to update.
+        fused: whether one kernel does all of Adam's arithmetic; None: if the parameters are on a GPU.
 
     Raises:
-        ConfigError: a rate, beta or decay that no optimiser takes.
+        ConfigError: a rate, beta or decay is outside the range that optimisers accept.
     """
     try:
         if config.kind == "sgd":
@@ -34,7 +43,7 @@ def make_optimiser(config: OptimiserConfig, parameters: Sequence[nn.Parameter], 
 
 
 def state_tensors(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """`<parameter>/<entry>` -> tensor; parameters that were never updated have none."""
+    """Returns `<parameter>/<entry>` -> tensor; parameters that were never updated have no entries."""
     found = {}
     for name, parameter in network.named_parameters():
         for entry, value in optimiser.state.get(parameter, {}).items():
@@ -43,42 +52,42 @@ def state_tensors(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[
 
 
 def load_state(network: nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts saved state back.
+    """Restores saved state.
 
     Raises:
-        CheckpointInvalid: it belongs to other parameters.
+        OptimiserMismatch: the state belongs to other parameters.
     """
     parameters = dict(network.named_parameters())
     by_name = by_parameter({name: parameter.shape for name, parameter in parameters.items()}, optimiser, tensors)
-    places = {id(parameter): place for place, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"])}
+    index = {id(parameter): number for number, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"])}
     saved = optimiser.state_dict()
-    saved["state"] = {places[id(parameters[name])]: entries for name, entries in by_name.items()}
+    saved["state"] = {index[id(parameters[name])]: entries for name, entries in by_name.items()}
     optimiser.load_state_dict(saved)
 
 
 def by_parameter(
     shapes: Mapping[str, torch.Size], optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> dict[str, dict[str, Tensor]]:
-    """Saved state as parameter -> entry -> tensor.
+    """Groups saved state as parameter -> entry -> tensor.
 
     Args:
-        shapes: of the network's parameters, whole.
-        optimiser: that is to have the state.
-        tensors: as `state_tensors` gives them.
+        shapes: full shapes of the network's parameters.
+        optimiser: optimiser that will take the state.
+        tensors: state as `state_tensors` returns it.
 
     Raises:
-        CheckpointInvalid: a tensor of no parameter here, of another shape, or of another kind of optimiser.
+        OptimiserMismatch: a tensor belongs to no parameter here, has another shape, or belongs to another kind of optimiser.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         if name not in shapes or (value.dim() and value.shape != shapes[name]):
-            raise CheckpointInvalid(f"the optimiser's state of {name!r} {tuple(value.shape)} fits no parameter of this network")
+            raise OptimiserMismatch(f"the optimiser's state of {name!r} {tuple(value.shape)} fits no parameter of this network")
         found.setdefault(name, {})[entry] = value
     expected = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimiser, torch.optim.AdamW) else {"momentum_buffer"}
     for name, entries in found.items():
         if entries.keys() != expected:
-            raise CheckpointInvalid(
+            raise OptimiserMismatch(
                 f"the optimiser's state of {name!r} holds {sorted(entries)}, this optimiser needs {sorted(expected)}: "
                 "set the optimiser's kind as it was, or choose another folder with --run"
             )

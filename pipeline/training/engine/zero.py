@@ -1,10 +1,10 @@
-"""DeepSpeed's ZeRO: the ranks divide a player's optimiser (stage 1), its gradients too (2), its weights too (3).
+"""DeepSpeed's ZeRO: the ranks divide a player's optimiser (stage 1), also its gradients (stage 2), also its weights (stage 3).
 
 DeepSpeed divides and communicates, and nothing else: clipping, accumulation, precision, scaling and the optimiser are those of DDP, so that
-a run is the same in every mode. Its own checkpoints are not used, since they fit one number of ranks and one stage: state goes in and out
-as full tensors by parameter name.
+a run is the same in every mode. DeepSpeed's own checkpoints are not used, because they fit one number of ranks and one stage: state goes in
+and out as full tensors by parameter name.
 
-DeepSpeed is imported when a player enters a run in one of these modes, never before: it is an optional package and takes seconds.
+DeepSpeed is imported when an engine is built for one of these modes, never before, because it is an optional package and takes seconds.
 """
 
 from __future__ import annotations
@@ -25,30 +25,28 @@ from pipeline.config import TrainingConfig
 from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import spans_ranks
 from pipeline.recipes.player import Player
-from pipeline.training.checkpoint.store import CheckpointInvalid
 from pipeline.training.engine import zero_waits
-from pipeline.training.engine.engine import Contestant
-from pipeline.training.engine.optimiser_state import by_parameter, make_optimiser
-from pipeline.training.ranks.world import World
+from pipeline.training.engine.engine import Engine, Ranks
+from pipeline.training.engine.optimiser_state import OptimiserMismatch, by_parameter, make_optimiser
 
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
-"""Stage of ZeRO by `training.mode`."""
-_BUCKET = 50_000_000  # elements that are sent at once: 200 MB, where DeepSpeed would set 2 GB aside for networks of 0.3 GB
+"""ZeRO stage by `training.mode`."""
+_BUCKET = 50_000_000  # elements sent at once: 200 MB; DeepSpeed's default reserves 2 GB, for networks of 0.3 GB
 
 
-class Sharded(Contestant):
-    """A player whose state the ranks divide.
+class ShardedEngine(Engine):
+    """ZeRO: the ranks divide the state of a player.
 
     Args:
-        player: in training mode, with the weights to begin with, whole on every rank.
-        world: the ranks; their process group exists even where there is one rank.
-        training: mode, offload, precision and clipping.
+        player: player in training mode, with the weights to begin with, whole on every rank.
+        world: ranks of the run; their process group exists even if there is one rank.
+        training: settings of mode, offload, precision and clipping.
 
     Raises:
         ConfigError: DeepSpeed is not installed.
     """
 
-    def __init__(self, player: Player, world: World, training: TrainingConfig) -> None:
+    def __init__(self, player: Player, world: Ranks, training: TrainingConfig) -> None:
         self._deepspeed = _prepare(world, training)
         self.player = player
         self._is_first = world.is_first
@@ -60,28 +58,29 @@ class Sharded(Contestant):
         on_gpu = world.device.type == "cuda"
         self.optimiser = make_optimiser(player.optimiser, list(network.parameters()), fused=on_gpu and training.offload == "none")
         self.bare = _AtPrecision(network, training.precision == "bf16")
-        self._said_rank = "LOCAL_RANK" not in os.environ  # DeepSpeed reads it; what was started without a launcher has none
+        self._set_local_rank = "LOCAL_RANK" not in os.environ  # DeepSpeed reads it; without a launcher it is not set
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
-        self._engine, *_ = self._deepspeed.initialize(
+        self._linear = functional.linear  # stage 3 replaces it for the whole process
+        self._zero_engine, *_ = self._deepspeed.initialize(
             model=self.bare, optimizer=self.optimiser, config=_settings(training, on_gpu), dist_init_required=False
         )
-        self.wrapped = self._engine
-        self._zero = self._engine.optimizer
+        self.wrapped = self._zero_engine
+        self._zero = self._zero_engine.optimizer
 
     @contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:
-        self._engine.set_gradient_accumulation_boundary(last)
+        self._zero_engine.set_gradient_accumulation_boundary(last)
         yield
 
     def backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss, scale_wrt_gas=False)
+        self._zero_engine.backward(loss, scale_wrt_gas=False)
 
     def update(self, rate: float) -> float:
-        """See `Contestant`. DeepSpeed sees the norm of all ranks, clips by it, and leaves everything alone where it is not finite."""
+        """See `Engine`. DeepSpeed takes the norm over all ranks, clips by it, and changes nothing if it is not finite."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.player.optimiser.learning_rate * rate
-        self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        self._zero_engine.step()
+        return float(self._zero_engine.get_global_grad_norm())
 
     def load_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
         by_name = by_parameter(self._shapes, self.optimiser, tensors)
@@ -89,8 +88,8 @@ class Sharded(Contestant):
             return
         steps = {float(entries["step"]) for entries in by_name.values() if "step" in entries}
         if len(steps) > 1 or by_name.keys() != self._shapes.keys():
-            raise CheckpointInvalid(
-                f"the optimiser of {self.player.name} has updated some parameters more often than others, which ZeRO can't hold: "
+            raise OptimiserMismatch(
+                f"the optimiser of {self.player.name} has updated some parameters more often than others, which ZeRO can't represent: "
                 "continue with --training.mode ddp"
             )
         entries = [entry for entry in next(iter(by_name.values())) if entry != "step"]
@@ -99,7 +98,7 @@ class Sharded(Contestant):
             counted = {"step": torch.tensor(max(steps), dtype=torch.float32, device=device)} if steps else {}
             self.optimiser.state[flat] = counted | {entry: torch.zeros_like(flat) for entry in entries}
         if self._stage < 3:
-            self._zero._lazy_init_hp_params_optimizer_state()  # what it does after its first step: parameters find their part of the state
+            self._zero._lazy_init_hp_params_optimizer_state()  # links parameters to their part of the state; else done after the first step
         self.network.requires_grad_(True)
         for name, parameter in self.network.named_parameters():
             for entry in entries:
@@ -107,7 +106,7 @@ class Sharded(Contestant):
 
     def full_state(self) -> dict[str, Mapping[str, Tensor]]:
         utils, name = self._deepspeed.utils, self.player.name
-        self.network.requires_grad_(True)  # DeepSpeed gives nothing of a frozen parameter
+        self.network.requires_grad_(True)  # DeepSpeed returns nothing for a frozen parameter
         parameters = dict(self.network.named_parameters())
         weights, state = dict[str, Tensor](), dict[str, Tensor]()
         for key, value in self.network.state_dict().items():
@@ -125,18 +124,19 @@ class Sharded(Contestant):
 
     def close(self) -> None:
         zero_waits.leave_waits(self._deepspeed.comm.comm)
-        self._engine.destroy()
-        self._deepspeed.utils.groups._WORLD_GROUP = None  # it ends with the run's
-        if self._said_rank:
+        self._zero_engine.destroy()
+        functional.linear = self._linear
+        self._deepspeed.utils.groups._WORLD_GROUP = None  # that group ends with the run's
+        if self._set_local_rank:
             del os.environ["LOCAL_RANK"]
 
     def _keep(self, found: dict[str, Tensor], name: str, tensor: Tensor) -> None:
-        """On rank 0, off the device at once, so that no rank ever has more than one gathered tensor there."""
+        """Copies a tensor off the device at once, on rank 0, so that no rank ever holds more than one gathered tensor there."""
         if self._is_first:
             found[name] = tensor.detach().to("cpu")
 
     def _flat_weights(self) -> list[Tensor]:
-        """This rank's part of the float32 weights, laid end to end: what the optimiser really updates."""
+        """Returns this rank's part of the float32 weights, laid end to end: the tensors that the optimiser updates."""
         flat: list[Tensor] = self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._zero.single_partition_of_fp32_groups
         return flat
 
@@ -151,7 +151,7 @@ class Sharded(Contestant):
 
 
 class _AtPrecision(nn.Module):
-    """The network at the step's precision. DeepSpeed switches autocast off around its engine's forward, so it has to begin inside."""
+    """Runs the network at the step's precision. Autocast begins inside, because DeepSpeed switches it off around its engine's forward."""
 
     def __init__(self, network: nn.Module, bf16: bool) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class _AtPrecision(nn.Module):
 
 
 def _settings(training: TrainingConfig, on_gpu: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration: every value that would change the training is given, since its defaults do (it clips at 1.0)."""
+    """Makes DeepSpeed's configuration. It sets every value whose default would change the training (DeepSpeed clips at 1.0)."""
     to_cpu = {"device": "cpu", "pin_memory": on_gpu}
     zero: dict[str, Any] = {"stage": STAGES[training.mode], "reduce_bucket_size": _BUCKET, "allgather_bucket_size": _BUCKET}
     if training.offload != "none":
@@ -172,7 +172,7 @@ def _settings(training: TrainingConfig, on_gpu: bool) -> dict[str, Any]:
     if training.offload == "parameters":
         zero["offload_param"] = to_cpu
     return {
-        "train_micro_batch_size_per_gpu": 1,  # only has to be there: losses come already scaled
+        "train_micro_batch_size_per_gpu": 1,  # required, but without effect: losses are already scaled
         "gradient_accumulation_steps": 1,
         "gradient_clipping": training.max_gradient_norm,
         "zero_allow_untested_optimizer": True,
@@ -181,15 +181,15 @@ def _settings(training: TrainingConfig, on_gpu: bool) -> dict[str, Any]:
         "bf16": {"enabled": False},
         "torch_autocast": {"enabled": False},
         "zero_optimization": zero,
-        "timers": {"throughput": {"enabled": False}},  # it would wait for the device in every step
+        "timers": {"throughput": {"enabled": False}},  # would wait for the device in every step
     }
 
 
-def _prepare(world: World, training: TrainingConfig) -> ModuleType:
+def _prepare(world: Ranks, training: TrainingConfig) -> ModuleType:
     """Imports DeepSpeed and gives it the run's process group.
 
     Raises:
-        ConfigError: it is not installed, or not whole.
+        ConfigError: DeepSpeed is not installed, or can't be imported.
     """
     if world.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # read at import
@@ -202,11 +202,11 @@ def _prepare(world: World, training: TrainingConfig) -> ModuleType:
             "pip install context-encoders[deepspeed], or set --training.mode ddp"
         ) from error
     if world.device.type == "cpu":
-        # Else it compiles a collective of its own for CPUs, a minute of g++ for each home folder, for calls that training never makes
+        # Otherwise DeepSpeed compiles a collective for CPUs, a minute of g++ for each home folder, for calls that training never makes
         deepspeed.ops.__compatible_ops__ = {}
-    # It calls collectives by names that torch 2.13 gives up
+    # DeepSpeed calls collectives by names that torch 2.13 deprecates
     warnings.filterwarnings("ignore", message="`torch.distributed.", category=FutureWarning, module="torch.distributed")
-    if groups._WORLD_GROUP is None:  # the one that it would make waits as long as torch's default says
+    if groups._WORLD_GROUP is None:  # the group that DeepSpeed would make has torch's default timeout
         groups._WORLD_GROUP = dist.new_group(timeout=world.timeout)
     module: ModuleType = deepspeed
     return module

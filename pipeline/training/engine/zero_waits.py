@@ -1,7 +1,8 @@
-"""Where ZeRO waits for the other ranks: in collectives of DeepSpeed's own, all over forward, backward and optimiser.
+"""Times ZeRO's waits for other ranks: DeepSpeed's own collectives, spread over forward, backward and optimiser.
 
-Every one of them goes through one object of DeepSpeed's. Another stands before it here, which passes each call on as it is and tells the
-phases of the step when a wait begins and ends. Without it a rank that waits for a slow one could not be told from it in stages 2 and 3.
+Every collective goes through one object of DeepSpeed's, its backend. A proxy stands before that object, passes each call on unchanged, and
+marks the start and the end of each wait in the phases of the step. Without the proxy, in stages 2 and 3 a rank that waits for a slow one
+would look as slow.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ _WAITS = ("all_reduce", "all_gather", "all_to_all", "reduce", "broadcast", "gath
 
 
 class TimedBackend:
-    """DeepSpeed's backend for communication, with its waits told.
+    """Proxy of DeepSpeed's communication backend that times its waits.
 
     Args:
-        backend: the real one.
-        collective: is entered for as long as a call waits for the other ranks.
+        backend: the real backend.
+        collective: returns the context manager that is entered while a call waits for the other ranks.
     """
 
     def __init__(self, backend: Any, collective: Collective) -> None:
@@ -39,7 +40,7 @@ class TimedBackend:
 
 
 class _TimedWork:
-    """A collective that goes on beside the computation, until somebody waits for it."""
+    """A collective that runs beside the computation until its `wait` is called, which is timed."""
 
     def __init__(self, work: Any, collective: Collective) -> None:
         self._work, self._collective = work, collective
@@ -53,17 +54,17 @@ class _TimedWork:
 
 
 def time_waits(communication: Any, collective: Collective) -> None:
-    """From here on `collective` is told of every wait; again with another replaces it.
+    """Times every wait from now on. A second call replaces the `collective` of the first.
 
     Args:
         communication: DeepSpeed's module `deepspeed.comm.comm`.
-        collective: is entered for as long as a call waits for the other ranks.
+        collective: returns the context manager that is entered while a call waits for the other ranks.
     """
     backend = communication.cdb
     communication.cdb = TimedBackend(backend.backend if isinstance(backend, TimedBackend) else backend, collective)
 
 
 def leave_waits(communication: Any) -> None:
-    """As DeepSpeed made it."""
+    """Restores DeepSpeed's own backend."""
     if isinstance(communication.cdb, TimedBackend):
         communication.cdb = communication.cdb.backend

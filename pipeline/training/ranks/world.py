@@ -1,7 +1,7 @@
-"""The ranks of a run, their devices, and what they tell each other.
+"""The ranks of a run, their devices, and the collectives between them.
 
-`accelerate launch` starts the ranks; this joins them, or refuses: a launcher that started two processes which each believe
-themselves alone would train the wrong batch without a word.
+`accelerate launch` starts the ranks, and `join` joins them or refuses to: two processes that each believed to be the only rank would
+silently train on the wrong batch.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ T = TypeVar("T")
 
 
 class LaunchError(ExplainedError):
-    """The processes that were started are not the run that was asked for."""
+    """The processes that the launcher started do not form the run that it announced."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others.
+    """This process among the ranks of the run.
 
     Attributes:
-        rank: 0 to size - 1.
+        rank: number of this process, 0 to size - 1.
         size: processes of the run.
-        local_rank: among those of this node.
+        local_rank: number of this process among those of its node.
         local_size: processes on this node.
-        device: that this rank computes on.
+        device: device that this rank computes on.
         accelerator: wraps networks for many ranks.
         timeout: longest wait in a collective of the ranks.
     """
@@ -57,11 +57,11 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which writes the run folder."""
+        """True on rank 0, which writes the run folder."""
         return self.rank == 0
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """Puts a network on the device and, with several ranks, averages its gradients over them."""
+        """Moves a network to the device and, with several ranks, averages its gradients over them."""
         with warnings.catch_warnings():
             # torch 2.13 renames broadcast_buffers, which accelerate still calls by its old name
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
@@ -75,27 +75,27 @@ class World:
         return values
 
     def start_sum(self, values: Tensor) -> Any:
-        """Begins to sum a CPU tensor over the ranks in place, beside the computation; `finish` waits for it."""
+        """Starts to sum a CPU tensor over the ranks, in place and beside the computation; `finish` waits for the sum."""
         return dist.all_reduce(values, async_op=True) if self.size > 1 else None
 
     @staticmethod
     def finish(work: Any) -> None:
-        """Waits for what `start_sum` began."""
+        """Waits for the sum that `start_sum` started."""
         if work is not None:
             work.wait()
 
-    def share_tensors(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-        """Gives every rank the CPU tensors of rank 0; the others pass None."""
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+        """Broadcasts the CPU tensors of rank 0; the other ranks pass None."""
         if self.size == 1:
             return tensors or {}
-        kinds = self.share([(name, tensor.dtype, tensor.shape) for name, tensor in (tensors or {}).items()])
+        kinds = self.broadcast([(name, tensor.dtype, tensor.shape) for name, tensor in (tensors or {}).items()])
         found = dict(tensors) if self.is_first and tensors else {name: torch.empty(shape, dtype=dtype) for name, dtype, shape in kinds}
         for name, _, _ in kinds:
             dist.broadcast(found[name], src=0)
         return found
 
-    def share(self, value: Any) -> Any:
-        """Gives every rank a small plain value of rank 0."""
+    def broadcast(self, value: Any) -> Any:
+        """Broadcasts a small plain value of rank 0."""
         if self.size == 1:
             return value
         box = [value]
@@ -103,10 +103,10 @@ class World:
         return box[0]
 
     def on_first(self, action: Callable[[], T]) -> T | None:
-        """Does something on rank 0 alone. Where it fails every rank ends: rank 0 with the error, the others without a word.
+        """Runs an action on rank 0 alone. If the action fails, every rank ends: rank 0 with the error, the others silently.
 
         Returns:
-            What the action returned on rank 0, None on the others.
+            The action's result on rank 0, None on the other ranks.
         """
         result: T | None = None
         error: Exception | None = None
@@ -115,22 +115,22 @@ class World:
                 result = action()
             except Exception as raised:
                 error = raised
-        if self.share(error is not None):
+        if self.broadcast(error is not None):
             raise error or SystemExit(1)
         return result
 
 
 @contextmanager
 def join(training: TrainingConfig, watchdog: Watchdog | None = None) -> Iterator[World]:
-    """Joins the ranks that the launcher started, and parts from them at the end however that comes.
+    """Joins the ranks that the launcher started, and leaves the process group at the end, however the run ends.
 
     Args:
         training: settings of the loop.
-        watchdog: is told what is waited for.
+        watchdog: notes which ranks the start-up waits for.
 
     Raises:
         LaunchError: WORLD_SIZE of the environment and of the process group differ.
-        RanksMissing: not every rank came in training.timeout_minutes.
+        RanksMissing: not every rank joined within training.timeout_minutes.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -139,13 +139,13 @@ def join(training: TrainingConfig, watchdog: Watchdog | None = None) -> Iterator
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # buffers are written whole
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # every buffer is written whole
     torch.backends.cudnn.benchmark = not training.deterministic
     if not cpu:
         torch.cuda.set_device(local_rank)
     start = timedelta(minutes=training.timeout_minutes)
     timeout = timedelta(seconds=watchdog.patience.collective) if watchdog else start
-    if (size > 1 or training.mode != "ddp") and not dist.is_initialized():  # ZeRO needs a group even for one
+    if (size > 1 or training.mode != "ddp") and not dist.is_initialized():  # ZeRO needs a group even for one rank
         _make_group(rank, size, cpu, start, timeout, watchdog)
     try:
         if cpu:
@@ -153,7 +153,7 @@ def join(training: TrainingConfig, watchdog: Watchdog | None = None) -> Iterator
         os.environ.update(launcher.without_plugins(os.environ))
         accelerator = Accelerator(
             cpu=cpu,
-            mixed_precision="no",  # precision is the step's own
+            mixed_precision="no",  # the step sets the precision itself
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
         if accelerator.num_processes != size or (dist.is_initialized() and dist.get_world_size() != size):
@@ -169,11 +169,11 @@ def join(training: TrainingConfig, watchdog: Watchdog | None = None) -> Iterator
 
 
 def _make_group(rank: int, size: int, cpu: bool, start: timedelta, timeout: timedelta, watchdog: Watchdog | None) -> None:
-    """Makes the process group before accelerate does, so that a restart finds a store without the keys of the last attempt."""
+    """Makes the process group before accelerate does, so that a restart gets a store without the keys of the last attempt."""
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"attempt-{attempt}", _store(rank, size, start, watchdog) if size > 1 else HashStore())
     if size > 1:
-        rendezvous.meet(store, rank, size, start, watchdog.tell if watchdog else None)
+        rendezvous.meet(store, rank, size, start, watchdog.note_startup if watchdog else None)
     dist.init_process_group(
         "gloo" if cpu else "cpu:gloo,cuda:nccl",
         store=store,
@@ -191,4 +191,4 @@ def _store(rank: int, size: int, timeout: timedelta, watchdog: Watchdog | None) 
     except KeyError as error:
         raise LaunchError(f"WORLD_SIZE is {size} but {error.args[0]} is not set: start the ranks with accelerate launch") from None
     is_master = rank == 0 and not agent_has_store
-    return rendezvous.connect(address, port, size, is_master, timeout, watchdog.tell if watchdog else None)
+    return rendezvous.connect(address, port, size, is_master, timeout, watchdog.note_startup if watchdog else None)

@@ -1,8 +1,7 @@
-"""What a person sees of a run on the console: a bar where stderr is a terminal, else one plain line at every update.
+"""The console of a run: a bar if stderr is a terminal, otherwise one plain line at every update.
 
-Plain lines, since a log file full of carriage returns can't be read, and at the same steps in every run, so that two
-logs can be compared. A console that can't be written to (the terminal is gone, the disk is full) costs its lines,
-never the run.
+Log files get plain lines, because carriage returns make a file unreadable, and at the same steps in every run, so that two logs can be
+compared. If the console can't be written (the terminal is gone, the disk is full), its lines are lost and the run goes on.
 """
 
 from __future__ import annotations
@@ -17,26 +16,24 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-_WINDOW = 32  # updates that the speed is measured over: old enough to be steady, new enough to follow a change
-_NARROW = 40  # columns; where there are fewer (0: the terminal does not know) lines are printed
+_WINDOW = 32  # updates over which the speed is measured: enough to be steady, few enough to follow a change
+_NARROW = 40  # fewest columns of a terminal with a bar; 0 columns mean that the size is unknown
 
 
 class Progress:
-    """The console of a run.
+    """The console of a run. Messages can be printed at any time; the bar appears with `begin`.
 
     Args:
-        total_steps: of the whole run.
-        first_step: steps that were done before this attempt.
-        enabled: false prints nothing: what ranks other than the first get.
-        stream: where to; None is stderr.
-        log_every: plain lines are printed at its multiples and at the last step only.
-        clock: monotonic seconds.
+        total_steps: steps of the whole run.
+        enabled: whether anything is printed: true on rank 0 alone.
+        stream: stream to print to; None is stderr.
+        log_every: plain lines are printed at multiples of this number and at the last step.
+        clock: clock of monotonic seconds.
     """
 
     def __init__(
         self,
         total_steps: int,
-        first_step: int,
         enabled: bool,
         stream: TextIO | None = None,
         log_every: int = 1,
@@ -44,39 +41,48 @@ class Progress:
     ) -> None:
         self._total, self._enabled, self._log_every, self._clock = total_steps, enabled, log_every, clock
         self._stream = sys.stderr if stream is None else stream
-        self._timed: deque[tuple[int, float]] = deque([(first_step, clock())], maxlen=_WINDOW)
+        self._timed: deque[tuple[int, float]] = deque([(0, clock())], maxlen=_WINDOW)
         self._bar: Any = None
-        if enabled and _is_terminal(self._stream):
+
+    def begin(self, first_step: int) -> None:
+        """Measures the speed from here on and, on a terminal, draws the bar.
+
+        Args:
+            first_step: steps that were done before this attempt.
+        """
+        self._timed.clear()
+        self._timed.append((first_step, self._clock()))
+        if self._enabled and _is_terminal(self._stream):
             with suppress(OSError, ValueError):
                 self._bar = _Bar(
-                    total=total_steps,
+                    total=self._total,
                     initial=first_step,
                     file=self._stream,
                     dynamic_ncols=True,
                     miniters=1,
                     bar_format="{percentage:3.0f}% |{bar:12}| {desc}",
-                    desc=f"step {first_step}/{total_steps}",
+                    desc=f"step {first_step}/{self._total}",
                 )
 
-    def update(self, step: int, losses: Mapping[str, float], images_per_second: float, data_wait_share: float, epoch: int) -> None:
-        """Shows how far the run is.
+    def update(self, step: int, losses: Mapping[str, float], images_per_second: float, wait_fraction: float, epoch: int) -> None:
+        """Shows the progress of the run.
 
         Args:
             step: steps that are done.
-            losses: by the name to print.
-            images_per_second: over all ranks.
-            data_wait_share: share of the time that was spent waiting for data, 0 to 1.
-            epoch: of the batch, from 0.
+            losses: losses by the name to print.
+            images_per_second: images over all ranks.
+            wait_fraction: fraction of the time that was spent waiting for data, 0 to 1.
+            epoch: epoch of the batch, from 0.
         """
         left = self._left(step)
         if not self._enabled:
             return
         parts = [
             f"step {step}/{self._total}",
-            f"{_duration(left)} left",  # early, since a narrow terminal cuts the end off
+            f"{_duration(left)} left",  # early, because a narrow terminal cuts the end off
             *(f"{name} {value:.4g}" for name, value in losses.items()),
             f"{images_per_second:.{0 if images_per_second >= 100 else 1}f} images/s",
-            f"{data_wait_share:.0%} waiting for data",
+            f"{wait_fraction:.0%} waiting for data",
             f"epoch {epoch}",
         ]
         if self._bar is not None:
@@ -95,20 +101,14 @@ class Progress:
             self._print(text)
 
     def close(self) -> None:
-        """Leaves the bar as it is and goes to the next line. A second call does nothing."""
+        """Leaves the bar as it is, moves to the next line and prints nothing further. A second call does nothing."""
         if self._bar is not None:
             with suppress(OSError, ValueError):
                 self._bar.close()
         self._bar, self._enabled = None, False
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _left(self, step: int) -> float | None:
-        """Seconds to the end at the speed of the last updates, None while that is unknown."""
+        """Returns the seconds to the end at the speed of the last updates; None if the speed is unknown."""
         first, began = self._timed[0]
         now = self._clock()
         self._timed.append((step, now))
@@ -131,10 +131,8 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _duration(seconds: float | None) -> str:
-    """h:mm:ss, with days before where there are any."""
+    """Formats a duration as tqdm does (mm:ss or h:mm:ss), after the number of days if there are any."""
     if seconds is None:
         return "?"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    return f"{days} d {hour}:{minute:02d}:{second:02d}" if days else f"{hour}:{minute:02d}:{second:02d}"
+    days, rest = divmod(round(seconds), 86_400)
+    return f"{days} d {tqdm.format_interval(rest)}" if days else str(tqdm.format_interval(rest))

@@ -1,11 +1,12 @@
-"""How many floating-point operations a picture costs: the mathematics of the networks, not what an implementation makes of it."""
+"""Floating-point operations: how many a picture costs by the mathematics of the networks, and how many a GPU can do a second."""
 
 from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,18 +17,56 @@ from pipeline.recipes.player import Recipe
 
 _log = logging.getLogger(__name__)
 
+PEAK_TERAFLOPS: dict[str, tuple[float, float]] = {
+    "B200": (2250, 1125),
+    "GH200": (989.4, 494.7),
+    "H200": (989.4, 494.7),
+    "H100 PCIe": (756, 378),
+    "H100 NVL": (835, 417.5),
+    "H100": (989.4, 494.7),
+    "A100": (312, 156),
+    "A40": (149.7, 74.8),
+    "A30": (165, 82),
+    "A10G": (70, 35),
+    "A10": (125, 62.5),
+    "L40S": (362, 183),
+    "L40": (181, 90.5),
+    "L4": (121, 60),
+    "V100": (math.nan, 15.7),
+    "T4": (math.nan, 8.1),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 3090": (71, 35.6),
+    "MI300X": (1307.4, 653.7),
+}
+"""Part of a GPU's name -> its maker's figures for dense bfloat16 and for float32, in 10^12 operations a second. float32 means TF32 on GPUs
+that have it, because cuDNN's convolutions use TF32 unless it is switched off. The first part that a name contains counts."""
 
-def flops_per_image(recipe: Recipe) -> float:
-    """Operations of one step for each picture: forward and backward passes of every player's turn, convolutions and matrix products only,
-    a multiply-add as two. NaN where a recipe can't be counted.
 
-    One picture goes forward through the real networks, on the CPU they are made on and before they are wrapped for many ranks. They are in
-    evaluation mode, where batch norm needs no other pictures; neither weights, gradients nor statistics change. Of a convolution one map is
-    computed and stands for all of them, so that counting takes less than a tenth of a second. (torch's meta device computes nothing, but
-    loads the compiler when it is first used, which takes longer than all of this.)
+def peak_flops(gpu: str, precision: Literal["fp32", "bf16"]) -> float:
+    """Returns the most floating-point operations a second that a GPU can do; NaN if the table does not have it.
 
     Args:
-        recipe: whose players are whole and on the CPU; they are in training mode afterwards.
+        gpu: name of the GPU as torch or the driver spells it.
+        precision: precision of the training.
+    """
+    for name, (bf16, fp32) in PEAK_TERAFLOPS.items():
+        if re.search(rf"\b{name}\b", gpu):
+            return 1e12 * (bf16 if precision == "bf16" else fp32)
+    return math.nan
+
+
+def flops_per_image(recipe: Recipe) -> float:
+    """Counts the operations of one step for each picture; NaN if a recipe can't be counted.
+
+    Counted are the forward and backward passes of every player's turn, convolutions and matrix products only, a multiply-add as two.
+
+    One picture goes forward through the real networks, on the CPU and before they are wrapped for many ranks. The networks are in
+    evaluation mode, in which batch norm needs no other pictures; neither weights, gradients nor statistics change. One map of a convolution
+    is computed and stands for all of its maps, so that counting takes less than a tenth of a second. (torch's meta device computes nothing,
+    but loads the compiler at its first use, which takes longer than all of this.)
+
+    Args:
+        recipe: recipe whose players are whole and on the CPU; they are in training mode afterwards.
     """
     side = recipe.image_size
     keys = torch.zeros(1, dtype=torch.int64)
@@ -41,7 +80,7 @@ def flops_per_image(recipe: Recipe) -> float:
                     network.requires_grad_(name == player.name)
                 player.loss(views, networks)
         return float(counter.operations)
-    except Exception as error:  # a recipe that this does not suit is none that can't be trained
+    except Exception as error:  # a recipe that can't be counted may still be trained
         _log.warning("the operations of the recipe %s can't be counted, so its metrics lack them: %s", recipe.name, error)
         return math.nan
     finally:
@@ -50,8 +89,10 @@ def flops_per_image(recipe: Recipe) -> float:
 
 
 class _Counter(TorchFunctionMode):
-    """Adds up the products that are computed while it is entered, and those that their gradients will take: as many again for each of the
-    two factors that needs one. (torch's own counter watches a real backward pass, and loads its compiler for that: seconds at each start.)
+    """Adds up the products that are computed while it is entered, and those of the gradients: as many again for each factor that needs one.
+
+    torch's FlopCounterMode watches a real backward pass instead, loads the compiler for it (seconds at each start), and counts the weights'
+    gradient of grouped convolutions too often, once for each group.
     """
 
     def __init__(self) -> None:
@@ -70,7 +111,7 @@ class _Counter(TorchFunctionMode):
 
 
 def _one_map(convolve: Callable[..., Any], given: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
-    """The first map of each group of a convolution, as often as there are maps: of the same shape, with a gradient where that has one."""
+    """Computes the first map of each group of a convolution and repeats it for the others, so that shape and gradient flow are the same."""
     if given.dim() != weight.dim():
         whole: Tensor = convolve(given, weight, bias, *rest, **named)
         return whole
@@ -114,4 +155,4 @@ _PRODUCTS: Mapping[Callable[..., Any], tuple[int, Callable[[Tensor, Tensor, Tens
     Tensor.matmul: (0, _product),
     Tensor.__matmul__: (0, _product),
 }
-"""Where the first factor stands among the arguments, and the multiply-adds."""
+"""Product -> index of its first factor among the arguments, and the function that counts its multiply-adds."""

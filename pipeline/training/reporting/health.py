@@ -1,6 +1,6 @@
-"""Whether a run that goes on is well: does it wait for its data, has a player won its game for good.
+"""Watches the health of a run: does it wait for its data, has a player won its game for good.
 
-Both only report: each change of state once, however long it lasts.
+Both watches only report: each change of state once, however long the state lasts.
 """
 
 from __future__ import annotations
@@ -11,61 +11,61 @@ from collections.abc import Mapping
 
 from pipeline.recipes.player import Collapse
 
-_RECOVERED = 0.8  # of the share that starving begins at: a share that wavers about the limit is one report
+_RECOVERED = 0.8  # factor of the limit below which starvation ends, so that a fraction that wavers about the limit is one report
 _EASED = 2.0  # a player has recovered when its means are this many times as far from perfect as a collapse allows
 
 
 class Starvation:
-    """Watches the share of the time that a rank waits for data, over about a window.
+    """Watches the fraction of its time that a rank waits for data, over a sliding window.
 
     Args:
-        share: above which the rank starves.
-        seconds: of the window. Nothing is said before one is full.
+        limit: fraction above which the rank starves.
+        seconds: length of the window. Nothing is reported before the first window is full.
 
     Attributes:
-        starving: whether the share was too high and has not fallen again.
+        present: whether the fraction has risen above the limit and not fallen again.
     """
 
-    def __init__(self, share: float, seconds: float) -> None:
-        self._limit, self._window = share, seconds
+    def __init__(self, limit: float, seconds: float) -> None:
+        self._limit, self._window = limit, seconds
         self._seconds = self._waited = self._seen = 0.0
-        self.starving = False
+        self.present = False
 
     @property
-    def share(self) -> float:
-        """Of the time in the window, 0 to 1."""
+    def fraction(self) -> float:
+        """Fraction of the window that was spent waiting, 0 to 1."""
         return self._waited / self._seconds if self._seconds else 0.0
 
     def add(self, seconds: float, wait_seconds: float) -> bool:
-        """A step is done.
+        """Adds a step.
 
         Args:
-            seconds: that it took, the wait included.
-            wait_seconds: of it spent waiting for data.
+            seconds: duration of the step, the wait included.
+            wait_seconds: part of `seconds` that was spent waiting for data.
 
         Returns:
-            Whether `starving` has changed.
+            True if `present` has changed.
         """
         kept = math.exp(-seconds / self._window)
         self._seconds, self._waited = self._seconds * kept + seconds, self._waited * kept + wait_seconds
         self._seen += seconds
-        before = self.starving
+        before = self.present
         if self._seen >= self._window:
-            self.starving = self.share > (self._limit * _RECOVERED if before else self._limit)
-        return self.starving != before
+            self.present = self.fraction > (self._limit * _RECOVERED if before else self._limit)
+        return self.present != before
 
 
 class CollapseWatch:
-    """Watches the logged losses of one player for what its recipe declares as a collapse.
+    """Watches the logged losses of one player for the collapse that its recipe declares.
 
     Args:
-        collapse: the declaration.
-        steps: over which every loss is averaged.
+        collapse: thresholds that the recipe declares.
+        steps: steps over which every loss is averaged.
 
     Attributes:
-        collapse: the declaration.
-        collapsed: whether the means looked like one and have not recovered.
-        means: of the declared losses over the window, by part.
+        collapse: thresholds that the recipe declares.
+        collapsed: whether the means have crossed the thresholds and not recovered.
+        means: means of the declared losses over the window, by part.
     """
 
     def __init__(self, collapse: Collapse, steps: int) -> None:
@@ -76,10 +76,10 @@ class CollapseWatch:
         self.means: dict[str, float] = {}
 
     def add(self, losses: Mapping[str, float]) -> bool:
-        """The losses of a step; one that is not finite, or that is not logged, leaves the step out.
+        """Adds the losses of a step. The step is left out if a declared loss is not finite or is missing.
 
         Returns:
-            Whether `collapsed` has changed.
+            True if `collapsed` has changed.
         """
         row = tuple(losses.get(part, math.nan) for part in self._parts)
         if not all(map(math.isfinite, row)):

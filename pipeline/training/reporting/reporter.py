@@ -1,45 +1,75 @@
-"""What a run tells people while it goes on: a line or bar on the console, a line a step in the history, metrics for
-Prometheus.
+"""Everything that a run reports while it goes on: a line or bar on the console, a line a step in the history, metrics for Prometheus.
 
-Losses stay on the device between two logged steps: reading them waits for the device, so it is done every `log_every`
-steps for all of them.
+Losses stay on the device between two logged steps, because reading them waits for the device. They are read every `log_every` steps, for
+all steps since the last time.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from monitoring.metrics.hardware import peak_flops
-from pipeline.config import Config
+from monitoring.metrics.run_metrics import RunMetrics
+from pipeline.config import Config, to_mapping
 from pipeline.recipes.player import Player
 from pipeline.stream.loader import Batch, StreamLoader
-from pipeline.training.checkpoint.store import SaveOutcome
+from pipeline.training.checkpoint.store import Checkpoint, SaveOutcome
 from pipeline.training.phases import StepTimes
 from pipeline.training.ranks.world import World
+from pipeline.training.record.environment import environment
+from pipeline.training.record.grid import save_grid
 from pipeline.training.record.run_folder import RunFolder
 from pipeline.training.record.samples_digest import samples_text
+from pipeline.training.reporting.alarms import Alarms
 from pipeline.training.reporting.console import Progress
-from pipeline.training.reporting.health import CollapseWatch, Starvation
-from pipeline.training.reporting.telemetry import Telemetry
+from pipeline.training.reporting.flops import peak_flops
+from pipeline.training.resume import changed_settings
 from pipeline.training.step import StepResult
+from pipeline.training.supervision.watchdog import restart_count
 
 
-class Reporting:
+@dataclass(frozen=True)
+class StepFacts:
+    """One step, as the loop reports it.
+
+    Attributes:
+        step: steps of the run that are done, this one included.
+        batch: this rank's slice of the batch.
+        result: losses and gradient norms.
+        rate: factor of the learning rates.
+        seconds: time since the end of the step before, the wait for the batch included.
+        wait_seconds: part of `seconds` that was spent waiting for the batch.
+        samples: digest of the samples, summed over all ranks.
+        starvation: sum over the ranks of `Reporter.starvation` when the step began.
+        times: times of the steps that the device has finished meanwhile.
+    """
+
+    step: int
+    batch: Batch
+    result: StepResult
+    rate: float
+    seconds: float
+    wait_seconds: float
+    samples: int
+    starvation: Sequence[int]
+    times: Sequence[StepTimes]
+
+
+class Reporter:
     """The console, the history and the metrics of one rank.
 
     Args:
-        config: of the run.
-        world: the ranks.
-        folder: the run folder.
-        loader: whose counters become metrics.
-        first_step: steps that were done before this attempt.
-        players: that may declare what a collapse of theirs looks like.
-        telemetry: whose metrics are told everything.
+        config: settings of the run.
+        world: ranks of the run.
+        folder: run folder.
+        loader: loader, whose counters become metrics.
+        players: players of the recipe.
+        metrics: metrics of this rank.
+        flops_per_image: operations that a picture costs; NaN if unknown.
     """
 
     def __init__(
@@ -48,109 +78,104 @@ class Reporting:
         world: World,
         folder: RunFolder,
         loader: StreamLoader,
-        first_step: int,
         players: Sequence[Player],
-        telemetry: Telemetry,
+        metrics: RunMetrics,
+        flops_per_image: float,
     ) -> None:
-        self._config, self._world, self._folder, self._loader = config, world, folder, loader
-        self._closing = ExitStack()
-        self._waiting: list[tuple[dict[str, Any], StepResult]] = []
+        self._config, self._world, self._folder, self._loader, self._players = config, world, folder, loader, players
+        self._attempt = folder.attempts() + 1 if world.is_first else 0
+        self._unread: list[tuple[dict[str, Any], StepResult]] = []
         self._seconds = self._wait_seconds = 0.0
         self._steps = 0
-        self.attempt = 0
-        """Which attempt of the run this is, kept with every line of the history."""
-        self._told: set[tuple[str, int]] = set()
-        self._first = True
-        self._nonfinite = 0
-        self._starvation = Starvation(config.watchdog.starving_share, config.watchdog.starving_seconds)
-        self._starving_ranks = 0
-        steps = config.watchdog.collapse_steps
-        self._collapses = {each.name: CollapseWatch(each.collapse, steps) for each in players if each.collapse is not None and steps}
-        self.progress = Progress(config.training.steps, first_step, enabled=world.is_first)
-        self._closing.callback(self.progress.close)
-        self.metrics = telemetry.metrics
+        self._named_failures: set[tuple[str, int]] = set()
+        self._progress = Progress(config.training.steps, enabled=world.is_first)
+        self.metrics = metrics
         self.metrics.follow(loader.counters.totals)
-        for player in self._collapses:
-            self.metrics.collapsed(player, False)
-        if telemetry.summary:
-            self.say(telemetry.summary)
+        self.metrics.model(flops_per_image, self._peak_flops())
+        self.alarms = Alarms(config.watchdog, players, world.size, folder, metrics, self.say)
 
     def say(self, text: str) -> None:
-        """A line on the console, from rank 0."""
+        """Prints a line on the console of rank 0."""
         if self._world.is_first:
-            self.progress.message(text)
+            self._progress.message(text)
 
-    @property
-    def hunger(self) -> tuple[int, int]:
-        """What the ranks tell each other about their data, summed with every step: whether this one starves, and then its share of the time
-        that it waited, in thousandths."""
-        return (1, round(1000 * self._starvation.share)) if self._starvation.starving else (0, 0)
-
-    def step(
-        self,
-        step: int,
-        batch: Batch,
-        result: StepResult,
-        rate: float,
-        seconds: float,
-        wait_seconds: float,
-        samples: int,
-        hunger: Sequence[int],
-    ) -> None:
-        """A step is done.
+    def begin(self, found: Checkpoint | None, largest_slice: int) -> None:
+        """Reports the start of this attempt: lines on the console, `config.yaml`, and the event `start`.
 
         Args:
-            step: steps of the run, this one included.
-            batch: of this rank.
-            result: of the step.
-            rate: factor of the learning rates.
-            seconds: that the step took, the wait for its batch included.
-            wait_seconds: of it spent waiting for the batch.
-            samples: a number that is equal for two steps with the same samples, over all ranks.
-            hunger: the sum over the ranks of what `hunger` was when the step began.
+            found: checkpoint that the run continues from; None for a new run.
+            largest_slice: samples of the rank that has most of a global batch.
         """
-        training = self._config.training
-        self._seconds, self._wait_seconds, self._steps = self._seconds + seconds, self._wait_seconds + wait_seconds, self._steps + 1
-        self._watch_numbers(step, result.skipped)
-        self._watch_data(step, seconds, wait_seconds, *hunger)
+        config, size, step = self._config, self._world.size, found.step if found else 0
+        slices = "" if size == 1 else f" in slices of up to {largest_slice}"
+        self._progress.begin(step)
+        self.say(f"recipe {config.recipe}, world size {size} ({self._world.device.type}), batch {config.training.global_batch}{slices}")
+        for line in self._loader.describe():
+            self.say(line)
+        self.say(f"run folder {self._folder.path}")
+        if found is not None:
+            self.metrics.resumed(step=step, timestamp=float(found.facts["saved_at"]))
+            self.say(f"continues after step {step} of {config.training.steps}")
+            for change in changed_settings(found.facts["config"], to_mapping(config)):
+                self.say(f"changed since the checkpoint: {change}")
+        self._folder.write_config(to_mapping(config))
+        self._folder.event(
+            "start",
+            attempt=self._attempt,
+            world_size=size,
+            step=step,
+            position=self._loader.state_dict(),
+            global_batch=config.training.global_batch,
+            shares=self._loader.samples_per_dataset(),
+            recipe=config.recipe,
+            restarts=restart_count(),
+            mode=config.training.mode,
+            device=self._world.device.type,
+            decoder=self._loader.decoder.description,
+            versions=environment() if self._world.is_first else {},
+        )
+
+    @property
+    def starvation(self) -> tuple[int, int]:
+        """Two integers that every step sums over the ranks; see `Alarms.starvation`."""
+        return self.alarms.starvation
+
+    def step(self, facts: StepFacts) -> None:
+        """Reports a step."""
+        training, step, batch = self._config.training, facts.step, facts.batch
+        self.metrics.learning_rates({each.name: each.optimiser.learning_rate * facts.rate for each in self._players})
+        self._seconds, self._wait_seconds = self._seconds + facts.seconds, self._wait_seconds + facts.wait_seconds
+        self._steps += 1
+        self.alarms.check_numbers(step, facts.result.skipped)
+        self.alarms.check_starvation(step, facts.seconds, facts.wait_seconds, *facts.starvation)
         self.metrics.step(
             step=step,
             epoch=batch.epoch,
             progress=step / training.steps,
-            seconds=seconds,
+            seconds=facts.seconds,
             images=len(batch.sample_ids),
-            data_wait_seconds=wait_seconds,
+            data_wait_seconds=facts.wait_seconds,
         )
         row = {
             "step": step,
-            "attempt": self.attempt,
+            "attempt": self._attempt,
             "epoch": batch.epoch,
             "batch": batch.index,
-            "samples": samples_text(samples),
-            "rate": rate,
+            "samples": samples_text(facts.samples),
+            "rate": facts.rate,
         }
-        self._waiting.append((row, result))
+        self._unread.append((row, facts.result))
         if step % training.log_every == 0 or step == training.steps:
             self._log(step, batch)
-
-    def times(self, steps: Sequence[StepTimes]) -> None:
-        """Where the time of steps went, as far as the device is by now."""
-        for each in steps:
+        for each in facts.times:
             self.metrics.step_times(each.phases, each.own)
-
-    def model(self, flops_per_image: float) -> None:
-        """What a picture costs; NaN where that is unknown."""
-        peak = self._config.monitoring.peak_teraflops * 1e12
-        if not peak and self._world.device.type == "cuda":
-            peak = peak_flops(torch.cuda.get_device_name(self._world.device), self._config.training.precision)
-        self.metrics.model(flops_per_image, peak)
 
     def _log(self, step: int, batch: Batch) -> None:
         images_per_second = self._config.training.global_batch * self._steps / self._seconds if self._seconds else 0.0
-        share = self._wait_seconds / self._seconds if self._seconds else 0.0
-        losses = self.flush(images_per_second=round(images_per_second, 2), data_wait_share=round(share, 4))
+        wait_fraction = self._wait_seconds / self._seconds if self._seconds else 0.0
+        losses = self.flush(images_per_second=round(images_per_second, 2), data_wait_share=round(wait_fraction, 4))
         self.metrics.losses(losses)
-        self._tell_failures()
+        self._name_cache_failures()
         self.metrics.mask_coverage(float(batch.masks.float().mean()))
         shown = {
             f"{player} {part}": value
@@ -158,79 +183,45 @@ class Reporting:
             for part, value in parts.items()
             if part != "total" or len(parts) == 1
         }
-        self.progress.update(step, shown, images_per_second, share, batch.epoch)
+        self._progress.update(step, shown, images_per_second, wait_fraction, batch.epoch)
         self._seconds = self._wait_seconds = 0.0
         self._steps = 0
 
-    def _watch_numbers(self, step: int, skipped: Sequence[str]) -> None:
-        """Non-finite gradients: every step is counted and said, the first and the last in a row are events."""
-        if skipped:
-            self.metrics.nonfinite()
-            self.say(f"step {step}: a gradient of {', '.join(skipped)} is not finite, its weights stay as they were")
-            if not self._nonfinite:
-                self._folder.event("nonfinite", step=step, players=list(skipped))
-            self._nonfinite += 1
-        elif self._nonfinite:
-            self._folder.event("nonfinite_over", step=step, steps=self._nonfinite)
-            self._nonfinite = 0
-
-    def _watch_data(self, step: int, seconds: float, wait_seconds: float, ranks: int, thousandths: int) -> None:
-        """Ranks that wait for their data most of the time: the first is reported for all, and the end of the last."""
-        if self._first:  # it waited for the first batch, and nothing was prepared ahead
-            self._first = False
-        elif self._starvation.add(seconds, wait_seconds):
-            self.metrics.starving(self._starvation.starving)
-        before, self._starving_ranks = self._starving_ranks, ranks
-        if ranks and not before:
-            share = thousandths / 1000 / ranks
-            self._folder.event("starving", step=step, ranks=ranks, share=round(share, 3))
-            self.say(
-                f"step {step}: {ranks} of {self._world.size} ranks wait for data {share:.0%} of the time. Where processor cores are idle "
-                "raise data.threads, where the store is slow data.requests and data.ready_batches; docs/watchdogs.md tells which it is"
-            )
-        elif before and not ranks:
-            self._folder.event("starving_over", step=step)
-            self.say(f"step {step}: no rank starves for data any more")
-
-    def _watch_collapse(self, step: int, losses: dict[str, dict[str, float]]) -> None:
-        for player, watch in self._collapses.items():
-            if not watch.add(losses.get(player, {})):
-                continue
-            self.metrics.collapsed(player, watch.collapsed)
-            means = {part: round(value, 6) for part, value in watch.means.items()}
-            shown = ", ".join(f"{part} {value:.4g}" for part, value in means.items())
-            if watch.collapsed:
-                self._folder.event("collapse", step=step, player=player, means=means, steps=self._config.watchdog.collapse_steps)
-                self.say(f"step {step}: the {player} has collapsed ({shown}, means of the steps before). {watch.collapse.advice}")
-            else:
-                self._folder.event("collapse_over", step=step, player=player, means=means)
-                self.say(f"step {step}: the {player} has recovered from its collapse ({shown})")
-
-    def _tell_failures(self) -> None:
-        """Names shards that could not be cached, once each; their samples are read as ranges."""
-        failures = self._loader.cache_failures()
-        for shard in failures.keys() - self._told:
-            self._told.add(shard)
-            self.say(f"not cached: {failures[shard]}")
-
     def flush(self, **facts: float) -> dict[str, dict[str, float]]:
-        """Reads the losses that are still on the device into the history; returns those of the last step."""
+        """Reads the losses that are still on the device into the history.
+
+        Args:
+            facts: further facts for each line.
+
+        Returns:
+            The losses of the last step: player -> part -> mean over the global batch.
+        """
         rows, last = [], dict[str, dict[str, float]]()
-        for row, result in self._waiting:
+        for row, result in self._unread:
             last = result.read()
             rows.append({**row, "losses": last, "gradient_norms": result.gradient_norms, "skipped": result.skipped, **facts})
             self.metrics.gradient_norms(result.gradient_norms)
-            self._watch_collapse(row["step"], last)
-        self._waiting.clear()
+            self.alarms.check_collapse(row["step"], last)
+        self._unread.clear()
         self._folder.history(rows)
         return last
 
-    def rates(self, rates: dict[str, float]) -> None:
-        """The learning rates of the players."""
-        self.metrics.learning_rates(rates)
+    def pictures(self, step: int, columns: Mapping[str, Tensor]) -> None:
+        """Writes a picture grid, on rank 0. A full disk costs the grid, not the run.
+
+        Args:
+            step: steps of the run that are done.
+            columns: columns of the grid, as `save_grid` takes them.
+        """
+        if not self._world.is_first:
+            return
+        try:
+            save_grid(self._folder.picture(step), columns)
+        except OSError as error:
+            self.say(f"step {step}: the picture grid could not be written: {error}")
 
     def saved(self, report: SaveOutcome) -> None:
-        """A checkpoint was written, or could not be."""
+        """Reports a checkpoint that was written, or could not be. Called by the thread that writes it."""
         if report.error is not None:
             self.metrics.checkpoint_failed()
             self._folder.event("checkpoint_failed", step=report.step, error=report.error)
@@ -255,23 +246,20 @@ class Reporting:
             verified=report.verified,
         )
 
-    def resumed(self, step: int, saved_at: float) -> None:
-        """The run continues from a checkpoint."""
-        self.metrics.resumed(step=step, timestamp=saved_at)
-
     def close(self) -> None:
         """Ends the console's bar."""
-        self._closing.close()
+        self._progress.close()
 
+    def _peak_flops(self) -> float:
+        """Returns the operations that the device can do a second; 0 or NaN if unknown."""
+        given = self._config.monitoring.peak_teraflops * 1e12
+        if given or self._world.device.type != "cuda":
+            return given
+        return peak_flops(torch.cuda.get_device_name(self._world.device), self._config.training.precision)
 
-class Stopwatch:
-    """Seconds since it was last asked."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        now = time.monotonic()
-        seconds, self._last = now - self._last, now
-        return seconds
+    def _name_cache_failures(self) -> None:
+        """Names shards that could not be cached, once each; their samples are read as ranges."""
+        failures = self._loader.cache_failures()
+        for shard in failures.keys() - self._named_failures:
+            self._named_failures.add(shard)
+            self.say(f"not cached: {failures[shard]}")

@@ -1,9 +1,11 @@
-"""The metrics of a rank from the moment when the ranks have joined, so that Prometheus also sees a run that can't start again."""
+"""The metrics of a rank, published as soon as the ranks have joined, so that Prometheus also sees a run that can't start again."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,53 +21,52 @@ from pipeline.training.record.run_folder import RunFolder
 from pipeline.training.supervision.watchdog import Watchdog, restart_count
 
 
-class Telemetry:
-    """Opened by every rank, and closed after everything else that it reports of.
+def rank_metrics(config: Config[Any], world: World, watchdog: Watchdog) -> RunMetrics:
+    """Makes the metrics of this rank.
 
     Args:
-        config: of the run.
-        world: the ranks.
-        folder: the run folder.
-        watchdog: of this process.
+        config: settings of the run.
+        world: ranks of the run.
+        watchdog: watchdog of this process, which knows the attempt and the age of the loop's last beat.
+    """
+    logging.basicConfig(format=f"rank {world.rank}: %(message)s")  # before the first warning
+    run, node = _names(config)
+    metrics = RunMetrics(run, world.rank, world.size, node, version=_version(), torch_version=str(torch.__version__), recipe=config.recipe)
+    metrics.heartbeat(watchdog.age)
+    metrics.attempt(watchdog.attempt, restart_count())
+    if world.device.type == "cuda":
+        gpu = Gpu.find(f"GPU-{str(torch.cuda.get_device_properties(world.device).uuid).removeprefix('GPU-')}")
+        if gpu is not None:
+            metrics.gpu(gpu)
+    return metrics
 
-    Attributes:
-        metrics: of this rank.
+
+@contextmanager
+def published(metrics: RunMetrics, config: Config[Any], world: World, folder: RunFolder, attempt: int) -> Iterator[Export | None]:
+    """Publishes the metrics of this rank while `with` lasts; None if monitoring is disabled.
+
+    Args:
+        metrics: metrics of this rank.
+        config: settings of the run.
+        world: ranks of the run.
+        folder: run folder, which gets the targets file.
+        attempt: attempt of the run, from 1.
 
     Raises:
         ExporterError: a setting of monitoring.* can't be used on this machine.
     """
+    if not config.monitoring.enabled:
+        yield None
+        return
+    run, node = _names(config)
+    place = Place(folder.path, run, node, world.rank, world.size, world.local_rank, world.local_size, attempt)
+    with open_export(metrics.registry, config.monitoring, place, folder.targets) as publication:
+        yield publication
 
-    def __init__(self, config: Config[Any], world: World, folder: RunFolder, watchdog: Watchdog) -> None:
-        logging.basicConfig(format=f"rank {world.rank}: %(message)s")  # before anything here has something to say
-        run, node = config.monitoring.run_name or Path(config.run).name, os.uname().nodename
-        self.metrics = RunMetrics(
-            run, world.rank, world.size, node, version=_version(), torch_version=str(torch.__version__), recipe=config.recipe
-        )
-        self.metrics.heartbeat(watchdog.age)
-        self.metrics.attempt(watchdog.attempt, restart_count())
-        if world.device.type == "cuda":
-            gpu = Gpu.find(f"GPU-{str(torch.cuda.get_device_properties(world.device).uuid).removeprefix('GPU-')}")
-            if gpu is not None:
-                self.metrics.gpu(gpu)
-        self._export: Export | None = None
-        if config.monitoring.enabled:
-            place = Place(folder.path, run, node, world.rank, world.size, world.local_rank, world.local_size, watchdog.attempt)
-            self._export = open_export(self.metrics.registry, config.monitoring, place, folder.targets)
 
-    @property
-    def summary(self) -> str:
-        """Where the metrics are read, for the console; empty where nobody does, or another rank sees to it."""
-        return self._export.summary if self._export is not None else ""
-
-    def training_begins(self) -> None:
-        """From here on the run is missed where an error ends it. A first attempt that is refused before has told so whoever started it."""
-        if self._export is not None:
-            self._export.missed = True
-
-    def close(self) -> None:
-        """Ends the endpoint."""
-        if self._export is not None:
-            self._export.close()
+def _names(config: Config[Any]) -> tuple[str, str]:
+    """Returns the names of the run and of this machine, as the series carry them."""
+    return config.monitoring.run_name or Path(config.run).name, os.uname().nodename
 
 
 def _version() -> str:

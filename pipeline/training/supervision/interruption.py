@@ -1,12 +1,11 @@
-"""Turns signals into a wish that the loop sees between two steps: save, then end.
+"""Turns signals into a request that the loop reads between two steps: save, then end.
 
-SIGTERM and SIGUSR1 come from schedulers (SLURM's time limit, preemption, `scancel`), SIGINT from a keyboard. The
-handler only notes the signal, so nothing is ever half written; the price is that the stop takes as long as the step
-that is running.
+SIGTERM and SIGUSR1 come from schedulers (SLURM's time limit, preemption, `scancel`), SIGINT from a keyboard. The handler only notes the
+signal, so nothing is ever half written; the price is that a stop takes as long as the step that is running.
 
-A launcher that is killed outright passes no signal on, and its rank would train on as an orphan beside the run's next
-attempt. On Linux the kernel therefore tells the rank when its parent dies. This module imports the standard library
-alone: the handlers are in place before torch is.
+A launcher that is killed outright passes no signal on, and its rank would train on as an orphan beside the run's next attempt. On Linux the
+kernel therefore signals the rank when its parent dies. This module imports the standard library alone, so that the handlers are in place
+before torch is imported.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from types import FrameType
 from typing import Any
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
-"""Environment variables that `accelerate launch` and torchrun set for what they start."""
+"""Environment variables that `accelerate launch` and torchrun set for the processes that they start."""
 PARENT_DIED = "PARENT_DIED"
 _STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _SET_DEATH_SIGNAL, _GET_DEATH_SIGNAL = 1, 2  # prctl(2): PR_SET_PDEATHSIG, PR_GET_PDEATHSIG
-_IMPORTED_IN, _PARENT = os.getpid(), os.getppid()  # as early as can be: what the parent was before the kernel watched it
+_IMPORTED_IN, _PARENT = os.getpid(), os.getppid()  # read at import, before the kernel watches the parent
 
 
 class Interruption:
     """Listens for signals from `install` (or `with`) to `close`.
 
     Args:
-        follow_parent: ask to stop when the parent process dies (Linux); None: where a launcher started this process.
-            Without a launcher the parent is a shell, and a run that was started with nohup is to survive it.
+        follow_parent: whether the death of the parent process requests a stop (Linux); None: if a launcher started this process.
+            Without a launcher the parent is a shell, and a run that was started with nohup must survive its shell.
     """
 
     def __init__(self, follow_parent: bool | None = None) -> None:
@@ -47,14 +46,13 @@ class Interruption:
 
     @property
     def requested(self) -> str | None:
-        """Why to stop after this step: SIGTERM, SIGUSR1, SIGINT or PARENT_DIED, whichever came first; None: go on."""
+        """Reason to stop after this step: the first of SIGTERM, SIGUSR1, SIGINT and PARENT_DIED that came; None: no stop is requested."""
         return self._requested
 
     def install(self) -> None:
         """Begins to listen; a second call does nothing.
 
-        A SIGINT that was ignored stays so: that is how a shell protects what it runs in the background from the
-        keyboard.
+        An ignored SIGINT stays ignored, because this is how a shell protects its background processes from the keyboard.
 
         Raises:
             RuntimeError: called from another thread than the main one.
@@ -69,13 +67,13 @@ class Interruption:
             if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
         if self.follow_parent and sys.platform == "linux":
-            # Not SIGTERM: the kernel sends it when only the parent's *thread* ends, too, which the handler has to tell.
+            # Not SIGTERM: the kernel also sends it when only the parent's *thread* ends, which the handler has to distinguish.
             self._before[_death_signal()] = signal.signal(_death_signal(), self._note_death)
             self._death_signal_before = _swap_death_signal(_death_signal())
             self._check_parent()
 
     def close(self) -> None:
-        """Puts back what was there before; `requested` stays. A second call does nothing.
+        """Restores the previous handlers; `requested` stays. A second call does nothing.
 
         Raises:
             RuntimeError: called from another thread than the main one.
@@ -86,7 +84,7 @@ class Interruption:
             _swap_death_signal(self._death_signal_before)
         for number, handler in self._before.items():
             ours = signal.getsignal(number) in (self._note, self._note_death)
-            if ours and handler is not None:  # None: it was not set from Python, which can't set it again
+            if ours and handler is not None:  # None: set from C, and Python can't restore it
                 signal.signal(number, handler)
         self._before.clear()
         self._process = 0
@@ -99,14 +97,14 @@ class Interruption:
         self.close()
 
     def _stop_listening(self) -> None:
-        """At the end of the process, where Python would put back the handlers that kill: a signal that comes now asks for what is done."""
+        """Ignores signals while the process ends, when Python would restore the handlers that kill: the stop is already under way."""
         if self._process == os.getpid():
             for number in self._before:
                 signal.signal(number, signal.SIG_IGN)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        """Runs between two bytecodes of the main thread, wherever that is: takes no lock and writes nothing."""
-        if os.getpid() != self._process:  # a forked child: to it signals mean what they mean to any process
+        """Notes a signal. Runs between any two bytecodes of the main thread, so it takes no lock and writes nothing."""
+        if os.getpid() != self._process:  # a forked child: signals have their default effect there
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -130,11 +128,11 @@ def _check_main_thread() -> None:
 
 
 def _death_signal() -> int:
-    return int(signal.SIGRTMIN) + 5  # nobody's; before the handler is there it ends the process, as SIGTERM would
+    return int(signal.SIGRTMIN) + 5  # has no other use; before the handler is installed it ends the process, as SIGTERM would
 
 
 def _swap_death_signal(number: int) -> int:
-    """Sets the signal that this process gets when its parent dies (0: none), and returns what it was."""
+    """Sets the signal that this process gets when its parent dies (0: none), and returns the previous one."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     before = ctypes.c_int(0)
     for arguments in ((_GET_DEATH_SIGNAL, ctypes.byref(before)), (_SET_DEATH_SIGNAL, ctypes.c_ulong(number))):

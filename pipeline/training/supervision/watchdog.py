@@ -1,16 +1,16 @@
-"""Ends a rank that hangs, within a bounded time and with the stacks of its threads, so that whoever started it can start it again.
+"""Ends a rank that hangs, within a bounded time and with the stacks of its threads, so that a launcher or a person can start it again.
 
-The loop says where it is by one assignment; a thread looks at the clock. Nothing here touches a device, a lock of another thread or the
-network. A rank that is only slow is not one that hangs:
+The loop notes its stage by one assignment; a thread compares the stage's age with the clock. Nothing here touches a device, a lock of
+another thread or the network. A rank that is only slow does not hang:
 
-    start-up    until the first step is done: watchdog.startup_minutes in all, whatever is waited for
+    start-up    until the first step is done: watchdog.startup_minutes in all, however many waits that includes
     data        waiting for a batch: watchdog.stall_minutes without a byte, a picture or a retry; retries have their own end (data.retries)
-    step        watchdog.stall_minutes; after a checkpoint as long as one may take, since other ranks may still be at it
+    step        watchdog.stall_minutes; after a checkpoint as long as one may take, because other ranks may still be saving
     checkpoint  training stands still for it: watchdog.checkpoint_minutes
     end         the same, from the end of the loop to the end of the process
 
 The clock is monotonic, and time in which the whole process stood still (SIGSTOP, a frozen machine) does not count once it goes on. A thread
-that never gives up the interpreter's lock stops this one too; then `faulthandler` does the same from C, later and with exit code 1.
+that never releases the GIL stops the watchdog's thread too; then `faulthandler` ends the process from C, later and with exit code 1.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pipeline.config import Config
-from pipeline.training.record.run_folder import RunFolder, append_row, read_lines
+from pipeline.training.record.run_folder import append_row, read_lines
 from pipeline.training.supervision.stacks import STDERR, Stacks
 
 STALLED = 79
 """Exit code of a rank that the watchdog ended."""
 Stage = Literal["start-up", "data", "step", "checkpoint", "end"]
 
-_LONGEST_PAUSE = 20.0  # of the reader, between two attempts of a request
+_LONGEST_PAUSE = 20.0  # seconds between two attempts of a request
 _LONGEST_TICK = 5.0
-_OTHERS_SECONDS = 10.0  # at most, between the stacks and the end: the other ranks' clocks run out at about the same time
+_OTHERS_SECONDS = 10.0  # longest wait between stacks and end, for the other ranks, whose clocks run out at about the same time
 _SPARE_SECONDS = 30.0
-_SAVING = "checkpoint-"  # beginning of the names of the threads that write checkpoints
+_SAVING = "checkpoint-"  # prefix of the names of the threads that write checkpoints
 
 
 class Counted(Protocol):
-    """What says how far a loader is."""
+    """Counters of a loader, whose growth is its sign of life."""
 
     def totals(self) -> Mapping[str, float]:
-        """Totals by name."""
+        """Returns totals by name."""
         ...
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a rank may stay in a stage, in seconds.
+    """Limits of the stages, in seconds.
 
     Attributes:
-        startup: until the first step is done.
-        step: in data and step.
-        checkpoint: while training stands still for one.
-        collective: that a collective waits for another rank: longer than all of them, so that it is the watchdog that says what is wrong.
+        startup: longest time until the first step is done.
+        step: longest time in the stages data and step.
+        checkpoint: longest time that training stands still for a checkpoint.
+        collective: timeout of collectives, longer than all of the others, so that the watchdog explains a hang before a collective fails.
     """
 
     startup: float
@@ -67,7 +67,7 @@ class Patience:
 
 
 def patience(config: Config[Any]) -> Patience:
-    """What the settings come to."""
+    """Derives the limits of the stages from the settings."""
     watchdog, data, timeout = config.watchdog, config.data, 60 * config.training.timeout_minutes
     if not watchdog.enabled:
         return Patience(timeout, timeout, timeout, timeout)
@@ -81,25 +81,26 @@ def patience(config: Config[Any]) -> Patience:
 
 @dataclass(frozen=True, slots=True)
 class _Beat:
-    """Where the loop is: since when on the watchdog's clock, and what its stage waits for where more is known."""
+    """The stage of the loop, and its beginning on the watchdog's clock."""
 
     stage: Stage
     step: int
     since: float
     patient: bool = False
     detail: str = ""
+    activity: Counted | None = None
 
 
 class Watchdog:
-    """Watches this process from `with` to its end. One for each process.
+    """Watches this process while `with` lasts. There is one for each process.
 
     Args:
-        config: of the run.
-        clock: monotonic seconds.
+        config: settings of the run.
+        clock: clock of monotonic seconds.
 
     Attributes:
-        patience: how long a stage may last.
-        attempt: of the run, from 1, as far as its folder tells.
+        patience: limits of the stages.
+        attempt: attempt of the run, from 1, by the events in the run folder.
     """
 
     def __init__(self, config: Config[Any], clock: Callable[[], float] = time.monotonic) -> None:
@@ -114,42 +115,36 @@ class Watchdog:
         self._first_step: int | None = None
         self._started = False
         self._beat = _Beat("start-up", 0, self._began)
-        self._counted: Counted | None = None
-        self._activity: tuple[float, float] = (0.0, self._began)  # what the loader has counted, and since when that is so
+        self._activity: tuple[float, float] = (0.0, self._began)  # sum of the loader's counters, and when it last changed
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def at(self, stage: Stage, step: int = 0, detail: str = "") -> None:
-        """The loop is here now. Costs an assignment.
+    def at(self, stage: Stage, step: int = 0, detail: str = "", activity: Counted | None = None) -> None:
+        """Notes the stage of the loop. Costs one assignment.
 
         Args:
-            stage: that begins.
-            step: that is being taken, or after which a checkpoint is saved.
-            detail: what is waited for, where the stage alone does not say it.
+            stage: stage that begins.
+            step: step that is being taken, or after which a checkpoint is saved.
+            detail: subject of a wait, if the stage alone does not name it.
+            activity: counters whose growth is a sign of life while a batch is waited for.
         """
         before = self._beat
         # the other ranks wait in the next step's collectives while rank 0 still stands still for the checkpoint
         patient = before.stage == "checkpoint" or (before.patient and before.stage == "data")
         if not self._started and stage in ("data", "checkpoint", "end") and before.stage == "step":
             self._started = True
-        self._beat = _Beat(stage, step, self._now(), patient, detail)
+        self._beat = _Beat(stage, step, self._now(), patient, detail, activity)
 
-    def tell(self, detail: str) -> None:
-        """What start-up waits for now."""
+    def note_startup(self, detail: str) -> None:
+        """Notes the current subject of the start-up's wait."""
         self.at("start-up", detail=detail)
 
-    def follow(self, counted: Counted) -> None:
-        """Takes the loader's counters for signs of life while a batch is waited for."""
-        self._counted = counted
-
-    def opened(self, folder: RunFolder) -> None:
-        """The run folder is this run's from here on: stacks go into it, and a restart by the launcher is one of its events."""
+    def open_stacks(self) -> None:
+        """Sends stacks to the run folder from now on. Called when the folder belongs to this run."""
         self._stacks.open()
-        if (restarts := restart_count()) > 0:
-            folder.event("restart", restarts=restarts, attempt=self.attempt)
 
     def age(self) -> float:
-        """Seconds since the loop last said where it is."""
+        """Returns the seconds since the loop last noted its stage."""
         return max(0.0, self._now() - self._beat.since)
 
     def __enter__(self) -> Watchdog:
@@ -171,7 +166,7 @@ class Watchdog:
         looked, credited = self._clock(), None
         while not self._closed.wait(self._tick):
             now = self._clock()
-            if now - looked > self._tick + _LONGEST_TICK and credited is not self._beat:  # once a beat, so that it has an end in any case
+            if now - looked > self._tick + _LONGEST_TICK and credited is not self._beat:  # once a stage, so that each has an end
                 credited = self._beat
                 self._stood_still += now - looked - self._tick
             looked = now
@@ -185,21 +180,21 @@ class Watchdog:
                 faulthandler.dump_traceback_later(left + limit + _SPARE_SECONDS, exit=True, file=self._stacks.descriptor)
 
     def _limit(self, beat: _Beat) -> tuple[float, float]:
-        """Since when a stage counts, and how long it may last."""
+        """Returns the beginning of a stage, or of its last sign of life, and the longest time from there."""
         if not self._started and beat.stage != "end":
             return self._began, self.patience.startup
         if beat.stage in ("checkpoint", "end"):
             return beat.since, self.patience.checkpoint
         limit = self.patience.checkpoint if beat.patient else self.patience.step
-        if beat.stage == "data" and self._counted is not None:
-            counted = sum(amount for name, amount in self._counted.totals().items() if name != "queue_depth")
+        if beat.stage == "data" and beat.activity is not None:
+            counted = sum(amount for name, amount in beat.activity.totals().items() if name != "queue_depth")
             if counted != self._activity[0]:
                 self._activity = (counted, self._now())
             return max(beat.since, self._activity[1]), limit
         return beat.since, limit
 
     def _end(self, beat: _Beat, waited: float) -> None:
-        """Says what is wrong and ends the process. A timer in C ends it too, whatever blocks here: the disk may be what hangs."""
+        """Explains the hang and ends the process. A timer in C ends the process if this blocks, because the disk itself may hang."""
         faulthandler.dump_traceback_later(self._grace + _OTHERS_SECONDS + _SPARE_SECONDS, exit=True, file=STDERR)
         seconds, what = self._clock(), self._described(beat)
         self._stacks.open()
@@ -234,26 +229,28 @@ class Watchdog:
 
 
 def restart_count() -> int:
-    """How many times the launcher started this run's ranks again (`accelerate launch --max_restarts`)."""
+    """Returns how many times the launcher has restarted this run's ranks (`accelerate launch --max_restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def append_event(run: Path, kind: str, **facts: Any) -> None:
-    """Appends a line to `events.jsonl` from any rank: one write under a lock that also holds on a network's file system.
+    """Appends a line to `events.jsonl` from any rank: one write, under a lock that also holds between nodes.
+
+    The lock is POSIX's (lockf) and not flock, because a network file system may keep flock locks local to each node.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the line can't be written.
     """
     with open(run / "events.jsonl", "a+b", buffering=0) as file:
         for _ in range(20):
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:  # held by another rank's watchdog, or there are no locks here
+            except OSError:  # held by another rank's watchdog, or the file system has no locks
                 time.sleep(0.05)
         append_row(file, {"time": time.time(), "event": kind, **facts})
 
 
 def _saves() -> bool:
-    """Whether a checkpoint is being written."""
+    """Returns whether a checkpoint is being written."""
     return any(thread.name.startswith(_SAVING) for thread in threading.enumerate())

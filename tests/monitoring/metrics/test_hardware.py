@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from monitoring.metrics import hardware
-from monitoring.metrics.hardware import Gpu, host_memory, peak_flops
+from monitoring.metrics.hardware import Gpu, host_memory
 from tests.conftest import ROOT
 
 DRIVER = """
@@ -90,24 +90,3 @@ def test_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert math.isnan(host_memory("used"))
     (tmp_path / "meminfo").unlink()
     assert math.isnan(host_memory("total"))
-
-
-@pytest.mark.parametrize(
-    ("name", "bf16", "fp32"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989.4, 494.7),
-        ("NVIDIA H100 PCIe", 756, 378),
-        ("NVIDIA A100-SXM4-80GB", 312, 156),
-        ("NVIDIA A10G", 70, 35),
-        ("NVIDIA A10", 125, 62.5),
-        ("NVIDIA L4", 121, 60),
-        ("NVIDIA L40S", 362, 183),
-        ("NVIDIA GH200 480GB", 989.4, 494.7),
-        ("Tesla T4", math.nan, 8.1),
-        ("NVIDIA H1000", math.nan, math.nan),
-        ("cpu", math.nan, math.nan),
-    ],
-)
-def test_what_a_gpu_can_do_at_its_best_follows_from_its_name(name: str, bf16: float, fp32: float) -> None:
-    assert peak_flops(name, "bf16") / 1e12 == pytest.approx(bf16, nan_ok=True)
-    assert peak_flops(name, "fp32") / 1e12 == pytest.approx(fp32, nan_ok=True)

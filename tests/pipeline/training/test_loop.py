@@ -1,18 +1,17 @@
-"""What the loop counts as what."""
+"""The loop tells time for data from time for everything else."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline import recipes
 from pipeline.config import parse
-from pipeline.training import loop
 from pipeline.training.loop import pretrain
-from pipeline.training.reporting.reporter import Reporting
+from pipeline.training.reporting import reporter
+from pipeline.training.reporting.reporter import Reporter, StepFacts
 from pipeline.training.supervision.interruption import Interruption
 from tests.datasets import photographs, write_dataset
 
@@ -20,17 +19,17 @@ STEPS, PAUSE = 8, 0.4
 
 
 def test_time_for_pictures_is_no_wait_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batches get ready meanwhile. Counted as a wait it would be reported as starving, with advice that helps nobody."""
+    """The next batches get ready meanwhile. Counted as a wait, the time would be reported as starvation, with advice that does not help."""
     write_dataset(tmp_path / "set", photographs(24, 140, 160), [12, 12])
     seen: list[tuple[float, float]] = []
-    step = Reporting.step
+    step = Reporter.step
 
-    def noted(self: Reporting, *arguments: Any) -> None:
-        seen.append((arguments[4], arguments[5]))
-        step(self, *arguments)
+    def noted(self: Reporter, facts: StepFacts) -> None:
+        seen.append((facts.seconds, facts.wait_seconds))
+        step(self, facts)
 
-    monkeypatch.setattr(Reporting, "step", noted)
-    monkeypatch.setattr(loop, "save_grid", lambda *_: time.sleep(PAUSE))
+    monkeypatch.setattr(Reporter, "step", noted)
+    monkeypatch.setattr(reporter, "save_grid", lambda *_: time.sleep(PAUSE))
     settings = ["--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "8", "--method.batch_norm_group", "4"]
     settings += ["--data.shards", str(tmp_path / "set"), "--run", str(tmp_path / "run"), "--training.steps", str(STEPS)]
     settings += ["--training.global_batch", "4", "--training.pictures_every", "1", "--monitoring.enabled", "False"]

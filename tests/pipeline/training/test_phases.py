@@ -1,4 +1,4 @@
-"""Where the time of a step goes, and that the rank which is slow is the one whose own time grows."""
+"""Phases show which part of a step takes its time, and the slow rank is the one whose own time grows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pipeline.config import parse
 from pipeline.recipes.adversarial import AdversarialPair
 from pipeline.recipes.player import Losses
 from pipeline.stream.loader import StreamLoader
-from pipeline.training.engine.engine import Contestant, Replicated
-from pipeline.training.engine.zero import Sharded
+from pipeline.training.engine.engine import Engine, ReplicatedEngine
+from pipeline.training.engine.zero import ShardedEngine
 from pipeline.training.loop import pretrain
-from pipeline.training.phases import Phases, StepTimes, StreamClock
-from pipeline.training.reporting.reporter import Reporting
+from pipeline.training.phases import Phases, StreamClock
+from pipeline.training.reporting.reporter import Reporter, StepFacts
 from pipeline.training.supervision.interruption import Interruption
 from tests.datasets import photographs, write_dataset
 from tests.pipeline.training.engine.test_zero import _forget_accelerate, in_ranks
@@ -68,7 +68,7 @@ def test_a_phase_lasts_until_the_next_and_a_wait_interrupts_it() -> None:
     (times,) = phases.read()
     assert times.phases == {"forward": 3.0, "backward": 1.0, "collective": 1.0, "optimiser": 1.0}
     assert times.own == 19.0
-    assert phases.read() == [], "each step is told once"
+    assert phases.read() == [], "each step is returned once"
 
 
 def test_outside_of_steps_nothing_is_measured() -> None:
@@ -107,7 +107,7 @@ def test_a_device_that_is_far_behind_costs_the_oldest_times_and_no_memory() -> N
 
 
 class Event:
-    """What a stream clock asks of an event of CUDA, and nothing that would wait for the device."""
+    """The calls of a CUDA event that a stream clock makes, and none that would wait for the device."""
 
     made = 0
 
@@ -178,7 +178,7 @@ def test_the_end_of_this_ranks_own_gradients_is_seen_before_what_waits_for_the_o
     assert weight.grad is not None
 
 
-def slow_down(place: str, mode: type[Contestant], patch: pytest.MonkeyPatch) -> None:
+def slow_down(place: str, mode: type[Engine], patch: pytest.MonkeyPatch) -> None:
     """This process takes PAUSE longer for a step, somewhere in it."""
     loss, batches, update = AdversarialPair.painter_losses, StreamLoader.__iter__, mode.update
 
@@ -190,7 +190,7 @@ def slow_down(place: str, mode: type[Contestant], patch: pytest.MonkeyPatch) -> 
             found.total.register_hook(lambda _: time.sleep(PAUSE))  # type: ignore[no-untyped-call]
         return found
 
-    def slow_update(self: Contestant, rate: float) -> float:
+    def slow_update(self: Engine, rate: float) -> float:
         if place == "optimiser" and self.player.name == "generator":
             time.sleep(PAUSE)
         return update(self, rate)
@@ -207,28 +207,34 @@ def slow_down(place: str, mode: type[Contestant], patch: pytest.MonkeyPatch) -> 
 
 
 def times_of_a_run(arguments: list[str]) -> dict[str, float]:
-    """Seconds of this rank in a run, but for its first step, which is also where torch imports much."""
-    told: list[StepTimes] = []
-    waited: list[float] = []
-    kept: list[Reporting] = []
+    """Returns seconds of this rank in a run, without its first step, in which torch imports much."""
+    reported: list[StepFacts] = []
+    reporters: list[Reporter] = []
     with pytest.MonkeyPatch.context() as patch:
-        times, step = Reporting.times, Reporting.step
-        patch.setattr(Reporting, "times", lambda self, steps: (kept.append(self), told.extend(steps), times(self, steps))[2])
-        patch.setattr(Reporting, "step", lambda self, *given: (waited.append(given[5]), step(self, *given))[1])
+        step = Reporter.step
+
+        def noted(self: Reporter, facts: StepFacts) -> None:
+            reporters.append(self)
+            reported.append(facts)
+            step(self, facts)
+
+        patch.setattr(Reporter, "step", noted)
         assert pretrain(parse(recipes.SETTINGS, arguments), Interruption()).finished
-    assert len(told) == len(waited) == STEPS
-    registry, labels = kept[0].metrics.registry, {"run": Path(arguments[-1]).name, "node": os.uname().nodename, "rank": os.environ["RANK"]}
-    assert registry.get_sample_value(f"{PREFIX}own_seconds_total", labels) == pytest.approx(sum(each.own for each in told))
-    found = {phase: sum(each.phases.get(phase, 0.0) for each in told) for phase in PHASES} | {"data_wait": sum(waited)}
+    times, waited = [each for facts in reported for each in facts.times], [facts.wait_seconds for facts in reported]
+    assert len(times) == len(waited) == STEPS
+    registry = reporters[0].metrics.registry
+    labels = {"run": Path(arguments[-1]).name, "node": os.uname().nodename, "rank": os.environ["RANK"]}
+    assert registry.get_sample_value(f"{PREFIX}own_seconds_total", labels) == pytest.approx(sum(each.own for each in times))
+    found = {phase: sum(each.phases.get(phase, 0.0) for each in times) for phase in PHASES} | {"data_wait": sum(waited)}
     for phase, seconds in found.items():
         name = f"{PREFIX}step_phase_seconds_sum"
         assert registry.get_sample_value(name, {**labels, "phase": phase}) == pytest.approx(seconds), "the metrics have them all"
-    counted = {phase: sum(each.phases.get(phase, 0.0) for each in told[1:]) for phase in PHASES} | {"data_wait": sum(waited[1:])}
-    return {"own": sum(each.own for each in told[1:]), "whole": sum(each.seconds for each in told[1:]), **counted}
+    counted = {phase: sum(each.phases.get(phase, 0.0) for each in times[1:]) for phase in PHASES} | {"data_wait": sum(waited[1:])}
+    return {"own": sum(each.own for each in times[1:]), "whole": sum(each.seconds for each in times[1:]), **counted}
 
 
 def run_in_places(rank: int, shards: str, folder: str, mode: str, places: tuple[str, ...]) -> list[dict[str, float]]:
-    """One run for each place, in which rank 1 is slow there."""
+    """Runs once for each place, in which rank 1 is slow."""
     found = []
     for attempt, place in enumerate(places):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
@@ -247,7 +253,7 @@ def run_in_places(rank: int, shards: str, folder: str, mode: str, places: tuple[
         settings += ["--training.steps", str(STEPS), "--training.mode", mode, "--monitoring.enabled", "False", "--run", f"{folder}/{place}"]
         with pytest.MonkeyPatch.context() as patch:
             if rank == 1:
-                slow_down(place, Replicated if mode == "ddp" else Sharded, patch)
+                slow_down(place, ReplicatedEngine if mode == "ddp" else ShardedEngine, patch)
             found.append(times_of_a_run(settings))
     return found
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a step: micro-batches, schedules and exact gradients whatever the shares."""
+"""The arithmetic of a step: micro-batches, schedules and exact gradients, however uneven the ranks' slices are."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pipeline.model.batch_norm import GroupedBatchNorm2d
 from pipeline.recipes.player import Losses, Player
 from pipeline.stream.loader import Batch
 from pipeline.stream.order import rank_slice
-from pipeline.training.engine.engine import Contestant, Replicated
+from pipeline.training.engine.engine import Engine, ReplicatedEngine
 from pipeline.training.engine.optimiser_state import make_optimiser
-from pipeline.training.engine.zero import Sharded
+from pipeline.training.engine.zero import ShardedEngine
 from pipeline.training.ranks.world import World, join
 from pipeline.training.step import NonFiniteError, TrainStep, micro_batches, rate_factor
 
@@ -94,26 +94,18 @@ class GroupedBatchNorm(nn.Module):
         return values
 
 
-def make_contestant(player: Player, world: World, training: TrainingConfig) -> Contestant:
-    return Replicated(player, world, training.max_gradient_norm) if training.mode == "ddp" else Sharded(player, world, training)
+def make_engine(player: Player, world: World, training: TrainingConfig) -> Engine:
+    return ReplicatedEngine(player, world, training.max_gradient_norm) if training.mode == "ddp" else ShardedEngine(player, world, training)
 
 
 def make_step(recipe: Line, world: World, training: TrainingConfig, micro_batch: int = 3) -> TrainStep:
-    return TrainStep(
-        recipe,  # type: ignore[arg-type]
-        [make_contestant(recipe.players[0], world, training)],
-        world,
-        global_batch=8,
-        largest_share=8,
-        micro_batch=micro_batch,
-        bf16=False,
-        max_nonfinite_steps=training.max_nonfinite_steps,
-    )
+    training = replace(training, global_batch=8, micro_batch=micro_batch)
+    return TrainStep(recipe, [make_engine(recipe.players[0], world, training)], world, training)  # type: ignore[arg-type]
 
 
 def weight(step: TrainStep) -> Tensor:
-    """The weight of the line, float32 (48,)."""
-    return step.contestants[0].full_state()["line"]["1.weight"][0].clone()
+    """Returns the weight of the line, float32 (48,)."""
+    return step.engines[0].full_state()["line"]["1.weight"][0].clone()
 
 
 @pytest.fixture(params=MODES)
@@ -143,7 +135,7 @@ def test_the_step_is_the_rate_times_the_mean_gradient(world: World, training: Tr
     assert torch.allclose(weight(step), 0.01 - 0.5 * 0.5 * gradient, atol=1e-6)
     assert result.gradient_norms["line"] == pytest.approx(float(gradient.norm()), rel=1e-5)
     assert result.read()["line"]["total"] == pytest.approx(float((batch.images.float() / 255).flatten(1).sum(1).mean() * 0.01), rel=1e-5)
-    step.contestants[0].close()
+    step.engines[0].close()
 
 
 def test_a_large_gradient_is_scaled_down_to_the_limit(world: World, training: TrainingConfig, batch: Batch) -> None:
@@ -151,7 +143,7 @@ def test_a_large_gradient_is_scaled_down_to_the_limit(world: World, training: Tr
     result = step(batch, rate=1.0)
     assert result.gradient_norms["line"] > 1
     assert float((weight(step) - 0.01).norm()) == pytest.approx(0.5 * 0.1, rel=1e-4)
-    step.contestants[0].close()
+    step.engines[0].close()
 
 
 def test_a_gradient_that_is_not_finite_leaves_weights_and_statistics_alone(world: World, training: TrainingConfig, batch: Batch) -> None:
@@ -179,7 +171,7 @@ def test_a_gradient_that_is_not_finite_leaves_weights_and_statistics_alone(world
     with pytest.raises(NonFiniteError, match="2 steps in a row"):
         step(batch, rate=1.0)
     assert torch.all(weight(step).isfinite())
-    step.contestants[0].close()
+    step.engines[0].close()
 
 
 def test_an_optimiser_that_cannot_be_made_is_named() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline import recipes
 from pipeline.config import parse
 from pipeline.training.checkpoint.store import COMMIT, Checkpoint, CheckpointStore, folder_name, verify, write
-from pipeline.training.resume import find
+from pipeline.training.resume import find_checkpoint
 from shards.store import Store
 
 STEPS = (10, 20, 30)
@@ -33,10 +33,10 @@ class Alone:
     def on_first(self, action: Callable[[], Any]) -> Any:
         return action()
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         return value
 
-    def share_tensors(self, tensors: Any) -> Any:
+    def broadcast_tensors(self, tensors: Any) -> Any:
         return tensors
 
 
@@ -77,7 +77,7 @@ class Resumed:
 
     def step(self) -> int:
         """The step that a run resumes from with the files as they are now; its tensors are those that were saved."""
-        found = find(self.config, CheckpointStore(Store(str(self.checkpoints))), cast(Any, Alone()), "a decoder")
+        found = find_checkpoint(self.config, CheckpointStore(Store(str(self.checkpoints))), cast(Any, Alone()), "a decoder")
         assert found is not None
         for file, tensors in checkpoint(found.step).tensors.items():
             for name, tensor in tensors.items():

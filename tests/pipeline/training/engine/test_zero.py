@@ -1,4 +1,4 @@
-"""ZeRO's modes where they differ from DDP: what several ranks hold between them, state in and out, offload, and what is refused."""
+"""ZeRO's modes in their differences from DDP: state that several ranks divide, state in and out, offload, and refusals."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pipeline.mapping import ConfigError
 from pipeline.recipes.player import Losses, Player
 from pipeline.stream.loader import Batch
 from pipeline.stream.order import rank_slice
-from pipeline.training.checkpoint.store import CheckpointInvalid
-from pipeline.training.engine.engine import Contestant
+from pipeline.training.engine.engine import Engine
+from pipeline.training.engine.optimiser_state import OptimiserMismatch
 from pipeline.training.ranks.launcher import with_launcher_mode
 from pipeline.training.ranks.world import World, join
 from pipeline.training.step import TrainStep
 from tests.conftest import ROOT
-from tests.pipeline.training.test_step import Line, make_contestant
+from tests.pipeline.training.test_step import Line, make_engine
 
 ZERO = ["zero1", "zero2", "zero3"]
 State = dict[str, dict[str, Tensor]]
@@ -70,14 +70,13 @@ def pictures(count: int, first: int = 0, seed: int = 3) -> Batch:
     return Batch(images, torch.zeros(len(images), 4, 4, dtype=torch.bool), None, ids, 0, 0, ids)
 
 
-def step_of(recipe: Any, world: World, training: TrainingConfig, global_batch: int, largest_share: int) -> TrainStep:
-    contestants = [make_contestant(recipe.players[0], world, training)]
-    sizes = {"global_batch": global_batch, "largest_share": largest_share, "micro_batch": training.micro_batch}
-    return TrainStep(recipe, contestants, world, **sizes, bf16=False, max_nonfinite_steps=training.max_nonfinite_steps)
+def step_of(recipe: Any, world: World, training: TrainingConfig, global_batch: int) -> TrainStep:
+    training = replace(training, global_batch=global_batch)
+    return TrainStep(recipe, [make_engine(recipe.players[0], world, training)], world, training)
 
 
-def whole(contestant: Contestant) -> State:
-    return {file: {name: tensor.clone() for name, tensor in tensors.items()} for file, tensors in contestant.full_state().items()}
+def whole(engine: Engine) -> State:
+    return {file: {name: tensor.clone() for name, tensor in tensors.items()} for file, tensors in engine.full_state().items()}
 
 
 def assert_equal(one: State, other: State) -> None:
@@ -90,24 +89,24 @@ def assert_equal(one: State, other: State) -> None:
 def train(
     optimiser: OptimiserConfig, training: TrainingConfig, world: World, start: State | None = None, steps: int = 2, micro_batch: int = 2
 ) -> State:
-    """Whole batches of 5, from a state or from the seed; what came out of it."""
+    """Trains on whole batches of 5, from a state or from the seed, and returns the state afterwards."""
     recipe = Rule(optimiser)
     if start is not None:
         recipe.players[0].network.load_state_dict(start["rule"])
     rank = rank_slice(5, world.rank, world.size, 1)
-    step = step_of(recipe, world, replace(training, micro_batch=micro_batch), 5, -(-5 // world.size))
+    step = step_of(recipe, world, replace(training, micro_batch=micro_batch), 5)
     if start is not None:
-        step.contestants[0].load_optimiser({name: tensor.clone() for name, tensor in start["rule.optimiser"].items()})  # it keeps them
+        step.engines[0].load_optimiser({name: tensor.clone() for name, tensor in start["rule.optimiser"].items()})  # it keeps them
     for seed in range(steps):
         batch = pictures(5, seed=seed)
         step(Batch(batch.images[rank], batch.masks[rank], None, batch.sample_ids[rank], 0, 0, batch.keys[rank]), rate=1.0)
-    found = whole(step.contestants[0])
-    step.contestants[0].close()
+    found = whole(step.engines[0])
+    step.engines[0].close()
     return found
 
 
 def in_ranks(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `work(rank, *arguments)` gives on each of several ranks, processes of their own."""
+    """Returns the results of `work(rank, *arguments)` on each of several ranks, processes of their own."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with ProcessPoolExecutor(size, get_context("spawn")) as pool:
         ranks = [pool.submit(_as_rank, rank, size, store.port, work, arguments) for rank in range(size)]
@@ -143,7 +142,7 @@ def test_offloading_changes_nothing(mode: str, offload: str) -> None:
 
 @pytest.mark.parametrize("optimiser", [ADAM, SGD], ids=["adam", "sgd"])
 def test_state_goes_from_mode_to_mode_unchanged(optimiser: OptimiserConfig) -> None:
-    """Each mode continues what another left: the same bits as one mode all along, with one rank."""
+    """Each mode continues from the state of another: the same bits as in one mode all along, with one rank."""
     with join(TrainingConfig()) as world:
         expected = train(optimiser, TrainingConfig(), world)
         further = train(optimiser, TrainingConfig(), world, expected, micro_batch=5)
@@ -157,7 +156,7 @@ def test_state_goes_from_mode_to_mode_unchanged(optimiser: OptimiserConfig) -> N
 
 @contextmanager
 def _joined(training: TrainingConfig) -> Iterator[World]:
-    """The ranks anew, as often as is asked for."""
+    """Joins the ranks anew, any number of times."""
     _forget_accelerate()
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) + 1)
     with join(training) as world:
@@ -169,7 +168,7 @@ def _round_trip(start: State) -> list[State]:
     for mode in ("zero1", "zero3", "zero2", "ddp"):
         training = TrainingConfig(mode=mode)  # type: ignore[arg-type]
         with _joined(training) as world:
-            start = {file: dict(world.share_tensors(tensors)) for file, tensors in start.items()}
+            start = {file: dict(world.broadcast_tensors(tensors)) for file, tensors in start.items()}
             found.append(train(ADAM, training, world, start, steps=0))
             start = found[-1] or {file: {} for file in start}
     return found
@@ -183,7 +182,7 @@ def _forget_accelerate() -> None:
 
 
 def _everything(rank: int, start: State) -> dict[Any, Any]:
-    """What the tests below look at, in one start of the ranks, which costs more than all of it."""
+    """Returns all results that the tests below need, in one start of the ranks, because a start costs more than all of them."""
     found: dict[Any, Any] = {"round trip": _round_trip(start)}
     if os.environ["WORLD_SIZE"] == "2":
         found |= {("uneven", mode, broken): _uneven(rank, mode, broken) for mode in ("ddp", *ZERO) for broken in (0, 1)}
@@ -217,23 +216,23 @@ def _uneven(rank: int, mode: str, broken_rank: int) -> tuple[State, State, list[
     with _joined(training) as world:
         torch.manual_seed(rank)
         recipe = Rule(SGD)
-        step = step_of(recipe, world, training, 3, 2)
+        step = step_of(recipe, world, training, 3)
         images = pictures(3).images[slice(0, 1) if rank == 0 else slice(1, 3)]
         ids = torch.arange(len(images))
         good = Batch(images, torch.zeros(len(images), 4, 4, dtype=torch.bool), None, ids, 0, 0, ids)
         step(good, rate=1.0)
-        before, draws = whole(step.contestants[0]), list(recipe.draws)
+        before, draws = whole(step.engines[0]), list(recipe.draws)
         usual = recipe.loss
         if rank == broken_rank:
             broken = lambda views, networks: Losses(usual(views, networks).total * float("nan"), {})  # noqa: E731
             recipe.players = (replace(recipe.players[0], loss=broken),)
-            step.contestants[0].player = recipe.players[0]
+            step.engines[0].player = recipe.players[0]
         result = step(good, rate=1.0)
-        after = whole(step.contestants[0])
-        step.contestants[0].player = replace(recipe.players[0], loss=usual)
+        after = whole(step.engines[0])
+        step.engines[0].player = replace(recipe.players[0], loss=usual)
         again = step(good, rate=1.0)
         norm = again.gradient_norms["rule"]
-        step.contestants[0].close()
+        step.engines[0].close()
         return before, after, draws, result.skipped, result.gradient_norms["rule"] < float("inf"), norm
 
 
@@ -245,12 +244,12 @@ def test_uneven_shares_and_a_gradient_that_is_not_finite_on_one_rank(
     ranks: Callable[[int], list[dict[Any, Any]]], mode: str, broken_rank: int
 ) -> None:
     """Rank 0 has 1 of 3 samples, rank 1 has 2 in two passes: the gradient is that of all 3. Then one rank's gradient is not a number:
-    both leave weights and optimiser alone, and go on as if nothing had been."""
+    both ranks leave weights and optimiser unchanged, and the next step is as if the bad one had not happened."""
     with join(TrainingConfig()) as world:
         recipe = Rule(SGD)
-        alone = step_of(recipe, world, TrainingConfig(), 3, 3)
+        alone = step_of(recipe, world, TrainingConfig(), 3)
         alone(pictures(3), rate=1.0)
-        expected = whole(alone.contestants[0])
+        expected = whole(alone.engines[0])
         norm = alone(pictures(3), rate=1.0).gradient_norms["rule"]
     results = [found["uneven", mode, broken_rank] for found in ranks(2)]
     before, after = results[0][:2]
@@ -273,11 +272,11 @@ def _idle_statistics(rank: int, mode: str) -> tuple[float, float]:
     training = TrainingConfig(mode=mode, micro_batch=1)  # type: ignore[arg-type]
     with _joined(training) as world:
         recipe = Line()
-        step = step_of(recipe, world, training, 3, 2)
+        step = step_of(recipe, world, training, 3)
         images = pictures(3).images[slice(0, 1) if rank == 0 else slice(1, 3)]
         ids = torch.arange(len(images))
         result = step(Batch(images, torch.zeros(len(images), 4, 4, dtype=torch.bool), None, ids, 0, 0, ids), rate=0.0)
-        step.contestants[0].close()
+        step.engines[0].close()
         return float(recipe.network[2].norm.running_mean), result.read()["line"]["total"]
 
 
@@ -296,14 +295,14 @@ def test_state_that_does_not_fit_is_refused(mode: str) -> None:
     training = TrainingConfig(mode=mode)  # type: ignore[arg-type]
     with join(training) as world:
         found = train(ADAM, training, world)["rule.optimiser"]
-        contestant = make_contestant(Rule(ADAM).players[0], world, training)
-        with pytest.raises(CheckpointInvalid, match="fits no parameter of this network"):
-            contestant.load_optimiser({f"other.{name}": tensor for name, tensor in found.items()})
-        with pytest.raises(CheckpointInvalid, match=r"updated some parameters more often .*--training\.mode ddp"):
-            contestant.load_optimiser({name: tensor + (name == "1.weight/step") for name, tensor in found.items()})
-        with pytest.raises(CheckpointInvalid, match="updated some parameters more often"):
-            contestant.load_optimiser({name: tensor for name, tensor in found.items() if not name.startswith("1.bias")})
-        contestant.close()
+        engine = make_engine(Rule(ADAM).players[0], world, training)
+        with pytest.raises(OptimiserMismatch, match="fits no parameter of this network"):
+            engine.load_optimiser({f"other.{name}": tensor for name, tensor in found.items()})
+        with pytest.raises(OptimiserMismatch, match=r"updated some parameters more often .*--training\.mode ddp"):
+            engine.load_optimiser({name: tensor + (name == "1.weight/step") for name, tensor in found.items()})
+        with pytest.raises(OptimiserMismatch, match="updated some parameters more often"):
+            engine.load_optimiser({name: tensor for name, tensor in found.items() if not name.startswith("1.bias")})
+        engine.close()
 
 
 @pytest.mark.parametrize(
@@ -385,11 +384,11 @@ def test_without_deepspeed_the_mode_is_refused_and_ddp_never_imports_it(tmp_path
         "import sys\n"
         "from pipeline.config import TrainingConfig\n"
         "from pipeline.training.ranks.world import join\n"
-        "from pipeline.training.resume import enter\n"
+        "from pipeline.training.resume import build_engines\n"
         "from tests.pipeline.training.engine.test_zero import ADAM, Rule\n"
         "training = TrainingConfig(mode=sys.argv[1])\n"
         "with join(training) as world:\n"
-        "    enter(Rule(ADAM), None, world, training)\n"
+        "    build_engines(Rule(ADAM), None, world, training)\n"
         "assert 'deepspeed' not in sys.modules\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}

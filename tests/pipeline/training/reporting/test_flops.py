@@ -1,4 +1,4 @@
-"""The operations of a picture are those that a person would count, and counting them leaves no trace."""
+"""The operations of a picture are those that a person counts by hand, and counting them leaves no trace."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import recipes
 from pipeline.config import parse
 from pipeline.recipes.player import Losses
-from pipeline.training.reporting.flops import _Counter, flops_per_image
+from pipeline.training.reporting.flops import _Counter, flops_per_image, peak_flops
 from tests.pipeline.training.test_step import Line
 
 
@@ -24,7 +25,7 @@ def test_a_line_is_a_product_forward_and_one_for_its_weights() -> None:
 
 
 def convolution(network: nn.Module, side: int) -> dict[str, int]:
-    """Operations of one forward of each convolution for one picture, by hand: two a weight and place."""
+    """Counts the operations of one forward of each convolution for one picture by hand: two for each weight and output pixel."""
     found: dict[str, int] = {}
     hooks = []
 
@@ -84,7 +85,7 @@ def test_a_recipe_that_can_not_be_counted_is_trained_all_the_same(caplog: pytest
 
 
 class Computed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The multiply-adds of the convolutions that really run while it is entered, twice."""
+    """Counts the operations of the convolutions that really run while it is entered, a multiply-add as two."""
 
     operations = 0
 
@@ -136,3 +137,57 @@ def test_while_counting_a_convolution_has_its_shape_its_first_map_and_its_gradie
 def test_a_convolution_of_one_picture_without_its_batch_is_not_refused() -> None:
     with _Counter():
         assert F.conv2d(torch.zeros(3, 8, 8), torch.zeros(4, 3, 3, 3)).shape == (4, 6, 6)
+
+
+@pytest.mark.parametrize("needs_gradient", [True, False], ids=["with the input's gradient", "without"])
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (lambda: nn.Conv2d(8, 12, 3, stride=2, padding=1), (2, 8, 9, 7)),
+        (lambda: nn.Conv2d(8, 12, 3, dilation=2), (2, 8, 9, 7)),
+        (lambda: nn.ConvTranspose2d(8, 6, 4, stride=2, padding=1), (2, 8, 9, 7)),
+        (lambda: nn.Linear(5, 7), (3, 5)),
+        (lambda: nn.Sequential(nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 7 * 5, 6)), (2, 8, 9, 7)),
+    ],
+    ids=["convolution", "dilated", "transposed", "linear", "several"],
+)
+def test_without_groups_torch_counts_the_same(network: Callable[[], nn.Module], shape: tuple[int, ...], needs_gradient: bool) -> None:
+    made, given = network(), torch.randn(shape, requires_grad=needs_gradient)
+    with FlopCounterMode(display=False) as reference:  # type: ignore[no-untyped-call]
+        made(given).sum().backward()
+    with _Counter() as counter:
+        made(given)
+    assert counter.operations == reference.get_total_flops() > 0
+
+
+def test_with_groups_torch_counts_the_gradient_of_the_weights_once_for_each_group() -> None:
+    """The reason for a count of our own: when this fails, torch is right, and its FlopCounterMode may be considered again."""
+    made, given = nn.Conv2d(8, 12, 3, padding=1, groups=4), torch.randn(2, 8, 9, 7)
+    with FlopCounterMode(display=False) as reference:  # type: ignore[no-untyped-call]
+        made(given).sum().backward()
+    forward = 2 * made.weight.numel() * 2 * 9 * 7
+    with _Counter() as counter:
+        made(given)
+    assert counter.operations == 2 * forward
+    assert reference.get_total_flops() == forward + 4 * forward
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "fp32"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4, 494.7),
+        ("NVIDIA H100 PCIe", 756, 378),
+        ("NVIDIA A100-SXM4-80GB", 312, 156),
+        ("NVIDIA A10G", 70, 35),
+        ("NVIDIA A10", 125, 62.5),
+        ("NVIDIA L4", 121, 60),
+        ("NVIDIA L40S", 362, 183),
+        ("NVIDIA GH200 480GB", 989.4, 494.7),
+        ("Tesla T4", math.nan, 8.1),
+        ("NVIDIA H1000", math.nan, math.nan),
+        ("cpu", math.nan, math.nan),
+    ],
+)
+def test_what_a_gpu_can_do_at_its_best_follows_from_its_name(name: str, bf16: float, fp32: float) -> None:
+    assert peak_flops(name, "bf16") / 1e12 == pytest.approx(bf16, nan_ok=True)
+    assert peak_flops(name, "fp32") / 1e12 == pytest.approx(fp32, nan_ok=True)

@@ -13,16 +13,16 @@ from pipeline.recipes.player import Collapse
 from pipeline.training.reporting.health import CollapseWatch, Starvation
 
 
-def changes(starvation: Starvation, share: float, steps: int, seconds: float = 0.5) -> list[bool]:
-    """What was reported while steps waited for that share of their time."""
-    return [starvation.starving for _ in range(steps) if starvation.add(seconds, share * seconds)]
+def changes(starvation: Starvation, fraction: float, steps: int, seconds: float = 0.5) -> list[bool]:
+    """Returns the changes that were reported while steps waited for a fraction of their time."""
+    return [starvation.present for _ in range(steps) if starvation.add(seconds, fraction * seconds)]
 
 
 def test_a_rank_that_begins_to_starve_is_reported_once_and_so_is_its_recovery() -> None:
     starvation = Starvation(0.5, 10)
     assert changes(starvation, 0.1, 100) == []
     assert changes(starvation, 0.9, 200) == [True]
-    assert starvation.share == pytest.approx(0.9, abs=0.01)
+    assert starvation.fraction == pytest.approx(0.9, abs=0.01)
     assert changes(starvation, 0.1, 200) == [False]
     assert changes(starvation, 0.9, 200) == [True], "and the next time again"
 
@@ -36,12 +36,12 @@ def test_nothing_is_said_before_a_window_is_full_nor_of_one_slow_batch() -> None
     assert changes(starvation, 1.0, 1, seconds=4) == []
 
 
-def test_a_share_that_wavers_about_the_limit_is_one_report() -> None:
+def test_a_fraction_that_wavers_about_the_limit_is_one_report() -> None:
     starvation = Starvation(0.5, 10)
-    assert [change for _ in range(10) for share in (0.53, 0.47) for change in changes(starvation, share, 60)] == [True]
+    assert [change for _ in range(10) for fraction in (0.53, 0.47) for change in changes(starvation, fraction, 60)] == [True]
 
 
-def test_a_share_of_one_reports_nothing() -> None:
+def test_a_limit_of_one_reports_nothing() -> None:
     assert changes(Starvation(1.0, 1), 1.0, 100) == []
 
 

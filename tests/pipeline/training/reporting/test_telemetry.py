@@ -1,4 +1,4 @@
-"""Metrics from the moment when the ranks have joined, and which runs are missed."""
+"""Metrics are published as soon as the ranks have joined, and an alert is raised for the runs that are missed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline import recipes
 from pipeline.config import parse
 from pipeline.training import loop
 from pipeline.training.checkpoint import store as checkpoint
-from pipeline.training.reporting.telemetry import Telemetry
+from pipeline.training.reporting.reporter import Reporter
 from pipeline.training.supervision.interruption import Interruption
 from shards.errors import ShardError, StoreError
 from tests.datasets import photographs, write_dataset
@@ -33,7 +33,7 @@ def targets(folder: Path) -> list[Any]:
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the endpoint says at the moment when the data set is opened, and that fails."""
+    """Returns the list that gets the metrics as they are served when the data set is opened."""
     write_dataset(tmp_path / "set", photographs(24, 140, 160), [12, 12])
     said: list[str] = []
     loader = loop.StreamLoader
@@ -95,9 +95,9 @@ def test_a_save_that_can_not_be_read_back_is_counted_and_ends_no_run(
 ) -> None:
     write_dataset(tmp_path / "set", photographs(24, 140, 160), [12, 12])
     counted: list[float | None] = []
-    close = Telemetry.close
+    close = Reporter.close
 
-    def look(self: Telemetry) -> None:
+    def look(self: Reporter) -> None:
         (family,) = (each for each in self.metrics.registry.collect() if each.name == "context_encoder_checkpoint_failures")
         counted.append(next(sample.value for sample in family.samples if sample.name.endswith("_total")))
         close(self)
@@ -105,7 +105,7 @@ def test_a_save_that_can_not_be_read_back_is_counted_and_ends_no_run(
     def silent(*_: Any) -> None:
         raise StoreError("nobody may read here")
 
-    monkeypatch.setattr(Telemetry, "close", look)
+    monkeypatch.setattr(Reporter, "close", look)
     monkeypatch.setattr(checkpoint, "verify", silent)
     assert pretrain(tmp_path, 1, "--checkpoint.read_back", str(read_back), "--monitoring.enabled", "False")
     assert counted == [failures]

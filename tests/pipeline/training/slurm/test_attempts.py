@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.mapping import ConfigError
-from pipeline.training.failures import reported
+from pipeline.training.failures import exit_with_message
 from pipeline.training.record.run_folder import RunFolder, RunFolderError, read_lines
 from pipeline.training.slurm.attempts import (
     RECORD_VARIABLE,
@@ -110,13 +110,13 @@ def test_settings_that_the_ranks_refuse_are_not_tried_again(tmp_path: Path, monk
     monkeypatch.setenv(RECORD_VARIABLE, str(record_file(tmp_path)))
     monkeypatch.setenv("SLURM_JOB_ID", JOB["SLURM_JOB_ID"])
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(SystemExit), reported():
+    with pytest.raises(SystemExit), exit_with_message():
         raise ConfigError("seed: the checkpoint has another")
     found = end_attempt(tmp_path, JOB, 3, 1)
     assert found.verdict is Verdict.REFUSED
     assert "seed: the checkpoint has another" in found.reason
     begin_attempt(tmp_path, STEPS, JOB)
-    with pytest.raises(SystemExit), reported():
+    with pytest.raises(SystemExit), exit_with_message():
         raise RunFolderError("another run is writing here")  # which ends some time
     assert end_attempt(tmp_path, JOB, 3, 1).verdict is Verdict.REQUEUE, "what was refused before this attempt says nothing of it"
 

@@ -1,4 +1,4 @@
-"""A process that hangs ends with its stacks, wherever it hangs; one that is slow goes on."""
+"""A process that hangs ends with its stacks, in any stage; one that is only slow goes on."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ HEAD = """
 import ctypes, os, sys, threading, time
 from pathlib import Path
 from pipeline.config import Config, WatchdogConfig
-from pipeline.training.supervision import stacks, watchdog
 from pipeline.training.record.run_folder import RunFolder
+from pipeline.training.supervision import stacks, watchdog
 from pipeline.training.supervision.watchdog import Watchdog
 stacks.answer()
 settings = dict(startup_minutes=20 / 60, stall_minutes=1.5 / 60, checkpoint_minutes=1.5 / 60, grace_seconds=0.0)
@@ -46,7 +46,7 @@ def beat(step):
     dog.at("data", step + 1)
 with Watchdog(config) as dog:
 """
-OPENED = "folder = RunFolder(Path(config.run), writes=True)\ndog.opened(folder)\nbeat(1)\nprint('ready', flush=True)\n"
+OPENED = "folder = RunFolder(Path(config.run), writes=True)\ndog.open_stacks()\nbeat(1)\nprint('ready', flush=True)\n"
 
 
 def command(run: Path, body: str, **settings: Any) -> list[str]:
@@ -103,7 +103,9 @@ def test_a_thread_that_keeps_the_interpreters_lock_is_ended_from_c(tmp_path: Pat
 
 def test_start_up_has_an_end_and_says_what_it_waited_for(tmp_path: Path) -> None:
     done = rank(
-        tmp_path, "while True:\n    dog.tell('waiting for ranks 1, 3 of 4 to join at HOST:1')\n    time.sleep(0.1)", startup_minutes=1 / 60
+        tmp_path,
+        "while True:\n    dog.note_startup('waiting for ranks 1, 3 of 4 to join at HOST:1')\n    time.sleep(0.1)",
+        startup_minutes=1 / 60,
     )
     assert done.returncode == STALLED
     assert "start-up, waiting for ranks 1, 3 of 4 to join at HOST:1 for 1 s" in done.stderr
@@ -127,7 +129,7 @@ def test_what_is_slow_but_moves_on_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_loader_that_still_reads_or_retries_is_waited_for_and_one_that_stopped_is_not(tmp_path: Path) -> None:
-    slow = "counted = Counters(store_retries=0)\ndog.follow(counted)\ndog.at('data', 2)\n"
+    slow = "counted = Counters(store_retries=0)\ndog.at('data', 2, activity=counted)\n"
     slow += "for retry in range(8):\n    counted['store_retries'] += 1\n    time.sleep(0.5)\nprint('waited', flush=True)\n"
     done = rank(tmp_path, f"{OPENED}{slow}for depth in range(200):\n    counted['queue_depth'] = depth\n    time.sleep(0.1)")
     assert "waited" in done.stdout, done.stderr
@@ -156,7 +158,7 @@ def test_a_checkpoint_under_way_gets_a_bounded_chance(tmp_path: Path, seconds: f
 
 
 def test_the_threads_that_write_checkpoints_have_the_name_that_the_watchdog_knows() -> None:
-    source = (ROOT / "pipeline" / "training" / "checkpoint.py").read_text()
+    source = (ROOT / "pipeline" / "training" / "checkpoint" / "store.py").read_text()
     assert re.search(r"""Thread\(.*name=f?["']checkpoint-""", source)
 
 
