@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import measured_here
-from monitoring import DEFINITIONS
+from monitoring.metrics.definitions import complete
 from pipeline import recipes
 from pipeline.config import Config, parse
 from pipeline.stream.loader import Batch
@@ -33,7 +33,7 @@ from pipeline.training.ranks import world as distributed
 from pipeline.training.ranks.world import World
 from pipeline.training.record.run_folder import RunFolder
 from pipeline.training.reporting.reporter import Reporting
-from pipeline.training.reporting.telemetry import Telemetry
+from pipeline.training.reporting.telemetry import LOADER_SERIES, Telemetry
 from pipeline.training.resume import enter
 from pipeline.training.step import TrainStep
 from pipeline.training.supervision.watchdog import Watchdog
@@ -48,7 +48,7 @@ class Totals:
 
     def __init__(self) -> None:
         self.counters = self
-        self._names = [name for definition in DEFINITIONS for name in definition.feeds]
+        self._names = [name for definition in complete(LOADER_SERIES) for name in definition.feeds]
         self._read = 0
 
     def totals(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from monitoring.prometheus import Prometheus, PrometheusError
+from launch.local.prometheus import Prometheus, PrometheusError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = 10_000_000

@@ -28,6 +28,8 @@ from shards.tar.listing import look_up
 
 INDEX_BUDGET = 64 << 20
 """Bytes of the indexes that a rank keeps."""
+BAD_CAUSES = ("digest", "undecodable", "unavailable")
+"""Causes of a bad sample: its bytes are not those that were stored, are no picture, or could not be fetched."""
 _TAR_HEADER = 512
 _ATTEMPTS = 5  # to learn the version of a tar
 _PAUSE = 0.5  # seconds after the first failure

@@ -16,6 +16,7 @@ from prometheus_client.samples import Sample
 
 from monitoring.metrics.definitions import DEFINITIONS, PREFIX, STEP_BUCKETS
 from monitoring.metrics.run_metrics import RunMetrics
+from pipeline.training.reporting.telemetry import LOADER_SERIES
 from tests.conftest import ROOT
 from tests.monitoring.dashboards.dashboard_files import NAMES, expressions, load, substituted
 
@@ -79,7 +80,7 @@ def run_of_two_ranks() -> list[dict[str, str]]:
 
 def exposition(rank: int) -> list[Sample]:
     """What a rank serves, those of a GPU among it, and what Prometheus adds."""
-    metrics = RunMetrics("run", rank, 2, f"node{rank}", version="1", torch_version="2", recipe="inpainting")
+    metrics = RunMetrics("run", rank, 2, f"node{rank}", version="1", torch_version="2", recipe="inpainting", loader=LOADER_SERIES)
     metrics.losses({"generator": {"total": 1.0}, "discriminator": {"adversarial": 1.0, "accuracy_real": 0.5, "accuracy_generated": 0.5}})
     metrics.gradient_norms({"generator": 1.0})
     metrics.learning_rates({"generator": 1.0})

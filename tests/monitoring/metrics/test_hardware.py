@@ -59,7 +59,7 @@ def test_memory_and_load_of_a_gpu_are_those_of_its_driver(tmp_path: Path) -> Non
     pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed: the extra gpu")
     found = read(tmp_path)
     assert found.stdout == "(3000000000.0, 80000000000.0, 0.75) None\n"
-    assert "GPU-another: Not Found" in found.stderr
+    assert "GPU-another are not reported: Not Found" in found.stderr
 
 
 def test_what_a_driver_does_not_know_is_nan(tmp_path: Path) -> None:

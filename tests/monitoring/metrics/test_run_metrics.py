@@ -17,18 +17,21 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from monitoring import DEFINITIONS, PREFIX, RunMetrics
-from monitoring.metrics.definitions import ACCURACY, PHASES, RETRY_CAUSES
+from monitoring import PREFIX, RunMetrics
+from monitoring.metrics.definitions import ACCURACY, PHASES, complete
 from monitoring.metrics.run_metrics import OTHER
-from pipeline.stream.counters import Counters
+from pipeline.stream.counters import REQUEST_BOUNDS, Counters, duration
+from pipeline.stream.read.retries import CAUSES
+from pipeline.training.reporting.telemetry import LOADER_SERIES
 from tests.monitoring.metrics.card import Card
 
+DEFINITIONS = complete(LOADER_SERIES)
 CONSTANT = {"run": "runs/first", "rank": "3", "node": "node-7"}
 
 
 @pytest.fixture
 def metrics() -> RunMetrics:
-    return RunMetrics("runs/first", 3, 8, "node-7", version="0.1.0", torch_version="2.9", recipe="features")
+    return RunMetrics("runs/first", 3, 8, "node-7", version="0.1.0", torch_version="2.9", recipe="features", loader=LOADER_SERIES)
 
 
 def families(metrics: RunMetrics) -> dict[str, Metric]:
@@ -178,19 +181,22 @@ def test_totals_that_others_tell_in_more_detail_are_no_news(metrics: RunMetrics,
     metrics.data(lambda: {"store_requests": 3.0, "store_retries": 2.0, "store_retries_throttled": 2.0})
     assert not caplog.records
     assert value(metrics, "store_retries_total", cause="throttled") == 2
-    assert {value(metrics, "store_retries_total", cause=cause) for cause in set(RETRY_CAUSES) - {"throttled"}} == {0}
+    assert {value(metrics, "store_retries_total", cause=cause) for cause in set(CAUSES) - {"throttled"}} == {0}
 
 
-def test_what_the_stream_counts_by_is_what_is_declared() -> None:
-    """Neither imports the other."""
-    from pipeline.stream.counters import REQUEST_BOUNDS, duration
-    from pipeline.stream.read.retries import CAUSES
+def test_every_total_of_a_request_has_a_bucket_and_every_bucket_a_total() -> None:
+    (requests,) = [definition for definition in DEFINITIONS if definition.name == "store_request_seconds"]
+    assert {name for seconds in REQUEST_BOUNDS for name in duration(seconds)} == set(requests.feeds)
+    assert (*requests.buckets, math.inf) == REQUEST_BOUNDS
 
-    declared = {definition.name: definition for definition in DEFINITIONS}
-    assert (*declared["store_request_seconds"].buckets, math.inf) == REQUEST_BOUNDS
-    counted = {name for seconds in REQUEST_BOUNDS for name in duration(seconds)}
-    assert counted == set(declared["store_request_seconds"].feeds)
-    assert CAUSES == RETRY_CAUSES
+
+def test_a_process_without_a_loader_has_its_metrics_without_causes_and_buckets() -> None:
+    bare = RunMetrics("run", 0, 1, "node")
+    exposed = families(bare)
+    assert not exposed[f"{PREFIX}store_retries"].samples
+    assert not exposed[f"{PREFIX}bad_samples"].samples
+    buckets = [sample for sample in exposed[f"{PREFIX}store_request_seconds"].samples if sample.name.endswith("_bucket")]
+    assert [sample.labels["le"] for sample in buckets] == ["+Inf"]
 
 
 def test_the_phases_of_a_step_are_known_from_the_start_and_the_loop_tells_the_wait_for_data(metrics: RunMetrics) -> None:

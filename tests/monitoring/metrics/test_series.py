@@ -9,9 +9,12 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from monitoring import DEFINITIONS, RunMetrics
+from monitoring import RunMetrics
+from monitoring.metrics.definitions import complete
+from pipeline.training.reporting.telemetry import LOADER_SERIES
 from tests.monitoring.metrics.card import Card
 
+DEFINITIONS = complete(LOADER_SERIES)
 NODES, RANKS, MOST = 128, 8, 200_000
 BESIDE = 10  # that Prometheus itself has of an endpoint (up, scrape_*), and what recording rules and alerts make of a rank
 ROOM = 0.05  # of all that may be there, for the next metric
@@ -19,7 +22,7 @@ ROOM = 0.05  # of all that may be there, for the next metric
 
 def full(rank: int) -> RunMetrics:
     """A rank on a GPU whose labels have taken every value, those beyond the limits included."""
-    metrics = RunMetrics("run", rank, NODES * RANKS, "node", version="1", torch_version="2", recipe="inpainting")
+    metrics = RunMetrics("run", rank, NODES * RANKS, "node", version="1", torch_version="2", recipe="inpainting", loader=LOADER_SERIES)
     metrics.gpu(Card())  # type: ignore[arg-type]
     names = [f"player{number}" for number in range(100)]
     metrics.losses({name: {**{f"part{number}": 1.0 for number in range(20)}, f"accuracy_{name}": 0.5} for name in names})

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from launch.local.prometheus import FOLDER, Prometheus, PrometheusError, configuration
 from monitoring.metrics.definitions import DEFINITIONS, PREFIX
-from monitoring.prometheus import FOLDER, Prometheus, PrometheusError, configuration
 from pipeline.config import Config, DataConfig
 from pipeline.training.supervision.watchdog import patience
 from tests.conftest import ROOT
