@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from monitoring.report import ReportError, axes, report_of_finished, write_report, writing
+from monitoring.report import RunPageError, axes, page_of_finished_run, write_run_page, writing
 from monitoring.report.curves import MOST_BUCKETS, Curves
 from monitoring.report.disclosure import flattened, shown
 from monitoring.report.lines import LONGEST_LINE, Lines
@@ -122,7 +122,7 @@ class Page(HTMLParser):
 
 
 def written(run: Path) -> Page:
-    return Page(write_report(run).path)
+    return Page(write_run_page(run).path)
 
 
 def test_steps_that_were_taken_back_are_shown_as_such_and_count_nowhere(run: Path) -> None:
@@ -242,7 +242,7 @@ def test_the_largest_run_stays_below_five_megabytes(tmp_path: Path) -> None:
             file.write(
                 json.dumps({"sample_id": number, "name": "<" * 500, "shard": "&" * 500, "cause": "digest", "reason": "'" * 900}) + "\n"
             )
-    report = write_report(run)
+    report = write_run_page(run)
     assert report.bytes < LARGEST
     page = Page(report.path)
     assert len(page.found("img")) == MOST_PICTURES + 1, "and the empty one of the viewer"
@@ -436,7 +436,7 @@ def test_secrets_in_settings_events_and_bad_samples_are_not_in_the_page(tmp_path
 @pytest.mark.parametrize("missing", ["events.jsonl", "history.jsonl", "config.yaml"])
 def test_what_is_missing_is_named(run: Path, missing: str) -> None:
     (run / missing).unlink()
-    report = write_report(run)
+    report = write_run_page(run)
     assert any(missing in problem for problem in report.problems)
     page = Page(report.path)
     assert missing in page.source
@@ -607,18 +607,18 @@ def test_figures_are_written_as_people_write_them() -> None:
 
 
 def test_a_folder_of_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="Name the folder of a run"):
-        write_report(tmp_path)
+    with pytest.raises(RunPageError, match="Name the folder of a run"):
+        write_run_page(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_page_that_can_not_be_written_leaves_the_old_one_and_nothing_else(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="--output"):
-        write_report(run, tmp_path / "nowhere" / "page.html")
+    with pytest.raises(RunPageError, match="--output"):
+        write_run_page(run, tmp_path / "nowhere" / "page.html")
     taken = tmp_path / "taken"
     (taken / "inside").mkdir(parents=True)
-    with pytest.raises(ReportError, match="--output"):
-        write_report(run, taken)
+    with pytest.raises(RunPageError, match="--output"):
+        write_run_page(run, taken)
     assert {path.name for path in tmp_path.iterdir()} == {"run", "taken"}
 
 
@@ -638,18 +638,18 @@ def test_the_command_prints_where_the_page_is_and_what_is_missing(run: Path, tmp
 
 
 def test_at_the_end_of_a_run_nothing_that_happens_to_the_report_matters(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert report_of_finished(run) == f"report: {run / 'report.html'}"
-    assert report_of_finished(tmp_path).startswith("no report was written (")
+    assert page_of_finished_run(run) == f"report: {run / 'report.html'}"
+    assert page_of_finished_run(tmp_path).startswith("no report was written (")
 
     def broken(record: object) -> str:
         raise LookupError("a bug")
 
     with monkeypatch.context() as patched:
         patched.setattr(writing, "page", broken)
-        assert report_of_finished(run) == "no report was written (a bug)"
+        assert page_of_finished_run(run) == "no report was written (a bug)"
     (run / "config.yaml").unlink()
     os.mkfifo(run / "config.yaml")  # reads as a disk that hangs does: for ever
-    assert "no report was written within" in report_of_finished(run, seconds=0.3)
+    assert "no report was written within" in page_of_finished_run(run, seconds=0.3)
     with open(run / "config.yaml", "w"):  # lets the reader go
         pass
 
