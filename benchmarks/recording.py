@@ -32,8 +32,9 @@ from pipeline.training.phases import Phases
 from pipeline.training.ranks import world as distributed
 from pipeline.training.ranks.world import World
 from pipeline.training.record.run_folder import RunFolder
+from pipeline.training.reporting.loader_series import LOADER_SERIES
 from pipeline.training.reporting.reporter import Reporting
-from pipeline.training.reporting.telemetry import LOADER_SERIES, Telemetry
+from pipeline.training.reporting.telemetry import Telemetry
 from pipeline.training.resume import enter
 from pipeline.training.step import TrainStep
 from pipeline.training.supervision.watchdog import Watchdog

@@ -57,8 +57,8 @@ class Definition:
 
 @dataclass(frozen=True)
 class LoaderSeries:
-    """The causes and buckets that the loader counts by. `pipeline.training.reporting` hands them over, because neither the loader nor
-    this package imports the other.
+    """The causes and buckets that the loader counts by. `pipeline.training.reporting.loader_series` hands them over, because neither the
+    loader nor this package imports the other.
 
     Attributes:
         retry_causes: causes of `store_retries_<cause>`, the totals of requests that were repeated.

@@ -27,7 +27,7 @@ from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
 from shards.tar.listing import look_up
 
 INDEX_BUDGET = 64 << 20
-"""Bytes of the indexes that a rank keeps."""
+"""Most bytes of indexes that a rank keeps."""
 BAD_CAUSES = ("digest", "undecodable", "unavailable")
 """Causes of a bad sample: its bytes are not those that were stored, are no picture, or could not be fetched."""
 _TAR_HEADER = 512

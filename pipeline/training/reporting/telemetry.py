@@ -11,19 +11,13 @@ from typing import Any
 import torch
 
 from monitoring.endpoint.export import Export, Place, open_export
-from monitoring.metrics.definitions import LoaderSeries
 from monitoring.metrics.hardware import Gpu
 from monitoring.metrics.run_metrics import RunMetrics
 from pipeline.config import Config
-from pipeline.stream.counters import REQUEST_BOUNDS
-from pipeline.stream.read.retries import CAUSES
-from pipeline.stream.read.samples import BAD_CAUSES
 from pipeline.training.ranks.world import World
 from pipeline.training.record.run_folder import RunFolder
+from pipeline.training.reporting.loader_series import LOADER_SERIES
 from pipeline.training.supervision.watchdog import Watchdog, restart_count
-
-LOADER_SERIES = LoaderSeries(retry_causes=CAUSES, bad_causes=BAD_CAUSES, request_bounds=REQUEST_BOUNDS)
-"""Causes and buckets that the loader counts by, which its metrics take over."""
 
 
 class Telemetry:

@@ -16,7 +16,7 @@ from prometheus_client.samples import Sample
 
 from monitoring.metrics.definitions import DEFINITIONS, PREFIX, STEP_BUCKETS
 from monitoring.metrics.run_metrics import RunMetrics
-from pipeline.training.reporting.telemetry import LOADER_SERIES
+from pipeline.training.reporting.loader_series import LOADER_SERIES
 from tests.conftest import ROOT
 from tests.monitoring.dashboards.dashboard_files import NAMES, expressions, load, substituted
 

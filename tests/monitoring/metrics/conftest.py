@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from monitoring import RunMetrics
-from pipeline.training.reporting.telemetry import LOADER_SERIES
+from pipeline.training.reporting.loader_series import LOADER_SERIES
 
 
 @pytest.fixture

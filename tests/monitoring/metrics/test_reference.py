@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from monitoring import DEFINITIONS, PREFIX
-from pipeline.training.reporting.telemetry import LOADER_SERIES
+from pipeline.training.reporting.loader_series import LOADER_SERIES
 from tests.conftest import ROOT
 
 

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from monitoring import RunMetrics
 from monitoring.metrics.definitions import complete
-from pipeline.training.reporting.telemetry import LOADER_SERIES
+from pipeline.training.reporting.loader_series import LOADER_SERIES
 from tests.monitoring.metrics.card import Card
 
 DEFINITIONS = complete(LOADER_SERIES)
