@@ -1,7 +1,7 @@
-"""For how long does a save hold the training back, beside what the same save takes when the training waits for it?
+"""Measures how long an asynchronous save blocks the training, beside a synchronous save of the same state.
 
-One process trains the features recipe at full size with Adam and saves its real state, to a local folder and to an S3 server (SeaweedFS) on
-the loopback interface: asynchronous and synchronous saves alternate. Prints one Markdown table.
+One process trains the features recipe at full size with Adam. It saves its real state to a local folder and to an S3 server (SeaweedFS)
+on the loopback interface; asynchronous and synchronous saves alternate. Prints one Markdown table.
 
     python -m benchmarks.checkpoint_blocking
 """
@@ -33,7 +33,7 @@ _SIDE = 227
 
 @dataclass
 class Figures:
-    """What was measured of one store and one state, in seconds; one entry a save or step."""
+    """Measurements of one store and one state, in seconds, one entry per save or step."""
 
     first: float = 0.0
     blocked: list[float] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Figures:
 
 
 class Training:
-    """The features recipe, its optimiser and a batch of noise that it is trained on again and again."""
+    """The features recipe with its optimiser, trained on one batch of noise again and again."""
 
     def __init__(self, batch: int, copies: int) -> None:
         config = parse(recipes.SETTINGS, ["--data.shards", "none"])
@@ -62,7 +62,7 @@ class Training:
         self.views = recipe.views(images, masks, None, torch.arange(batch))
 
     def step(self) -> float:
-        """One step; returns its seconds."""
+        """Takes one step; returns its seconds."""
         began = time.perf_counter()
         losses = self.player.loss(self.views, {self.player.name: self.network})
         torch.autograd.backward(losses.total.mean())
@@ -71,13 +71,13 @@ class Training:
         return time.perf_counter() - began
 
     def state(self) -> Mapping[str, Mapping[str, Tensor]]:
-        """What a checkpoint holds, `copies` times over, to see how the figures grow with it."""
+        """Returns the state of a checkpoint `copies` times over, to show how the figures grow with its size."""
         parts = {"context_encoder": self.network.state_dict(), "context_encoder.optimiser": state_tensors(self.network, self.optimiser)}
         return {f"{name}.{copy}" if copy else name: part for copy in range(self.copies) for name, part in parts.items()}
 
 
 def measure(store: Store, training: Training, rounds: int, steps: int) -> Figures:
-    """Saves in turns, the training going on beside the asynchronous ones and a few steps alone after each."""
+    """Alternates asynchronous saves, during which the training goes on, a few steps without a save, and synchronous saves."""
     found, reports = Figures(), list[SaveOutcome]()
     checkpoints = CheckpointStore(store, keep_last=1, report=reports.append)
     beside = Store(f"{store.url}/synchronous", store.options)
@@ -87,10 +87,10 @@ def measure(store: Store, training: Training, rounds: int, steps: int) -> Figure
         checkpoints.save(Checkpoint(number + 1, {}, training.state()))
         blocked = time.perf_counter() - began
         taken = []
-        while len(reports) < number + 2:  # every step that begins while the save goes on behind
+        while len(reports) < number + 2:  # every step that begins while the save is being written
             taken.append(training.step())
         checkpoints.wait(must_succeed=True)
-        if number < 0:  # the memory of the snapshots is fresh, and so is the client of the store
+        if number < 0:  # left out: the first save allocates the memory of the snapshot and connects to the store
             found.first = blocked
             write(beside, Checkpoint(0, {}, training.state()))
             continue
@@ -135,13 +135,13 @@ def _row(name: str, found: Figures) -> str:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description="What a save blocks, beside a synchronous save.")
-    parser.add_argument("--rounds", type=int, default=9, help="saves of either kind a line")
-    parser.add_argument("--steps", type=int, default=5, help="steps without a save behind them a round")
-    parser.add_argument("--batch", type=int, default=4, help="pictures a step")
-    parser.add_argument("--copies", type=int, nargs="+", default=[1, 8], help="how many times over the state is saved")
+    parser = argparse.ArgumentParser(description="Measures how long an asynchronous save blocks the training, beside a synchronous save.")
+    parser.add_argument("--rounds", type=int, default=9, help="saves of either kind, for each line")
+    parser.add_argument("--steps", type=int, default=5, help="steps without a save, in each round")
+    parser.add_argument("--batch", type=int, default=4, help="pictures per step")
+    parser.add_argument("--copies", type=int, nargs="+", default=[1, 8], help="numbers of copies of the state to save, one line each")
     parser.add_argument("--threads", type=int, default=1, help="torch threads, as training.threads")
-    parser.add_argument("--folder", help="where the local checkpoints go (default: a temporary folder)")
+    parser.add_argument("--folder", help="folder of the local checkpoints (default: a temporary folder)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = []

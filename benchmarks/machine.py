@@ -1,4 +1,4 @@
-"""Where and when a table was measured."""
+"""The line above a table: the machine and the time of a measurement."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 def measured_here() -> str:
-    """The time, the processor, its cores and what else wanted them: the beginning of the line above a table."""
+    """Returns the beginning of the line: time, processor, number of cores and load average."""
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end"
 
 
 def processor() -> str:
-    """Its name, as the system gives it."""
+    """Returns the name of the processor, as the system gives it."""
     models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return models[0] if models else platform.machine()

@@ -1,9 +1,9 @@
-"""What do the metrics of a run cost it: its steps with them on, beside the same steps with them off?
+"""Measures the cost of the metrics: steps that record them, beside the same steps without.
 
-One process trains a small inpainting network on the CPU, with the step and the reporting of a real run. Steps that record alternate with
-steps that don't, in pairs whose order is drawn. Beside that, the calls that the steps make are taped and played again and again without
-the training, which says what they cost by themselves; the verdict is on that, since a busy machine hides them in the pairs. Prints one
-Markdown table.
+One process trains a small inpainting network on the CPU, with the step and the reporting of a real run. Steps with and without metrics
+alternate, in pairs whose order is drawn at random. In addition the calls of some steps are taped, and replayed many times without the
+training, which gives the cost of the calls alone. The verdict is on the replay, because a busy machine hides so small a cost in the
+pairs. Prints one Markdown table.
 
     python -m benchmarks.recording
 """
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import measured_here
-from monitoring import DEFINITIONS
+from monitoring.metrics.definitions import complete
 from pipeline import recipes
 from pipeline.config import Config, parse
 from pipeline.stream.loader import Batch
@@ -32,6 +32,7 @@ from pipeline.training.phases import Phases
 from pipeline.training.ranks import world as distributed
 from pipeline.training.ranks.world import World
 from pipeline.training.record.run_folder import RunFolder
+from pipeline.training.reporting.loader_series import LOADER_SERIES
 from pipeline.training.reporting.reporter import Reporter, StepFacts
 from pipeline.training.reporting.telemetry import rank_metrics
 from pipeline.training.resume import build_engines
@@ -39,30 +40,30 @@ from pipeline.training.step import TrainStep
 from pipeline.training.supervision.watchdog import Watchdog
 
 MOST = 0.005
-"""Share of a step that recording may cost."""
+"""Largest fraction of a step that recording may cost."""
 Call = Callable[[Any, Any], object]
 
 
 class Totals:
-    """Counters of a loader whose every total has moved since they were last read: the most that a logged step can have to record."""
+    """Counters of a loader in which every total grows between two readings, so that a logged step records as much as it ever can."""
 
     def __init__(self) -> None:
         self.counters = self
-        self._names = [name for definition in DEFINITIONS for name in definition.feeds]
+        self._names = [name for definition in complete(LOADER_SERIES) for name in definition.feeds]
         self._read = 0
 
     def totals(self) -> dict[str, float]:
-        """Totals by name."""
+        """Returns the totals by name."""
         self._read += 1
         return dict.fromkeys(self._names, float(self._read))
 
     def cache_failures(self) -> dict[tuple[str, int], str]:
-        """None."""
+        """Returns no failures."""
         return {}
 
 
 class Silent:
-    """In the place of the metrics and of the phases: takes every call and does nothing."""
+    """Stands in for the metrics and for the phases: accepts every call and does nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return nullcontext if name == "collective" else self._nothing
@@ -73,19 +74,19 @@ class Silent:
 
 
 class Tape:
-    """In the same place: passes every call on, and keeps it so that it can be played again.
+    """Stands in for the metrics or for the phases: passes every call on, and keeps it for a replay.
 
     Args:
-        calls: where they are kept, in their order.
-        part: of a pair of objects that they are for: 0 the metrics, 1 the phases.
-        of: the real one.
+        calls: list that the calls are appended to.
+        part: index of the recorded object in a pair: 0 for the metrics, 1 for the phases.
+        real: object that the calls are passed on to.
     """
 
-    def __init__(self, calls: list[Call], part: int, of: Any) -> None:
-        self._calls, self._part, self._of = calls, part, of
+    def __init__(self, calls: list[Call], part: int, real: Any) -> None:
+        self._calls, self._part, self._real = calls, part, real
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        method, part = getattr(self._of, name), self._part
+        method, part = getattr(self._real, name), self._part
 
         def call(*arguments: Any, **named: Any) -> Any:
             self._calls.append(lambda *pair: getattr(pair[part], name)(*arguments, **named))
@@ -95,19 +96,19 @@ class Tape:
 
     @contextmanager
     def collective(self) -> Iterator[None]:
-        """A wait, which is played as one that has nothing to wait for."""
+        """Records a wait for other ranks, which the replay enters and leaves at once."""
 
         def play(*pair: Any) -> None:
             with pair[1].collective():
                 pass
 
         self._calls.append(play)
-        with self._of.collective():
+        with self._real.collective():
             yield
 
 
 class Training:
-    """A small network, a batch of noise that it is trained on again and again, and the reporting of a run."""
+    """A small network that is trained on one batch of noise again and again, with the reporting of a run."""
 
     def __init__(self, config: Config[Any], world: World, folder: RunFolder, watchdog: Watchdog) -> None:
         recipe = recipes.make(config.recipe, config.method, 0)
@@ -124,12 +125,12 @@ class Training:
         self.real: tuple[Any, Any] = (self.reporter.metrics, self.step.phases)
 
     def record_with(self, metrics: Any, phases: Any) -> None:
-        """What is told of the next steps."""
+        """Sets the objects that the next steps report to."""
         self.reporter.metrics = self.reporter.alarms.metrics = metrics
         self.step.phases = phases
 
     def __call__(self) -> float:
-        """One step, as the loop takes it; returns its seconds, with everything that is told of it."""
+        """Takes one step as the training loop does; returns its seconds, reporting included."""
         began = time.perf_counter()
         phases = self.step.phases
         phases.begin()
@@ -142,8 +143,14 @@ class Training:
 
 
 @contextmanager
-def prepared(batch: int, log_every: int) -> Iterator[Training]:
-    """A training that is past its first steps, of so many pictures a step, which logs every so many steps."""
+def prepared(batch: int, log_every: int, warm_up: int = 20) -> Iterator[Training]:
+    """Opens a training that is past its first steps.
+
+    Args:
+        batch: pictures per step.
+        log_every: steps from one logged step to the next.
+        warm_up: steps to take first, because the first ones are slower.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         settings = ["--recipe", "inpainting", "--method.width", "16", "--method.bottleneck", "64", "--method.batch_norm_group", str(batch)]
@@ -156,13 +163,13 @@ def prepared(batch: int, log_every: int) -> Iterator[Training]:
         stack.callback(run.close)
         training = Training(config, world, run, watchdog)
         stack.callback(training.reporter.close)
-        for _ in range(20):
+        for _ in range(warm_up):
             training()
         yield training
 
 
 def taped(training: Training, steps: int) -> Callable[[], None]:
-    """What `steps` steps tell, to be told again and again without the training."""
+    """Tapes the calls of `steps` steps; returns a function that replays them without the training."""
     calls: list[Call] = []
     training.record_with(*(Tape(calls, part, real) for part, real in enumerate(training.real)))
     for _ in range(steps):
@@ -177,7 +184,7 @@ def taped(training: Training, steps: int) -> Callable[[], None]:
 
 
 def least(play: Callable[[], None], repeats: int) -> float:
-    """Seconds of the fastest of several repeats."""
+    """Returns the seconds of the fastest of several replays."""
     found = math.inf
     for _ in range(repeats):
         began = time.perf_counter()
@@ -187,7 +194,7 @@ def least(play: Callable[[], None], repeats: int) -> float:
 
 
 def alternate(training: Training, pairs: int) -> tuple[list[float], list[float]]:
-    """Seconds of steps without and with recording, neighbours of each other. What is logged every few steps is part of both."""
+    """Takes pairs of steps without and with recording; returns the seconds of both kinds. Both include the logging of every few steps."""
     off, on = list[float](), list[float]()
     for _ in range(pairs):
         for recorded in random.sample((False, True), 2):
@@ -198,8 +205,8 @@ def alternate(training: Training, pairs: int) -> tuple[list[float], list[float]]
 
 def _row(batch: int, off: Sequence[float], on: Sequence[float], calls: float) -> str:
     step, fastest = statistics.median(off), min(off)
-    shares = sorted((with_it - without) / step for without, with_it in zip(off, on, strict=True))
-    middle, spread = statistics.median(shares), 1.25 * statistics.stdev(_trimmed(shares)) / math.sqrt(len(shares))
+    fractions = sorted((with_it - without) / step for without, with_it in zip(off, on, strict=True))
+    middle, spread = statistics.median(fractions), 1.25 * statistics.stdev(_trimmed(fractions)) / math.sqrt(len(fractions))
     cells = [
         str(batch),
         f"{step * 1000:.2f}",
@@ -215,28 +222,29 @@ def _row(batch: int, off: Sequence[float], on: Sequence[float], calls: float) ->
 
 
 def _trimmed(values: Sequence[float]) -> Sequence[float]:
-    """Without the tenth at either end, where another process was in the way."""
+    """Leaves out the tenth at either end, where another process disturbed a step."""
     cut = len(values) // 10
     return values[cut : len(values) - cut]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description="What recording costs a step.")
-    parser.add_argument("--pairs", type=int, default=600, help="of steps with and without recording, a line")
-    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], help="pictures a step, a line each")
-    parser.add_argument("--log-every", type=int, default=10, help="training.log_every: 1 records all there is with every step")
-    arguments = parser.parse_args()
+    parser = argparse.ArgumentParser(description="Measures what recording the metrics costs a step.")
+    parser.add_argument("--pairs", type=int, default=600, help="pairs of steps with and without recording, for each line")
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16], help="pictures per step, one line each")
+    parser.add_argument("--log-every", type=int, default=10, help="training.log_every; 1 logs every step")
+    parser.add_argument("--warm-up", type=int, default=20, help="steps to take before the first one that is measured")
+    options = parser.parse_args(arguments)
     rows = []
-    for batch in arguments.batches:
-        with prepared(batch, arguments.log_every) as training:
-            steps = 10 * arguments.log_every
+    for batch in options.batches:
+        with prepared(batch, options.log_every, options.warm_up) as training:
+            steps = 10 * options.log_every
             calls = least(taped(training, steps), 50) / steps
-            rows.append(_row(batch, *alternate(training, arguments.pairs), calls))
-    print(f"\n{measured_here()}; torch {torch.__version__}, 1 thread, {arguments.pairs} pairs, logged every {arguments.log_every} steps\n")
+            rows.append(_row(batch, *alternate(training, options.pairs), calls))
+    print(f"\n{measured_here()}; torch {torch.__version__}, 1 thread, {options.pairs} pairs, logged every {options.log_every} steps\n")
     print(
-        "| pictures a step | step ms, off | step ms, on | cost in pairs | calls us | fastest step ms | calls / fastest | calls under 0.5 % "
-        "| for steps from ms |"
+        "| pictures per step | step ms, off | step ms, on | cost in pairs | calls us | fastest step ms | calls / fastest "
+        "| calls under 0.5 % | for steps from ms |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))

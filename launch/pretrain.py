@@ -11,7 +11,7 @@ interruption.install()  # before the imports below take their seconds, in which 
 
 import sys  # noqa: E402
 
-from monitoring.report import report_of_finished  # noqa: E402
+from monitoring.report import page_of_finished_run  # noqa: E402
 from pipeline import recipes  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.training.failures import exit_with_message  # noqa: E402
@@ -26,7 +26,7 @@ def main() -> None:
         if outcome.rank == 0:
             print(outcome, flush=True)
         if outcome.rank == 0 and outcome.finished and config.monitoring.report:
-            print(report_of_finished(outcome.folder), flush=True)
+            print(page_of_finished_run(outcome.folder), flush=True)
 
 
 if __name__ == "__main__":

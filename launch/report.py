@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from monitoring.report import ReportError, write_report
+from monitoring.report import RunPageError, write_run_page
 
 
 def main() -> int:
@@ -16,8 +16,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="the page (default: report.html in the run folder)")
     arguments = parser.parse_args()
     try:
-        report = write_report(arguments.run, arguments.output)
-    except ReportError as error:
+        report = write_run_page(arguments.run, arguments.output)
+    except RunPageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for problem in report.problems:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from monitoring.prometheus import FOLDER
+from launch.local.prometheus import FOLDER
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _RANGE = re.compile(r"(\[|\boffset )(\d+)([smhd])\b")

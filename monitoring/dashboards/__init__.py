@@ -1,11 +1,15 @@
-"""Grafana's dashboards of a run, as code: in go the metrics that monitoring/metrics/definitions.py declares, out comes
-monitoring/grafana/*.json.
+"""Grafana's dashboards of a run, as code: the metrics declared in monitoring/metrics/definitions.py in, monitoring/grafana/*.json out.
 
     python -m monitoring.dashboards            # writes the committed files anew
     python -m monitoring.dashboards FOLDER --runbook https://example.org/docs/operations.md
 
-Needs grafana-foundation-sdk (the extra `dashboards`); a run needs neither. Every dashboard begins with the state of the run, goes on with
-where the time goes, and ends with the details.
+    training, data_path, cluster, checkpoints   one dashboard each: the state of the run first, then where the time goes, then details
+    state              numbers of the first row that several dashboards share
+    frame              everything that all dashboards share: variables, annotations, links, rows
+    panels, queries    kinds of panels, and expressions of PromQL
+
+Public names: `render`, `DASHBOARDS`, `FOLDER` and `RUNBOOK`. The package needs grafana-foundation-sdk (the extra `dashboards`), which a
+run does not.
 """
 
 from __future__ import annotations
@@ -29,14 +33,14 @@ DASHBOARDS: Mapping[str, Callable[[str], Dashboard]] = {
     "cluster": build_cluster,
     "checkpoints": build_checkpoints,
 }
-"""Name of the file -> what makes the dashboard of the address of docs/operations.md."""
+"""Name of the file -> function that builds the dashboard, given the address of docs/operations.md."""
 
 RUNBOOK = "/public/context-encoder/operations.md"
-"""Where Grafana itself serves docs/operations.md when docs/ is mounted at this place below its `public` folder."""
+"""Address of docs/operations.md in Grafana itself, where docs/ is mounted below its `public` folder."""
 
 
 def render(name: str, runbook: str = RUNBOOK) -> str:
-    """The JSON of a dashboard, as Grafana reads it from a file."""
+    """Returns the JSON of a dashboard, as Grafana reads it from a file."""
     return json.dumps(DASHBOARDS[name](runbook), cls=JSONEncoder, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 

@@ -9,9 +9,9 @@ from monitoring.dashboards import DASHBOARDS, FOLDER, RUNBOOK, render
 
 
 def main() -> None:
-    """Writes one file a dashboard."""
+    """Writes one file per dashboard."""
     parser = argparse.ArgumentParser(prog="python -m monitoring.dashboards", description="Writes Grafana's dashboards of a run as JSON.")
-    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="where to (default: monitoring/grafana)")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="folder to write to (default: monitoring/grafana)")
     parser.add_argument("--runbook", default=RUNBOOK, help="address of docs/operations.md that the panels link to (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Dashboard "Checkpoints": what a crash would cost now, and what saving costs."""
+"""Dashboard "Checkpoints": the cost of a crash now, and the cost of saving."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _SAVES_AN_HOUR = f"max by (run) (changes({series('checkpoint_step', RUN)}[1h]))"
 
 
 def build(runbook: str) -> Dashboard:
-    """The dashboard; `runbook` is the address of docs/operations.md."""
+    """Builds the dashboard; `runbook` is the address of docs/operations.md."""
     return assemble(
         "context-encoder-checkpoints",
         "Checkpoints",
-        "What a crash would take back now, whether what is saved can be read, and what saving costs.",
+        "The work that a crash would take back now, whether the checkpoints can be read, and the cost of saving.",
         [_state(), _cost(), _safety()],
         runbook,
     )
@@ -29,8 +29,8 @@ def _state() -> Row:
     risk = number(
         Text(
             "Steps at risk",
-            "Steps since the newest checkpoint: what a crash would take back. Below checkpoint.every is good.",
-            "More than that: a save failed, or is still being written.",
+            "Steps since the newest checkpoint, which a crash would take back. Below checkpoint.every is good.",
+            "More: a save failed, or is still being written.",
             PART,
         ),
         Query(f"{largest(series('step', RUN))} - {saved}", "{{run}}"),
@@ -42,8 +42,9 @@ def _state() -> Row:
     late = number(
         Text(
             "Against usual interval",
-            "Work that is in no checkpoint, over what usually lies between two saves of this run, by the last 12 hours: 1 at most.",
-            "Above 3: saves fail, or steps have become slow; the failures beside it say which.",
+            "Work since the newest checkpoint, relative to the usual interval between two saves of this run in the last 12 hours. At most "
+            "1 is good.",
+            "Above 3: saves fail, or steps have become slow. The failures beside it show which.",
             PART,
         ),
         Query(f"{rule('checkpoint_at_risk:seconds')} / {rule('checkpoint_interval:seconds')}", "{{run}}"),
@@ -55,8 +56,8 @@ def _state() -> Row:
     failures = number(
         Text(
             "Failed saves",
-            "Saves that failed within the time that is shown. None is good; the third in a row ends the run.",
-            "The event checkpoint_failed in RUN/events.jsonl has the store's own words.",
+            "Saves that failed within the time shown. None is good; the third in a row ends the run.",
+            "The event checkpoint_failed in RUN/events.jsonl has the message of the store.",
             PART,
         ),
         Query(f"max by (run) (increase({series('checkpoint_failures_total', RUN)}[$__range]))", "{{run}}"),
@@ -67,10 +68,10 @@ def _state() -> Row:
     unverified = number(
         Text(
             "Steps not verified",
-            "Steps between the newest checkpoint and the newest one that was read back and verified. Every save is, "
-            "before an older one is deleted, and so is what a run continues from.",
-            "More than a save's time: the store does not give back what it takes, see the log. "
-            "`python launch/checkpoints.py verify RUN` reads every byte of what is there.",
+            "Steps between the newest checkpoint and the newest one that was read back and verified. Every save is verified "
+            "before an older one is deleted, and so is the checkpoint that a run continues from.",
+            "Longer than a save takes: the store does not return the bytes that it was given, see the log. "
+            "`python launch/checkpoints.py verify RUN` reads every byte of the checkpoints.",
             PART,
         ),
         Query(f"{saved} - {verified}", "{{run}}"),
@@ -79,11 +80,12 @@ def _state() -> Row:
         decimals=0,
         words={"nan": ("none verified yet", "blue")},
     )
-    share = number(
+    saving = number(
         Text(
             "Time that saving takes",
-            "Share of the last hour in which training stood still for saves: their blocking time, times the saves of the hour.",
-            "Above a hundredth: raise checkpoint.every, or save to something faster.",
+            "Fraction of the last hour in which training stood still for saves: blocking time of the last save, times the saves of the "
+            "hour.",
+            "Above 1 %: raise checkpoint.every, or save to a faster store.",
             PART,
         ),
         Query(f"{largest(series('checkpoint_blocking_seconds', RUN))} * {_SAVES_AN_HOUR} / 3600", "{{run}}"),
@@ -100,18 +102,19 @@ def _state() -> Row:
         risk,
         unverified,
         failures,
-        share,
+        saving,
         state.firing_alerts(),
     ]
-    return Row("State of what is saved", numbers)
+    return Row("State of the checkpoints", numbers)
 
 
 def _cost() -> Row:
     seconds = curves(
         Text(
             "Duration of saves",
-            "Time the last save took from the snapshot to the commit, and the part of it in which training stood still.",
-            "Longer and longer: the store, or a full disk. The standstill alone: memory for the snapshot, or a rank that comes late to it.",
+            "Time that the last save took from the snapshot to the commit, and the part of it in which training stood still.",
+            "Longer and longer: the store, or a full disk. Only the standstill grows: memory for the snapshot, or a rank that reaches it "
+            "late.",
             PART,
         ),
         [
@@ -123,8 +126,8 @@ def _cost() -> Row:
     size = curves(
         Text(
             "Size",
-            "Bytes of the checkpoint that was saved last. Constant over a run.",
-            "Another size after a restart is another network or optimiser: look at what the run says has changed.",
+            "Bytes of the last saved checkpoint. Constant over a run is good.",
+            "Another size after a restart: another network or optimiser. The run prints which settings changed.",
             PART,
         ),
         [Query(largest(series("checkpoint_bytes")), "{{run}}")],
@@ -133,8 +136,8 @@ def _cost() -> Row:
     speed = curves(
         Text(
             "Speed of saves",
-            "Bytes a second of the last save, from the snapshot to the commit.",
-            "Falls while the size stays: the store or its network.",
+            "Bytes per second of the last save, from the snapshot to the commit. Constant is good.",
+            "It falls while the size stays: the store or its network.",
             "The store fails",
         ),
         [Query(largest(f"{series('checkpoint_bytes')} / {series('checkpoint_duration_seconds')}"), "{{run}}")],
@@ -147,8 +150,8 @@ def _safety() -> Row:
     age = curves(
         Text(
             "Age of the newest checkpoint",
-            "Time since the newest checkpoint: even teeth are good.",
-            "A tooth that goes on rising is a save that did not come; a tooth that ends early is a restart or a signal that saved.",
+            "Time since the newest checkpoint. Even teeth are good.",
+            "A tooth that goes on rising: a save did not happen. A tooth that ends early: a restart, or a signal that saved.",
             PART,
         ),
         [Query(smallest(series("checkpoint_age_seconds")), "age ({{run}})"), Query(rule("checkpoint_interval:seconds"), "usual ({{run}})")],
@@ -157,9 +160,9 @@ def _safety() -> Row:
     steps = curves(
         Text(
             "Trained, saved, verified",
-            "Step of the run, of its newest checkpoint, and of the newest that was read back and verified. Saved follows trained in "
+            "Step of the run, of its newest checkpoint, and of the newest one that was read back and verified. Saved follows trained in "
             "even stairs, and verified follows saved.",
-            "Saved stays flat: see the failures. Verified stays flat: the store does not give back what it takes, see the log.",
+            "Saved stays flat: see the failures. Verified stays flat: the store does not return the bytes that it was given, see the log.",
             PART,
         ),
         [
@@ -172,12 +175,12 @@ def _safety() -> Row:
     failures = curves(
         Text(
             "Failed saves over time",
-            "Saves that failed, when they did. None is good.",
-            "One alone is tried again at the next checkpoint.every. `kill -USR1` of any rank saves at once and stops.",
+            "Saves that failed, at the time of the failure. None is good.",
+            "After a single failure the run saves again at the next checkpoint.every. `kill -USR1` of any rank saves at once and stops.",
             "Stopping",
         ),
         [Query(largest(increase("checkpoint_failures_total")), "{{run}}")],
         "short",
         bars=True,
     )
-    return Row("Is what was learned safe", [age, steps, failures])
+    return Row("Safety of the progress", [age, steps, failures])

@@ -1,4 +1,4 @@
-"""Dashboard "Cluster": which rank or node holds up the others, and how large the run was when."""
+"""Dashboard "Cluster": the rank or node that holds up the others, the size of the run over time, and its machines."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _NODE = "{{node}} ({{run}})"
 
 
 def build(runbook: str) -> Dashboard:
-    """The dashboard; `runbook` is the address of docs/operations.md."""
+    """Builds the dashboard; `runbook` is the address of docs/operations.md."""
     return assemble(
         "context-encoder-cluster",
         "Cluster",
-        "Which rank or node holds up the others, how many there were when, and how their machines are.",
+        "The rank or node that holds up the others, the size of the run over time, and the state of its machines.",
         [_state(), _stragglers(), _world(), _machines(), _devices(), _versions()],
         runbook,
     )
@@ -28,8 +28,8 @@ def _state() -> Row:
     world = number(
         Text(
             "World size",
-            "Ranks in the run as it says itself.",
-            "Smaller than what was asked for: it was started again with fewer nodes, and goes on with the same batches.",
+            "Ranks in the run, as the run reports them. The number that you asked for is good.",
+            "Smaller: the run was restarted with fewer nodes, and goes on with the same batches.",
             "Killed, preempted, a node lost",
         ),
         Query(largest(series("world_size", RUN)), "{{run}}"),
@@ -40,8 +40,8 @@ def _state() -> Row:
     nodes = number(
         Text(
             "Nodes",
-            "Machines whose ranks answer.",
-            "Fewer than the scheduler gave: see the targets that are down.",
+            "Machines whose ranks answer a scrape.",
+            "Fewer than the scheduler allocated: see the targets that are down.",
             "A target is down",
         ),
         Query(f"count by (run) (count by (run, node) ({series('world_size', RUN)}))", "{{run}}"),
@@ -53,7 +53,7 @@ def _state() -> Row:
         Text(
             "Targets down",
             "Endpoints in the run's target files that do not answer. None is good.",
-            "The run moves: the network, or --monitoring.address. It does not: it was killed, start it again.",
+            "The run makes progress: the network, or --monitoring.address. It does not: it was killed, start it again.",
             "A target is down",
         ),
         Query(or_zero(f"count({series('up', RUN)} == 0)"), "down"),
@@ -64,8 +64,8 @@ def _state() -> Row:
     skew = number(
         Text(
             "Rank skew",
-            "Own time of the slowest rank over that of the median one, over 5 minutes. 1 is good: all ranks go at the pace of the slowest.",
-            "Above 1.3 a straggler costs a quarter of the cluster and more: the row below names it.",
+            "Own time of the slowest rank relative to the median rank, over 5 minutes. 1 is good, because the slowest rank sets the pace.",
+            "Above 1.3: a straggler costs a quarter of the cluster or more. The row below names it.",
             "A straggler",
         ),
         Query(rule("rank_skew:ratio"), "{{run}}"),
@@ -80,8 +80,8 @@ def _state() -> Row:
     restarts = number(
         Text(
             "Restarts",
-            "Attempts that began within the time that is shown, the first one left out.",
-            "More than the scheduler's preemptions explain: the last lines of RUN/events.jsonl say what ended each.",
+            "Attempts that began within the time shown, without the first one.",
+            "More than the scheduler's preemptions explain: the last lines of RUN/events.jsonl have the reason of each end.",
             "Killed, preempted, a node lost",
         ),
         Query(f"{last} - {first}", "{{run}}"),
@@ -97,9 +97,9 @@ def _stragglers() -> Row:
     own = curves(
         Text(
             "Own time of a step",
-            "Time a rank spends on work of its own in a step, waits for other ranks left out: slowest, median, fastest. Three lines "
+            "Time that a rank spends on its own work in a step, without waits for other ranks: slowest, median, fastest. Three lines "
             "together are good.",
-            "The highest alone above: one straggler. All risen together: it is no straggler, see the phases of the Training dashboard.",
+            "Only the highest is above the others: one straggler. All rise together: see the phases of the Training dashboard.",
             "A straggler",
         ),
         spread(a_step("own_seconds_total"), "time"),
@@ -108,12 +108,12 @@ def _stragglers() -> Row:
     skew = curves(
         Text(
             "Rank skew over time",
-            "Own time of the slowest rank over that of the median one, and the same for each image, since shares of a batch may differ by "
-            "one. Both near 1 is good.",
+            "Own time of the slowest rank relative to the median rank, also per image, because the ranks' parts of a batch may differ "
+            "by one image. Both near 1 is good.",
             "It stays above 1.3: drain the node of the slowest rank and let the run restart. It comes and goes: another job on that node.",
             "A straggler",
         ),
-        [Query(rule("rank_skew:ratio"), "time ({{run}})"), Query(rule("rank_skew_per_image:ratio"), "time an image ({{run}})")],
+        [Query(rule("rank_skew:ratio"), "time ({{run}})"), Query(rule("rank_skew_per_image:ratio"), "time per image ({{run}})")],
         "none",
         steps=((1.3, "red"),),
         limits=(1, None),
@@ -121,8 +121,8 @@ def _stragglers() -> Row:
     slowest = ranking(
         Text(
             "Slowest ranks",
-            "The ten ranks with most work of their own in a step, as it is now. Bars of one length are good.",
-            "Take the stacks of the first one (SIGUSR2) and look at its node: clocks and temperatures, other jobs, disk.",
+            "The ten ranks with the most work of their own in a step, now. Bars of equal length are good.",
+            "Take the stacks of the first one (SIGUSR2) and check its node: clocks and temperatures, other jobs, disk.",
             "A straggler",
         ),
         Query(f"topk(10, {a_step('own_seconds_total')})", _NAME),
@@ -132,8 +132,8 @@ def _stragglers() -> Row:
     waiting = ranking(
         Text(
             "Ranks that wait longest for data",
-            "The ten ranks with the largest share of their time spent waiting for data, as it is now.",
-            "All on one node: its disk, its cores or its network. Spread over all: the Data path dashboard.",
+            "The ten ranks that wait for data for the largest fraction of the time, now. Short bars are good.",
+            "All on one node: its disk, its cores or its network. Spread over all nodes: see the Data path dashboard.",
             "Data starves",
         ),
         Query(f"topk(10, {series('data_wait_ratio')})", _NAME),
@@ -144,8 +144,8 @@ def _stragglers() -> Row:
     silent = ranking(
         Text(
             "Silent ranks",
-            "The ten ranks whose loop moved on longest ago, as it is now.",
-            "One far above the others hangs in work of its own; all alike wait in the same collective.",
+            "The ten ranks whose training loop made progress longest ago, now. About the duration of a step is good.",
+            "One far above the others: it hangs in its own work. All alike: they wait in the same collective.",
             "Training does not move",
         ),
         Query(f"topk(10, {series('heartbeat_age_seconds')})", _NAME),
@@ -155,8 +155,8 @@ def _stragglers() -> Row:
     gone = ranking(
         Text(
             "Ranks that do not answer",
-            "Ten ranks, first those that their node's endpoint can not reach. All that answer is good; a node that is gone is not here.",
-            "The rank is stopped, dead or out of memory: the log of its node says which, and its stacks if it still lives.",
+            "Ten ranks, first those that their node's endpoint can not reach. All answering is good; a lost node is not shown here.",
+            "The rank is stopped, dead or out of memory. The log of its node shows which, and so do its stacks if it is alive.",
             "Killed, preempted, a node lost",
         ),
         Query(f"bottomk(10, {series('rank_up')})", _NAME),
@@ -165,15 +165,15 @@ def _stragglers() -> Row:
         largest=1,
         words={"0": ("silent", "red"), "1": ("answers", "green")},
     )
-    return Row("Who holds up the others", [own, skew, slowest, waiting, silent, gone])
+    return Row("Ranks that hold up the others", [own, skew, slowest, waiting, silent, gone])
 
 
 def _world() -> Row:
     size = curves(
         Text(
             "World size over time",
-            "Ranks in the run as it says itself, and those that Prometheus reaches. The same is good.",
-            "A step is a restart with other nodes. Fewer that answer: dead ranks, or targets that can't be reached.",
+            "Ranks in the run, as the run reports them, and those that Prometheus reaches. Equal is good.",
+            "A step: a restart with other nodes. Fewer that answer: dead ranks, or targets that can't be reached.",
             "Killed, preempted, a node lost",
         ),
         [Query(largest(series("world_size", RUN)), "in the run ({{run}})"), Query(rule("ranks:count"), "that answer ({{run}})")],
@@ -182,8 +182,8 @@ def _world() -> Row:
     attempts = curves(
         Text(
             "Attempts",
-            "Attempt of the run, from 1, and how many times the launcher has started the ranks of this job again.",
-            "Stairs without progress: the same error again and again; exit codes and reasons are in RUN/slurm/attempts.jsonl.",
+            "Number of the run's attempt, from 1, and number of times that the launcher has restarted the ranks of this job. Flat is good.",
+            "Stairs without progress: the same error repeats. RUN/slurm/attempts.jsonl has exit codes and reasons.",
             "Killed, preempted, a node lost",
         ),
         [
@@ -194,9 +194,9 @@ def _world() -> Row:
     )
     apart = curves(
         Text(
-            "Steps apart",
-            "Step of the rank that is furthest, less that of the last one. 0 or 1 is good: ranks go in step.",
-            "More: a rank that Prometheus still sees is of an earlier attempt, or hangs.",
+            "Distance in steps",
+            "Step of the rank that is furthest, minus that of the last one. 0 or 1 is good, because ranks go in step.",
+            "More: a rank that Prometheus still sees belongs to an earlier attempt, or hangs.",
             "Training does not move",
         ),
         [Query(f"{largest(series('step'))} - {smallest(series('step'))}", "{{run}}")],
@@ -209,8 +209,8 @@ def _machines() -> Row:
     memory = curves(
         Text(
             "Memory of the nodes",
-            "Share of a machine's memory that is in use: the five fullest nodes.",
-            "Towards 95 % the kernel kills: lower data.ready_batches or data.threads, or data.cache_gb where the cache is in /dev/shm.",
+            "Fraction of a machine's memory that is in use: the five fullest nodes. Below 90 % is good.",
+            "Near 95 % the kernel kills processes: lower data.ready_batches, data.threads, or data.cache_gb of a cache in /dev/shm.",
             "Killed, preempted, a node lost",
         ),
         [Query(f"topk(5, max by (run, node) ({series('host_memory_used_bytes')} / {series('host_memory_total_bytes')}))", _NODE)],
@@ -222,7 +222,7 @@ def _machines() -> Row:
         Text(
             "Memory of a rank",
             "Resident memory of the process: largest, median, smallest rank. Flat after the first epoch is good.",
-            "One that rises for hours is a leak: its stacks and its settings belong into a report.",
+            "It rises for hours: a leak. Report it with the stacks and the settings of the run.",
             "Killed, preempted, a node lost",
         ),
         spread(series("process_resident_memory_bytes"), "rank"),
@@ -231,8 +231,8 @@ def _machines() -> Row:
     cores = curves(
         Text(
             "Cores of a rank",
-            "Processor cores that a rank keeps busy: busiest, median, idlest.",
-            "All at the number of cores that the rank has, with empty queues: decoding is the limit.",
+            "CPU cores that a rank keeps busy: busiest, median, idlest rank.",
+            "All at the number of cores that a rank has, with empty queues: decoding is the limit.",
             "Data starves",
         ),
         spread(rate("process_cpu_seconds_total"), "rank"),
@@ -241,8 +241,8 @@ def _machines() -> Row:
     files = curves(
         Text(
             "Open files",
-            "Share of the open files that a process may have: the rank with most.",
-            "Towards 100 %: raise the limit (ulimit -n) for the job; a rise for hours is a leak.",
+            "Open files as a fraction of the limit of a process, on the rank with the most. Constant is good.",
+            "Near 100 %: raise the limit (ulimit -n) of the job. It rises for hours: a leak.",
             "First look, in this order",
         ),
         [Query(largest(f"{series('process_open_fds')} / {series('process_max_fds')}"), "{{run}}")],
@@ -258,8 +258,8 @@ def _devices() -> Row:
     busy = curves(
         Text(
             "GPUs at work",
-            "Share of the time in which a rank's GPU ran anything: busiest, median, idlest. Near 100 % is good; absent without GPUs.",
-            "All low: the phases of the Training dashboard say what they wait for. One low and the others high: they wait for it.",
+            "Fraction of the time in which a rank's GPU ran a kernel: busiest, median, idlest. Near 100 % is good; absent without GPUs.",
+            "All low: the phases of the Training dashboard show what they wait for. One low, the others high: they wait for that GPU.",
             "A straggler",
         ),
         spread(series("gpu_utilisation_ratio"), "GPU"),
@@ -270,8 +270,8 @@ def _devices() -> Row:
     memory = curves(
         Text(
             "Memory of the GPUs",
-            "Share of a GPU's memory that is in use: fullest, median, emptiest. The same on all is good; absent without GPUs.",
-            "Towards 100 %: lower training.micro_batch, which changes the result only by the order of additions, or take "
+            "Fraction of a GPU's memory that is in use: fullest, median, emptiest. Equal is good; absent without GPUs.",
+            "Near 100 %: lower training.micro_batch, which changes the result only by the order of additions, or use "
             "--training.mode zero2.",
             "Killed, preempted, a node lost",
         ),
@@ -288,12 +288,12 @@ def _versions() -> Row:
     table = rows(
         Text(
             "Versions",
-            "What the ranks run: recipe, versions of this project and of PyTorch. One line a run is good.",
-            "Two lines: nodes with different environments, which decode or compute differently. Make them alike and start again.",
+            "Recipe and versions of this project and of PyTorch that the ranks run. One line per run is good.",
+            "Two lines: nodes with different environments, which decode or compute differently. Make them equal and start again.",
             "A straggler",
         ),
         Query(f"count by (run, recipe, version, torch) ({series('build_info')})", ""),
         "none",
         hidden=["Time"],
     )
-    return Row("What runs", [table])
+    return Row("Software", [table])

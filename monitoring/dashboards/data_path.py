@@ -1,4 +1,4 @@
-"""Dashboard "Data path": from the store to the batch, which part of the way is too narrow."""
+"""Dashboard "Data path": the way from the store to the batch, and its bottleneck."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from monitoring.dashboards.queries import RUN, Query, increase, percentiles, rat
 
 
 def build(runbook: str) -> Dashboard:
-    """The dashboard; `runbook` is the address of docs/operations.md."""
+    """Builds the dashboard; `runbook` is the address of docs/operations.md."""
     return assemble(
         "context-encoder-data-path",
         "Data path",
-        "From the store to the batch: whether training waits for data, and which part of the way is too narrow.",
+        "From the store to the batch: whether training waits for data, and where the bottleneck is.",
         [_state(), _waiting(), _store(), _cache(), _decoding()],
         runbook,
     )
@@ -25,8 +25,9 @@ def _state() -> Row:
     starving = number(
         Text(
             "Starving ranks",
-            "Ranks that waited for their data for more than watchdog.starving_share of the last watchdog.starving_seconds. None is good.",
-            "The rows below tell the part that is too narrow: a full queue means that it is not the data at all.",
+            "Ranks that waited for data for more than the fraction watchdog.starving_share of the last watchdog.starving_seconds. None is "
+            "good.",
+            "The rows below show the bottleneck. A full queue means that it is not the data.",
             "Data starves",
         ),
         Query(total(series("data_starving", RUN)), "{{run}}"),
@@ -36,9 +37,9 @@ def _state() -> Row:
     )
     ready = number(
         Text(
-            "Batches ready, least",
-            "Batches that lay ready when the loop asked for one, on the rank with the fewest. Near data.ready_batches is good.",
-            "0: that rank's loader is behind, and the loop waits for it.",
+            "Batches ready, worst rank",
+            "Batches that were ready when the training loop asked for one, on the rank with the fewest. Near data.ready_batches is good.",
+            "0: the loader of that rank is behind, and the training loop waits for it.",
             "Data starves",
         ),
         Query(smallest(series("queue_depth", RUN)), "{{run}}"),
@@ -49,8 +50,8 @@ def _state() -> Row:
     cached = number(
         Text(
             "Found in the cache",
-            "Share of the samples that were in the node's cache, over 5 minutes. Grows to 100 % where the data set fits.",
-            "It stays low with evictions (row Cache): raise data.cache_gb. Without a cache, or without samples, there is no share.",
+            "Fraction of the samples that were in the node's cache, over 5 minutes. It should grow to 100 % where the data set fits.",
+            "It stays low with evictions (row Cache): raise data.cache_gb. Without a cache, or without samples, there is no value.",
             "Data starves",
         ),
         Query(rule("cache_hits:ratio"), "{{run}}"),
@@ -63,10 +64,10 @@ def _state() -> Row:
     )
     retries = number(
         Text(
-            "Requests tried again",
-            "Of the attempts to read from the store, the share that had to be repeated, over 5 minutes; about 100 % where it answers "
-            "nothing. A few in a hundred are usual for a store that asks to slow down.",
-            "More: see the causes in the row Store. When the retries of one request are used up, the run ends.",
+            "Requests repeated",
+            "Fraction of the requests to the store that had to be repeated, over 5 minutes; about 100 % where it answers nothing. "
+            "A few percent are usual for a store that asks to slow down.",
+            "More: see the causes in the row Store. The run ends when the retries of one request are used up.",
             "The store fails",
         ),
         Query(rule("store_retries:ratio"), "{{run}}"),
@@ -79,9 +80,9 @@ def _state() -> Row:
     bad = number(
         Text(
             "Bad samples",
-            "Share of the images of the last hour that could not be used and were replaced. 0 is good; past data.max_bad_fraction "
+            "Fraction of the images of the last hour that could not be used and were replaced. 0 is good; above data.max_bad_fraction "
             "the run ends.",
-            "The cause is in the row Decoding, each sample in RUN/quarantine.jsonl.",
+            "The row Decoding shows the causes, and RUN/quarantine.jsonl names each sample.",
             "Bad samples",
         ),
         Query(rule("bad_samples:ratio"), "{{run}}"),
@@ -106,12 +107,13 @@ def _state() -> Row:
 def _waiting() -> Row:
     wait = curves(
         Text(
-            "Share of the time waited",
-            "Share of its time that a rank waits for its batch: the rank that waits longest, the median one, the one that waits least.",
-            "All high: the store or the cores are the limit of every rank. One high: that rank's node.",
+            "Fraction of the time waited",
+            "Fraction of the time that a rank waits for its batch: the rank that waits longest, the median, and the shortest. Near 0 is "
+            "good.",
+            "All high: the store or the cores limit every rank. One high: the node of that rank.",
             "Data starves",
         ),
-        spread(rate("data_wait_seconds_total"), "share"),
+        spread(rate("data_wait_seconds_total"), "fraction"),
         "percentunit",
         steps=((0.1, "orange"), (0.5, "red")),
         limits=(0, 1),
@@ -119,8 +121,8 @@ def _waiting() -> Row:
     queue = curves(
         Text(
             "Batches ready",
-            "Batches that lay ready when the loop asked: fullest, median, emptiest rank. Full queues are good.",
-            "Empty everywhere: see below whether the store or decoding is slow. Full and yet waiting: it is another rank's data.",
+            "Batches that were ready when the training loop asked for one: fullest, median, emptiest rank. Full queues are good.",
+            "Empty everywhere: the rows below show whether the store or decoding is slow. Full and yet waiting: the data of another rank.",
             "Data starves",
         ),
         spread(series("queue_depth"), "queue"),
@@ -129,22 +131,23 @@ def _waiting() -> Row:
     supply = curves(
         Text(
             "Images decoded and trained on",
-            "Images a second that the loaders decode and that the ranks train on, all chosen ranks. Equal, once the queues are full.",
-            "Decoded falls first: the data path is the limit. Both fall together with full queues: it is training.",
+            "Images per second that the loaders decode and that the ranks train on, all chosen ranks. Equal once the queues are full is "
+            "good.",
+            "Decoded falls first: the data path is the limit. Both fall together with full queues: training is the limit.",
             "Data starves",
         ),
         [Query(total(rate("decoded_images_total")), "decoded ({{run}})"), Query(total(rate("images_total")), "trained on ({{run}})")],
         "short",
     )
-    return Row("Does training wait", [wait, queue, supply])
+    return Row("Waiting for data", [wait, queue, supply])
 
 
 def _store() -> Row:
     latency = curves(
         Text(
             "Duration of a request",
-            "How long requests to the store take until their last byte: median and tails over the chosen ranks.",
-            "Grows with the number of requests: the store is at its limit, ask its operators. Tails alone: one slow server.",
+            "Duration of requests to the store, to the last byte: median and tails over the chosen ranks. Constant is good.",
+            "It grows with the number of requests: the store is at its limit, ask its operators. Only the tails grow: one slow server.",
             "The store fails",
         ),
         percentiles("store_request_seconds"),
@@ -153,8 +156,8 @@ def _store() -> Row:
     busy = rate("store_request_seconds_sum")
     flight = curves(
         Text(
-            "Requests at a time",
-            "Requests of a rank that are under way, on average: busiest, median, idlest rank. At most data.requests.",
+            "Concurrent requests",
+            "Mean number of requests of a rank that are under way: busiest, median, idlest rank. It is at most data.requests.",
             "Near data.requests with empty queues: raise data.requests and data.ready_batches.",
             "Data starves",
         ),
@@ -164,8 +167,8 @@ def _store() -> Row:
     count = curves(
         Text(
             "Requests",
-            "Requests to the store a second, all chosen ranks. Falls as the cache fills.",
-            "0 with empty queues: see the retries. Stores bill by the request: larger ranges come with a larger cache.",
+            "Requests to the store per second, all chosen ranks. It should fall as the cache fills.",
+            "0 with empty queues: see the retries. Many, from a store that bills requests: a larger cache reads larger ranges.",
             "The store fails",
         ),
         [Query(total(rate("store_request_seconds_count")), "{{run}}")],
@@ -174,9 +177,9 @@ def _store() -> Row:
     retries = curves(
         Text(
             "Retries by cause",
-            "Requests a second that were tried again, by cause, stacked. throttled: the store asks to slow down; server_error, timeout, "
-            "connection: it or the network fails; short: an answer broke off.",
-            "Throttled: fewer data.requests, or a word with the store's operators. Else repair the store; the run waits for data.retries.",
+            "Requests per second that were repeated, by cause, stacked. throttled: the store asks to slow down; server_error, timeout, "
+            "connection: the store or the network fails; short: an answer broke off. None is good.",
+            "Throttled: lower data.requests, or ask the store's operators for more. Other causes: repair the store while the run retries.",
             "The store fails",
         ),
         [Query(f"sum by (cause) ({rate('store_retries_total')})", "{{cause}}")],
@@ -187,8 +190,8 @@ def _store() -> Row:
     read = curves(
         Text(
             "Bytes read",
-            "Bytes of shards a second from the store and from the nodes' caches, stacked, all chosen ranks.",
-            "The store's share should fall in the first epoch where a cache is set; if it does not, the cache is too small.",
+            "Bytes of shards read per second, from the store and from the nodes' caches, stacked, all chosen ranks.",
+            "With a cache, the bytes from the store should fall in the first epoch. If they do not, the cache is too small.",
             "Data starves",
         ),
         [Query(f"sum by (source) ({rate('read_bytes_total')})", "{{source}}")],
@@ -202,9 +205,9 @@ def _store() -> Row:
 def _cache() -> Row:
     found = curves(
         Text(
-            "Samples by where they were",
-            "Samples a second that the node's cache had, and that it had not, stacked, all chosen ranks.",
-            "Misses that do not become fewer in the second epoch: the data set does not fit, `python -m shards simulate` says what would.",
+            "Cache hits and misses",
+            "Samples per second that were found in the node's cache, and that were not, stacked, all chosen ranks. Hits are good.",
+            "As many misses in the second epoch: the data set does not fit. `python launch/simulate.py` finds a size that does.",
             "Data starves",
         ),
         [Query(f"sum({rate('cache_hits_total')})", "found"), Query(f"sum({rate('cache_misses_total')})", "not found")],
@@ -214,22 +217,23 @@ def _cache() -> Row:
     )
     moves = curves(
         Text(
-            "Shards brought in and removed",
-            "Shards a second that come into the nodes' caches, and that make room. None once the data set is cached.",
-            "Removed as fast as brought in, all the time: every epoch reads the store anew, raise data.cache_gb.",
+            "Shards downloaded and removed",
+            "Shards per second that are downloaded into the nodes' caches, and removed to make room. None once the data set is cached is "
+            "good.",
+            "Removed as fast as downloaded, all the time: every epoch reads the store anew, raise data.cache_gb.",
             "Data starves",
         ),
         [
-            Query(total(rate("cache_downloads_total")), "brought in ({{run}})"),
+            Query(total(rate("cache_downloads_total")), "downloaded ({{run}})"),
             Query(total(rate("cache_evictions_total")), "removed ({{run}})"),
         ],
         "short",
     )
     faults = curves(
         Text(
-            "Faults of the cache",
-            "Shards that could not be cached, and samples whose cached bytes were wrong and came from the store again. None is good.",
-            "Not cached: the store fails, or the disk is full. Wrong bytes: a disk that lies, drain that node.",
+            "Cache failures",
+            "Shards that could not be cached, and samples whose cached bytes were wrong and were read again from the store. None is good.",
+            "Not cached: the store fails, or the disk is full. Wrong bytes: the disk is faulty, drain that node.",
             "The store fails",
         ),
         [
@@ -242,8 +246,8 @@ def _cache() -> Row:
     size = curves(
         Text(
             "Size of the cache",
-            "Bytes in a node's cache, which its ranks share: the five fullest nodes. Rises to data.cache_gb, never above it.",
-            "It stays at the limit with evictions beside it: raise data.cache_gb.",
+            "Bytes in a node's cache, which its ranks share: the five fullest nodes. It rises to data.cache_gb and never above it.",
+            "It stays at the limit while shards are removed: raise data.cache_gb.",
             "Data starves",
         ),
         [Query(f"topk(5, max by (run, node) ({series('cache_bytes')}))", "{{node}} ({{run}})")],
@@ -254,13 +258,13 @@ def _cache() -> Row:
 
 
 def _decoding() -> Row:
-    # a rank that has decoded nothing has no time for an image
+    # a rank that has decoded nothing has no time per image
     each = f"{rate('decode_seconds_total')} / ({rate('decoded_images_total')} > 0)"
     cost = curves(
         Text(
             "Time to decode an image",
-            "Processor time for one image: slowest, median, fastest rank. Some milliseconds.",
-            "High everywhere: build the shards at the size of training. High on one rank: its processor is slow or shared.",
+            "CPU time per image: slowest, median, fastest rank. A few milliseconds are good.",
+            "High everywhere: build the shards at the size of training. High on one rank: its CPU is slow or shared.",
             "Data starves",
         ),
         spread(each, "rank"),
@@ -269,7 +273,7 @@ def _decoding() -> Row:
     cores = curves(
         Text(
             "Cores that decode",
-            "Processor cores that a rank's decoding keeps busy: busiest, median, idlest rank. At most data.threads.",
+            "CPU cores that the decoding of a rank keeps busy: busiest, median, idlest rank. It is at most data.threads.",
             "Near data.threads with empty queues: raise data.threads, or give the ranks more cores.",
             "Data starves",
         ),
@@ -279,9 +283,10 @@ def _decoding() -> Row:
     bad = curves(
         Text(
             "Bad samples by cause",
-            "Samples that could not be used, by cause, stacked. digest: other bytes than were stored; undecodable: the picture itself; "
-            "unavailable: a shard that could not be had.",
-            "digest: `python -m shards verify URL` says how many and where. RUN/quarantine.jsonl names each.",
+            "Samples that could not be used, by cause, stacked. digest: the bytes are not those that were stored; undecodable: the "
+            "picture itself "
+            "is damaged; unavailable: its shard could not be read. None is good.",
+            "digest: `python -m shards verify URL` reports how many and where. RUN/quarantine.jsonl names each sample.",
             "Bad samples",
         ),
         [Query(f"sum by (cause) ({increase('bad_samples_total')})", "{{cause}}")],

@@ -1,4 +1,4 @@
-"""What all dashboards of a run share: variables, marks of events, links to each other, rows of panels."""
+"""The frame that all dashboards of a run share: variables, annotations, links to each other, rows of panels."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ TAG = "context-encoder"
 
 @dataclass(frozen=True)
 class Row:
-    """A headline and the panels below it, from left to right; a line is full at 24 columns."""
+    """A headline and the panels below it, from left to right. A line of panels is 24 columns wide."""
 
     title: str
     panels: Sequence[Builder]
 
 
 def assemble(uid: str, title: str, description: str, rows: Sequence[Row], runbook: str) -> models.Dashboard:
-    """A dashboard of rows.
+    """Builds a dashboard.
 
     Args:
-        uid: in Grafana's addresses: it stays when the title changes.
-        title: behind the project's name.
-        description: one sentence.
-        rows: from top to bottom.
+        uid: identifier in Grafana's addresses, which stays when the title changes.
+        title: title after the project's name.
+        description: one sentence about the dashboard.
+        rows: rows from top to bottom.
         runbook: address of docs/operations.md.
     """
     builder = (
@@ -56,7 +56,7 @@ def assemble(uid: str, title: str, description: str, rows: Sequence[Row], runboo
                 .type(models.DashboardLinkType.LINK)
                 .url("${runbook}")
                 .icon("doc")
-                .tooltip("What to do about every sign: docs/operations.md")
+                .tooltip("What to do about each sign: docs/operations.md")
                 .target_blank(True),
             ]
         )
@@ -72,7 +72,7 @@ def assemble(uid: str, title: str, description: str, rows: Sequence[Row], runboo
 
 
 class _Constant(builders.ConstantVariable):
-    """Neither shown nor carried along in addresses, for which the SDK's builder has no method."""
+    """A constant that is neither shown nor put into addresses, for which the SDK's builder has no method."""
 
     def __init__(self, name: str, value: str) -> None:
         super().__init__(name)
@@ -86,7 +86,7 @@ def _datasource() -> builders.DatasourceVariable:
 
 
 def _labels() -> list[builders.QueryVariable]:
-    """Each is asked for among the series that the ones before it leave. The newest names of runs come first."""
+    """Returns the variables of the labels. Each offers the values that the variables before it leave; the newest runs come first."""
     ascending, descending = models.VariableSort.NATURAL_ASC, models.VariableSort.NATURAL_DESC
     every = models.VariableOption(text=["All"], value=["$__all"])
     return [
@@ -107,12 +107,12 @@ def _label(name: str, label: str, among: str, sort: models.VariableSort) -> buil
         .sort(sort)
         .multi(True)
         .include_all(True)
-        .all_value(".+")  # a list of a thousand ranks makes expressions that a proxy refuses
+        .all_value(".+")  # because a proxy refuses expressions with a list of a thousand ranks
     )
 
 
 class _Event(models.AnnotationQuery):
-    """Adds what the SDK's model leaves out: Grafana's Prometheus source makes the text of a mark from the labels of the series."""
+    """An annotation with `titleFormat`, which the SDK's model lacks: Grafana's Prometheus source makes an annotation's text from it."""
 
     text = ""
 
@@ -137,9 +137,9 @@ def _annotations() -> list[SdkBuilder[models.AnnotationQuery]]:
 
 
 def _changes(name: str) -> str:
-    """The value as a label, only where it is larger than all of it that was seen in the hour before: a mark a change.
+    """Returns an expression with the value as a label wherever it exceeds all values of the hour before, which makes one mark per change.
 
-    `changes()` looks at one series, and a restarted rank has another one when its port changed."""
-    value = series(name, RUN, 'rank="0"')  # rank 0 alone: a thousand ranks say the same
+    `changes()` looks at a single series, and a restarted rank has another series when its port changed."""
+    value = series(name, RUN, 'rank="0"')  # rank 0 alone, because all ranks report the same
     now, earlier = largest(value), largest(f"max_over_time({value}[1h] offset $__interval)")
     return f'count_values by (run) ("{name}", {now} > 0 unless {now} <= {earlier})'

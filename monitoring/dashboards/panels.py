@@ -1,6 +1,6 @@
 """The kinds of panels of the dashboards, each with its unit, limits and a description that says what to do.
 
-A panel's colours mean the same everywhere: green is fine, orange wants a look, red wants somebody; blue and grey judge nothing.
+The colours of a panel mean the same everywhere: green is fine, orange needs a look, red needs action; blue and grey do not judge.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _P = TypeVar("_P", stat.Panel, timeseries.Panel, bargauge.Panel, statetimeline.P
 PROMETHEUS = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 NEUTRAL: Steps = ((None, "blue"),)
 GAP_MILLISECONDS = 300_000
-"""Longest gap that a line bridges: slow steps leave points out, a run that is down leaves a hole."""
+"""Longest gap that a line bridges: slow steps leave points out, while a run that is down leaves a gap in the line."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """What a panel says of itself.
+    """Title and description of a panel.
 
     Attributes:
-        title: of the panel.
-        meaning: what is shown, and when it is good.
-        action: what to do when it is not.
+        title: title of the panel.
+        meaning: sentences that say what is shown, and which values are good.
+        action: sentences that say what to do about other values.
         part: headline of docs/operations.md that says more.
     """
 
@@ -46,7 +46,7 @@ class Text:
 
     @property
     def description(self) -> str:
-        """Markdown, with a link to the part."""
+        """The description as Markdown, with a link to the part of docs/operations.md."""
         anchor = re.sub(r"[^a-z0-9 -]", "", self.part.lower()).replace(" ", "-")
         return f"{self.meaning}\n\n{self.action}\n\n[Operations: {self.part}](${{runbook}}#{anchor})"
 
@@ -64,19 +64,19 @@ def number(
     empty: str = "none",
     name: bool = False,
 ) -> Builder:
-    """One big number as it is now.
+    """Builds a panel with one big number, the present value.
 
     Args:
-        text: see `Text`.
-        query: one series a run.
-        unit: of Grafana's units.
-        steps: from which value on which colour.
-        width: of 24 columns.
-        limits: smallest and largest value there can be, None where there is none.
-        decimals: None lets Grafana choose.
-        words: value, or `nan` -> word to show instead, colour.
-        empty: what is shown when there is no series.
-        name: show the name of the series with its value.
+        text: title and description.
+        query: expression with one series per run.
+        unit: unit of Grafana.
+        steps: (value, colour) pairs; a colour holds from its value on.
+        width: width in columns, of 24.
+        limits: smallest and largest possible value, None for no limit.
+        decimals: number of decimals; None lets Grafana choose.
+        words: value, or `nan` -> word to show instead and its colour.
+        empty: text to show when there is no series.
+        name: shows the name of the series with its value.
     """
     mode = options.BigValueTextMode.VALUE_AND_NAME if name else options.BigValueTextMode.AUTO
     panel = (
@@ -108,19 +108,19 @@ def curves(
     right: Mapping[str, str] | None = None,
     colours: Mapping[str, str] | None = None,
 ) -> Builder:
-    """Curves over time, with a table of last and largest values below.
+    """Builds a panel with curves over time and a table of their last and largest values below.
 
     Args:
-        text: see `Text`.
-        queries: A, B, C...
-        unit: of the left axis.
-        steps: dashed lines at these values; none are drawn without.
-        width: of 24 columns.
-        limits: of the left axis, None where Grafana chooses.
-        stacked: on top of each other: they add up to something.
-        bars: for what happens now and then.
-        logarithmic: axis, to the base 10; has no 0.
-        right: regular expression over names of series -> unit, for those on the right axis.
+        text: title and description.
+        queries: expressions, called A, B, C and so on in Grafana.
+        unit: unit of the left axis.
+        steps: (value, colour) pairs; each draws a dashed line at its value.
+        width: width in columns, of 24.
+        limits: ends of the left axis, None where Grafana chooses.
+        stacked: stacks the curves, because they add up to a total.
+        bars: draws bars instead of lines, for rare events.
+        logarithmic: makes the axis logarithmic to the base 10, which has no 0.
+        right: regular expression over names of series -> unit, for the series on the right axis.
         colours: name of a series -> its colour.
     """
     legend = common.VizLegendOptions().show_legend(True).placement(options.LegendPlacement.BOTTOM)
@@ -152,7 +152,7 @@ def curves(
 def ranking(
     text: Text, query: Query, unit: str, steps: Steps, *, largest: float | None = None, words: Mapping[str, tuple[str, str]] | None = None
 ) -> Builder:
-    """Bars of a few series as they are now, in the order of the query; see `number`."""
+    """Builds a panel with bars of the present values of a few series, in the order of the query; arguments as for `number`."""
     panel = (
         bargauge.Panel()
         .orientation(options.VizOrientation.HORIZONTAL)
@@ -166,7 +166,7 @@ def ranking(
 
 
 def states(text: Text, queries: Sequence[Query], words: Mapping[str, tuple[str, str]], *, steps: Steps, width: int = 24) -> Builder:
-    """A band a series whose colour says how it was when; see `number`."""
+    """Builds a panel with one band per series, whose colour shows its value over time; arguments as for `number`."""
     panel = (
         statetimeline.Panel()
         .show_value(options.VisibilityMode.AUTO)
@@ -183,7 +183,7 @@ def states(text: Text, queries: Sequence[Query], words: Mapping[str, tuple[str, 
 
 
 def rows(text: Text, query: Query, unit: str, hidden: Sequence[str], *, width: int = 24) -> Builder:
-    """A table with a line a series, without the columns `hidden`."""
+    """Builds a table with one line per series, without the columns `hidden`."""
     panel = table.Panel().align(options.FieldTextAlignment.AUTO).inspect(False)
     panel.with_target(_target(query, "A").instant().format(PromQueryFormat.TABLE))
     exclude = {"excludeByName": dict.fromkeys(hidden, True), "indexByName": {}, "renameByName": {"Value": "ranks"}}

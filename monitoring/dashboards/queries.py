@@ -1,7 +1,7 @@
 """Expressions of PromQL over the metrics of a run, with Grafana's variables in them.
 
-Counts and rates are those of one rank: their sum over ranks is the run's. A mean over ranks hides the one that holds up the others, so
-whatever is shown of all ranks is shown with its extremes.
+Counts and rates are those of one rank, so their sum over ranks is the run's. A mean over ranks hides the rank that holds up the others,
+so values of all ranks are shown with their extremes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Query:
     """One expression of a panel.
 
     Attributes:
-        expression: PromQL.
-        legend: name of its series; `{{label}}` is the value of a label.
+        expression: expression of PromQL.
+        legend: name of each series; `{{label}}` stands for the value of a label.
     """
 
     expression: str
@@ -31,53 +31,53 @@ class Query:
 
 
 def series(name: str, of: str = RANKS, only: str = "") -> str:
-    """A selector. `name` without the prefix of the run's metrics; those of the process have names of their own."""
+    """Returns a selector of series. `name` is given without the prefix of the run's metrics; `up` and `process_...` have none."""
     full = name if name == "up" or name.startswith("process_") else PREFIX + name
     return f"{full}{{{of}{',' if only else ''}{only}}}"
 
 
 def rule(name: str) -> str:
-    """A series that a recording rule of monitoring/prometheus/rules makes, one a run."""
+    """Returns a selector of the series that a recording rule of monitoring/prometheus/rules makes, one per run."""
     return f'context_encoder:{name}{{run=~"$run"}}'
 
 
 def rate(name: str, of: str = RANKS, only: str = "") -> str:
-    """How much a counter grows a second."""
+    """Returns the growth of a counter per second."""
     return f"rate({series(name, of, only)}[$__rate_interval])"
 
 
 def increase(name: str, of: str = RANKS, only: str = "") -> str:
-    """How much a counter grows between two points of a curve."""
+    """Returns the growth of a counter between two points of a curve."""
     return f"increase({series(name, of, only)}[$__rate_interval])"
 
 
 def a_step(name: str) -> str:
-    """What a rank counts in a mean step of its own, one series a rank."""
+    """Returns the growth of a counter in a mean step of a rank, one series per rank."""
     return f"{rate(name)} / {rate('steps_total')}"
 
 
 def largest(expression: str) -> str:
-    """The largest over the ranks of each run."""
+    """Returns the largest value over the ranks of each run."""
     return f"max by (run) ({expression})"
 
 
 def smallest(expression: str) -> str:
-    """The smallest over the ranks of each run."""
+    """Returns the smallest value over the ranks of each run."""
     return f"min by (run) ({expression})"
 
 
 def total(expression: str) -> str:
-    """The sum over the ranks of each run."""
+    """Returns the sum over the ranks of each run."""
     return f"sum by (run) ({expression})"
 
 
 def or_zero(expression: str) -> str:
-    """0 where there is nothing at all: an absence that is the answer."""
+    """Returns an expression that is 0 where the given one has no series, because absence means zero there."""
     return f"({expression}) or on () vector(0)"
 
 
 def spread(expression: str, what: str) -> tuple[Query, ...]:
-    """The ranks of a run at a glance: largest, median, smallest. Called `what`."""
+    """Returns three queries that show all ranks of a run: the largest, the median and the smallest value, named after `what`."""
     return (
         Query(largest(expression), f"highest {what} ({{{{run}}}})"),
         Query(f"quantile by (run) (0.5, {expression})", f"median {what} ({{{{run}}}})"),
@@ -86,7 +86,7 @@ def spread(expression: str, what: str) -> tuple[Query, ...]:
 
 
 def percentiles(histogram: str) -> tuple[Query, ...]:
-    """Median, 95th and 99th percentile of a histogram over all ranks of a run."""
+    """Returns the median, the 95th and the 99th percentile of a histogram over all ranks of a run."""
     buckets = f"sum by (run, le) ({rate(histogram + '_bucket')})"
     return tuple(Query(f"histogram_quantile({part}, {buckets})", f"{name} ({{{{run}}}})") for part, name in PERCENTILES.items())
 

@@ -1,4 +1,4 @@
-"""The numbers of the first row that more than one dashboard begins with: they are the run's, whichever node or rank is chosen."""
+"""Numbers of the first row that several dashboards share. They are those of the whole run, whichever node or rank is chosen."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from monitoring.dashboards.queries import FIRING, RUN, Query, largest, or_zero, 
 
 
 def ranks_answering(width: int = 3) -> Builder:
-    """Whether all of the run is there."""
-    share = f"clamp_max({total(series('rank_up', RUN))} / {largest(series('world_size', RUN))}, 1)"
+    """Fraction of the run's ranks that answer a scrape."""
+    answering = f"clamp_max({total(series('rank_up', RUN))} / {largest(series('world_size', RUN))}, 1)"
     return number(
         Text(
             "Ranks that answer",
-            "Share of the run's ranks that Prometheus reaches: 100 % while it runs, 0 when it has ended.",
-            "Less while the run goes on: the missing ones are dead, or the network keeps them apart: see the Cluster dashboard.",
+            "Fraction of the run's ranks that Prometheus reaches: 100 % while the run goes on, 0 after its end.",
+            "Less while the run goes on: the missing ranks are dead or can't be reached over the network. See the Cluster dashboard.",
             "A target is down",
         ),
-        Query(or_zero(share), "{{run}}"),
+        Query(or_zero(answering), "{{run}}"),
         "percentunit",
         ((None, "red"), (0.9999, "green")),
         width=width,
@@ -26,12 +26,12 @@ def ranks_answering(width: int = 3) -> Builder:
 
 
 def firing_alerts(width: int = 3) -> Builder:
-    """What Prometheus already says, by name."""
+    """Alerts of the run that are firing, by name."""
     return number(
         Text(
             "Firing alerts",
-            "Alerts of the run that are firing now, by name and how many; none is good.",
-            "Each has a link of its own to what to do; begin with the one that began first (red marks on the time axis).",
+            "Alerts of the run that are firing now, with their number. None is good.",
+            "Each links to what to do about it. Begin with the alert that fired first (red marks on the time axis).",
             "First look, in this order",
         ),
         Query(or_zero(f"count by (alertname) ({FIRING})"), "{{alertname}}"),
@@ -45,13 +45,14 @@ def firing_alerts(width: int = 3) -> Builder:
 
 
 def data_wait() -> Builder:
-    """What holds most runs back."""
+    """Fraction of the time that the rank with the longest waits spends waiting for data."""
     return number(
         Text(
             "Data wait, worst rank",
-            "Share of the time, over about 30 seconds, that the rank which waits longest waits for its batch. Nearly 0 is good: the others "
-            "wait for it.",
-            "Above a tenth the data holds the run back: the Data path dashboard says which part of it.",
+            "Fraction of the time, over about 30 seconds, that a rank waits for its batch, on the rank that waits longest. Nearly 0 is "
+            "good, "
+            "because the others wait for that rank.",
+            "Above a tenth: the data holds the run back. The Data path dashboard shows which part of it.",
             "Data starves",
         ),
         Query(largest(series("data_wait_ratio", RUN)), "{{run}}"),
@@ -63,11 +64,11 @@ def data_wait() -> Builder:
 
 
 def checkpoint_age() -> Builder:
-    """What a crash would cost."""
+    """Time since the newest checkpoint: the work that a crash would cost."""
     return number(
         Text(
             "Last checkpoint",
-            "Time since the newest checkpoint: the work that a crash would take back. It falls to 0 with every save.",
+            "Time since the newest checkpoint, which is the work that a crash would take back. It falls to 0 with every save.",
             "More than three of the usual intervals (Checkpoints dashboard): saves fail, or steps have become slow.",
             "A checkpoint fails, or is too old",
         ),
@@ -79,12 +80,12 @@ def checkpoint_age() -> Builder:
 
 
 def images_per_second() -> Builder:
-    """The speed of the run."""
+    """Images that all ranks train on per second."""
     return number(
         Text(
-            "Images a second",
-            "Images that all ranks together train on in a second. It should be what it was an hour ago; 0 is a run that stands still.",
-            "Fallen: see where the time of a step goes, in the row below. 0: see the heartbeat.",
+            "Images per second",
+            "Images that all ranks together train on per second. The same as an hour ago is good; 0 is a run that stands still.",
+            "Lower: the row below shows where the time of a step goes. 0: see the heartbeat.",
             "Training does not move",
         ),
         Query(total(rate("images_total", RUN)), "{{run}}"),
@@ -94,18 +95,19 @@ def images_per_second() -> Builder:
 
 
 def heartbeat() -> Builder:
-    """Whether it moves."""
+    """Time since the training loop last made progress, on the rank where that is longest."""
     return number(
         Text(
             "Heartbeat",
-            "Time since the loop of the rank that stands longest last moved on. Of the order of a step is good; a save or a start may take "
-            "minutes.",
-            "It grows: wait for the watchdog, which ends a rank that hangs with the stacks of its threads; the Cluster dashboard names "
+            "Time since the training loop last made progress, on the rank where that is longest. About the duration of a step is good; a "
+            "save "
+            "or a start may take minutes.",
+            "It grows: wait for the watchdog, which ends a hanging rank and keeps the stacks of its threads. The Cluster dashboard names "
             "the rank.",
             "Training does not move",
         ),
         Query(largest(series("heartbeat_age_seconds", RUN)), "{{run}}"),
         "s",
         ((None, "green"), (60, "orange"), (900, "red")),
-        empty="nobody answers",
+        empty="no rank answers",
     )

@@ -1,4 +1,4 @@
-"""Dashboard "Training": is the run healthy, what holds it back, what does it learn."""
+"""Dashboard "Training": the health of the run, where its time goes, and how it learns."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ PHASES = {
     "optimiser": "purple",
     "collective": "orange",
 }
-"""Phase of a step -> its colour: what is no computation is red to yellow."""
+"""Phase of a step -> its colour. Phases that compute nothing are red to yellow."""
 
 
 def build(runbook: str) -> Dashboard:
-    """The dashboard; `runbook` is the address of docs/operations.md."""
+    """Builds the dashboard; `runbook` is the address of docs/operations.md."""
     return assemble(
         "context-encoder-training",
         "Training",
-        "Whether a run is healthy, what holds it back, and what it learns.",
+        "The health of a run, where its time goes, and how it learns.",
         [_state(), _time(), _learning(), _optimisation()],
         runbook,
     )
@@ -35,8 +35,8 @@ def _state() -> Row:
     progress = number(
         Text(
             "Progress",
-            "Share of the run's steps that are done, over all its attempts.",
-            "It falls only where a restart takes steps back that no checkpoint holds.",
+            "Fraction of the run's steps that are done, over all its attempts.",
+            "It falls only when a restart takes back steps that no checkpoint holds.",
             "Killed, preempted, a node lost",
         ),
         Query(largest(series("progress_ratio", RUN)), "{{run}}"),
@@ -48,8 +48,8 @@ def _state() -> Row:
     eta = number(
         Text(
             "Time left",
-            "Time to the last step at the present speed, restarts not counted.",
-            "Later than you can wait: see what holds the run back, or give it more nodes at any restart.",
+            "Time left to the last step at the present speed, not counting restarts.",
+            "Too long: see what holds the run back, or give it more nodes at any restart.",
             "First look, in this order",
         ),
         Query(largest(series("eta_seconds", RUN)), "{{run}}"),
@@ -73,13 +73,13 @@ def _state() -> Row:
 def _time() -> Row:
     steps = rate("step_seconds_count")
     mean = f"sum by (phase) ({rate('step_phase_seconds_sum')}) / on () group_left () sum({steps})"
-    # `instance` stays among the labels that match: a restarted rank has two of them for a moment
+    # `instance` stays among the matched labels, because a restarted rank has two of them for a moment
     slowest = f"max by (phase) ({rate('step_phase_seconds_sum')} / ignoring (phase) group_left () {steps})"
     split = curves(
         Text(
             "Where the time of a step goes",
-            "Seconds of a mean step by phase, stacked, mean of the chosen ranks. Forward and backward should be nearly all of it.",
-            "Red at the bottom is data, orange on top is waiting for other ranks: what is largest holds the run back.",
+            "Seconds of a mean step by phase, stacked, mean of the chosen ranks. Nearly all in forward and backward is good.",
+            "Red at the bottom is waiting for data, orange on top is waiting for other ranks. The largest of them holds the run back.",
             "First look, in this order",
         ),
         [Query(mean, "{{phase}}")],
@@ -91,7 +91,8 @@ def _time() -> Row:
     worst = curves(
         Text(
             "Longest phases",
-            "Seconds a step that the rank with the longest of each phase spends in it: what the mean beside it hides.",
+            "Seconds per step in each phase, on the rank where that phase is longest, which the mean beside it hides. Close to the mean "
+            "is good.",
             "A phase that is much longer here than in the mean is one rank's or one node's: the Cluster dashboard names it. Collective is "
             "long on the ranks that wait and short on the one that they wait for.",
             "A straggler",
@@ -104,8 +105,8 @@ def _time() -> Row:
     duration = curves(
         Text(
             "Duration of steps",
-            "How long steps take, the wait for data included: median and tails over the chosen ranks.",
-            "Tails far above the median are stalls now and then: data, a save, another job on the node.",
+            "Duration of steps, including the wait for data: median and tails over the chosen ranks. Tails close to the median are good.",
+            "Tails far above the median are occasional stalls: data, a save, another job on the node.",
             "Data starves",
         ),
         percentiles("step_seconds"),
@@ -114,8 +115,8 @@ def _time() -> Row:
     throughput = curves(
         Text(
             "Images trained on",
-            "Images a second of all chosen ranks together. Steps down to a lower level are what to look for.",
-            "At a restart with fewer ranks it falls with them; else something in the phases above has grown.",
+            "Images per second of all chosen ranks together. A constant level is good.",
+            "A lower level after a restart: fewer ranks. A lower level without one: a phase above has grown.",
             "A straggler",
         ),
         [Query(total(rate("images_total")), "{{run}}")],
@@ -124,9 +125,10 @@ def _time() -> Row:
     use = curves(
         Text(
             "Use of the devices",
-            "Left: floating-point operations of the model a second, all chosen ranks. Right: share of the devices' peak, best and worst "
-            "rank; absent where the peak is unknown, as on processors.",
-            "Low although the phases show little waiting: larger training.micro_batch, mixed precision, more of the step on the device.",
+            "Left: floating-point operations of the model per second, all chosen ranks. Right: fraction of the devices' peak, best and "
+            "worst "
+            "rank; absent where the peak is unknown, as on CPUs.",
+            "Low although the phases show little waiting: a larger training.micro_batch, mixed precision, more of the step on the device.",
             "First look, in this order",
         ),
         [
@@ -145,9 +147,10 @@ def _learning() -> Row:
     losses = curves(
         Text(
             "Losses",
-            "What the network that paints minimises, and its parts, over the global batch of the last logged step. Falls, then flattens; "
-            "the scale is logarithmic.",
-            "It rises or jumps: look at RUN/pictures/, at the gradient norms, and at what changed at the last restart.",
+            "The loss that the painting network minimises, and its parts, over the global batch of the last logged step. It should fall "
+            "and "
+            "then flatten; the scale is logarithmic.",
+            "It rises or jumps: look at RUN/pictures/, at the gradient norms, and at the settings that changed at the last restart.",
             "Losses or gradients that are not finite",
         ),
         [Query(f"max by (run, player, part) ({painters})", "{{player}} {{part}} ({{run}})")],
@@ -161,9 +164,10 @@ def _learning() -> Row:
     discriminator = curves(
         Text(
             "Discriminator",
-            "Left: share of the real and of the generated regions that it judges right; 50 % is guessing. Right: its loss, 1.39 when "
-            "guessing. In between is a game that teaches. Empty where a recipe has no discriminator.",
-            "Both above the line of 99.9 % and the loss near 0: it has won, and the generator learns from the reconstruction alone.",
+            "Left: fraction of the real and of the generated regions that the discriminator judges correctly; 50 % is guessing. Right: its "
+            "loss, 1.39 when guessing. Values in between are good. Empty for a recipe without a discriminator.",
+            "Both accuracies above the line of 99.9 % and the loss near 0: the discriminator has won, and the generator learns from the "
+            "reconstruction loss alone.",
             "The discriminator has collapsed",
         ),
         [
@@ -178,9 +182,9 @@ def _learning() -> Row:
     )
     signs = states(
         Text(
-            "Signs of the run itself",
-            "What the run reports of itself: ranks that starve for data, and players whose losses look like a collapse. Green is good.",
-            "Red: the run goes on, slower or learning less. The event in RUN/events.jsonl has the numbers.",
+            "Warnings of the run itself",
+            "States that the run itself reports: ranks that starve for data, and players whose losses look like a collapse. Green is good.",
+            "Red: the run goes on, but slower or learning less. The event in RUN/events.jsonl has the numbers.",
             "Data starves",
         ),
         [
@@ -190,15 +194,16 @@ def _learning() -> Row:
         {"0": ("no", "green")},
         steps=((None, "green"), (1, "red")),
     )
-    return Row("What it learns", [losses, discriminator, signs])
+    return Row("Learning", [losses, discriminator, signs])
 
 
 def _optimisation() -> Row:
     norms = curves(
         Text(
             "Gradient norms",
-            "Norm of each player's gradient in the last logged step, before it is scaled down. Logarithmic.",
-            "A rise over many steps comes before losses that are not finite: --training.max_gradient_norm, or a lower learning rate.",
+            "Norm of each player's gradient in the last logged step, before clipping. The scale is logarithmic.",
+            "A rise over many steps often precedes losses that are not finite: set --training.max_gradient_norm, or lower the learning "
+            "rate.",
             "Losses or gradients that are not finite",
         ),
         [Query(f"max by (run, player) ({series('gradient_norm')})", "{{player}} ({{run}})")],
@@ -209,8 +214,8 @@ def _optimisation() -> Row:
     rates = curves(
         Text(
             "Learning rates",
-            "Learning rate of each player, as the schedule has it.",
-            "Not what you expect: RUN/config.yaml has the settings, and the run says at a restart which of them changed.",
+            "Learning rate of each player, as the schedule sets it.",
+            "Not as expected: RUN/config.yaml has the settings, and the run prints at a restart which of them changed.",
             "Going back",
         ),
         [Query(f"max by (run, player) ({series('learning_rate')})", "{{player}} ({{run}})")],
@@ -219,14 +224,14 @@ def _optimisation() -> Row:
     skipped = curves(
         Text(
             "Steps that are not finite",
-            "Steps with a loss or gradient that is not finite, and those of them whose update was left out; all ranks see the same. "
-            "None is good, one now and then in bf16 is harmless.",
-            "Several in a row end the run with its last checkpoint: a lower learning rate or a limit for the gradient's norm.",
+            "Steps with a loss or gradient that is not finite, and those of them whose update was skipped; all ranks see the same. "
+            "None is good; an occasional one in bf16 is harmless.",
+            "Several in a row end the run, which keeps its last checkpoint: lower the learning rate, or limit the norm of the gradient.",
             "Losses or gradients that are not finite",
         ),
         [
             Query(largest(increase("nonfinite_steps_total")), "not finite ({{run}})"),
-            Query(largest(increase("skipped_steps_total")), "update left out ({{run}})"),
+            Query(largest(increase("skipped_steps_total")), "update skipped ({{run}})"),
         ],
         "short",
         bars=True,
@@ -235,7 +240,7 @@ def _optimisation() -> Row:
         Text(
             "Steps and epochs",
             "Left: steps of the run over all its attempts. Right: epoch of the batch, from 0. Straight lines are good.",
-            "A step down is a restart that took steps back; a flat part is a run that stood still.",
+            "A step down: a restart that took steps back. A flat part: a run that stood still.",
             "Killed, preempted, a node lost",
         ),
         [Query(largest(series("step")), "step ({{run}})"), Query(largest(series("epoch")), "epoch ({{run}})")],
@@ -246,9 +251,9 @@ def _optimisation() -> Row:
     coverage = curves(
         Text(
             "Dropped pixels",
-            "Share of the pixels of the last logged batch that the masks drop, highest and lowest rank. It varies from "
-            "batch to batch around what method.mask asks for.",
-            "Far from that: another configuration than you think, RUN/config.yaml has the one that runs.",
+            "Fraction of the pixels of the last logged batch that the masks drop, highest and lowest rank. It varies from "
+            "batch to batch around the value that method.mask asks for.",
+            "Far from that value: RUN/config.yaml shows whether the run has the settings that you intended.",
             "Going back",
         ),
         [

@@ -1,4 +1,4 @@
-"""What Prometheus's client lacks: a histogram that is filled from totals counted elsewhere, and labels that every series has."""
+"""Two collectors that Prometheus's client lacks: a histogram filled from counts made elsewhere, and labels that every series has."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from prometheus_client.registry import Collector
 
 
 class CountedHistogram(Collector):
-    """A histogram whose observations somebody else has put into buckets.
+    """A histogram whose observations were sorted into buckets elsewhere.
 
     Args:
-        name: with its unit.
-        text: help.
-        unit: at the end of the name; empty for none.
-        buckets: upper bounds, without the infinite one.
+        name: name of the metric, with its unit.
+        text: help text.
+        unit: unit at the end of the name; empty for none.
+        buckets: upper bounds of the buckets, without the infinite one.
     """
 
     def __init__(self, name: str, text: str, unit: str, buckets: Sequence[float]) -> None:
@@ -29,12 +29,12 @@ class CountedHistogram(Collector):
         self._lock = threading.Lock()
 
     def add(self, bucket: int, observations: float) -> None:
-        """So many more are in a bucket and in none below it."""
+        """Adds observations to a bucket, which lie above the bounds of all lower buckets."""
         with self._lock:
             self._counts[bucket] += observations
 
     def add_sum(self, amount: float) -> None:
-        """The sum of the observations has grown."""
+        """Adds to the sum of the observations."""
         with self._lock:
             self._sum += amount
 
@@ -46,12 +46,12 @@ class CountedHistogram(Collector):
 
 
 class ConstantLabels(Collector):
-    """Everything in a registry, with the same labels on every series and without `_created`, which would double the number of series.
+    """Exposes a registry with the same labels added to every series, and without `_created`, which would double the number of series.
 
     Args:
-        inner: the registry.
-        labels: that are added.
-        before: called each time before the registry is read.
+        inner: registry whose metrics are exposed.
+        labels: labels to add to every series.
+        before: function that is called each time before the registry is read.
     """
 
     def __init__(self, inner: CollectorRegistry, labels: Mapping[str, str], before: Callable[[], None]) -> None:

@@ -1,20 +1,21 @@
 """Every metric of a run, declared once: the exposition, the dashboards and the alert rules all name what stands here.
 
-Names follow Prometheus's rules: base units, the unit last, `_total` after it for what only grows. Every series also carries `run`,
-`rank` and `node`, and counts and rates are those of one rank, so that a sum over ranks is the run's.
+Names follow Prometheus's rules: base units, the unit last, and `_total` after it for a value that only grows. Every series also carries
+`run`, `rank` and `node`. Counts and rates are those of one rank, so a sum over ranks is the run's.
+
+The loader of the training data is not imported here. It declares the causes and the buckets that it counts by, and `complete` adds them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 PREFIX = "context_encoder_"
 UNITS = ("seconds", "bytes", "ratio")
 BAD_SAMPLES = "bad_samples_"
-"""Totals of the loader with this beginning are bad samples; what follows is the cause."""
+"""Beginning of the names of the loader's totals of bad samples; the cause follows."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,18 @@ class Definition:
     """One metric.
 
     Attributes:
-        name: without the prefix, with unit and `_total`.
-        kind: of Prometheus's types.
-        help: one sentence.
-        labels: beside run, rank and node.
-        feeds: names of the loader's totals that go into it -> the values of `labels` they stand for; for a histogram, the upper bound of
-            the bucket they count, or `sum`.
-        unknown_at_first: NaN rather than 0 until there is a value.
-        known: values of `labels` that are exposed from the start, so that the first event of a kind is seen as one.
-        most: sets of label values; what comes after goes under `other`. It bounds the series of a run
+        name: name without the prefix, with unit and `_total`.
+        kind: metric type of Prometheus.
+        help: one sentence for the user, shown by Prometheus and Grafana.
+        labels: labels beside run, rank and node.
+        feeds: names of the loader's totals that go into this metric -> the values of `labels` that each total stands for. For a
+            histogram, the upper bound of the bucket that the total counts, or `sum`.
+        unknown_at_first: the metric is NaN rather than 0 until it has a value.
+        known: values of `labels` that are exposed from the start, so that Prometheus sees the first event of a kind as an increase.
+        most: largest number of sets of label values; later sets are counted under `other`. It bounds the number of series of a run
             (tests/monitoring/metrics/test_series.py).
         buckets: upper bounds of a histogram, without the infinite one.
-        only_with_gpu: absent elsewhere.
+        only_with_gpu: the metric is absent where the rank has no GPU.
     """
 
     name: str
@@ -54,27 +55,62 @@ class Definition:
         return last if last in UNITS else ""
 
 
+@dataclass(frozen=True)
+class LoaderSeries:
+    """The causes and buckets that the loader counts by. `pipeline.training.reporting.loader_series` hands them over, because neither the
+    loader nor this package imports the other.
+
+    Attributes:
+        retry_causes: causes of `store_retries_<cause>`, the totals of requests that were repeated.
+        bad_causes: causes of `bad_samples_<cause>`, the totals of samples that could not be used.
+        request_bounds: upper bounds of the durations of requests, in seconds and ascending, the last one infinite. The total
+            `store_requests_up_to_<bound>` counts the requests that took at most one bound and more than the one before.
+    """
+
+    retry_causes: tuple[str, ...] = ()
+    bad_causes: tuple[str, ...] = ()
+    request_bounds: tuple[float, ...] = ()
+
+
+NO_LOADER = LoaderSeries()
+"""Causes and buckets of a process without a loader: none."""
+
+
+def complete(loader: LoaderSeries) -> tuple[Definition, ...]:
+    """`DEFINITIONS` with the causes and buckets of a loader."""
+    return tuple(_completed(definition, loader) for definition in DEFINITIONS)
+
+
+def _completed(definition: Definition, loader: LoaderSeries) -> Definition:
+    if definition.name == "bad_samples_total":
+        return replace(definition, feeds={f"{BAD_SAMPLES}{cause}": (cause,) for cause in loader.bad_causes})
+    if definition.name == "store_retries_total":
+        feeds = {f"store_retries_{cause}": (cause,) for cause in loader.retry_causes}
+        return replace(definition, feeds=feeds, most=max(1, len(feeds)))
+    if definition.name == "store_request_seconds":
+        counts = {f"store_requests_up_to_{bound:g}": (f"{bound:g}",) for bound in loader.request_bounds}
+        return replace(definition, feeds={**definition.feeds, **counts}, buckets=loader.request_bounds[:-1])
+    return definition
+
+
 STEP_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
 PHASE_BUCKETS = (0.001, 0.01, 0.05, 0.2, 1.0, 5.0)
-REQUEST_BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.3, 1.0, 5.0, 30.0)
 PHASES = ("data_wait", "host_to_device", "forward", "backward", "optimiser", "collective")
-RETRY_CAUSES = ("throttled", "server_error", "timeout", "connection", "short", "other")
-BAD_CAUSES = ("digest", "undecodable", "unavailable")
 ACCURACY = "accuracy_"
-"""Parts of a discriminator's losses with this beginning are no losses: how often it is right on what follows, `real` or `generated`."""
+"""Beginning of the parts of a discriminator's losses that are accuracies; `real` or `generated`, the pictures judged, follows."""
 DIVIDED = frozenset({"store_requests", "store_retries"})
-"""Totals of the loader that others tell in more detail."""
+"""Loader totals that other metrics already break down, so they are not exported themselves."""
 
 DEFINITIONS = (
     Definition("steps_total", "counter", "Steps done by this process."),
     Definition("images_total", "counter", "Images this rank trained on."),
     Definition("epoch", "gauge", "Epoch of the current batch, from 0."),
     Definition("step", "gauge", "Steps of the run so far, over all its attempts."),
-    Definition("progress_ratio", "gauge", "Share of the run's steps that are done."),
+    Definition("progress_ratio", "gauge", "Fraction of the run's steps that are done."),
     Definition("world_size", "gauge", "Ranks in the run."),
-    Definition("images_per_second", "gauge", "Images this rank trained on a second, over about the last 30 seconds."),
-    Definition("eta_seconds", "gauge", "Time to the last step at the speed of about the last 30 seconds.", unknown_at_first=True),
-    Definition("step_seconds", "histogram", "Duration of a step, the wait for data included.", buckets=STEP_BUCKETS),
+    Definition("images_per_second", "gauge", "Images this rank trained on per second, over about the last 30 seconds."),
+    Definition("eta_seconds", "gauge", "Time left to the last step, at the speed of about the last 30 seconds.", unknown_at_first=True),
+    Definition("step_seconds", "histogram", "Duration of a step, including the wait for data.", buckets=STEP_BUCKETS),
     Definition(
         "step_phase_seconds",
         "histogram",
@@ -84,49 +120,55 @@ DEFINITIONS = (
         most=len(PHASES),
         buckets=PHASE_BUCKETS,
     ),
-    Definition("own_seconds_total", "counter", "Time this rank spent on its own work: its steps without the waits for other ranks."),
-    Definition("data_wait_seconds_total", "counter", "Time the loop waited for a batch."),
-    Definition("data_wait_ratio", "gauge", "Share of the time that the loop waited for data, over about the last 30 seconds."),
-    Definition("model_flops_per_second", "gauge", "Floating-point operations of the networks' own mathematics.", unknown_at_first=True),
+    Definition("own_seconds_total", "counter", "Time this rank spent on its own work: its steps minus the waits for other ranks."),
+    Definition("data_wait_seconds_total", "counter", "Time the training loop waited for a batch."),
+    Definition("data_wait_ratio", "gauge", "Fraction of the time that the training loop waited for data, over about the last 30 seconds."),
+    Definition(
+        "model_flops_per_second",
+        "gauge",
+        "Floating-point operations per second of the networks' own mathematics.",
+        unknown_at_first=True,
+    ),
     Definition(
         "model_flop_utilisation_ratio",
         "gauge",
-        "The same as a share of what the device can do at its best, NaN where that is unknown.",
+        "model_flops_per_second as a fraction of the device's peak, NaN where the peak is unknown.",
         unknown_at_first=True,
     ),
-    Definition("loss", "gauge", "Mean loss of the last logged step: what a player minimises and its parts.", ("player", "part"), most=10),
+    Definition(
+        "loss", "gauge", "Mean loss of the last logged step: the total that a player minimises and its parts.", ("player", "part"), most=10
+    ),
     Definition(
         "discriminator_accuracy_ratio",
         "gauge",
-        "Share of the pictures of the last logged step that the discriminator judged rightly.",
+        "Fraction of the pictures of the last logged step that the discriminator judged correctly.",
         ("kind",),
         most=2,
     ),
     Definition("gradient_norm", "gauge", "Norm of a player's gradient in the last logged step.", ("player",), most=3),
     Definition("learning_rate", "gauge", "Learning rate of a player.", ("player",), most=3),
     Definition("nonfinite_steps_total", "counter", "Steps with a non-finite loss or gradient."),
-    Definition("skipped_steps_total", "counter", "Steps whose update was left out."),
+    Definition("skipped_steps_total", "counter", "Steps whose update was skipped because a loss or gradient was non-finite."),
     Definition(
-        "collapsed", "gauge", "1 while a player's losses look like a collapse, as its recipe declares it, else 0.", ("player",), most=3
+        "collapsed", "gauge", "1 while a player's losses look like a collapse as its recipe defines it, else 0.", ("player",), most=3
     ),
-    Definition("data_starving", "gauge", "1 while this rank waits for data more than watchdog.starving_share of the time, else 0."),
-    Definition("rank_up", "gauge", "1 from a rank that answers, 0 from its node's endpoint in the place of one that does not."),
-    Definition("heartbeat_age_seconds", "gauge", "Time since the loop of this rank last moved on."),
-    Definition("attempt", "gauge", "Attempt of the run that this process belongs to, from 1."),
-    Definition("launcher_restarts", "gauge", "How many times the launcher has started the ranks again."),
-    Definition("mask_coverage_ratio", "gauge", "Share of the pixels of the last logged batch that are dropped."),
+    Definition("data_starving", "gauge", "1 while this rank waits for data longer than watchdog.starving_share allows, else 0."),
+    Definition("rank_up", "gauge", "1 from a rank that answers; 0 from the endpoint of its node, in place of a rank that does not."),
+    Definition("heartbeat_age_seconds", "gauge", "Time since the training loop of this rank last made progress."),
+    Definition("attempt", "gauge", "Number of the attempt of the run that this process belongs to, from 1."),
+    Definition("launcher_restarts", "gauge", "Number of times the launcher has restarted the ranks."),
+    Definition("mask_coverage_ratio", "gauge", "Fraction of the pixels of the last logged batch that the masks drop."),
     Definition(
         "bad_samples_total",
         "counter",
         "Samples that could not be used and were replaced.",
         ("cause",),
-        {f"{BAD_SAMPLES}{cause}": (cause,) for cause in BAD_CAUSES},
         most=5,
     ),
     Definition(
         "read_bytes_total",
         "counter",
-        "Bytes of shards read, from the store or from the node's cache.",
+        "Bytes of shards read from the store or from the node's cache.",
         ("source",),
         {"bytes_read_store": ("store",), "bytes_read_cache": ("cache",)},
         most=2,
@@ -134,38 +176,26 @@ DEFINITIONS = (
     Definition(
         "store_request_seconds",
         "histogram",
-        "Duration of a request to the store, to the last of its bytes. Files that are read in place are no requests.",
-        (),
-        {
-            "store_request_seconds": ("sum",),
-            **{f"store_requests_up_to_{bound:g}": (f"{bound:g}",) for bound in (*REQUEST_BUCKETS, math.inf)},
-        },
-        buckets=REQUEST_BUCKETS,
+        "Duration of a request to the store, to the last byte of the answer. Reading a file in place is no request.",
+        feeds={"store_request_seconds": ("sum",)},
     ),
-    Definition(
-        "store_retries_total",
-        "counter",
-        "Requests to the store that were tried again, by what was wrong with them.",
-        ("cause",),
-        {f"store_retries_{cause}": (cause,) for cause in RETRY_CAUSES},
-        most=len(RETRY_CAUSES),
-    ),
+    Definition("store_retries_total", "counter", "Requests to the store that were repeated, by the cause of the failure.", ("cause",)),
     Definition("cache_hits_total", "counter", "Samples found in the node's cache.", (), {"cache_hits": ()}),
     Definition("cache_misses_total", "counter", "Samples not found in the node's cache.", (), {"cache_misses": ()}),
     Definition("cache_evictions_total", "counter", "Shards removed from the node's cache to make room.", (), {"cache_evictions": ()}),
-    Definition("cache_downloads_total", "counter", "Shards brought into the node's cache by this rank.", (), {"cache_downloads": ()}),
-    Definition("cache_failures_total", "counter", "Shards that could not be brought into the node's cache.", (), {"cache_failures": ()}),
+    Definition("cache_downloads_total", "counter", "Shards downloaded into the node's cache by this rank.", (), {"cache_downloads": ()}),
+    Definition("cache_failures_total", "counter", "Shards that could not be downloaded into the node's cache.", (), {"cache_failures": ()}),
     Definition(
         "cache_repairs_total",
         "counter",
-        "Samples whose cached bytes were wrong and were read again from the store.",
+        "Samples whose cached bytes were wrong, so they were read again from the store.",
         (),
         {"cache_repairs": ()},
     ),
     Definition("cache_bytes", "gauge", "Bytes in the node's cache.", (), {"cache_bytes": ()}),
-    Definition("decoded_images_total", "counter", "Images decoded, those of batches ahead included.", (), {"images": ()}),
-    Definition("decode_seconds_total", "counter", "Processor time spent on decoding, over all threads.", (), {"decode_seconds": ()}),
-    Definition("queue_depth", "gauge", "Batches that were ready when the loop asked for one.", (), {"queue_depth": ()}),
+    Definition("decoded_images_total", "counter", "Images decoded, including those of batches prepared ahead.", (), {"images": ()}),
+    Definition("decode_seconds_total", "counter", "CPU time spent on decoding, over all threads.", (), {"decode_seconds": ()}),
+    Definition("queue_depth", "gauge", "Batches that were ready when the training loop asked for one.", (), {"queue_depth": ()}),
     Definition(
         "checkpoint_last_timestamp_seconds", "gauge", "Unix time of the newest checkpoint, NaN before the first.", unknown_at_first=True
     ),
@@ -177,18 +207,18 @@ DEFINITIONS = (
         "Step of the newest checkpoint that was read back and verified, NaN before the first.",
         unknown_at_first=True,
     ),
-    Definition("checkpoint_bytes", "gauge", "Size of the checkpoint that was saved last, NaN before the first.", unknown_at_first=True),
-    Definition("checkpoint_duration_seconds", "gauge", "Time the last save took from snapshot to commit.", unknown_at_first=True),
-    Definition("checkpoint_blocking_seconds", "gauge", "Time training stood still for the last save.", unknown_at_first=True),
+    Definition("checkpoint_bytes", "gauge", "Size of the last saved checkpoint, NaN before the first.", unknown_at_first=True),
+    Definition("checkpoint_duration_seconds", "gauge", "Time the last save took, from the snapshot to the commit.", unknown_at_first=True),
+    Definition("checkpoint_blocking_seconds", "gauge", "Time that training stood still for the last save.", unknown_at_first=True),
     Definition("checkpoint_failures_total", "counter", "Saves that failed, or could not be read back."),
-    Definition("host_memory_used_bytes", "gauge", "Memory of this machine that is not available any more.", unknown_at_first=True),
-    Definition("host_memory_total_bytes", "gauge", "Memory of this machine.", unknown_at_first=True),
-    Definition("gpu_memory_used_bytes", "gauge", "Memory of this rank's GPU that is in use, by any process.", only_with_gpu=True),
+    Definition("host_memory_used_bytes", "gauge", "Host memory in use: total minus available.", unknown_at_first=True),
+    Definition("host_memory_total_bytes", "gauge", "Host memory of this machine.", unknown_at_first=True),
+    Definition("gpu_memory_used_bytes", "gauge", "Memory of this rank's GPU in use, by any process.", only_with_gpu=True),
     Definition("gpu_memory_total_bytes", "gauge", "Memory of this rank's GPU.", only_with_gpu=True),
-    Definition("gpu_utilisation_ratio", "gauge", "Share of the time that this rank's GPU had work to do.", only_with_gpu=True),
+    Definition("gpu_utilisation_ratio", "gauge", "Fraction of the time in which this rank's GPU ran a kernel.", only_with_gpu=True),
 )
 
 
 def label_value(value: str) -> str:
-    """A label's value as UTF-8 that can be sent: the name of a folder may hold bytes that are none."""
+    """A label value that can be encoded as UTF-8. The name of a folder may hold other bytes; each becomes a question mark."""
     return value.encode("utf-8", "replace").decode("utf-8")

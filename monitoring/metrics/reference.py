@@ -1,4 +1,4 @@
-"""The page of all metrics, made from their definitions: python -m monitoring.metrics.reference > docs/metrics.md"""
+"""The reference page of all metrics, made from their definitions: python -m monitoring.metrics.reference > docs/metrics.md"""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ from monitoring.metrics.definitions import DEFINITIONS, PREFIX, Definition
 
 _HEAD = """# Metrics of a run
 
-Made by `python -m monitoring.metrics.reference > docs/metrics.md`; `monitoring/metrics/definitions.py` is where they are declared.
-Every series also carries `run`, `rank` and `node`, and counts and rates
-are those of one rank: a sum over ranks is the run's. A histogram has the series
-`_bucket`, `_sum` and `_count`. Beside these are `context_encoder_build_info` with the labels `version`, `torch` and `recipe`, and the
-process's own as Prometheus's client has them: `process_open_fds`, `process_resident_memory_bytes`, `process_cpu_seconds_total` and others.
-How they get to Prometheus is in docs/monitoring.md, what to do about them in docs/operations.md.
+The metrics are declared in `monitoring/metrics/definitions.py`. This page is made from them by
+`python -m monitoring.metrics.reference > docs/metrics.md`.
+
+Every series also carries the labels `run`, `rank` and `node`. Counts and rates are those of one rank, so
+a sum over ranks is the run's. A histogram has the series `_bucket`, `_sum` and `_count`.
+The values of the label `cause`, and what to do about each, are in docs/operations.md ("Bad samples" and
+"The store fails").
+
+There are also `context_encoder_build_info`, with the labels `version`, `torch` and `recipe`, and the
+process's own metrics from Prometheus's client: `process_open_fds`, `process_resident_memory_bytes`,
+`process_cpu_seconds_total` and others.
+
+How the metrics get to Prometheus is in docs/monitoring.md. What to do about them is in docs/operations.md.
+How to add a metric is in docs/extending.md.
 
 | metric | type | labels | meaning |
 |---|---|---|---|
@@ -19,19 +27,19 @@ How they get to Prometheus is in docs/monitoring.md, what to do about them in do
 
 
 def page() -> str:
-    """The whole page, Markdown."""
+    """Returns the whole page, as Markdown."""
     return _HEAD + "".join(f"{_row(definition)}\n" for definition in DEFINITIONS)
 
 
 def _row(definition: Definition) -> str:
-    values = {label: sorted({each[place] for each in _values(definition)}) for place, label in enumerate(definition.labels)}
+    values = {label: sorted({each[index] for each in _values(definition)}) for index, label in enumerate(definition.labels)}
     labels = "; ".join(f"`{label}`: {', '.join(known)}" if known else f"`{label}`" for label, known in values.items())
     meaning = definition.help + (" Only where there is a GPU." if definition.only_with_gpu else "")
     return f"| `{PREFIX}{definition.name}` | {definition.kind} | {labels} | {meaning} |"
 
 
 def _values(definition: Definition) -> list[tuple[str, ...]]:
-    """Label values that are known beforehand."""
+    """Sets of label values that the definition names."""
     return [*definition.known, *definition.feeds.values()] if definition.labels else []
 
 

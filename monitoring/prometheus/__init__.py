@@ -1,13 +1,10 @@
-"""What Prometheus makes of a run: scrape configuration, recording and alert rules, tests of the rules, and a server for one machine.
+"""Prometheus's side of the metrics: scrape configuration, recording rules, alert rules and their tests. Data only, no code.
 
-    prometheus.yml      how runs are found and scraped
-    rules/              recording.yml: what alerts and dashboards are made of; alerts.yml: what somebody is told of
+    prometheus.yml      how Prometheus finds and scrapes the runs
+    rules/              recording.yml: series for alerts and dashboards; alerts.yml: conditions that a person is notified of
     tests/              cases in which each alert fires and in which it must not (promtool test rules)
-    alertmanager.yml    an example: who is told
+    alertmanager.yml    example of who is notified of which alert
 
-In goes a folder of target files, out come a URL and answers to queries. Nothing here is imported by a run.
+In go the target files and the metrics of the runs, out come recorded series and alerts. `launch.local.prometheus` starts a server with
+these files on one machine.
 """
-
-from launch.local.prometheus import FOLDER, Prometheus, PrometheusError, configuration
-
-__all__ = ["Prometheus", "PrometheusError", "configuration", "FOLDER"]

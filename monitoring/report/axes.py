@@ -1,4 +1,4 @@
-"""Nice numbers: ticks at 1, 2 or 5 times a power of ten, and figures as people write them."""
+"""Round numbers for axes (ticks at 1, 2 or 5 times a power of ten), and figures as people write them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _SUFFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def ticks(least: float, greatest: float, most: int = 5) -> list[float]:
-    """Round values from `least` to `greatest`, at most so many, at equal distances.
+    """Returns round values at equal distances between two others.
 
     Args:
-        least, greatest: finite, the second above the first.
-        most: at least 2.
+        least, greatest: ends of the range, finite, the second above the first.
+        most: largest number of distances, at least 2.
     """
     distance = _nice((greatest - least) / most)
     first, last = math.ceil(least / distance - 1e-9), math.floor(greatest / distance + 1e-9)
@@ -22,7 +22,7 @@ def ticks(least: float, greatest: float, most: int = 5) -> list[float]:
 
 
 def domain(least: float, greatest: float) -> tuple[float, float]:
-    """A range of round numbers that holds another one, from 0 where that is near."""
+    """Widens a range to round numbers, and down to 0 where 0 is near."""
     if 0 <= least < 0.4 * greatest:
         least = 0.0
     if greatest - least <= 1e-9 * max(abs(least), abs(greatest), 1e-20):
@@ -33,11 +33,11 @@ def domain(least: float, greatest: float) -> tuple[float, float]:
 
 
 def decades(least: float, greatest: float, most: int = 5) -> tuple[tuple[float, float], list[float]]:
-    """A logarithmic axis from one power of ten to another, and its ticks.
+    """Returns the ends of a logarithmic axis, both powers of ten, and its ticks.
 
     Args:
-        least, greatest: above 0.
-        most: ticks.
+        least, greatest: ends of the values, above 0.
+        most: largest number of ticks.
     """
     first = math.floor(math.log10(least) + 1e-9)
     last = max(first + 1, math.ceil(math.log10(greatest) - 1e-9))
@@ -45,7 +45,7 @@ def decades(least: float, greatest: float, most: int = 5) -> tuple[tuple[float, 
 
 
 def figure(value: float, digits: int = 4) -> str:
-    """A number with about so many significant digits."""
+    """Writes a number with about `digits` significant digits."""
     if math.isnan(value):
         return UNKNOWN
     if math.isinf(value):
@@ -63,22 +63,22 @@ def figure(value: float, digits: int = 4) -> str:
 
 
 def short(value: float) -> str:
-    """A tick: 20k, 1.5M, 0.05."""
+    """Writes a tick: 20k, 1.5M, 0.05."""
     for size, suffix in _SUFFIXES:
         if abs(value) >= size and not (size == 1e3 and abs(value) < 1e4):
             return f"{figure(value / size)}{suffix}"
     return figure(value)
 
 
-def percent(share: float) -> str:
-    """A share: 12 %, 0.4 %."""
-    if not math.isfinite(share):
+def percent(fraction: float) -> str:
+    """Writes a fraction as a percentage: 12 %, 0.4 %."""
+    if not math.isfinite(fraction):
         return UNKNOWN
-    return f"{figure(100 * share, 2 if abs(share) < 0.1 else 3)} %"
+    return f"{figure(100 * fraction, 2 if abs(fraction) < 0.1 else 3)} %"
 
 
 def duration(seconds: float) -> str:
-    """8 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    """Writes a duration: 8 s, 12 min, 3 h 05 min, 2 d 4 h."""
     if not math.isfinite(seconds) or abs(seconds) > 1e11:
         return UNKNOWN
     if seconds < 10:
@@ -93,7 +93,7 @@ def duration(seconds: float) -> str:
 
 
 def size(amount: float) -> str:
-    """Bytes: 47 MB, 1.2 GB."""
+    """Writes an amount of bytes: 47 MB, 1.2 GB."""
     if not math.isfinite(amount):
         return UNKNOWN
     for power, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
@@ -103,7 +103,7 @@ def size(amount: float) -> str:
 
 
 def moment(seconds: float) -> str:
-    """A time in UTC: 2026-11-26 01:52:02; seconds since 1970."""
+    """Writes a Unix time (seconds since 1970) in UTC: 2026-11-26 01:52:02."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
     except (ValueError, OverflowError, OSError):

@@ -1,7 +1,7 @@
-"""Curves as inline SVG that fits any width without a script: positions along the steps are shares of the width, text keeps its size.
+"""Curves as inline SVG that fits any width without a script: positions along the steps are fractions of the width, text keeps its size.
 
-A line is the mean of each bucket, the band behind it goes from the least to the greatest; steps that a later attempt took back are
-dotted. The page's script adds the values under the pointer from what `Drawing.data` gives.
+A line is the mean of each bucket, and the band behind it goes from the least to the greatest value. Steps that a later attempt took back
+are dotted. The page's script shows the values under the pointer, which it reads from the result of `Drawing.data`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from monitoring.report.axes import decades, domain, figure, percent, short, tick
 from monitoring.report.curves import Bucket, Buckets, Curve, Curves
 
 HEIGHT = 168
-"""Of a plot in pixels, without the labels below."""
+"""Height of a plot in pixels, without the labels below it."""
 _TOP, _LABELS, _SCALE = 8, 20, 46  # room above the highest line, below the plot, and beside it
-_WIDTH = 1000.0  # of the plot's own coordinates
-_LOG_FROM = 50.0  # greatest over least value from which a logarithmic axis tells more
+_WIDTH = 1000.0  # width of a plot in its own coordinates
+_LOG_FROM = 50.0  # greatest over least value above which the axis is logarithmic
 _TABLE_ROWS = 12
 _MOST_MARKS = 200
 _FULL_MARKS = 12  # restarts that are drawn through the whole plot; more of them become ticks at its top
@@ -32,8 +32,8 @@ class Line:
     """One curve of a chart.
 
     Attributes:
-        name: in the legend; empty where the title says it.
-        curve: the values.
+        name: name in the legend; empty where the title says it.
+        curve: values of the curve.
     """
 
     name: str
@@ -45,29 +45,29 @@ class Chart:
     """Curves with one axis of values.
 
     Attributes:
-        title: what is drawn.
-        lines: at least one.
-        is_share: whether the values are shares of 0 to 1, which are written as percentages on a whole axis.
-        may_be_log: whether a logarithmic axis is right where the values differ much.
-        from_zero: whether the axis begins at 0 and ends near the greatest value, shares too.
+        title: name of the quantity that is drawn.
+        lines: curves, at least one.
+        is_fraction: the values are fractions from 0 to 1, written as percentages on an axis from 0 to 100 %.
+        may_be_log: the axis is logarithmic where the values differ much.
+        from_zero: the axis begins at 0 and ends near the greatest value, even that of fractions.
     """
 
     title: str
     lines: Sequence[Line]
-    is_share: bool = False
+    is_fraction: bool = False
     may_be_log: bool = False
     from_zero: bool = False
 
 
 class Drawing:
-    """A chart on the axis of steps that all charts of a page have.
+    """A chart as SVG, on the axis of steps that all charts of a page have.
 
     Args:
-        chart: what to draw.
-        curves: of the run, for the buckets' width and the range of steps.
-        restarts: steps behind which an attempt began.
-        taken_back: first and last steps of what a later attempt took back.
-        number: of the chart on its page.
+        chart: chart to draw.
+        curves: all curves of the run, for the width of a bucket and the range of steps.
+        restarts: steps after which a later attempt began.
+        taken_back: (first, last) of each range of steps that a later attempt took back.
+        number: number of the chart on its page.
     """
 
     def __init__(self, chart: Chart, curves: Curves, restarts: Sequence[int], taken_back: Sequence[tuple[int, int]], number: int) -> None:
@@ -79,7 +79,7 @@ class Drawing:
         greatest = max((bucket.greatest for bucket in buckets), default=1.0)
         self.is_log = chart.may_be_log and least > 0 and greatest > _LOG_FROM * least
         least = min(0.0, least) if chart.from_zero else least
-        if chart.is_share and least >= 0 and greatest <= 1 and not chart.from_zero:
+        if chart.is_fraction and least >= 0 and greatest <= 1 and not chart.from_zero:
             self.low, self.high, self._ticks = 0.0, 1.0, [0.0, 0.25, 0.5, 0.75, 1.0]
         elif self.is_log:
             (self.low, self.high), self._ticks = decades(least, greatest)
@@ -88,11 +88,11 @@ class Drawing:
             self._ticks = ticks(self.low, self.high)
 
     def text(self, value: float) -> str:
-        """A value of this chart."""
-        return percent(value) if self._chart.is_share else figure(value)
+        """Writes a value of this chart."""
+        return percent(value) if self._chart.is_fraction else figure(value)
 
     def html(self) -> str:
-        """The figure with its legend, its plot and its table."""
+        """Returns the figure with its legend, its plot and its table."""
         return (
             f'<figure class="chart" id="chart-{self._number}"><figcaption><h3>{escape(self._chart.title)}'
             f"{' <small>log scale</small>' if self.is_log else ''}</h3>{self._legend()}</figcaption>"
@@ -102,7 +102,7 @@ class Drawing:
         )
 
     def data(self) -> dict[str, Any]:
-        """What the script needs to show values: JSON without NaN."""
+        """Returns the values that the page's script shows, as JSON without NaN."""
         wide = self._curves.width > 1
         lines = []
         for line in self._chart.lines:
@@ -112,7 +112,7 @@ class Drawing:
                 entry["l"] = [_rounded(bucket.least) for _, bucket in buckets]
                 entry["h"] = [_rounded(bucket.greatest) for _, bucket in buckets]
             lines.append(entry)
-        return {"low": self.low, "high": self.high, "log": self.is_log, "share": self._chart.is_share, "lines": lines}
+        return {"low": self.low, "high": self.high, "log": self.is_log, "share": self._chart.is_fraction, "lines": lines}
 
     def _legend(self) -> str:
         keys = []
@@ -125,7 +125,7 @@ class Drawing:
 
     def _scale(self) -> str:
         texts = "".join(
-            f'<text x="{_SCALE - 8}" y="{self._y(tick) + 4:.1f}">{percent(tick) if self._chart.is_share else short(tick)}</text>'
+            f'<text x="{_SCALE - 8}" y="{self._y(tick) + 4:.1f}">{percent(tick) if self._chart.is_fraction else short(tick)}</text>'
             for tick in self._ticks
         )
         return f'<svg class="scale" width="{_SCALE}" height="{HEIGHT + _LABELS}" aria-hidden="true">{texts}</svg>'
@@ -133,9 +133,9 @@ class Drawing:
     def _plot(self) -> str:
         parts = [f'<line class="grid" x1="0" x2="100%" y1="{self._y(tick):.1f}" y2="{self._y(tick):.1f}"/>' for tick in self._ticks]
         for tick in ticks(self.first, self.last, 4):
-            share = self._x(tick) / _WIDTH
-            side = " start" if share < 0.03 else " end" if share > 0.94 else ""
-            parts.append(f'<text class="step{side}" x="{share:.2%}" y="{HEIGHT + 15}">{short(tick)}</text>')
+            fraction = self._x(tick) / _WIDTH
+            side = " start" if fraction < 0.03 else " end" if fraction > 0.94 else ""
+            parts.append(f'<text class="step{side}" x="{fraction:.2%}" y="{HEIGHT + 15}">{short(tick)}</text>')
         parts += self._marks()
         curves = []
         for number, line in enumerate(self._chart.lines):
@@ -153,27 +153,27 @@ class Drawing:
         return f'<svg width="100%" height="{HEIGHT + _LABELS}" aria-hidden="true">{"".join(parts)}</svg>'
 
     def _marks(self) -> Iterator[str]:
-        # as many pieces of the width as there may be marks: what falls into the same one is drawn once
+        # the width is cut into _MOST_MARKS pieces, and marks in the same piece are drawn once
         pieces = {self._piece(first): 0 for first, _ in self._taken_back}
         for first, last in self._taken_back:
             pieces[self._piece(first)] = max(pieces[self._piece(first)], self._piece(last))
         for left, right in pieces.items():
             yield f'<rect class="back" x="{left / _MOST_MARKS:.2%}" width="{max(1, right - left) / _MOST_MARKS:.2%}" height="{HEIGHT}"/>'
-        places = sorted({self._piece(step) for step in self._restarts if self.first <= step <= self.last})
-        bottom = HEIGHT if len(places) <= _FULL_MARKS else _TOP
-        for place in places:
-            yield f'<line class="restart" x1="{place / _MOST_MARKS:.2%}" x2="{place / _MOST_MARKS:.2%}" y1="0" y2="{bottom}"/>'
+        pieces_with_restart = sorted({self._piece(step) for step in self._restarts if self.first <= step <= self.last})
+        bottom = HEIGHT if len(pieces_with_restart) <= _FULL_MARKS else _TOP
+        for piece in pieces_with_restart:
+            yield f'<line class="restart" x1="{piece / _MOST_MARKS:.2%}" x2="{piece / _MOST_MARKS:.2%}" y1="0" y2="{bottom}"/>'
         broken = {index for line in self._chart.lines for index, bucket in line.curve.counted.items() if bucket.nonfinite}
         for index in sorted(broken):
-            share = self._x(self._centre(index)) / _WIDTH
-            yield f'<line class="nonfinite" x1="{share:.2%}" x2="{share:.2%}" y1="{HEIGHT - 8}" y2="{HEIGHT}"/>'
+            fraction = self._x(self._centre(index)) / _WIDTH
+            yield f'<line class="nonfinite" x1="{fraction:.2%}" x2="{fraction:.2%}" y1="{HEIGHT - 8}" y2="{HEIGHT}"/>'
 
     def _ends(self) -> Iterator[str]:
         for number, line in enumerate(self._chart.lines):
             if buckets := _finite(line.curve.counted):
                 index, bucket = buckets[-1]
-                share = self._x(self._centre(index)) / _WIDTH
-                yield f'<circle class="series-{number % 4}" cx="{share:.2%}" cy="{self._y(bucket.mean):.1f}" r="3"/>'
+                fraction = self._x(self._centre(index)) / _WIDTH
+                yield f'<circle class="series-{number % 4}" cx="{fraction:.2%}" cy="{self._y(bucket.mean):.1f}" r="3"/>'
 
     def _line(self, buckets: Buckets) -> str:
         parts = []
@@ -191,7 +191,7 @@ class Drawing:
         return "".join(parts)
 
     def _table(self) -> str:
-        """A few rows for whoever can't see the curves, or wants to copy the figures."""
+        """Returns a table of a few rows, for readers who can't see the curves or want to copy the figures."""
         indexes = sorted({index for line in self._chart.lines for index in line.curve.counted})
         if len(indexes) > _TABLE_ROWS:
             indexes = [indexes[round(number * (len(indexes) - 1) / (_TABLE_ROWS - 1))] for number in range(_TABLE_ROWS)]
@@ -240,14 +240,14 @@ class Drawing:
 
     def _y(self, value: float) -> float:
         if self.is_log:
-            share = math.log(max(value, self.low * 1e-3) / self.low) / math.log(self.high / self.low)
+            fraction = math.log(max(value, self.low * 1e-3) / self.low) / math.log(self.high / self.low)
         else:
-            share = (value - self.low) / (self.high - self.low)
-        return max(-9999.0, min(9999.0, HEIGHT - share * (HEIGHT - _TOP)))
+            fraction = (value - self.low) / (self.high - self.low)
+        return max(-9999.0, min(9999.0, HEIGHT - fraction * (HEIGHT - _TOP)))
 
 
 def span(curves: Curves) -> tuple[int, int]:
-    """The steps from the left to the right of every chart: from 0, unless the record begins much later."""
+    """Returns the first and the last step of every chart's axis: from 0, unless the record begins much later."""
     first = 0 if curves.first <= 0.2 * curves.last else curves.first
     return first, max(curves.last, first + 1)
 
@@ -257,7 +257,8 @@ def _finite(buckets: Buckets) -> list[tuple[int, Bucket]]:
 
 
 def _pieces(buckets: Buckets) -> Iterator[list[tuple[int, Bucket]]]:
-    """Buckets that a line may join: it has a gap where values are not finite, and where there are none for longer than is usual."""
+    """Yields the buckets that one line may join. A line has a gap at values that are not finite, and at a distance between two buckets of
+    more than twice the median."""
     distances = [after[0] - before[0] for before, after in itertools.pairwise(_finite(buckets))]
     most = 2 * statistics.median(distances) if distances else 0
     piece: list[tuple[int, Bucket]] = []

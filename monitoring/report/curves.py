@@ -1,7 +1,7 @@
-"""Any number of steps in a few hundred buckets: the mean of each, and the least and the greatest, so that no spike is smoothed away.
+"""Any number of steps in a few hundred buckets: the mean of each, and the least and the greatest value, so that no spike is smoothed away.
 
-Buckets are as many steps wide as a power of two. When there are too many, neighbours join and the width doubles: memory is bounded, one
-pass is enough, and the result does not depend on how the steps came.
+The width of a bucket is a power of two steps. When there are too many buckets, neighbours are joined and the width doubles. Memory is
+therefore bounded, one pass is enough, and the result does not depend on the order of the steps.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_BUCKETS = 320
-"""Of a curve; between half of it and all of it are used."""
+"""Largest number of buckets of a curve; a long run uses between half of them and all of them."""
 MOST_CURVES = 32
-"""Of a run; a damaged record could name any number."""
-_LARGEST = 1e30  # what is larger is as good as infinite, and nothing is lost by calling it so
-_WAITING = 2048  # steps that are put into buckets together
+"""Largest number of curves of a run, because a damaged record could name any number."""
+_LARGEST = 1e30  # larger values count as infinite
+_WAITING = 2048  # steps that are sorted into buckets at once
 
 Name = tuple[str, ...]
 
@@ -28,10 +28,10 @@ class Bucket:
     """Values of neighbouring steps.
 
     Attributes:
-        count: of finite values.
-        total: of these.
-        least, greatest: of these; infinite while there are none.
-        nonfinite: values that are infinite, or nearly, or NaN.
+        count: number of finite values.
+        total: sum of the finite values.
+        least, greatest: extremes of the finite values; infinite while there are none.
+        nonfinite: number of values that are NaN, infinite or nearly infinite.
     """
 
     count: int = 0
@@ -42,11 +42,11 @@ class Bucket:
 
     @property
     def mean(self) -> float:
-        """Of the finite values; NaN where there are none."""
+        """Mean of the finite values; NaN where there are none."""
         return self.total / self.count if self.count else math.nan
 
     def join(self, other: Bucket) -> None:
-        """Takes the values of another one."""
+        """Adds the values of another bucket."""
         self.count += other.count
         self.nonfinite += other.nonfinite
         self.total += other.total
@@ -54,7 +54,7 @@ class Bucket:
 
 
 Buckets = dict[int, Bucket]
-"""Number of the bucket -> its values. Bucket i holds the steps from i * width to (i + 1) * width - 1."""
+"""Index of the bucket -> its values. Bucket i holds the steps from i * width to (i + 1) * width - 1."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Curve:
     Attributes:
         counted: values of the steps that count.
         undone: values of steps that a later attempt took back.
-        latest: value of the last step that counts, in the order of the record.
+        latest: value of the last step that counts, in the order of the history.
     """
 
     counted: Buckets = field(default_factory=dict)
@@ -73,12 +73,12 @@ class Curve:
 
 
 class Curves:
-    """All quantities of a run, by name, over the same buckets. What was added is in them after `flush` or `settle`.
+    """All quantities of a run, by name, over the same buckets. Added steps are in the buckets after `flush` or `settle`.
 
     Attributes:
-        width: steps of a bucket.
+        width: number of steps of a bucket.
         first, last: least and greatest step that was added; 0 while there is none.
-        left_out: whether there were more than `MOST_CURVES` names.
+        left_out: quantities were left out because there were more than `MOST_CURVES`.
     """
 
     def __init__(self) -> None:
@@ -93,18 +93,18 @@ class Curves:
         return self._curves[name]
 
     def names(self, *beginning: str) -> list[Name]:
-        """The names that begin so, in the order in which they came."""
+        """Names that begin with the given parts, in the order in which they were first added."""
         return [name for name in self._curves if name[: len(beginning)] == beginning]
 
     def add(self, step: int, counts: bool, values: Iterable[tuple[Name, float]]) -> None:
-        """Takes a step.
+        """Adds a step.
 
         Args:
-            step: at least 0.
-            counts: whether no later attempt took it back.
-            values: by name; infinite or NaN ones, too.
+            step: number of the step, at least 0.
+            counts: False where a later attempt took the step back.
+            values: (name, value) pairs; a value may be infinite or NaN.
         """
-        place = len(self._steps)
+        row = len(self._steps)
         self._steps.append(step)
         self._counts.append(counts)
         for name, value in values:
@@ -115,35 +115,35 @@ class Curves:
                     continue
                 self._curves[name], waiting = Curve(), ([], [])
                 self._waiting[name] = waiting
-            waiting[0].append(place)
+            waiting[0].append(row)
             waiting[1].append(value)
-        if place + 1 >= _WAITING:
+        if row + 1 >= _WAITING:
             self.flush()
 
     def flush(self) -> None:
-        """Puts what was added into the buckets."""
+        """Sorts the steps that were added since the last flush into the buckets."""
         if not self._steps:
             return
         steps, counts = np.array(self._steps, np.int64), np.array(self._counts, bool)
         self._reach(int(steps.min()), int(steps.max()))
         indexes = steps // self.width
-        for name, (places, values) in self._waiting.items():
-            if not places:
+        for name, (rows, values) in self._waiting.items():
+            if not rows:
                 continue
-            curve, own, found = self._curves[name], np.array(places), np.array(values, np.float64)
+            curve, own, found = self._curves[name], np.array(rows), np.array(values, np.float64)
             counted = counts[own]
             _fill(curve.counted, indexes[own][counted], found[counted])
             _fill(curve.undone, indexes[own][~counted], found[~counted])
             if counted.any():
                 curve.latest = float(found[counted][-1])
-            places.clear()
+            rows.clear()
             values.clear()
         self._steps.clear()
         self._counts.clear()
 
     def settle(self) -> None:
-        """After the last step: joins the last bucket to the one before it where it holds less than half of its steps, since the mean of a
-        few steps beside means of many looks like a jump."""
+        """Finishes the curves after the last step. A last bucket with less than half of its steps is joined to the one before it, because
+        the mean of a few steps beside means of many looks like a jump."""
         self.flush()
         top = self.last // self.width
         if top and 2 * (self.last % self.width + 1) < self.width:
@@ -155,16 +155,16 @@ class Curves:
             self._top = top - 1
 
     def steps(self, index: int) -> tuple[int, int]:
-        """The first and the last step of a bucket."""
+        """Returns the first and the last step of a bucket."""
         return index * self.width, self.last if index >= self.top else (index + 1) * self.width - 1
 
     @property
     def top(self) -> int:
-        """Number of the last bucket."""
+        """Index of the last bucket."""
         return self.last // self.width if self._top is None else self._top
 
     def _reach(self, first: int, last: int) -> None:
-        """Widens the buckets until there are few enough."""
+        """Extends the range of steps, and doubles the width of the buckets until there are few enough."""
         self.first = min(self.first, first) if self.last else first
         self.last = max(self.last, last)
         while self.last // self.width >= MOST_BUCKETS:
@@ -176,14 +176,14 @@ class Curves:
 def _fill(buckets: Buckets, indexes: NDArray[np.int64], values: NDArray[np.float64]) -> None:
     if not len(indexes):
         return
-    numbers, places = np.unique(indexes, return_inverse=True)
+    numbers, positions = np.unique(indexes, return_inverse=True)
     finite = np.abs(values) < _LARGEST  # false for NaN
-    inside, own = places[finite], values[finite]
+    inside, own = positions[finite], values[finite]
     counts, totals = np.bincount(inside, minlength=len(numbers)), np.bincount(inside, own, len(numbers))
     least, greatest = np.full(len(numbers), math.inf), np.full(len(numbers), -math.inf)
     np.minimum.at(least, inside, own)
     np.maximum.at(greatest, inside, own)
-    others = np.bincount(places[~finite], minlength=len(numbers))
+    others = np.bincount(positions[~finite], minlength=len(numbers))
     columns = (each.tolist() for each in (numbers, counts, totals, least, greatest, others))
     for index, *facts in zip(*columns, strict=True):
         buckets.setdefault(index, Bucket()).join(Bucket(*facts))

@@ -1,7 +1,7 @@
-"""Text that came from a run as it may be shown to whoever gets the page: without secrets, without control characters, not endless.
+"""Text from a run, made fit for every reader of the page: without secrets, without control characters, of bounded length.
 
-The settings that a run keeps are redacted already; this is for what else finds its way into a run folder: messages of a store with the
-request that it refused, settings that somebody edited, records of other versions.
+The settings that a run keeps are redacted already. This module is for everything else that gets into a run folder: messages of a store
+with the request that it refused, settings edited by hand, records of other versions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OTHER_VALUE = r"(?<!file)(?<!path)(?<!error)(?<!exception)(?<!match)(?<!failure
 _SECRET_KEY = re.compile(_NAME, re.IGNORECASE)
 _FILE_KEY = re.compile(r"_?(file|path)$", re.IGNORECASE)  # where a secret lies is none
 _NOT_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
-_SECRETS = (  # in this order, since what hides more comes later
+_SECRETS = (  # in this order, because later patterns hide more
     (  # user and password of a URL; a password may hold an @ or a slash, but a port and a path with an @ are none
         re.compile(r"(?<=://)(?:(?!\[)[^\s/?#@:]*:(?!\d{1,5}(?:[/?#\"',;)\]}]|$))(?:(?!://)\S)*@|[^\s/?#]*@)"),
         "",
@@ -53,11 +53,11 @@ _SECRETS = (  # in this order, since what hides more comes later
 
 
 def shown(value: object, longest: int = 300) -> str:
-    """A value as text, on its way to the page. It is not escaped yet.
+    """Returns a value as text for the page, not escaped yet.
 
     Args:
-        value: of any kind.
-        longest: characters; what is cut off ends with an ellipsis.
+        value: value of any type.
+        longest: largest number of characters; longer text is cut and ends with an ellipsis.
     """
     text = str(value)[: 4 * longest]
     text = _NOT_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
@@ -67,7 +67,7 @@ def shown(value: object, longest: int = 300) -> str:
 
 
 def flattened(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as (dotted key, text), secrets hidden: options of stores but for a few that are none, and whatever is called like one."""
+    """Yields settings as (dotted key, text). Hidden are options of stores, except a few public ones, and values of secret keys."""
     for key, value in settings.items():
         where = f"{path}{key}"
         if isinstance(value, Mapping) and value and where.count(".") < 10:
@@ -77,11 +77,11 @@ def flattened(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str
 
 
 def _is_secret(where: str, value: object) -> bool:
-    """A key is secret by its own name, or because it is an option of a store."""
+    """Returns whether a setting is secret: by its own name or its parents', or because it is an option of a store."""
     if value in ("", None, {}, []):
         return False
     *parents, key = where.split(".")
-    if key == "storage_options" and not isinstance(value, Mapping):  # as somebody wrote it by hand
+    if key == "storage_options" and not isinstance(value, Mapping):  # edited by hand
         return True
     if "storage_options" in parents:
         return key not in _PUBLIC_OPTIONS

@@ -14,21 +14,21 @@ from monitoring.report.curves import Curves, Name
 from monitoring.report.lines import Lines, number, whole
 
 _SINGLE: tuple[tuple[Name, str], ...] = ((("rate",), "rate"), (("throughput",), "images_per_second"), (("wait",), "data_wait_share"))
-_MOST_UNKNOWN = 100_000  # attempts that only the history tells of
+_MOST_UNKNOWN = 100_000  # attempts that are in the history alone
 
 
 def read(lines: Lines, attempts: Attempts) -> tuple[Curves, int]:
     """Reads a history.
 
     Args:
-        lines: of it; lines that are none of a history are counted as damaged.
-        attempts: that the events tell of; they learn which steps they have, and those that are missing are added.
+        lines: lines of the history; other lines are counted as damaged.
+        attempts: attempts from the events. Each learns which steps it has, and attempts without events are added.
 
     Returns:
-        The curves, and how many attempts only the history tells of.
+        The curves, and the number of attempts that are in the history alone.
     """
     curves, first_steps = _pass(lines, attempts)
-    if first_steps:  # where they began decides which steps of the others count, so all lines are looked at again
+    if first_steps:  # their first steps decide which steps of the others count, so all lines are read again
         attempts.infer(first_steps)
         attempts.settle()
         curves, _ = _pass(lines, attempts)
@@ -52,7 +52,7 @@ def _pass(lines: Lines, attempts: Attempts) -> tuple[Curves, dict[int, int]]:
 
 
 def _values(row: Mapping[str, Any]) -> list[tuple[Name, float]]:
-    """The quantities of a line of the history. It is called once a step: nothing in it is asked twice."""
+    """Returns the quantities of a line of the history. Called once a step, so it looks up nothing twice."""
     found: list[tuple[Name, float]] = []
     losses, norms = row.get("losses"), row.get("gradient_norms")
     if isinstance(losses, dict):

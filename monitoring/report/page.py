@@ -1,7 +1,7 @@
-"""The page: one file with everything in it, that loads nothing and runs nothing but its own script.
+"""The page: one file with everything in it, which loads nothing and runs no script but its own.
 
-The Content-Security-Policy names the script and the style by their digests, so that nothing that a run wrote could run even if it were not
-escaped, and allows no address but that of the pictures inside the page.
+The Content-Security-Policy names the script and the style by their digests, so that text of a run could not run as a script even if it
+were not escaped. It allows no address but the data URLs of the pictures.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from monitoring.report.markup import text
 from monitoring.report.record import Record
 
 LARGEST = 5_000_000
-"""Bytes that no page reaches: every part has a budget."""
+"""Bytes that no page reaches, because every part has a budget."""
 
 
 def page(record: Record) -> str:
-    """The whole page of a run."""
+    """Returns the whole page of a run."""
     style, script = _resource("page.css"), _resource("page.js")
     drawn = sections.drawings(record)
     parts = [
@@ -63,13 +63,13 @@ def _header(record: Record) -> str:
     begun = record.attempts[0].begun if record.attempts else math.nan
     if math.isfinite(begun):
         about.append(f"begun {moment(begun)} UTC")
-    share = summary.progress(record)
+    done = summary.progress(record)
     bar = ""
-    if share < 1:  # not NaN
+    if done < 1:  # false for NaN
         bar = (
-            f'<div class="progress" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{100 * share:.0f}" '
+            f'<div class="progress" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{100 * done:.0f}" '
             f'aria-label="Steps done"><svg width="100%" height="6" aria-hidden="true"><rect width="100%" height="6" rx="3"/>'
-            f'<rect class="done" width="{share:.2%}" height="6" rx="3"/></svg><span>{percent(share)}</span></div>'
+            f'<rect class="done" width="{done:.2%}" height="6" rx="3"/></svg><span>{percent(done)}</span></div>'
         )
     return (
         f'<header><p class="eyebrow">Training report</p><div class="title"><h1>{text(record.name, 100)}</h1>'
@@ -93,5 +93,5 @@ def _resource(name: str) -> str:
 
 
 def _digest(content: str) -> str:
-    """How a policy names an inline script or style."""
+    """Returns the name of an inline script or style in a policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"

@@ -11,11 +11,11 @@ from pathlib import Path
 from PIL import Image
 
 MOST_PICTURES = 6
-"""Of a page."""
+"""Largest number of pictures on a page."""
 LARGEST = 300_000
-"""Bytes of a JPEG."""
+"""Largest size of a JPEG in bytes."""
 _WIDEST, _TALLEST = 1200, 2400  # pixels
-_MOST_PIXELS = 64_000_000  # of a file that is opened
+_MOST_PIXELS = 64_000_000  # pixels of the largest file that is opened
 _QUALITIES = (85, 70, 55)
 
 
@@ -24,10 +24,10 @@ class Picture:
     """One grid.
 
     Attributes:
-        step: that it was drawn at.
+        step: step at which the grid was drawn.
         url: data URL of the JPEG; empty where the file can't be read.
-        width, height: in pixels.
-        problem: why it can't be read.
+        width, height: size in pixels.
+        problem: reason why the file can't be read.
     """
 
     step: int
@@ -38,11 +38,11 @@ class Picture:
 
 
 def chosen(pictures: Sequence[tuple[int, Path]], most: int = MOST_PICTURES) -> list[tuple[int, Path]]:
-    """The newest first, then others back to the first, evenly spaced in steps.
+    """Chooses the newest picture and others back to the first one, evenly spaced in steps. Returns the newest first.
 
     Args:
-        pictures: (step, file), by step.
-        most: that are taken.
+        pictures: (step, file) pairs, sorted by step.
+        most: largest number of pictures to choose.
     """
     if len(pictures) <= most:
         return list(reversed(pictures))
@@ -56,17 +56,17 @@ def chosen(pictures: Sequence[tuple[int, Path]], most: int = MOST_PICTURES) -> l
 
 
 def load(pictures: Sequence[tuple[int, Path]]) -> list[Picture]:
-    """Reads and shrinks files; one that is damaged says so in its place."""
+    """Reads and shrinks files. A damaged file becomes a `Picture` with its problem."""
     return [_load(step, path) for step, path in pictures]
 
 
 def _load(step: int, path: Path) -> Picture:
     try:
         if not path.is_file():
-            raise OSError("it is no file")
+            raise OSError("it is not a file")
         with Image.open(path, formats=("PNG",)) as image:
             if image.width * image.height > _MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are too many to be shown")
+                raise ValueError(f"{image.width} x {image.height} pixels are more than a page shows")
             pixels = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return Picture(step, problem=f"{path.name} can't be shown ({' '.join(str(error).split())})")

@@ -1,4 +1,4 @@
-"""The parts of the page that are no tables: curves, pictures, settings, software."""
+"""The parts of the page that are not tables: curves, pictures, settings, software."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ _MOST_SETTINGS = 2000
 
 
 def drawings(record: Record) -> list[Drawing]:
-    """Every chart of a run, in the order of the page."""
+    """Returns every chart of a run, in the order of the page."""
     curves = record.curves
     charts = [Chart(f"{_title(name[1])}: {_name(name[2])} loss", [Line("", curves[name])], may_be_log=True) for name in _losses(curves)]
     for player in dict.fromkeys(name[1] for name in curves.names("accuracy")):
         lines = [Line(_name(name[2]), curves[name]) for name in curves.names("accuracy", player)]
-        charts.append(Chart(f"{_title(player)}: accuracy", lines[:4], is_share=True))
+        charts.append(Chart(f"{_title(player)}: accuracy", lines[:4], is_fraction=True))
     norms = curves.names("gradient_norm")
     for first in range(0, len(norms), 4):
         lines = [Line(_name(name[1]) if len(norms) > 1 else "", curves[name]) for name in norms[first : first + 4]]
         charts.append(Chart("Gradient norm", lines, may_be_log=True))
-    for kind, title, is_share, from_zero in (
-        ("rate", "Learning rate, as a share of its peak", True, False),
-        ("throughput", "Images a second, all ranks", False, True),
-        ("wait", "Share of the time waiting for data", True, True),
+    for kind, title, is_fraction, from_zero in (
+        ("rate", "Learning rate, as a fraction of its peak", True, False),
+        ("throughput", "Images per second, all ranks", False, True),
+        ("wait", "Fraction of the time waiting for data", True, True),
     ):
         if curves.names(kind):
-            charts.append(Chart(title, [Line("", curves[(kind,)])], is_share, from_zero=from_zero))
+            charts.append(Chart(title, [Line("", curves[(kind,)])], is_fraction, from_zero=from_zero))
     restarts = [attempt.start for attempt in record.attempts[1:]]
     taken_back = [(max(each.first, int(each.limit) + 1), each.last) for each in record.attempts if each.undone]
-    return [Drawing(chart, curves, restarts, taken_back, place) for place, chart in enumerate(charts)]
+    return [Drawing(chart, curves, restarts, taken_back, number) for number, chart in enumerate(charts)]
 
 
 def curves_section(record: Record, drawn: list[Drawing]) -> str:
-    """The charts."""
+    """Returns the part with the charts."""
     if not drawn:
         return section("curves", "Curves", '<p class="empty">The history has no steps yet.</p>')
     width = record.curves.width
     lead = "Each point is a step."
     if width > 1:
-        lead = f"Each point is the mean of {width:,} steps; the band goes from the least to the greatest of them."
+        lead = f"Each point is the mean of {width:,} steps; the band goes from their least to their greatest value."
     if any(attempt.undone for attempt in record.attempts):
-        lead += " Dotted, on shaded ground: steps that a restart took back and that count no more."
+        lead += " Dotted, on shaded ground: steps that a restart took back, which do not count."
     if len(record.attempts) > 1:
         lead += " Thin vertical lines: restarts."
     if any(bucket.nonfinite for name in record.curves.names() for bucket in record.curves[name].counted.values()):
@@ -61,14 +61,14 @@ def curves_section(record: Record, drawn: list[Drawing]) -> str:
 
 
 def chart_data(record: Record, drawn: list[Drawing]) -> str:
-    """What the page's script reads: JSON of numbers alone, with no text of a run in it."""
+    """Returns the JSON that the page's script reads: numbers alone, no text of a run."""
     first, last = span(record.curves)
     data = {"width": record.curves.width, "first": first, "last": last, "top": record.curves.top, "charts": [each.data() for each in drawn]}
     return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 
 def pictures_section(record: Record) -> str:
-    """The newest grid and a few before it."""
+    """Returns the part with the newest picture grid and a few before it."""
     if not record.pictures:
         return section("pictures", "Pictures", '<p class="empty">No picture grid has been drawn (training.pictures_every).</p>')
     loaded = pictures.load(pictures.chosen(record.pictures))
@@ -91,7 +91,7 @@ def pictures_section(record: Record) -> str:
 
 
 def settings_section(record: Record) -> str:
-    """The settings of the newest attempt, by their first name."""
+    """Returns the part with the settings of the newest attempt, grouped by the first part of their keys."""
     if not record.settings:
         return section("configuration", "Configuration", '<p class="empty">config.yaml is missing or damaged.</p>')
     groups: dict[str, list[tuple[str, str]]] = {}
@@ -105,8 +105,8 @@ def settings_section(record: Record) -> str:
         groups.setdefault(group if rest else "run", []).append((text(rest or key), text(value)))
     in_order = sorted(groups.items(), key=_weight)
     blocks = "".join(f'<div class="group"><h3>{text(name, 60)}</h3>{pairs(entries)}</div>' for name, entries in in_order)
-    more = f'<p class="hint">{left_out:,} more are in config.yaml.</p>' if left_out else ""
-    lead = "Of the newest attempt, from config.yaml. Credentials are not shown."
+    more = f'<p class="hint">{left_out:,} more settings are in config.yaml.</p>' if left_out else ""
+    lead = "Settings of the newest attempt, from config.yaml. Credentials are not shown."
     return section("configuration", "Configuration", f'<div class="groups">{blocks}</div>{more}', lead)
 
 
@@ -116,13 +116,13 @@ def _weight(group: tuple[str, list[tuple[str, str]]]) -> tuple[int, str]:
 
 
 def environment_section(record: Record) -> str:
-    """What the newest attempt ran on and with."""
+    """Returns the part with the machine and the software of the newest attempt."""
     attempt, saved = record.last, record.checkpoint_facts
     facts = attempt.facts if attempt is not None else {}
     entries = []
     if attempt is not None:
         entries += [("ranks", f"{attempt.world_size:,}" if attempt.world_size else UNKNOWN)]
-        entries += [("samples a step", f"{attempt.global_batch:,}" if attempt.global_batch else UNKNOWN)]
+        entries += [("samples per step", f"{attempt.global_batch:,}" if attempt.global_batch else UNKNOWN)]
     for name, key in (("recipe", "recipe"), ("mode", "mode"), ("decoder", "decoder"), ("device", "device"), ("node of rank 0", "node")):
         if (value := facts.get(key, saved.get(key))) is not None:
             entries.append((name, text(value)))
@@ -134,11 +134,11 @@ def environment_section(record: Record) -> str:
     if not entries:
         return section("environment", "Environment", '<p class="empty">Neither an attempt nor a checkpoint says what it ran with.</p>')
     content = f'<div class="groups"><div class="group wide-group">{pairs(entries)}</div></div>'
-    return section("environment", "Environment", content, "Of the newest attempt.")
+    return section("environment", "Environment", content, "Machine and software of the newest attempt.")
 
 
 def _losses(curves: Curves) -> Iterator[tuple[str, ...]]:
-    """The losses to draw: a total that is its only part, or equal to one, is not drawn twice."""
+    """Yields the losses to draw. A total that equals one of its parts at every step is drawn once."""
     for name in curves.names("loss"):
         others = [other for other in curves.names("loss", name[1]) if other[2] != "total"]
         if name[2] != "total" or not any(_same(curves[name].counted, curves[other].counted) for other in others):
@@ -150,10 +150,10 @@ def _same(first: Buckets, second: Buckets) -> bool:
 
 
 def _title(name: str) -> str:
-    """The same at the beginning of a title."""
+    """Writes a name at the beginning of a title, with a capital letter."""
     return _name(name[:1].upper() + name[1:])
 
 
 def _name(name: str) -> str:
-    """`context_encoder` as "context encoder". Not escaped: the chart does that."""
+    """Writes `context_encoder` as "context encoder", not escaped, because the chart escapes it."""
     return shown(name.replace("_", " "), 60)

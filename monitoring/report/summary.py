@@ -1,4 +1,4 @@
-"""What a reader sees first: how the run stands, its figures, and what is not as it should be."""
+"""The top of the page: the state of the run, its figures, and notes about problems."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from monitoring.report.record import Record
 
 @dataclass(frozen=True)
 class State:
-    """How a run stands.
+    """State of a run.
 
     Attributes:
-        word: one or two words.
-        mood: good, live, warn or bad; the page colours by it.
-        sentence: the same with figures, as markup.
+        word: the state in one or two words.
+        mood: good, live, warn or bad, which decides the colour.
+        sentence: the state with figures, as markup.
     """
 
     word: str
@@ -32,33 +32,33 @@ class State:
 
 
 def state(record: Record) -> State:
-    """How the run stands when it was read."""
+    """Returns the state of the run at the time of reading."""
     last, done = record.last, _steps_done(record)
     if last is None:
         return State("unknown", "warn", "The folder does not say what was trained.")
     if last.reason == "finished":
         return State("finished", "good", f"All {done} are done.")
     if last.failed:
-        return State("failed", "bad", f"It ended after {done}: {text(last.reason)}: {text(last.message)}")
+        return State("failed", "bad", f"The run ended after {done}: {text(last.reason)}: {text(last.message)}")
     if last.reason:
-        return State("stopped", "warn", f"It was stopped after {done} ({text(last.reason)}), saved; the same command continues it.")
+        return State("stopped", "warn", f"The run was stopped after {done} ({text(last.reason)}) and saved; the same command continues it.")
     if last.hung:
-        return State("hung", "bad", f"Its watchdog ended it after {done}: {text(last.hung)}.")
+        return State("hung", "bad", f"The watchdog ended the run after {done}: {text(last.hung)}.")
     if record.is_running:
         left = _left_seconds(record)
         more = f", about {duration(left)} are left at this speed" if math.isfinite(left) else ""
         return State("running", "live", f"{done} are done{more}.")
     silent = duration(record.read_at - record.written_at)
-    return State("silent", "bad", f"{done} are done; it did not say that it ends, and has written nothing for {silent}.")
+    return State("silent", "bad", f"{done} are done; the run has written nothing for {silent}, and no end.")
 
 
 def progress(record: Record) -> float:
-    """Share of the planned steps that is done; NaN where nobody says how many there are."""
+    """Returns the fraction of the planned steps that are done; NaN where the settings don't say how many there are."""
     return min(1.0, record.steps / record.planned) if record.planned else math.nan
 
 
 def tiles(record: Record) -> list[tuple[str, str, str]]:
-    """The figures of the run: (name, value, what is beside it), as markup."""
+    """Returns the figures of the run as markup: (name, value, text beside the value)."""
     attempts, curves = record.attempts, record.curves
     counted, undone = sum(each.counted for each in attempts), sum(each.undone for each in attempts)
     found = [("Steps", f"{record.steps:,}", f"of {record.planned:,}" if record.planned else "")]
@@ -72,7 +72,7 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
             (f"{text(title[:1].upper() + title[1:], 60)} loss", figure(end, 3), f"{figure(begin, 3)} in the first tenth of the run")
         )
     if curves.names("throughput"):
-        found.append(("Images a second", figure(_middle(curves[("throughput",)]), 3), "median, all ranks together"))
+        found.append(("Images per second", figure(_middle(curves[("throughput",)]), 3), "median, all ranks together"))
     if curves.names("wait"):
         found.append(("Waiting for data", percent(_middle(curves[("wait",)])), "of the time, median"))
     lasted = math.fsum(each.seconds for each in attempts if math.isfinite(each.seconds))
@@ -81,8 +81,8 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
     found.append(
         ("Time training", duration(lasted) if lasted else UNKNOWN, f"with {ranks} {'rank' if ranks == '1' else 'ranks'}" if worlds else "")
     )
-    share = undone / (counted + undone) if undone else 0.0
-    beside = f"{counted_as(undone, 'step', 'steps')} taken back ({percent(share)})" if undone else "no step taken back"
+    fraction = undone / (counted + undone) if undone else 0.0
+    beside = f"{counted_as(undone, 'step', 'steps')} taken back ({percent(fraction)})" if undone else "no step taken back"
     found.append(("Attempts", f"{len(attempts):,}", beside))
     saved = record.checkpoints[-1] if record.checkpoints else {}
     when, step = number(saved.get("time")), whole(saved.get("step"))
@@ -92,20 +92,20 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
 
 
 def notes(record: Record) -> list[tuple[str, str]]:
-    """What is not as it should be: (mood, sentence as markup)."""
+    """Returns the problems of the run: (mood, sentence as markup)."""
     found = [("bad", _described(kind, who, row)) for (kind, who), row in record.states.items()]
     if failed := record.event_counts["checkpoint_failed"]:
-        found.append(("warn", f"{counted_as(failed, 'save', 'saves')} failed; the event log has the store's words."))
+        found.append(("warn", f"{counted_as(failed, 'save', 'saves')} failed; the event log has the reasons."))
     if skipped := sum(each.skipped for each in record.attempts):
-        found.append(("warn", f"{counted_as(skipped, 'step', 'steps')} left weights as they were, because a gradient was not finite."))
+        found.append(("warn", f"{counted_as(skipped, 'step', 'steps')} did not change the weights, because a gradient was not finite."))
     if bad := sum(record.bad_samples.values()):
         causes = ", ".join(f"{count:,} {text(cause, 40)}" for cause, count in record.bad_samples.most_common())
         found.append(("warn", f"{counted_as(bad, 'bad sample was', 'bad samples were')} replaced ({causes}): see quarantine.jsonl."))
     if hung := record.event_counts["stall"]:
-        where = f"what its threads did is in the folder stacks ({counted_as(len(record.stacks), 'file', 'files')})"
+        where = f"the stacks of its threads are in the folder stacks ({counted_as(len(record.stacks), 'file', 'files')})"
         found.append(("warn", f"{counted_as(hung, 'time', 'times')} a rank hung and was ended; {where}."))
     if record.curves.left_out:
-        found.append(("warn", "The history names more quantities than any run has; the first ones are drawn."))
+        found.append(("warn", "The history names more quantities than any run has, so only the first ones are drawn."))
     return found + [("warn", text(problem, 600)) for problem in record.problems]
 
 
@@ -120,13 +120,13 @@ def _described(kind: str, who: str, row: Mapping[str, Any]) -> str:
 
 
 def _headline_losses(record: Record) -> list[tuple[str, ...]]:
-    """What is worth a figure: a reconstruction loss where there is one, else what the first player minimises."""
+    """Returns the losses that get a figure: reconstruction losses where there are any, else the total of the first player."""
     names = record.curves.names("loss")
     return [name for name in names if name[2] == "reconstruction"][:2] or [name for name in names if name[2] == "total"][:1] or names[:1]
 
 
 def _ends(curve: Curve) -> tuple[float, float]:
-    """Means of the first and of the last tenth of a curve."""
+    """Returns the means of the first and of the last tenth of a curve."""
     buckets = [curve.counted[index] for index in sorted(curve.counted) if curve.counted[index].count]
     tenth = max(1, len(buckets) // 10)
     ends = []

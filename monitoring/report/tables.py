@@ -1,4 +1,4 @@
-"""The tables of the page: attempts, checkpoints, bad samples, events; the newest first, and each within a budget."""
+"""The tables of the page: attempts, checkpoints, bad samples and events. The newest rows come first, and each table has a budget."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from monitoring.report.markup import figure_cell, row, section, table, text, wit
 from monitoring.report.record import Record, kind_of
 
 _ATTEMPTS_BUDGET, _EVENTS_BUDGET, _CHECKPOINTS_BUDGET = 300_000, 600_000, 60_000  # characters
-_MOST_FACTS = 30  # of an event
+_MOST_FACTS = 30  # facts of an event that are shown
 _BAD_EVENTS = frozenset({"stall", "checkpoint_failed", "nonfinite", "collapse", "starving"})
 _GOOD_EVENTS = frozenset({"checkpoint", "starving_over", "collapse_over", "nonfinite_over"})
 
 
 def attempts_section(record: Record) -> str:
-    """Who trained which steps."""
+    """Returns the part with the attempts: which steps each of them trained."""
     if not record.attempts:
         return section("attempts", "Attempts", '<p class="empty">No attempt is recorded.</p>')
     last = max((max(each.last, each.start) for each in record.attempts), default=1) or 1
@@ -31,7 +31,7 @@ def attempts_section(record: Record) -> str:
     counted, undone = sum(each.counted for each in record.attempts), sum(each.undone for each in record.attempts)
     lead = f"{counted:,} steps count. "
     if undone:
-        lead += f"{undone:,} more were taken and taken back, because a later attempt continued from a checkpoint before them. "
+        lead += f"{undone:,} more were taken back, because a later attempt continued from a checkpoint before them. "
     lead += "<code>python launch/ledger.py RUN</code> proves which samples the counted steps saw."
     more = f'<p class="hint">{left_out:,} earlier attempts are not listed.</p>' if left_out else ""
     head = ("attempt", "began (UTC)", ">lasted", ">ranks", "steps", f"of {last:,}", ">count", ">taken back", ">images", "end")
@@ -63,7 +63,7 @@ def _ranks(attempt: Attempt) -> str:
 
 
 def _position(attempt: Attempt) -> str:
-    """Where in the data an attempt began; of several data sets the first one's epoch."""
+    """Returns the position in the data where an attempt began; with several data sets, the position in the first one."""
     position = attempt.facts.get("position")
     if not isinstance(position, Mapping):
         return ""
@@ -75,7 +75,7 @@ def _position(attempt: Attempt) -> str:
 
 
 def _bar(attempt: Attempt, last: int) -> str:
-    """The steps of an attempt as a strip: what counts, then what was taken back."""
+    """Draws the steps of an attempt as a strip: the steps that count, then those that were taken back."""
     if not attempt.last:
         return "<td></td>"
     left, right = attempt.first - 1, attempt.last
@@ -98,11 +98,11 @@ def _end(record: Record, attempt: Attempt, newest: bool) -> tuple[str, str]:
         return "bad", f"hung: {text(attempt.hung)}"
     if newest and record.is_running:
         return "live", "running"
-    return "warn", "never said: killed, or its machine was lost" if attempt.is_known else "not known"
+    return "warn", "no end recorded: killed, or its machine was lost" if attempt.is_known else "not known"
 
 
 def checkpoints_section(record: Record) -> str:
-    """The newest saves."""
+    """Returns the part with the newest checkpoints."""
     if not record.checkpoints:
         return section("checkpoints", "Checkpoints", '<p class="empty">No checkpoint is recorded.</p>')
     rows, left_out = within(_CHECKPOINTS_BUDGET, (_checkpoint_row(each) for each in reversed(record.checkpoints)))
@@ -111,7 +111,7 @@ def checkpoints_section(record: Record) -> str:
     failed = record.event_counts["checkpoint_failed"]
     lead = f"{total:,} saved, {failed:,} failed." + (f" The newest {total - left_out:,} are listed." if left_out > 0 else "")
     lead += " Older ones may have been removed by the rule of checkpoint.keep_last."
-    head = ("step", "written (UTC)", ">size", ">writing took", ">training stood still", ">of that, for the save before")
+    head = ("step", "written (UTC)", ">size", ">writing took", ">training stood still", ">thereof for the save before")
     return section("checkpoints", "Checkpoints", table(head, rows, "Checkpoints"), lead)
 
 
@@ -124,7 +124,7 @@ def _checkpoint_row(event: Mapping[str, Any]) -> str:
 
 
 def bad_samples_section(record: Record) -> str:
-    """The newest bad samples; nothing where there were none."""
+    """Returns the part with the newest bad samples; empty where there were none."""
     total = sum(record.bad_samples.values())
     if not total:
         return ""
@@ -137,7 +137,7 @@ def bad_samples_section(record: Record) -> str:
 
 
 def events_section(record: Record) -> str:
-    """The event log, the newest first; the page's script filters it."""
+    """Returns the part with the event log, the newest first, which the page's script filters."""
     if not record.events:
         return section("events", "Events", '<p class="empty">events.jsonl has no events.</p>')
     newest = list(reversed(record.events))
@@ -151,17 +151,17 @@ def events_section(record: Record) -> str:
         f'<output id="event-count">{len(rows):,} events</output></form>'
     )
     lead = "The newest first." + (f" {total - len(rows):,} older ones are in events.jsonl." if total > len(rows) else "")
-    return section("events", "Events", tools + table(("time (UTC)", "event", ">step", "what"), rows, "Events", "events"), lead)
+    return section("events", "Events", tools + table(("time (UTC)", "event", ">step", "details"), rows, "Events", "events"), lead)
 
 
 def _event_row(event: Mapping[str, Any]) -> str:
     kind = kind_of(event)
     when, step = number(event.get("time")), whole(event.get("step"))
     facts = {key: value for key, value in event.items() if key not in ("event", "time", "step", "position", "versions", "shares")}
-    said = text("; ".join(f"{key}: {value}" for key, value in islice(flattened(facts), _MOST_FACTS)), 400)
+    details = text("; ".join(f"{key}: {value}" for key, value in islice(flattened(facts), _MOST_FACTS)), 400)
     what = f'<td><span class="dot {_mood(kind, event)}"></span><span class="kind">{text(kind, 60)}</span></td>'
     reached = figure_cell(f"{step:,}" if step is not None else "")
-    return row(moment(math.nan if when is None else when), what, reached, f'<td class="said">{said}</td>')
+    return row(moment(math.nan if when is None else when), what, reached, f'<td class="said">{details}</td>')
 
 
 def _mood(kind: str, event: Mapping[str, Any]) -> str:

@@ -25,8 +25,8 @@ import psutil
 import pytest
 
 from launch.local.object_store import SeaweedFS
+from launch.local.prometheus import FOLDER, Prometheus
 from monitoring.metrics.definitions import DEFINITIONS, PREFIX
-from monitoring.prometheus import FOLDER, Prometheus
 from pipeline.training.record.run_folder import read_lines
 from tests.datasets import photographs, upload, write_dataset
 from tests.faults.proxy import Fault, Proxy, Rule

@@ -23,7 +23,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 from PIL import Image, ImageOps
 
-from monitoring.report import write_report
+from monitoring.report import write_run_page
 from monitoring.report.curves import MOST_BUCKETS
 from pipeline.training.record.run_folder import read_lines
 from tests.datasets import photographs, write_dataset
@@ -252,7 +252,7 @@ def test_nothing_that_a_run_wrote_runs_in_the_page(trained: Trained, tmp_path: P
         file.write(json.dumps({"time": time.time(), "event": evil, "message": evil}) + "\n")
         file.write(json.dumps({"time": time.time(), "event": "end", "step": trained.steps, "reason": evil, "message": evil}) + "\n")
     (run / "config.yaml").write_text((run / "config.yaml").read_text() + json.dumps(evil) + ": " + json.dumps({evil: evil}) + "\n")
-    path = write_report(run, tmp_path / "report.html").path
+    path = write_run_page(run, tmp_path / "report.html").path
     with browser.visiting(path.as_uri(), online=False) as visit:
         assert visit.page.locator("body").inner_text().count("alert('ran')") > 5, "it is there, as text"
         assert visit.errors == []

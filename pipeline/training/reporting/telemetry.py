@@ -18,6 +18,7 @@ from monitoring.metrics.run_metrics import RunMetrics
 from pipeline.config import Config
 from pipeline.training.ranks.world import World
 from pipeline.training.record.run_folder import RunFolder
+from pipeline.training.reporting.loader_series import LOADER_SERIES
 from pipeline.training.supervision.watchdog import Watchdog, restart_count
 
 
@@ -31,7 +32,16 @@ def rank_metrics(config: Config[Any], world: World, watchdog: Watchdog) -> RunMe
     """
     logging.basicConfig(format=f"rank {world.rank}: %(message)s")  # before the first warning
     run, node = _names(config)
-    metrics = RunMetrics(run, world.rank, world.size, node, version=_version(), torch_version=str(torch.__version__), recipe=config.recipe)
+    metrics = RunMetrics(
+        run,
+        world.rank,
+        world.size,
+        node,
+        version=_version(),
+        torch_version=str(torch.__version__),
+        recipe=config.recipe,
+        loader=LOADER_SERIES,
+    )
     metrics.heartbeat(watchdog.age)
     metrics.attempt(watchdog.attempt, restart_count())
     if world.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The committed dashboards as tests read them: panels, and every expression with where it stands."""
+"""The committed dashboards as tests read them: panels, and every expression with its place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 FOLDER = ROOT / "monitoring" / "grafana"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 VALUES = {"$__rate_interval": "1m", "$__interval": "15s", "$__range": "6h", "$job": ".+", "$run": ".+", "$node": ".+", "$rank": ".+"}
-"""What tests put in the place of Grafana's variables."""
+"""Values that tests substitute for Grafana's variables."""
 
 
 def load(name: str) -> dict[str, Any]:
@@ -21,12 +21,12 @@ def load(name: str) -> dict[str, Any]:
 
 
 def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
-    """All but the headlines of rows."""
+    """Returns all panels except the headlines of rows."""
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
 def expressions(dashboard: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Where it stands, expression."""
+    """Yields every expression as (place, expression)."""
     for panel in panels(dashboard):
         for target in panel["targets"]:
             yield f"{dashboard['title']} / {panel['title']} / {target['refId']}", target["expr"]
@@ -41,7 +41,7 @@ def expressions(dashboard: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def substituted(expression: str) -> str:
-    """With values in the place of Grafana's variables, the longest names first."""
+    """Substitutes values for Grafana's variables, the longest names first."""
     for variable in sorted(VALUES, key=len, reverse=True):
         expression = expression.replace(variable, VALUES[variable])
     return expression

@@ -1,4 +1,4 @@
-"""What the dashboards ask Prometheus for exists, parses, and finds data in a run."""
+"""Every expression of the dashboards names metrics that exist, parses, and finds data in a run."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from prometheus_client.samples import Sample
 
 from monitoring.metrics.definitions import DEFINITIONS, PREFIX, STEP_BUCKETS
 from monitoring.metrics.run_metrics import RunMetrics
+from pipeline.training.reporting.loader_series import LOADER_SERIES
 from tests.conftest import ROOT
 from tests.monitoring.dashboards.dashboard_files import NAMES, expressions, load, substituted
 
 RULES = ROOT / "monitoring" / "prometheus" / "rules"
 NOT_DRAWN = {
-    "images_per_second": "keeps its last value in a loop that hangs: the dashboards draw the rate of images_total, which falls to 0",
-    "checkpoint_last_timestamp_seconds": "its age is drawn",
+    "images_per_second": "keeps its last value while the loop hangs; the dashboards show the rate of images_total, which falls to 0",
+    "checkpoint_last_timestamp_seconds": "the dashboards show its age",
 }
-"""Metrics on no dashboard -> why."""
+"""Metric on no dashboard -> reason."""
 CLAUSES = r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^()]*\)"
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
 RESTART, END = 30, 60
@@ -42,13 +43,13 @@ def named(expression: str) -> set[str]:
 
 
 def recorded() -> set[str]:
-    """Names that the recording rules make."""
+    """Returns the names of the series that the recording rules make."""
     files = [yaml.safe_load(path.read_text()) for path in sorted(RULES.glob("*.yml"))]
     return {rule["record"] for file in files for group in file["groups"] for rule in group["rules"] if "record" in rule}
 
 
 def exposed() -> dict[str, str]:
-    """Series that ranks serve -> the definition they are of."""
+    """Returns the series that ranks expose -> name of their definition."""
     series = {}
     for definition in DEFINITIONS:
         endings = ("_bucket", "_sum", "_count") if definition.kind == "histogram" else ("",)
@@ -63,7 +64,7 @@ def process_series() -> set[str]:
 
 
 def run_of_two_ranks() -> list[dict[str, str]]:
-    """Series for promtool, a sample every 15 seconds, of a run that is restarted: its ranks come back on other ports."""
+    """Returns series for promtool, a sample every 15 seconds, of a run that is restarted and whose ranks then have other ports."""
     series = []
     for rank in range(2):
         for attempt, timing in ((1, f"{{}}x{4 * RESTART} stale"), (2, f"_x{4 * RESTART + 2} {{}}x{4 * (END - RESTART) - 2}")):
@@ -78,8 +79,8 @@ def run_of_two_ranks() -> list[dict[str, str]]:
 
 
 def exposition(rank: int) -> list[Sample]:
-    """What a rank serves, those of a GPU among it, and what Prometheus adds."""
-    metrics = RunMetrics("run", rank, 2, f"node{rank}", version="1", torch_version="2", recipe="inpainting")
+    """Returns the samples that a rank exposes, including those of a GPU, and `up`, which Prometheus adds."""
+    metrics = RunMetrics("run", rank, 2, f"node{rank}", version="1", torch_version="2", recipe="inpainting", loader=LOADER_SERIES)
     metrics.losses({"generator": {"total": 1.0}, "discriminator": {"adversarial": 1.0, "accuracy_real": 0.5, "accuracy_generated": 0.5}})
     metrics.gradient_norms({"generator": 1.0})
     metrics.learning_rates({"generator": 1.0})
@@ -90,7 +91,7 @@ def exposition(rank: int) -> list[Sample]:
 
 
 def development(sample: Sample, rank: int, attempt: int) -> str:
-    """How a series goes on, as promtool writes it: what adds up grows, the slower rank has more of it; the rest stays."""
+    """Returns the course of a series in promtool's notation: counters and sums grow, faster on the slower rank; others are constant."""
     if "le" in sample.labels:
         slope = len([bound for bound in (*STEP_BUCKETS, math.inf) if bound <= float(sample.labels["le"])])
         return f"0+{slope}"
@@ -104,7 +105,7 @@ def development(sample: Sample, rank: int, attempt: int) -> str:
 
 
 def evaluate(folder: Path, asked: list[tuple[str, float]]) -> dict[tuple[str, float], str]:
-    """(expression, minute) -> what it gives then, in promtool's words, with the recording rules at work; empty for no series."""
+    """Returns (expression, minute) -> its result in promtool's notation, with the recording rules active; empty for no series."""
     tests = [{"expr": expression, "eval_time": f"{round(minute * 60)}s", "exp_samples": []} for expression, minute in asked]
     run = {"interval": "15s", "input_series": run_of_two_ranks(), "promql_expr_test": tests}
     file = folder / "tests.yml"
@@ -114,14 +115,14 @@ def evaluate(folder: Path, asked: list[tuple[str, float]]) -> dict[tuple[str, fl
     done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     found = dict.fromkeys(asked, "")
-    for block in re.split(r"^\s+expr: ", said, flags=re.MULTILINE)[1:]:  # each that gave something failed: nothing was expected
+    for block in re.split(r"^\s+expr: ", said, flags=re.MULTILINE)[1:]:  # expressions with a result fail, because none is expected
         answer = re.match(r'("(?:[^"\\]|\\.)*"), time: (\w+),\s*exp:.*?\s*got:(.*)', block, re.DOTALL)
         assert answer, block
         clock = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", answer[2])
         assert clock, answer[2]
         hours, minutes, seconds = (int(part or 0) for part in clock.groups())
         found[json.loads(answer[1]), hours * 60 + minutes + seconds / 60] = answer[3]
-    assert len(found) == len(asked), "promtool answered what was not asked"
+    assert len(found) == len(asked), "promtool answered another expression"
     assert any(found.values()), said
     return found
 
@@ -138,7 +139,7 @@ def test_expressions_name_metrics_that_exist(name: str) -> None:
 def test_every_metric_is_on_some_dashboard() -> None:
     drawn = {metric for name in NAMES for _, expression in expressions(load(name)) for metric in named(expression)}
     found = {definition for series, definition in exposed().items() if series in drawn}
-    assert {each.name for each in DEFINITIONS} - found == NOT_DRAWN.keys(), "draw it, or say in NOT_DRAWN why not"
+    assert {each.name for each in DEFINITIONS} - found == NOT_DRAWN.keys(), "show it on a dashboard, or give the reason in NOT_DRAWN"
 
 
 @needs_promtool
@@ -156,9 +157,9 @@ def test_expressions_parse(name: str, tmp_path: Path) -> None:
 @needs_promtool
 def test_every_expression_finds_data_in_a_run_that_was_restarted(tmp_path: Path) -> None:
     found = {substituted(expression): where for name in NAMES for where, expression in expressions(load(name))}
-    minutes = (RESTART - 2, RESTART + 0.75, RESTART + 20)  # the second while rates see the ranks of both attempts
+    minutes = (RESTART - 2, RESTART + 0.75, RESTART + 20)  # at the second, rates see the ranks of both attempts
     for (expression, minute), answer in evaluate(tmp_path, [(expression, minute) for expression in found for minute in minutes]).items():
-        mark = found[expression].endswith(("/ Restarts", "/ Checkpoints", "/ Firing alerts"))  # there is not always one
+        mark = found[expression].endswith(("/ Restarts", "/ Checkpoints", "/ Firing alerts"))  # which are not always there
         assert answer or mark, f"{found[expression]} finds nothing {minute} minutes after the start"
         assert "NaN" not in answer, f"{found[expression]}: {answer}"
 

@@ -1,4 +1,4 @@
-"""Grafana's dashboards: the committed files are those that the code makes, and they ask only for what there is."""
+"""Grafana's dashboards: the committed files are those that the code writes, and everything that they name exists."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ PROVISIONING = FOLDER / "provisioning"
 
 
 def headings(document: Path) -> set[str]:
-    """Anchors of the headlines of a document, as GitHub makes them."""
+    """Returns the anchors of the headlines of a document, as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_committed_files_are_what_the_code_makes(name: str) -> None:
+def test_committed_files_are_those_that_the_code_writes(name: str) -> None:
     assert (FOLDER / f"{name}.json").read_text(encoding="utf-8") == render(name), "python -m monitoring.dashboards writes them anew"
 
 
-def test_no_file_is_left_of_a_dashboard_that_is_no_more() -> None:
+def test_no_file_is_left_of_a_removed_dashboard() -> None:
     assert sorted(DASHBOARDS) == NAMES
 
 
@@ -59,7 +59,7 @@ def test_the_sdk_reads_back_what_it_wrote(name: str) -> None:
     committed = load(name)
     read = json.loads(json.dumps(Dashboard.from_json(committed), cls=JSONEncoder))
     for annotation in committed["annotations"]["list"]:
-        assert annotation.pop("titleFormat"), "the one field that is not in the SDK's model"
+        assert annotation.pop("titleFormat"), "the one field that the SDK's model lacks"
     assert read == committed
 
 
@@ -112,7 +112,7 @@ def test_every_panel_says_what_it_shows_and_what_to_do(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_numbers_that_are_not_known_at_first_say_so_in_words(name: str) -> None:
+def test_numbers_that_are_unknown_at_first_are_shown_as_words(name: str) -> None:
     unknown = [PREFIX + definition.name for definition in DEFINITIONS if definition.unknown_at_first]
     for panel in panels(load(name)):
         if panel["type"] == "stat" and any(metric in panel["targets"][0]["expr"] for metric in unknown):
@@ -130,18 +130,18 @@ def test_the_first_row_is_the_state_of_the_run(name: str) -> None:
     assert first[-1]["title"] == "Firing alerts"
     for panel in first:
         for target in panel["targets"]:
-            assert "$node" not in target["expr"], f"{panel['title']}: the state is the run's, whichever node is looked at"
+            assert "$node" not in target["expr"], f"{panel['title']}: the state is that of the whole run, whichever node is chosen"
             assert "$rank" not in target["expr"], panel["title"]
 
 
-def test_dashboards_know_each_other_and_keep_what_is_chosen() -> None:
+def test_dashboards_link_to_each_other_and_keep_the_selection() -> None:
     uids = {name: load(name)["uid"] for name in NAMES}
     assert uids == {
         "training": "context-encoder-training",
         "data_path": "context-encoder-data-path",
         "cluster": "context-encoder-cluster",
         "checkpoints": "context-encoder-checkpoints",
-    }, "addresses that people have kept"
+    }, "addresses that users have bookmarked"
     for name in NAMES:
         dashboard = load(name)
         (link,) = (link for link in dashboard["links"] if link["type"] == "dashboards")
@@ -159,7 +159,7 @@ def test_dashboards_know_each_other_and_keep_what_is_chosen() -> None:
 def test_provisioning_fits_prometheus_the_dashboards_and_the_compose_file() -> None:
     (source,) = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yaml").read_text())["datasources"]
     scraped = yaml.safe_load((ROOT / "monitoring" / "prometheus" / "prometheus.yml").read_text())["global"]["scrape_interval"]
-    assert source["jsonData"]["timeInterval"] == scraped, "$__rate_interval is made of it"
+    assert source["jsonData"]["timeInterval"] == scraped, "$__rate_interval is derived from it"
     (provider,) = yaml.safe_load((PROVISIONING / "dashboards" / "context_encoder.yaml").read_text())["providers"]
     grafana = yaml.safe_load((ROOT / "monitoring" / "docker-compose.yml").read_text())["services"]["grafana"]
     assert source["url"] == "${PROMETHEUS_URL}"

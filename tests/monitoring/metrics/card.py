@@ -1,10 +1,10 @@
-"""A GPU for machines without one."""
+"""A stand-in for a GPU, for machines without one."""
 
 from __future__ import annotations
 
 
 class Card:
-    """A GPU that reads the same at any time."""
+    """A GPU with constant readings."""
 
     def memory_used(self) -> float:
         return 3e9

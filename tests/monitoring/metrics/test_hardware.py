@@ -1,4 +1,4 @@
-"""What the machine and the GPU of a rank are asked, by the real binding of NVIDIA's library, and what happens where nothing answers."""
+"""Readings of the machine and of a rank's GPU, through the real binding of NVIDIA's library, and without an answer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ print(gpu and (gpu.memory_used(), gpu.memory_total(), gpu.utilisation()), Gpu.fi
 
 
 def read(folder: Path, *defined: str) -> subprocess.CompletedProcess[str]:
-    """What a process sees of a driver that stands in for NVIDIA's."""
+    """Reads the GPU in a process whose driver is a stand-in for NVIDIA's."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler here (Debian: gcc)")
     (folder / "driver.c").write_text(DRIVER)
@@ -55,19 +55,19 @@ def read(folder: Path, *defined: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", READ], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True)
 
 
-def test_memory_and_load_of_a_gpu_are_those_of_its_driver(tmp_path: Path) -> None:
+def test_memory_and_utilisation_of_a_gpu_come_from_its_driver(tmp_path: Path) -> None:
     pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed: the extra gpu")
     found = read(tmp_path)
     assert found.stdout == "(3000000000.0, 80000000000.0, 0.75) None\n"
-    assert "GPU-another: Not Found" in found.stderr
+    assert "GPU-another are not reported: Not Found" in found.stderr
 
 
-def test_what_a_driver_does_not_know_is_nan(tmp_path: Path) -> None:
+def test_a_value_that_the_driver_does_not_have_is_nan(tmp_path: Path) -> None:
     pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed: the extra gpu")
     assert read(tmp_path, "-DPART").stdout == "(3000000000.0, 80000000000.0, nan) None\n"
 
 
-def test_a_driver_that_is_not_loaded_is_a_line_and_no_metrics(tmp_path: Path) -> None:
+def test_a_driver_that_is_not_loaded_is_one_log_line_and_no_metrics(tmp_path: Path) -> None:
     pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed: the extra gpu")
     found = read(tmp_path, "-DDOWN")
     assert found.stdout == "None None\n"

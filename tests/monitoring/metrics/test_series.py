@@ -1,4 +1,4 @@
-"""How many series a large run has in Prometheus, where every label has all the values that it can ever have."""
+"""The number of series of a large run in Prometheus, with every value that each label can ever have."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from monitoring import DEFINITIONS, RunMetrics
+from monitoring import RunMetrics
+from monitoring.metrics.definitions import complete
+from pipeline.training.reporting.loader_series import LOADER_SERIES
 from tests.monitoring.metrics.card import Card
 
+DEFINITIONS = complete(LOADER_SERIES)
 NODES, RANKS, MOST = 128, 8, 200_000
-BESIDE = 10  # that Prometheus itself has of an endpoint (up, scrape_*), and what recording rules and alerts make of a rank
-ROOM = 0.05  # of all that may be there, for the next metric
+BESIDE = 10  # series per rank that Prometheus makes itself (up, scrape_*) and that recording rules and alerts make
+ROOM = 0.05  # fraction of MOST that is kept free for further metrics
 
 
 def full(rank: int) -> RunMetrics:
-    """A rank on a GPU whose labels have taken every value, those beyond the limits included."""
-    metrics = RunMetrics("run", rank, NODES * RANKS, "node", version="1", torch_version="2", recipe="inpainting")
+    """Returns the metrics of a rank with a GPU whose labels have taken every value, even beyond the limits."""
+    metrics = RunMetrics("run", rank, NODES * RANKS, "node", version="1", torch_version="2", recipe="inpainting", loader=LOADER_SERIES)
     metrics.gpu(Card())  # type: ignore[arg-type]
     names = [f"player{number}" for number in range(100)]
     metrics.losses({name: {**{f"part{number}": 1.0 for number in range(20)}, f"accuracy_{name}": 0.5} for name in names})
@@ -38,13 +41,13 @@ def series(exposition: bytes) -> list[str]:
 
 @pytest.fixture(scope="module")
 def expositions() -> list[bytes]:
-    """Those of the ranks of one node."""
+    """Scrapes of the ranks of one node."""
     return [generate_latest(full(rank).registry) for rank in range(RANKS)]
 
 
 def test_a_run_of_128_nodes_stays_below_200000_series(expositions: list[bytes], capsys: pytest.CaptureFixture[str]) -> None:
     found = [name for exposition in expositions for name in series(exposition)]
-    assert len(set(found)) == len(found), "no series is there twice"
+    assert len(set(found)) == len(found), "no series is exposed twice"
     total = NODES * (len(found) + RANKS * BESIDE)
     with capsys.disabled():
         print(f"\n{total} series at {NODES} nodes x {RANKS} ranks: {len(found) // RANKS} a rank and {BESIDE} beside them; at most {MOST}")
@@ -62,7 +65,7 @@ def test_every_metric_is_counted_and_none_has_more_series_than_its_definition_al
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
-def test_promtool_finds_nothing_to_complain_about_in_what_a_full_rank_says(expositions: list[bytes]) -> None:
+def test_promtool_finds_nothing_to_complain_about_with_every_label_in_use(expositions: list[bytes]) -> None:
     checked = subprocess.run(["promtool", "check", "metrics"], input=expositions[0], capture_output=True, timeout=60, check=False)
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
 

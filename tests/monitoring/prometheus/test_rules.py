@@ -1,4 +1,4 @@
-"""Prometheus's own tools on the configuration, the rules and the cases of each alert; and what no tool of theirs looks at."""
+"""Prometheus's own tools check the configuration, the rules and the cases of each alert. Tests here check what these tools do not."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from launch.local.prometheus import FOLDER, Prometheus, PrometheusError, configuration
 from monitoring.metrics.definitions import DEFINITIONS, PREFIX
-from monitoring.prometheus import FOLDER, Prometheus, PrometheusError, configuration
 from pipeline.config import Config, DataConfig
 from pipeline.training.supervision.watchdog import patience
 from tests.conftest import ROOT
@@ -37,7 +37,7 @@ def succeed(*command: str | Path) -> None:
 
 
 @promtool
-def test_the_configuration_and_the_rules_are_prometheus_own() -> None:
+def test_prometheus_accepts_the_configuration_and_the_rules() -> None:
     succeed("promtool", "check", "config", FOLDER / "prometheus.yml")
     succeed("promtool", "check", "rules", "--lint=all", "--lint-fatal", *rule_files())
 
@@ -49,18 +49,18 @@ def test_each_case_raises_its_alerts_and_no_other(cases: Path) -> None:
 
 
 @amtool
-def test_the_example_of_alertmanager_is_one() -> None:
+def test_alertmanager_accepts_the_example() -> None:
     succeed("amtool", "check-config", FOLDER / "alertmanager.yml")
 
 
 @amtool
 @pytest.mark.parametrize(("severity", "receiver"), [("critical", "pager"), ("warning", "tickets")])
-def test_only_what_is_critical_wakes_somebody(severity: str, receiver: str) -> None:
+def test_only_critical_alerts_go_to_the_pager(severity: str, receiver: str) -> None:
     done = call("amtool", "config", "routes", "test", f"--config.file={FOLDER / 'alertmanager.yml'}", f"severity={severity}", "run=one")
     assert done.stdout.split() == [receiver], done.stderr
 
 
-def test_what_alertmanager_silences_is_an_alert() -> None:
+def test_every_rule_of_silence_names_alerts_that_exist() -> None:
     rows: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alertmanager.yml").read_text())["inhibit_rules"]
     for row in rows:
         for matcher in [*row["source_matchers"], *row["target_matchers"]]:
@@ -80,26 +80,26 @@ def cases_of(name: str) -> list[dict[str, Any]]:
 def test_each_alert_has_cases_that_raise_it_and_cases_that_do_not(name: str) -> None:
     tests = cases_of(name)
     checks = [check for test in tests for check in test["alert_rule_test"] if check["alertname"] == name]
-    assert any(not check.get("exp_alerts") for check in checks), "a time at which nobody is told yet"
-    told = {(alert["exp_labels"]["run"], alert["exp_labels"]["severity"]) for check in checks for alert in check.get("exp_alerts", [])}
-    assert {severity for _, severity in told} == {rule["labels"]["severity"] for rule in ALERTS if rule["alert"] == name}
+    assert any(not check.get("exp_alerts") for check in checks), "a time at which the alert does not fire yet"
+    fired = {(alert["exp_labels"]["run"], alert["exp_labels"]["severity"]) for check in checks for alert in check.get("exp_alerts", [])}
+    assert {severity for _, severity in fired} == {rule["labels"]["severity"] for rule in ALERTS if rule["alert"] == name}
     for test in tests:
         runs = {found for each in test["input_series"] for found in re.findall(r'run="([^"]*)"', each["series"])}
-        silent = runs - {run for run, _ in told}
+        silent = runs - {run for run, _ in fired}
         assert len(silent) >= 3, "near misses"
         (everything,) = [check for check in test["promql_expr_test"] if "count_over_time(ALERTS" in check["expr"]]
-        told_at_any_time = {found for row in everything["exp_samples"] for found in re.findall(r'run="([^"]*)"', row["labels"])}
-        assert not told_at_any_time & silent
+        fired_at_any_time = {found for row in everything["exp_samples"] for found in re.findall(r'run="([^"]*)"', row["labels"])}
+        assert not fired_at_any_time & silent
 
 
 def anchors(document: Path) -> Counter[str]:
-    """Of a document's headings, as web pages of repositories make them."""
+    """Counts the anchors of a document's headings, as the web pages of a repository make them."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
     return Counter(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings)
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: f"{rule['alert']}-{rule['labels']['severity']}")
-def test_an_alert_says_who_what_and_what_to_do(rule: dict[str, Any]) -> None:
+def test_an_alert_names_the_run_the_ranks_the_value_and_the_runbook(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert rule["for"]
     texts = rule["annotations"]
@@ -115,8 +115,8 @@ def minutes(rule: dict[str, Any]) -> float:
     return float(re.fullmatch(r"(\d+)m", rule["for"])[1])  # type: ignore[index]
 
 
-def test_what_the_watchdog_mends_wakes_nobody() -> None:
-    """By default: a rank that hangs in a step or for data, a start that takes its time, and ranks that only the timer in C can end."""
+def test_faults_that_the_watchdog_repairs_page_no_person() -> None:
+    """With default settings: a rank that hangs in a step or waits for data, a slow start, and ranks that only the timer in C can end."""
     local, remote = (patience(Config(method=None, data=DataConfig(shards=shards))) for shards in ("/set", "s3://bucket/set"))
     assert (local.step / 60, remote.step / 60, local.checkpoint / 60) == pytest.approx((9, 12, 30)), "as comments and docs say"
     (bound,) = [rule["expr"] for rule in RECORDS if rule["record"] == "context_encoder:stall_bound:seconds"]
@@ -127,7 +127,7 @@ def test_what_the_watchdog_mends_wakes_nobody() -> None:
     assert minutes(gone) >= max(local.startup / 60, 2 * remote.step / 60 + 1)
 
 
-def test_rules_name_metrics_that_there_are() -> None:
+def test_rules_name_metrics_that_exist() -> None:
     declared = {PREFIX + each.name for each in DEFINITIONS}
     for each in DEFINITIONS:
         if each.kind == "histogram":
@@ -142,7 +142,7 @@ def test_rules_name_metrics_that_there_are() -> None:
         assert name in (recorded if ":" in name else declared), f"{name} in {where}"
 
 
-def test_every_duration_is_one_that_tests_can_shorten(tmp_path: Path) -> None:
+def test_every_duration_has_a_form_that_tests_can_shorten(tmp_path: Path) -> None:
     assert shortened("rate(a[5m]) > 15 * 60 and b offset 1h", 1 / 60) == "rate(a[5000ms]) > 15 and b offset 60000ms"
     for rule in [*ALERTS, *RECORDS]:
         rest = re.sub(r"\d+ms|\bcontext_encoder:[\w:]+", "", shortened(rule["expr"], 1 / 60))
@@ -152,7 +152,7 @@ def test_every_duration_is_one_that_tests_can_shorten(tmp_path: Path) -> None:
         succeed("promtool", "check", "rules", *shorten(tmp_path, 1 / 60))
 
 
-def test_a_configuration_for_this_machine_keeps_all_but_the_places(tmp_path: Path) -> None:
+def test_a_configuration_for_this_machine_changes_only_the_paths(tmp_path: Path) -> None:
     made = configuration([tmp_path / "targets"], [tmp_path / "rules.yml"], "1s")
     (job,) = made["scrape_configs"]
     assert job["honor_labels"] is True
@@ -176,7 +176,7 @@ def test_a_prometheus_that_can_not_start_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.server
 @promtool
-def test_a_query_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_wrong_query_is_refused_with_the_reason(tmp_path: Path) -> None:
     with Prometheus(tmp_path / "prometheus", [tmp_path]) as server:
         assert server.query("1 + 1")[0]["value"][1] == "2"
         assert {rule["name"] for rule in server.rules()} == {*NAMES, *(rule["record"] for rule in RECORDS)}
@@ -186,7 +186,7 @@ def test_a_query_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
         server.query("1")
 
 
-def test_what_docker_compose_mounts_is_there() -> None:
+def test_everything_that_docker_compose_mounts_exists() -> None:
     path = ROOT / "monitoring" / "docker-compose.yml"
     content = yaml.safe_load(path.read_text())
     mounted = [volume for service in content["services"].values() for volume in service["volumes"]]
@@ -195,5 +195,5 @@ def test_what_docker_compose_mounts_is_there() -> None:
         assert source.startswith("/runs") or source in content["volumes"] or (path.parent / source).exists(), volume
         assert target.startswith("/")
     addresses = re.findall(r"(?:listen-address=|HTTP_ADDR: )([\d.]+)", path.read_text())
-    assert set(addresses) == {"127.0.0.1"}, "of all three"
+    assert set(addresses) == {"127.0.0.1"}, "the addresses of all three services"
     assert len(addresses) == 3

@@ -46,7 +46,8 @@ def test_real_crops_are_nearer_to_pillow_than_the_area_average(data_folder: Path
         whole = simplejpeg.decode_jpeg(path.read_bytes(), "RGB")
         if whole.shape[0] * whole.shape[1] > 400_000:
             continue
-        box = choose("random_resized", False, key, *whole.shape[:2], SIZE)
+        height, width = whole.shape[:2]
+        box = choose("random_resized", False, key, height, width, SIZE)
         part = whole[box.top : box.bottom, box.left : box.right]
         if min(box.height, box.width) > SIZE:
             found.append((psnr(part, ours(part)), psnr(part, area(part)), psnr(part, linear(part))))
