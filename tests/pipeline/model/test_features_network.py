@@ -130,7 +130,7 @@ def test_a_narrow_network_learns_in_every_layer(layout: Any, width: int, batch_n
     assert painted.shape == (2, 3, 227, 227)
     painted.square().mean().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
-    share = float(network.encoder.proportion)
-    assert network.bottleneck.channelwise.weight.shape == (256 * share, 36, 36)
+    scale = float(network.encoder.proportion)
+    assert network.bottleneck.channelwise.weight.shape == (256 * scale, 36, 36)
     widths = [layer.out_channels for layer in network.decoder if isinstance(layer, torch.nn.ConvTranspose2d)]
-    assert widths == [128 * share, 64 * share, 64 * share, 32 * share, 3]
+    assert widths == [128 * scale, 64 * scale, 64 * scale, 32 * scale, 3]
