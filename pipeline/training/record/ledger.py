@@ -23,8 +23,7 @@ from pipeline.config import DataConfig
 from pipeline.mapping import ConfigError, from_mapping
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.source import Position, named_sources, source_seed
-from pipeline.training.record.run_folder import RunFolderError, read_lines
-from pipeline.training.record.samples_digest import samples_digest, samples_text
+from pipeline.training.record.run_folder import RunFolderError, read_lines, samples_digest, samples_text
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
 from shards.store import Options, redacted

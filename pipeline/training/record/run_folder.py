@@ -18,9 +18,12 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from shards.errors import ExplainedError
+from shards.keyed import mix_array
 from shards.store import Options, Store
 
 _DYING_SECONDS = 60.0
@@ -192,6 +195,21 @@ def recorded_checkpoint(run: Path) -> int | None:
     """The step that a run says it saved last, which is a lower one after it had to go back; None where it saved none."""
     rows = read_lines(run / "events.jsonl")
     return next((int(row["step"]) for row in reversed(rows) if row.get("event") == "checkpoint" and "step" in row), None)
+
+
+def samples_digest(sample_ids: NDArray[np.int64]) -> int:
+    """A signed 64-bit number that, summed over the ranks, is the same for the same samples of a step; the history keeps it.
+
+    Args:
+        sample_ids: int64 (n,), of one rank.
+    """
+    digests = mix_array(sample_ids.astype(np.uint64))
+    return int(digests.view(np.int64).sum())  # wraps around, as the sum over the ranks does
+
+
+def samples_text(digest: int) -> str:
+    """How the history writes a digest of samples: 16 hexadecimal digits."""
+    return f"{digest & (2**64 - 1):016x}"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
