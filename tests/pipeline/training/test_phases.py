@@ -24,7 +24,7 @@ from pipeline.training.phases import Phases, StreamClock
 from pipeline.training.reporting.reporter import Reporter, StepFacts
 from pipeline.training.supervision.interruption import Interruption
 from tests.datasets import photographs, write_dataset
-from tests.pipeline.training.engine.test_zero import _forget_accelerate, in_ranks
+from tests.pipeline.training.engine.test_zero_ranks import forget_accelerate, in_ranks
 
 STEPS, PAUSE = 6, 0.8
 PLACES = ("data", "forward", "backward", "optimiser")
@@ -238,7 +238,7 @@ def run_in_places(rank: int, shards: str, folder: str, mode: str, places: tuple[
     found = []
     for attempt, place in enumerate(places):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
-        _forget_accelerate()
+        forget_accelerate()
         settings = ["--recipe", "inpainting", "--method.width", "4", "--method.bottleneck", "4", "--method.batch_norm_group", "2"]
         settings += [
             "--training.global_batch",
