@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from monitoring.report.lines import number, whole
+from monitoring.report.lines import integer, number
 from monitoring.run_files import last_counted_steps
 
 _LONGEST_MESSAGE = 2000
@@ -67,7 +67,7 @@ class Attempt:
         end = self.ended if math.isfinite(self.ended) else self.last_seen
         return max(0.0, end - self.begun)
 
-    def take(self, step: int, skipped: bool) -> bool:
+    def add_step(self, step: int, skipped: bool) -> bool:
         """Adds a step that the history has of this attempt; returns whether the step counts."""
         self.first = min(self.first or step, step)
         self.last = max(self.last, step)
@@ -105,18 +105,18 @@ class Attempts:
             facts = {key: value for key, value in row.items() if key not in _FACTS}
             self._append(
                 Attempt(
-                    whole(row.get("attempt")) or len(self.all) + 1,
+                    integer(row.get("attempt")) or len(self.all) + 1,
                     when,
-                    whole(row.get("world_size")) or 0,
-                    whole(row.get("step")) or 0,
-                    whole(row.get("global_batch")) or 0,
+                    integer(row.get("world_size")) or 0,
+                    integer(row.get("step")) or 0,
+                    integer(row.get("global_batch")) or 0,
                     facts,
                     last_seen=when,
                 )
             )
             return
         attempt = self.all[-1] if self.all else None
-        if kind == "stall" and whole(row.get("attempt")) in self._by_number:
+        if kind == "stall" and integer(row.get("attempt")) in self._by_number:
             attempt = self._by_number[row["attempt"]]
             attempt.hung = str(row.get("waiting", "")) or "it hung"
         if attempt is None or kind == "restart":  # a restart comes before the start that it leads to

@@ -11,7 +11,7 @@ from typing import Any
 
 from monitoring.report.attempts import Attempts
 from monitoring.report.curves import Curves, Name
-from monitoring.report.lines import Lines, number, whole
+from monitoring.report.lines import Lines, integer, number
 
 _SINGLE: tuple[tuple[Name, str], ...] = ((("rate",), "rate"), (("throughput",), "images_per_second"), (("wait",), "data_wait_share"))
 _MOST_UNKNOWN = 100_000  # attempts that are in the history alone
@@ -38,12 +38,12 @@ def read(lines: Lines, attempts: Attempts) -> tuple[Curves, int]:
 def _pass(lines: Lines, attempts: Attempts) -> tuple[Curves, dict[int, int]]:
     curves, unknown, odd = Curves(), dict[int, int](), 0
     for row in lines:
-        step, attempt = whole(row.get("step")), whole(row.get("attempt"))
+        step, attempt = integer(row.get("step")), integer(row.get("attempt"))
         if step is None or attempt is None:
             odd += 1
         elif attempt in attempts:
             if not unknown:
-                curves.add(step, attempts[attempt].take(step, bool(row.get("skipped"))), _values(row))
+                curves.add(step, attempts[attempt].add_step(step, bool(row.get("skipped"))), _values(row))
         elif len(unknown) < _MOST_UNKNOWN:
             unknown.setdefault(attempt, step)
     curves.settle()

@@ -1,6 +1,6 @@
 """The rows of a run's JSON lines as the page reads them: no line that a crash or another program damaged stops the reading.
 
-The values of a row are not trusted either: `number` and `whole` return None for anything else.
+The values of a row are not trusted either: `number` and `integer` return None for anything else.
 """
 
 from __future__ import annotations
@@ -45,6 +45,6 @@ def number(value: object) -> float | None:
         return None
 
 
-def whole(value: object) -> int | None:
-    """A value of a row as a count or step of at most 2**53, else None."""
+def integer(value: object) -> int | None:
+    """A value of a row as an integer from 0 to 2**53; None where it is none."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53 else None

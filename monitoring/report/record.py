@@ -20,7 +20,7 @@ import yaml
 from monitoring.report import history
 from monitoring.report.attempts import Attempt, Attempts
 from monitoring.report.curves import Curves
-from monitoring.report.lines import Lines, number, whole
+from monitoring.report.lines import Lines, integer, number
 from monitoring.run_files import (
     BATCH_ATTEMPTS,
     CHECKPOINTS,
@@ -99,7 +99,7 @@ class Record:
     def planned(self) -> int:
         """Steps that the settings ask for; 0 where there are no settings."""
         training = self.settings.get("training")
-        return (whole(training.get("steps")) or 0) if isinstance(training, Mapping) else 0
+        return (integer(training.get("steps")) or 0) if isinstance(training, Mapping) else 0
 
     @property
     def is_finished(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from monitoring.report.attempts import images
 from monitoring.report.axes import UNKNOWN, duration, figure, moment, percent
 from monitoring.report.curves import Curve
-from monitoring.report.lines import number, whole
+from monitoring.report.lines import integer, number
 from monitoring.report.markup import counted_as, text
 from monitoring.report.record import Record
 
@@ -85,7 +85,7 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
     beside = f"{counted_as(undone, 'step', 'steps')} taken back ({percent(fraction)})" if undone else "no step taken back"
     found.append(("Attempts", f"{len(attempts):,}", beside))
     saved = record.checkpoints[-1] if record.checkpoints else {}
-    when, step = number(saved.get("time")), whole(saved.get("step"))
+    when, step = number(saved.get("time")), integer(saved.get("step"))
     beside = f"of {moment(when)} UTC" if when is not None else "none is recorded"
     found.append(("Newest checkpoint", f"step {step:,}" if step is not None else UNKNOWN, beside))
     return found
@@ -110,7 +110,7 @@ def notes(record: Record) -> list[tuple[str, str]]:
 
 
 def _described(kind: str, who: str, row: Mapping[str, Any]) -> str:
-    step = whole(row.get("step"))
+    step = integer(row.get("step"))
     since = f" since step {step:,}" if step is not None else ""
     if kind == "starving":
         return f"Ranks wait for data most of the time{since}: docs/operations.md, Data starves."

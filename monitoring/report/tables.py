@@ -11,7 +11,7 @@ from typing import Any
 from monitoring.report.attempts import Attempt
 from monitoring.report.axes import UNKNOWN, duration, moment, size
 from monitoring.report.disclosure import flattened
-from monitoring.report.lines import number, whole
+from monitoring.report.lines import integer, number
 from monitoring.report.markup import figure_cell, row, section, table, text, within
 from monitoring.report.record import Record, kind_of
 
@@ -67,8 +67,8 @@ def _position(attempt: Attempt) -> str:
     position = attempt.facts.get("position")
     if not isinstance(position, Mapping):
         return ""
-    epochs = [whole(value) for key, value in position.items() if str(key).rpartition(".")[2] == "epoch"]
-    consumed = [whole(value) for key, value in position.items() if str(key).rpartition(".")[2] == "consumed"]
+    epochs = [integer(value) for key, value in position.items() if str(key).rpartition(".")[2] == "epoch"]
+    consumed = [integer(value) for key, value in position.items() if str(key).rpartition(".")[2] == "consumed"]
     if not epochs or epochs[0] is None or consumed[:1] in ([], [None]):
         return ""
     return f"from epoch {epochs[0]:,}, sample {consumed[0]:,}"
@@ -116,7 +116,7 @@ def checkpoints_section(record: Record) -> str:
 
 
 def _checkpoint_row(event: Mapping[str, Any]) -> str:
-    step = whole(event.get("step"))
+    step = integer(event.get("step"))
     amounts = [number(event.get(key)) for key in ("time", "bytes", "seconds", "blocked", "waited")]
     when, amount, *seconds = (math.nan if value is None else value for value in amounts)
     cells = map(figure_cell, (size(amount), *map(duration, seconds)))
@@ -156,7 +156,7 @@ def events_section(record: Record) -> str:
 
 def _event_row(event: Mapping[str, Any]) -> str:
     kind = kind_of(event)
-    when, step = number(event.get("time")), whole(event.get("step"))
+    when, step = number(event.get("time")), integer(event.get("step"))
     facts = {key: value for key, value in event.items() if key not in ("event", "time", "step", "position", "versions", "shares")}
     details = text("; ".join(f"{key}: {value}" for key, value in islice(flattened(facts), _MOST_FACTS)), 400)
     what = f'<td><span class="dot {_mood(kind, event)}"></span><span class="kind">{text(kind, 60)}</span></td>'

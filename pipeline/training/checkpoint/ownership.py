@@ -58,20 +58,20 @@ class Ownership:
                 f"{where}: holds no checkpoint, but the run in {self._run} has saved step {saved} before. Is it the right place, is the "
                 "disk mounted, the bucket complete? Bring the checkpoints back, or start anew with another --run"
             )
-        own = self._own_name()
+        name = self._own_name()
         owner = self._read()
-        if owner is not None and not own and owner.get("run") == str(self._run):
-            own = str(owner["name"])  # the run's folder was lost with its machine, and its checkpoints were not
-        if owner is not None and owner.get("name") != own:
+        if owner is not None and not name and owner.get("run") == str(self._run):
+            name = str(owner["name"])  # the run's folder was lost with its machine, and its checkpoints were not
+        if owner is not None and owner.get("name") != name:
             raise RunFolderError(
                 f"{where}: these are the checkpoints of the run in {owner.get('run')} on {owner.get('host')}, and two runs would overwrite "
                 "each other's. Choose another --checkpoint.url. If that run is over and this one is to continue from its checkpoints, "
                 f"release them first: python launch/checkpoints.py release {where}"
             )
-        own = own or uuid.uuid4().hex
-        record = {"name": own, "run": str(self._run), "host": os.uname().nodename, "attempt": self._attempt, "claimed_at": time.time()}
+        name = name or uuid.uuid4().hex
+        record = {"name": name, "run": str(self._run), "host": os.uname().nodename, "attempt": self._attempt, "claimed_at": time.time()}
         self._store.write(OWNER, json.dumps(record, indent=1).encode() + b"\n")
-        self._keep_name(own)
+        self._keep_name(name)
         self.check()
 
     def check(self) -> None:
