@@ -146,7 +146,7 @@ def test_shuffle_figures_equal_counts_over_a_whole_epoch() -> None:
     assert found.exact
     assert found.shards_per_batch == (min(different), pytest.approx(sum(different) / len(different)), max(different))
     met = sum(batch[first] == batch[second] for batch in batches for first in range(12) for second in range(first))
-    pairs = sum(count * (count - 1) // 2 for count in order.manifest.samples.tolist())
+    pairs = sum(count * (count - 1) // 2 for count in order.manifest.sample_counts.tolist())
     assert found.meeting == pytest.approx(met / pairs)
 
 

@@ -45,7 +45,7 @@ def positions(order: SampleOrder) -> list[int]:
 def by_definition(manifest: Manifest, epoch: int, index: int) -> list[int]:
     """The ids of a batch, place by place: shards permuted and laid end to end, cut into lanes, shuffled in blocks."""
     shards = permutation(len(manifest.records), SEED, 1, epoch)
-    ends = np.cumsum(manifest.samples[shards]).tolist()
+    ends = np.cumsum(manifest.sample_counts[shards]).tolist()
     lane_length, per_lane = manifest.total_samples // LANES, BATCH // LANES
     ids = []
     for place in range(BATCH):
