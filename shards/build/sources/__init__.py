@@ -31,11 +31,11 @@ class Source(Protocol):
     reads the bytes later, in other processes, with retries.
     """
 
-    def recognises(self, store: Store, name: str) -> bool:
+    def recognises(self, store: Store, name: str, /) -> bool:
         """Returns whether this source reads the folder or object. The answer must be cheap, because every source is asked in turn."""
         ...
 
-    def collect(self, store: Store, name: str, builder: ListingBuilder) -> None:
+    def collect(self, store: Store, name: str, builder: ListingBuilder, /) -> None:
         """Adds every picture to the listing.
 
         Raises:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.local.object_store import SeaweedFS
-from shards.build.sources import Listing, open_source
+from shards.build.sources import SOURCES, Listing, open_source
 from shards.build.sources.listing import ListingBuilder
 from shards.build.sources.reading import read_pictures
 from shards.errors import SourceError, StoreError
@@ -31,6 +31,10 @@ def write(folder: Path, pack: str) -> Path:
         return write_folder(folder / "pictures", PICTURES)
     (folder / "pictures.tar").write_bytes(tar_of(PICTURES) if pack == "tar" else tar_of_tars(PICTURES))
     return folder / "pictures.tar"
+
+
+def test_every_file_with_a_source_is_found_and_those_that_accept_everything_are_last() -> None:
+    assert [type(source).__name__ for source in SOURCES] == ["FolderSource", "TarSource"]
 
 
 @pytest.mark.parametrize("pack", ["folder", "tar", "tar of tars"])
