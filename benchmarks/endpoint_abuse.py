@@ -32,8 +32,7 @@ import torch
 
 from benchmarks.checkpoint_blocking import Training
 from benchmarks.machine import measured_here
-from monitoring import Export, Place, RunMetrics, open_export
-from pipeline.config import MonitoringConfig
+from monitoring import MonitoringConfig, Publication, RankIdentity, RunMetrics
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = 0.01
@@ -88,26 +87,26 @@ class Endpoint:
         return time.perf_counter() - began
 
 
-def export(folder: Path) -> tuple[RunMetrics, Export, Endpoint]:
-    """What a rank opens."""
+def publish(folder: Path) -> tuple[RunMetrics, Publication, Endpoint]:
+    """Opens the metrics and the endpoint of a rank."""
     folder.mkdir()
     token = folder / "token"
     token.write_text("benchmark")
     metrics = RunMetrics("benchmark", 0, 1, "node")
     metrics.heartbeat(lambda: 0.0)
-    place = Place(folder / "run", "benchmark", "node", 0, 1, 0, 1, 1)
-    opened = open_export(metrics.registry, MonitoringConfig(port=0, token_file=str(token)), place, folder / "targets")
-    assert opened.process is not None
-    assert opened.process.pid is not None
-    return metrics, opened, Endpoint(opened.url, opened.process.pid, token)
+    identity = RankIdentity(folder / "run", "benchmark", "node", 0, 1, 0, 1, 1)
+    published = Publication(metrics.registry, MonitoringConfig(port=0, token_file=str(token)), identity, folder / "targets")
+    assert published.process is not None
+    assert published.process.pid is not None
+    return metrics, published, Endpoint(published.url, published.process.pid, token)
 
 
 class Run:
-    """A rank that trains and exports."""
+    """A rank that trains and publishes its metrics."""
 
     def __init__(self, folder: Path, batch: int) -> None:
         self.training, self.batch = Training(batch, 1), batch
-        self.metrics, self.export, self.endpoint = export(folder)
+        self.metrics, self.publication, self.endpoint = publish(folder)
         (answering,) = (thread for thread in threading.enumerate() if thread.name == "metrics")
         assert answering.ident is not None
         self._answering = time.pthread_getcpuclockid(answering.ident)
@@ -135,9 +134,9 @@ class Run:
 def somebody_else(folder: Path, core: int) -> Iterator[Endpoint]:
     """The endpoint of a rank that does nothing, on a core."""
     program = (
-        "import sys; from pathlib import Path; from benchmarks.endpoint_abuse import export;"
-        "_, opened, endpoint = export(Path(sys.argv[1])); print(endpoint.url, endpoint.process.pid, flush=True); sys.stdin.read();"
-        "opened.close()"
+        "import sys; from pathlib import Path; from benchmarks.endpoint_abuse import publish;"
+        "_, published, endpoint = publish(Path(sys.argv[1])); print(endpoint.url, endpoint.process.pid, flush=True); sys.stdin.read();"
+        "published.close()"
     )
     command = ["taskset", "--cpu-list", str(core), sys.executable, "-c", program, str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -269,7 +268,7 @@ def main() -> None:
                 rows.append(_row(name, found, shared=core == cores[0]))
                 answers += found.answers
         finally:
-            run.export.close()
+            run.publication.close()
     print(f"{measured_here()}; torch {torch.__version__}, 1 thread, blocks of {arguments.steps} steps\n")
     print(
         "| endpoint on | pairs | step ms | abused ms | change | processor ms a step | abused ms | change | change at most 1 % "

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from monitoring.endpoint.server import ExporterError
+from monitoring.settings import EndpointError
 from pipeline.mapping import ConfigError
 from pipeline.stream.order import OrderError
 from pipeline.training.checkpoint.store import CheckpointInvalid
@@ -24,7 +24,7 @@ from shards.errors import ShardError
 _EVERYWHERE = (ConfigError, OrderError, LaunchError, NonFiniteError)  # every rank meets them, one says so
 _LOST_PEER = re.compile("Connection (closed|reset) by peer|Connection refused|Broken pipe|NCCL|gloo", re.IGNORECASE)
 _TIMED_OUT = re.compile("timed out|timeout", re.IGNORECASE)
-_ANYWHERE = (ShardError, CheckpointInvalid, RunFolderError, RanksMissing, ExporterError)
+_ANYWHERE = (ShardError, CheckpointInvalid, RunFolderError, RanksMissing, EndpointError)
 _ENDING_SECONDS = 300.0  # for what goes on behind the last line: threads that have to end
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from monitoring.endpoint.export import Export, Place, open_export
+from monitoring.endpoint.identity import RankIdentity
+from monitoring.endpoint.publish import Publication
 from monitoring.metrics.hardware import Gpu
 from monitoring.metrics.run_metrics import RunMetrics
 from pipeline.config import Config
@@ -32,7 +33,7 @@ class Telemetry:
         metrics: of this rank.
 
     Raises:
-        ExporterError: a setting of monitoring.* can't be used on this machine.
+        EndpointError: a setting of monitoring.* can't be used on this machine.
     """
 
     def __init__(self, config: Config[Any], world: World, folder: RunFolder, watchdog: Watchdog) -> None:
@@ -47,10 +48,10 @@ class Telemetry:
             gpu = Gpu.find(f"GPU-{str(torch.cuda.get_device_properties(world.device).uuid).removeprefix('GPU-')}")
             if gpu is not None:
                 self.metrics.gpu(gpu)
-        self._export: Export | None = None
+        self._export: Publication | None = None
         if config.monitoring.enabled:
-            place = Place(folder.path, run, node, world.rank, world.size, world.local_rank, world.local_size, watchdog.attempt)
-            self._export = open_export(self.metrics.registry, config.monitoring, place, folder.targets)
+            identity = RankIdentity(folder.path, run, node, world.rank, world.size, world.local_rank, world.local_size, watchdog.attempt)
+            self._export = Publication(self.metrics.registry, config.monitoring, identity, folder.targets)
 
     @property
     def summary(self) -> str:
@@ -60,7 +61,7 @@ class Telemetry:
     def training_begins(self) -> None:
         """From here on the run is missed where an error ends it. A first attempt that is refused before has told so whoever started it."""
         if self._export is not None:
-            self._export.missed = True
+            self._export.alert_on_failure = True
 
     def close(self) -> None:
         """Ends the endpoint."""

@@ -1,4 +1,4 @@
-"""Settings of the export that no run could use are refused before any rank starts, and secrets stay out of what is kept with the run."""
+"""Settings of the monitoring that no run could use are refused before any rank starts, and no secret is kept with the run."""
 
 from __future__ import annotations
 
