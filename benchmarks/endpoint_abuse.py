@@ -226,8 +226,8 @@ def _shown(changes: Sequence[float]) -> str:
 def _row(name: str, found: Figures, shared: bool) -> str:
     """A line of the table; `shared`: the endpoint's own process is on the training's core, too: what it takes is the training's loss."""
     off, on = [pair[0] for pair in found.pairs], [pair[1] for pair in found.pairs]
-    answers = sum(block.answers for block in on) / sum(sum(block.wall) for block in on)
-    endpoint = [sum(block.endpoint for block in each) / sum(sum(block.wall) for block in each) for each in (off, on)]
+    answers = sum(block.answers for block in on) / sum(sum(block.processor) for block in on)
+    endpoint = [sum(block.endpoint for block in each) / sum(sum(block.processor) for block in each) for each in (off, on)]
     taken = answers + (endpoint[1] if shared else 0.0)
     cells = [name, str(len(found.pairs))]
     for kind in ("wall", "processor"):
