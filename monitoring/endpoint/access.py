@@ -15,7 +15,7 @@ from pathlib import Path
 
 from monitoring.settings import EndpointError
 
-_QUEUE = 128  # connections that wait in the kernel; a client that finds no room there tries again after a second
+_QUEUE = 100  # connections that wait in the kernel, as many as are served together; a client that finds no room tries again
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 (compared with, not bound to)
 
 _log = logging.getLogger(__name__)

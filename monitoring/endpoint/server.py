@@ -2,8 +2,8 @@
 
 It is built for a port that strangers may reach. One thread with an event loop talks to all clients, a limited number at the same time,
 each for a limited time, and a second thread makes the text of the metrics once for all clients that wait for it. A flood therefore costs a
-fixed amount of memory, and CPU time that the kernel bounds, because the endpoint's process has the lowest priority (endpoint/main.py).
-Fairness between addresses is a firewall's business.
+fixed amount of memory, few texts, and CPU time that the kernel bounds, because the endpoint's process has the lowest priority
+(endpoint/main.py). Fairness between addresses is a firewall's business.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -29,9 +30,12 @@ from prometheus_client.registry import Collector
 from monitoring.endpoint.access import listen, read_secret, server_context, target_of
 from monitoring.settings import MonitoringConfig
 
-MAX_CLIENTS = 256
+MAX_CLIENTS = 100
 """Clients that are served at the same time, TLS handshakes included. Further clients wait in the kernel's queue, because a Prometheus that
-waits loses a second, and one that is turned away loses its scrape."""
+waits loses some seconds, and one that is turned away loses its scrape."""
+PLACE_SECONDS = 6.0
+"""Least time for which a client takes one of these places. So a flood is let in as a crowd every six seconds, which shares a few texts and
+takes some thousandths of a core, and the whole of the kernel's queue is in the next crowd, within Prometheus's ten seconds."""
 HEAD_SECONDS = 5.0
 """Time for the TLS handshake and the whole head of a request; a client that stalls or drips holds its place no longer."""
 REQUEST_SECONDS = 20.0
@@ -132,9 +136,9 @@ class MetricsServer:
         """Takes clients out of the kernel's queue as long as there is room for them."""
         room, clients = asyncio.Semaphore(MAX_CLIENTS), set[asyncio.Task[None]]()
 
-        def leave(client: asyncio.Task[None]) -> None:
+        def leave(client: asyncio.Task[None], end: float) -> None:
             clients.discard(client)
-            room.release()
+            self._loop.call_at(end, room.release)
 
         while True:
             await room.acquire()
@@ -146,7 +150,7 @@ class MetricsServer:
                 continue
             client = asyncio.create_task(self._serve_client(connection))
             clients.add(client)
-            client.add_done_callback(leave)
+            client.add_done_callback(partial(leave, end=self._loop.time() + PLACE_SECONDS))
 
     async def _serve_client(self, connection: socket.socket) -> None:
         """Answers one request and closes the connection. Clients can't cause an error here, nor a line in the log."""

@@ -192,7 +192,7 @@ def test_a_client_that_stalls_is_dropped_and_others_are_served_meanwhile(metrics
 
 
 def test_stalled_clients_can_not_pile_up(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, MAX_CLIENTS=4, HEAD_SECONDS=1.0)
+    limit(monkeypatch, MAX_CLIENTS=4, PLACE_SECONDS=0.0, HEAD_SECONDS=1.0)
     with MetricsServer(metrics.registry, MonitoringConfig(port=0)) as server:
         before, count, most = open_files(), 12, 0
         stalled = [connect(server, b"GET /metr") for _ in range(count)]
@@ -207,7 +207,7 @@ def test_stalled_clients_can_not_pile_up(metrics: RunMetrics, monkeypatch: pytes
 
 
 def test_a_client_without_room_waits_for_it(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, MAX_CLIENTS=4, HEAD_SECONDS=60.0, REQUEST_SECONDS=60.0)
+    limit(monkeypatch, MAX_CLIENTS=4, PLACE_SECONDS=0.0, HEAD_SECONDS=60.0, REQUEST_SECONDS=60.0)
     with MetricsServer(metrics.registry, MonitoringConfig(port=0)) as server:
         before = open_files() + 4
         stalled = [connect(server, b"GET /metr") for _ in range(4)]
@@ -223,8 +223,17 @@ def test_a_client_without_room_waits_for_it(metrics: RunMetrics, monkeypatch: py
             client.close()
 
 
+def test_a_flood_is_let_in_as_a_crowd_now_and_then(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, MAX_CLIENTS=5, PLACE_SECONDS=1.0)
+    with MetricsServer(metrics.registry, MonitoringConfig(port=0)) as server, ThreadPoolExecutor(15) as pool:
+        began = time.monotonic()
+        ends = sorted(pool.map(lambda _: get(server, "/healthz") and time.monotonic() - began, range(15)))
+    assert ends[5] >= 0.9, "the second five wait for a place, though the first five are answered"
+    assert ends[10] >= 1.9
+
+
 def test_after_a_flood_a_scrape_is_answered_and_nothing_is_left(metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit(monkeypatch, MAX_CLIENTS=8, HEAD_SECONDS=0.5)
+    limit(monkeypatch, MAX_CLIENTS=8, PLACE_SECONDS=0.1, HEAD_SECONDS=0.5)
     with MetricsServer(metrics.registry, MonitoringConfig(port=0)) as server:
         get(server, "/metrics")
         before, threads = open_files(), threading.active_count()
