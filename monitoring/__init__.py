@@ -1,7 +1,7 @@
 """Metrics of a run for Prometheus: numbers of the training loop in, one HTTP endpoint a node out.
 
 The training loop hands numbers that it has anyway to one small object, `RunMetrics`. A `Publication` has them served by a process beside
-the ranks, in which a `MetricsServer` answers, and `TargetsFile` tells Prometheus the address. `MonitoringConfig` holds the settings.
+the ranks, in which a `MetricsServer` answers, and `TargetsFile` gives Prometheus the address. `MonitoringConfig` holds the settings.
 Nothing here knows the pipeline, and nothing here may stop a training job or slow it down. Names are imported when they are first used.
 """
 

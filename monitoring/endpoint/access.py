@@ -15,7 +15,7 @@ from pathlib import Path
 
 from monitoring.settings import EndpointError
 
-_QUEUE = 100  # connections that wait in the kernel, as many as are served together; a client that finds no room tries again
+_QUEUE = 64  # connections that wait in the kernel, as many as are served together; a client that finds no room tries again
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 (compared with, not bound to)
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def listen(address: str, port: int, *, guarded: bool) -> socket.socket:
         _log.warning("port %d on %s is taken: metrics are served on port %d instead", port, address, listener.getsockname()[1])
         return listener
     if not guarded and not is_loopback(listener):
-        _log.warning("metrics on %s can be read by everybody who reaches it: set monitoring.token_file", target_of(listener, address))
+        _log.warning("metrics on %s can be read by every machine that reaches it: set monitoring.token_file", target_of(listener, address))
     return listener
 
 

@@ -30,11 +30,11 @@ from prometheus_client.registry import Collector
 from monitoring.endpoint.access import listen, read_secret, server_context, target_of
 from monitoring.settings import MonitoringConfig
 
-MAX_CLIENTS = 100
+MAX_CLIENTS = 64
 """Clients that are served at the same time, TLS handshakes included. Further clients wait in the kernel's queue, because a Prometheus that
 waits loses some seconds, and one that is turned away loses its scrape."""
-PLACE_SECONDS = 6.0
-"""Least time for which a client takes one of these places. So a flood is let in as a crowd every six seconds, which shares a few texts and
+PLACE_SECONDS = 4.0
+"""Least time for which a client takes one of these places. So a flood is let in as a crowd every four seconds, which shares a few texts and
 takes some thousandths of a core, and the whole of the kernel's queue is in the next crowd, within Prometheus's ten seconds."""
 HEAD_SECONDS = 5.0
 """Time for the TLS handshake and the whole head of a request; a client that stalls or drips holds its place no longer."""

@@ -1,4 +1,4 @@
-"""The endpoint behind TLS: who gets in, what is refused before it starts, and that no handshake holds anybody up."""
+"""The endpoint behind TLS: the clients that get in, the files that are refused before it starts, and handshakes that stall."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def connect(server: MetricsServer, sent: bytes = b"") -> socket.socket:
     return client
 
 
-def test_metrics_are_served_to_who_trusts_the_certificate(server: MetricsServer, certificate: Certificate) -> None:
+def test_metrics_are_served_to_clients_that_trust_the_certificate(server: MetricsServer, certificate: Certificate) -> None:
     assert b"context_encoder_rank_up" in get(f"https://127.0.0.1:{server.port}/metrics", certificate.trusting())[1]
     with pytest.raises(ssl.SSLCertVerificationError):
         get(f"https://127.0.0.1:{server.port}/metrics", ssl.create_default_context())

@@ -177,7 +177,9 @@ def test_a_rank_that_hangs_takes_no_more_than_half_the_time_that_prometheus_has(
         assert ups(get(url, **{"X-Prometheus-Scrape-Timeout-Seconds": "3"})[1]) == ["1.0", "0.0"]
         held.free.set()
         wait_until(lambda: ups(get(url, **{"X-Prometheus-Scrape-Timeout-Seconds": "10"})[1]) == ["1.0", "1.0"])
-        assert ups(get(url, **{"X-Prometheus-Scrape-Timeout-Seconds": "0.000001"})[1]) == ["1.0", "1.0"], "nobody makes a rank look silent"
+        assert ups(get(url, **{"X-Prometheus-Scrape-Timeout-Seconds": "0.000001"})[1]) == ["1.0", "1.0"], (
+            "no client makes a rank look silent"
+        )
 
 
 def test_a_rank_that_was_silent_is_waited_for_again_when_it_has_said_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,8 +240,8 @@ def test_series_that_are_not_those_of_the_rank_that_was_asked_are_dropped(tmp_pa
     path = socket_path(tmp_path / "run", "node", 0)
     make_private(path.parent)
     wrong = own(rank=1), own(run="another"), own(node="another"), {}
-    told = [family("context_encoder_step", own(), *wrong), family("context_encoder_forged", *wrong), family("context_encoder_none_yet")]
-    with subprocess.Popen([sys.executable, "-c", answering(path, told)], stdout=subprocess.PIPE, text=True) as listener:
+    families = [family("context_encoder_step", own(), *wrong), family("context_encoder_forged", *wrong), family("context_encoder_none_yet")]
+    with subprocess.Popen([sys.executable, "-c", answering(path, families)], stdout=subprocess.PIPE, text=True) as listener:
         try:
             assert listener.stdout is not None
             assert listener.stdout.readline() == "here\n"
@@ -349,7 +351,7 @@ def test_a_process_that_dies_is_started_again_behind_the_same_address(tmp_path: 
         assert rank.endpoint is not None
         scrape(rank.url)
         rank.endpoint.kill()
-        assert by_rank(scrape(rank.url), "step") == {"0": 40.0}, "a request waits in the socket until there is somebody again"
+        assert by_rank(scrape(rank.url), "step") == {"0": 40.0}, "a request waits in the socket until the process is there again"
         assert "(signal 9) and is started again" in rank.log.read_text()
         assert rank.end() == 0
     assert not list((tmp_path / "run" / "targets").iterdir())
@@ -429,7 +431,7 @@ def test_a_folder_that_is_not_private_is_not_used(
         (1, {"address": "0.0.0.0"}, True),  # noqa: S104
     ],
 )
-def test_nodes_that_nobody_can_scrape_are_a_warning(
+def test_nodes_that_no_prometheus_can_scrape_are_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, local: int, settings: dict[str, str], reached: bool
 ) -> None:
     folder = tmp_path / "run"

@@ -119,7 +119,7 @@ def test_each_rank_has_a_group_of_its_own_where_each_is_served_on_its_own(tmp_pa
 @REAL
 @pytest.mark.parametrize("end", ["killed", "error"])
 def test_what_a_run_that_did_not_end_well_had_pushed_stays_until_it_starts_again(tmp_path: Path, end: str) -> None:
-    """It is what tells Prometheus that the run is gone. The next attempt may be on other nodes."""
+    """Prometheus sees by it that the run is gone. The next attempt may be on other nodes."""
     elsewhere = {"job": "context_encoder", "run": "run", "node": "lost"}
     other = {"job": "context_encoder", "run": "other", "node": "node"}
     own = {"job": "context_encoder", "run": "run", "node": "node"}
@@ -247,7 +247,7 @@ def test_a_token_is_sent_as_a_bearer_token(tmp_path: Path, caplog: pytest.LogCap
     assert not caplog.records
 
 
-def test_a_gateway_that_never_answers_holds_nobody_up_for_long(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gateway_that_never_answers_holds_nothing_up_for_long(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PUSH_SECONDS", 0.3)
     files = psutil.Process().num_fds()
     with socket.create_server(("127.0.0.1", 0)) as silent:

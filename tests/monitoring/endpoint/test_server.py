@@ -1,4 +1,4 @@
-"""The endpoint, over real sockets: what it serves, to whom, and that nobody can hold it up."""
+"""The server of the metrics, over real sockets: its answers, its clients and its limits."""
 
 from __future__ import annotations
 
@@ -338,7 +338,7 @@ def test_the_text_is_that_of_the_client_library() -> None:
     assert lines(module.encode(metrics.registry, False)) == lines(generate_latest(metrics.registry))
 
 
-def test_what_nobody_thought_of_ends_it_instead_of_leaving_it_deaf(
+def test_an_unexpected_error_ends_the_server_instead_of_leaving_it_deaf(
     metrics: RunMetrics, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricsServer(metrics.registry, MonitoringConfig(port=0)) as server:
@@ -350,7 +350,7 @@ def test_what_nobody_thought_of_ends_it_instead_of_leaving_it_deaf(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_what_nobody_thought_of_in_a_request_costs_that_request(
+def test_an_unexpected_error_in_a_request_costs_that_request(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "_parse", lambda _: 1 / 0)
