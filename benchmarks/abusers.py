@@ -1,9 +1,9 @@
-"""Everybody who knocks at an endpoint and should not, at the same time, until told to stop.
+"""Clients of every kind that an endpoint has to survive, all at the same time.
 
     python -m benchmarks.abusers HOST:PORT --token-file FILE --seconds 30
 
-prints a line when all of them have begun, and at the end (after those seconds, or SIGTERM) one line of JSON: kind of client -> how its
-requests went.
+prints a line when all clients have begun, and at the end (after those seconds, or SIGTERM) one line of JSON with the answers that each kind
+of client got.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Abusers:
-    """Clients of every kind, each of which connects again as soon as it is done with.
+    """Clients of every kind, each of which connects again as soon as its connection ends.
 
     Args:
-        host: of the endpoint.
-        port: of the endpoint.
-        token: that it asks for.
+        host: host of the endpoint.
+        port: port of the endpoint.
+        token: bearer token of the endpoint.
 
     Attributes:
-        answers: kind of client -> answer -> how often.
+        answers: number of answers by kind of client and answer.
     """
 
     def __init__(self, host: str, port: int, token: str) -> None:
@@ -44,7 +44,7 @@ class Abusers:
         self.answers: dict[str, Counter[str]] = {}
 
     async def run(self, seconds: float) -> None:
-        """All of them, for so long or until SIGTERM."""
+        """Runs all clients for the given time or until SIGTERM."""
         kinds: dict[Callable[[Streams], Awaitable[str]], int] = {
             self.scrape: SCRAPERS,
             self.wrong_token: OTHERS,
@@ -130,7 +130,7 @@ def main() -> None:
     """Abuses an endpoint."""
     parser = argparse.ArgumentParser(description="Abuses an endpoint.")
     parser.add_argument("target", help="HOST:PORT")
-    parser.add_argument("--token-file", type=Path, help="the token that it asks for")
+    parser.add_argument("--token-file", type=Path, help="file with the bearer token of the endpoint")
     parser.add_argument("--seconds", type=float, default=30.0)
     arguments = parser.parse_args()
     host, _, port = arguments.target.rpartition(":")

@@ -1,9 +1,9 @@
-"""Does abuse of a run's metrics endpoint slow its training down?
+"""Measures how much abuse of a run's metrics endpoint slows its training down.
 
-One process trains the features recipe as a rank does, exports its metrics as a rank does, and is pinned to the first core. The abusers of
+One process trains the features recipe and publishes its metrics as a rank does, and is pinned to the first core. The abusers of
 benchmarks/abusers.py (200 concurrent scrapes, wrong tokens, garbage, half requests, clients that drip, never read or leave) are pinned to
-the second one. They alone would slow the first core down, which may share its caches and more with the second: so they never rest, and by
-turns the endpoint that they are at is the run's, or that of a process which has nothing to do with it. Prints one Markdown table.
+the second core. They slow the first core down by themselves, because the two cores may share caches and more. So the abusers never rest,
+and attack by turns the endpoint of the run and the endpoint of a process that has nothing to do with it. Prints one Markdown table.
 
     python -m benchmarks.endpoint_abuse
 """
@@ -32,19 +32,24 @@ import torch
 
 from benchmarks.checkpoint_blocking import Training
 from benchmarks.machine import measured_here
-from monitoring import Export, Place, RunMetrics, open_export
-from pipeline.config import MonitoringConfig
+from monitoring import MonitoringConfig, Publication, RankIdentity, RunMetrics
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = 0.01
 _QUIET_SECONDS = 60.0
-_SCRAPE_SECONDS = 10.0  # as Prometheus has it unless it is told otherwise
+_SCRAPE_SECONDS = 10.0  # Prometheus's default time-out
 
 
 @dataclass
 class Block:
-    """Steps one after the other, in seconds: on the clock and of the process (all its threads). Of the whole block: what the process spent
-    on answers to its endpoint, and the endpoint's own process."""
+    """Steps one after the other.
+
+    Attributes:
+        wall: duration of each step, in seconds.
+        processor: CPU time of the training process in each step, in seconds, all its threads.
+        answers: CPU time of the training process for answers to its endpoint, in the whole block.
+        endpoint: CPU time of the endpoint's own process, in the whole block.
+    """
 
     wall: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
@@ -54,8 +59,14 @@ class Block:
 
 @dataclass
 class Figures:
-    """Pairs of blocks, the abusers elsewhere and at the run; what became of their requests; and what honest scrapes waited: beside them
-    (None: for more than Prometheus waits), and from their end."""
+    """Measurements of one line of the table.
+
+    Attributes:
+        pairs: pairs of blocks, first with the abusers elsewhere, then with the abusers at the run.
+        answers: answers that the abusers got, and how often.
+        beside: duration of honest scrapes during the abuse, in seconds; None where Prometheus would have given up.
+        after: duration of honest scrapes that begin when the abuse ends, in seconds.
+    """
 
     pairs: list[tuple[Block, Block]] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
@@ -64,21 +75,21 @@ class Figures:
 
 
 class Endpoint:
-    """An endpoint that a rank has opened, here or in another process."""
+    """An endpoint that a rank has opened, in this process or another one."""
 
     def __init__(self, url: str, pid: int, token: Path) -> None:
         self.url, self.process, self.token = url, psutil.Process(pid), token
 
     def pin(self, core: int) -> None:
-        """Its threads to a core; those that they start inherit it."""
+        """Pins the threads of the endpoint to a core; threads that they start inherit it."""
         for thread in self.process.threads():
             os.sched_setaffinity(thread.id, [core])
 
     def scrape(self, timeout: float = 60) -> float:
-        """What a Prometheus on another host than the abusers would wait for its answer, in seconds.
+        """Scrapes as a Prometheus on another host than the abusers would; the duration in seconds.
 
         Raises:
-            OSError: longer than that.
+            OSError: the scrape takes longer than the time-out.
         """
         host = self.url.removeprefix("http://").removesuffix("/metrics")
         began = time.perf_counter()
@@ -88,26 +99,26 @@ class Endpoint:
         return time.perf_counter() - began
 
 
-def export(folder: Path) -> tuple[RunMetrics, Export, Endpoint]:
-    """What a rank opens."""
+def publish(folder: Path) -> tuple[RunMetrics, Publication, Endpoint]:
+    """Opens the metrics and the endpoint of a rank."""
     folder.mkdir()
     token = folder / "token"
     token.write_text("benchmark")
     metrics = RunMetrics("benchmark", 0, 1, "node")
     metrics.heartbeat(lambda: 0.0)
-    place = Place(folder / "run", "benchmark", "node", 0, 1, 0, 1, 1)
-    opened = open_export(metrics.registry, MonitoringConfig(port=0, token_file=str(token)), place, folder / "targets")
-    assert opened.process is not None
-    assert opened.process.pid is not None
-    return metrics, opened, Endpoint(opened.url, opened.process.pid, token)
+    identity = RankIdentity(folder / "run", "benchmark", "node", 0, 1, 0, 1, 1)
+    published = Publication(metrics.registry, MonitoringConfig(port=0, token_file=str(token)), identity, folder / "targets")
+    assert published.process is not None
+    assert published.process.pid is not None
+    return metrics, published, Endpoint(published.url, published.process.pid, token)
 
 
 class Run:
-    """A rank that trains and exports."""
+    """A rank that trains and publishes its metrics."""
 
     def __init__(self, folder: Path, batch: int) -> None:
         self.training, self.batch = Training(batch, 1), batch
-        self.metrics, self.export, self.endpoint = export(folder)
+        self.metrics, self.publication, self.endpoint = publish(folder)
         (answering,) = (thread for thread in threading.enumerate() if thread.name == "metrics")
         assert answering.ident is not None
         self._answering = time.pthread_getcpuclockid(answering.ident)
@@ -132,12 +143,12 @@ class Run:
 
 
 @contextmanager
-def somebody_else(folder: Path, core: int) -> Iterator[Endpoint]:
-    """The endpoint of a rank that does nothing, on a core."""
+def other_endpoint(folder: Path, core: int) -> Iterator[Endpoint]:
+    """Runs the endpoint of a rank that does nothing, pinned to a core."""
     program = (
-        "import sys; from pathlib import Path; from benchmarks.endpoint_abuse import export;"
-        "_, opened, endpoint = export(Path(sys.argv[1])); print(endpoint.url, endpoint.process.pid, flush=True); sys.stdin.read();"
-        "opened.close()"
+        "import sys; from pathlib import Path; from benchmarks.endpoint_abuse import publish;"
+        "_, published, endpoint = publish(Path(sys.argv[1])); print(endpoint.url, endpoint.process.pid, flush=True); sys.stdin.read();"
+        "published.close()"
     )
     command = ["taskset", "--cpu-list", str(core), sys.executable, "-c", program, str(folder)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -152,7 +163,7 @@ def somebody_else(folder: Path, core: int) -> Iterator[Endpoint]:
 
 @contextmanager
 def abuse(endpoint: Endpoint, core: int, answers: Counter[str]) -> Iterator[None]:
-    """Abusers, from when the endpoint is busy to the end of the block."""
+    """Runs the abusers. The block begins when the endpoint is busy."""
     quiet = endpoint.process.num_fds()
     target = endpoint.url.removeprefix("http://").removesuffix("/metrics")
     command = [sys.executable, "-m", "benchmarks.abusers", target, "--token-file", str(endpoint.token), "--seconds", "100000"]
@@ -170,7 +181,7 @@ def abuse(endpoint: Endpoint, core: int, answers: Counter[str]) -> Iterator[None
 
 
 def measure(run: Run, other: Endpoint, rounds: int, steps: int, core: int, seconds: float) -> Figures:
-    """Blocks by turns, each kind first in every other round. After so many seconds no round begins any more."""
+    """Takes blocks by turns, each kind first in every other round. No round begins after the given time, but two are always taken."""
     found, end = Figures(), time.monotonic() + seconds
     for number in range(rounds):
         if number > 1 and time.monotonic() > end:
@@ -217,7 +228,7 @@ def _change(changes: Sequence[float]) -> str:
 
 
 def _shown(changes: Sequence[float]) -> str:
-    """Whether the changes show that a step takes at most so much longer, as far as their own error lets them."""
+    """Judges whether the changes show that a step takes at most 1 % longer, as far as their standard error allows."""
     middle, error = statistics.median(changes), _error(changes)
     if middle + 2 * error <= TARGET:
         return "yes"
@@ -225,7 +236,13 @@ def _shown(changes: Sequence[float]) -> str:
 
 
 def _row(name: str, found: Figures, shared: bool) -> str:
-    """A line of the table; `shared`: the endpoint's own process is on the training's core, too: what it takes is the training's loss."""
+    """One line of the table.
+
+    Args:
+        name: name of the core that the endpoint's process is pinned to.
+        found: measurements of the line.
+        shared: whether that is the training's core, so that the training loses the endpoint's CPU time.
+    """
     off, on = [pair[0] for pair in found.pairs], [pair[1] for pair in found.pairs]
     answers = sum(block.answers for block in on) / sum(sum(block.wall) for block in on)
     endpoint = [sum(block.endpoint for block in each) / sum(sum(block.wall) for block in each) for each in (off, on)]
@@ -244,9 +261,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description="A training step with and without abuse of its endpoint.")
     parser.add_argument("--rounds", type=int, default=8, help="pairs of blocks a line")
-    parser.add_argument(
-        "--minutes", type=float, default=6.5, help="after these no pair begins any more, though there be fewer than asked for"
-    )
+    parser.add_argument("--minutes", type=float, default=6.5, help="no pair begins after this time, but two are always measured")
     parser.add_argument("--steps", type=int, default=60, help="steps a block")
     parser.add_argument("--batch", type=int, default=1, help="pictures a step")
     arguments = parser.parse_args()
@@ -255,7 +270,7 @@ def main() -> None:
         parser.error("two cores are needed: one for the training, one for the abusers")
     torch.set_num_threads(1)
     rows, answers, began = list[str](), Counter[str](), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, somebody_else(Path(folder) / "other", cores[1]) as other:
+    with tempfile.TemporaryDirectory() as folder, other_endpoint(Path(folder) / "other", cores[1]) as other:
         os.sched_setaffinity(0, cores[:1])  # threads and processes that are started from here on inherit it
         run = Run(Path(folder) / "run", arguments.batch)
         try:
@@ -269,7 +284,7 @@ def main() -> None:
                 rows.append(_row(name, found, shared=core == cores[0]))
                 answers += found.answers
         finally:
-            run.export.close()
+            run.publication.close()
     print(f"{measured_here()}; torch {torch.__version__}, 1 thread, blocks of {arguments.steps} steps\n")
     print(
         "| endpoint on | pairs | step ms | abused ms | change | processor ms a step | abused ms | change | change at most 1 % "

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Interval
 
+from monitoring.settings import EndpointError, MonitoringConfig
+from monitoring.settings import check as check_monitoring
 from pipeline.command_line import overridden, read_yaml, take
 from pipeline.mapping import ConfigError, checked, from_mapping, nearest
 from shards.urls import redacted
@@ -183,42 +185,6 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class MonitoringConfig:
-    """Metrics for Prometheus. See docs/monitoring.md."""
-
-    enabled: bool = True
-    """Serve them, and push them where a Pushgateway is given."""
-    report: bool = True
-    """Write RUN/report.html when the run is finished; at any other time `python launch/report.py RUN` does."""
-    run_name: str = ""
-    """Label `run` of every series; empty is the last part of --run. Two runs of one name are one run to every rule and panel."""
-    per: Literal["node", "rank"] = "node"
-    """node: one endpoint for all ranks of a node; rank: one each."""
-    address: str = "127.0.0.1"
-    """Address to bind. Anything but loopback opens the metrics to the network."""
-    port: int = 9400
-    """Port of the node's endpoint, or of the node's first rank and the others follow; 0 takes any free one. The addresses are in
-    RUN/targets/."""
-    token_file: str = ""
-    """File whose content scrapers must send as a bearer token."""
-    certificate_file: str = ""
-    """Certificate in PEM, with those between it and its authority: the endpoint then speaks TLS only."""
-    key_file: str = ""
-    """Private key of certificate_file in PEM, without a password."""
-    peak_teraflops: float = 0.0
-    """What the device of a rank can do at the run's precision, in 10^12 operations a second, for the model-FLOP utilisation; 0: by the name
-    of the GPU, unknown elsewhere."""
-    pushgateway: str = ""
-    """URL of a Pushgateway, for jobs that Prometheus can't reach: http://HOST:9091. What was pushed is deleted when the run ends."""
-    pushgateway_seconds: float = 30.0
-    """Time between two pushes."""
-    pushgateway_user: str = ""
-    """Name for the Pushgateway, with the password in pushgateway_secret_file."""
-    pushgateway_secret_file: str = ""
-    """File with the password of pushgateway_user, or without a user with a bearer token. Read for every push."""
-
-
-@dataclass(frozen=True)
 class WatchdogConfig:
     """Limits after which a hanging run is ended, and an unhealthy one is reported. See docs/watchdogs.md."""
 
@@ -342,21 +308,10 @@ def _check_sources(data: DataConfig) -> None:
 
 
 def _check_monitoring(monitoring: MonitoringConfig) -> None:
-    if monitoring.port > 65535:
-        raise ConfigError(f"monitoring.port: {monitoring.port} is above 65535")
-    if bool(monitoring.certificate_file) != bool(monitoring.key_file):
-        given, missing = ("certificate_file", "key_file") if monitoring.certificate_file else ("key_file", "certificate_file")
-        raise ConfigError(f"monitoring.{missing}: TLS needs both, and only monitoring.{given} is given")
-    url = monitoring.pushgateway
-    if url and redacted(url) != url:
-        raise ConfigError(
-            "monitoring.pushgateway: a password or a query in the URL would be kept with the run and logged. Give the URL alone, "
-            "the name as monitoring.pushgateway_user and the password in a file, monitoring.pushgateway_secret_file"
-        )
-    if url and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
-        raise ConfigError(f"monitoring.pushgateway: {url!r} is no URL of a Pushgateway: http://HOST:9091 or https://HOST/path")
-    if monitoring.pushgateway_user and not monitoring.pushgateway_secret_file:
-        raise ConfigError("monitoring.pushgateway_secret_file: give the file with the password of monitoring.pushgateway_user")
+    try:
+        check_monitoring(monitoring)
+    except EndpointError as error:
+        raise ConfigError(str(error)) from None
 
 
 def to_mapping(config: Config[Any]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""The process that serves the metrics of a node: it asks the ranks, answers Prometheus and feeds a Pushgateway.
+"""The endpoint's process: asks the ranks of a node for their metrics, answers Prometheus and feeds a Pushgateway.
 
-It is no part of the training: whoever floods it with requests takes no interpreter lock and no memory from a rank, and a rank that hangs
-can't keep it from saying so. It gives way to the ranks where they want the same core. It lives as long as the pipe from the rank that
-started it, or the rank itself, and needs neither a signal nor a file to end. Only where the pipe's last word says so is what it had pushed
-deleted: a run that was killed is to be missed.
+It runs outside the training processes, so that a flood of requests costs a rank neither its GIL nor memory, and a rank that hangs can't
+keep the endpoint from saying so. It runs in the session of the ranks with the lowest priority: where all cores are busy, the kernel leaves
+it 1.4 % of a core that it shares with one thread of a rank, however many clients there are. It ends when its standard input closes or its
+parent dies, and needs neither a signal nor a file for that. Pushed metrics are deleted only if the last word on standard input says so,
+because a run that was killed must raise an alert.
 """
 
 from __future__ import annotations
@@ -11,142 +12,74 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
 import select
 import socket
 import sys
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from monitoring.endpoint.allowance import allowance_of
+from monitoring.endpoint.identity import RankIdentity
 from monitoring.endpoint.node_collector import NodeCollector
 from monitoring.endpoint.pushgateway import Pushgateway
-from monitoring.endpoint.server import Exporter, ExporterError
+from monitoring.endpoint.server import MetricsServer
+from monitoring.settings import EndpointError, MonitoringConfig
 
 DELETE = b"delete\n"
-"""Last word of whoever started it."""
-_NICE = 10
+"""Last word of the parent process: the run has ended in good order."""
+_NICE = 19
+"""Lowest priority with a weight. SCHED_IDLE would take less from a rank, but a scrape of a node whose cores are all busy did not end within
+ten seconds with it."""
 _PARENT_SECONDS = 1.0
-_FILES = 1024
 
 
-@dataclass(frozen=True)
-class EndpointSettings:
-    """What the process is told. No secret is among it: files are named, and read by the process itself.
-
-    Attributes:
-        run: name of the run.
-        node: name of this machine.
-        attempt: of the run.
-        sockets: rank -> path of its socket.
-        address: that is bound, as the settings have it.
-        token_file: as `Exporter` takes it.
-        certificate_file: likewise.
-        key_file: likewise.
-        pushgateway: URL, empty for none.
-        group: labels of the pushes.
-        pushgateway_seconds: as `Pushgateway` takes it.
-        pushgateway_user: likewise.
-        pushgateway_secret_file: likewise.
-        sweeps: likewise.
-    """
-
-    run: str
-    node: str
-    attempt: int
-    sockets: dict[int, str]
-    address: str
-    token_file: str = ""
-    certificate_file: str = ""
-    key_file: str = ""
-    pushgateway: str = ""
-    group: dict[str, str] | None = None
-    pushgateway_seconds: float = 30.0
-    pushgateway_user: str = ""
-    pushgateway_secret_file: str = ""
-    sweeps: bool = False
-
-    def to_line(self, listener: int) -> bytes:
-        """One line of JSON; `listener`: the number of the file that the process inherits."""
-        return json.dumps({"listener": listener, **asdict(self)}).encode() + b"\n"
-
-    @classmethod
-    def from_line(cls, line: bytes) -> tuple[EndpointSettings, int]:
-        """The settings and the listener's number."""
-        values: dict[str, Any] = json.loads(line)
-        listener = int(values.pop("listener"))
-        values["sockets"] = {int(rank): str(path) for rank, path in values["sockets"].items()}
-        return cls(**values), listener
+def to_line(settings: MonitoringConfig, identity: RankIdentity) -> bytes:
+    """The first line that the process reads, as JSON. No secret is in it, because the settings name files and the process reads them."""
+    place = asdict(replace(identity, folder=identity.folder.resolve()))
+    return json.dumps({"settings": asdict(settings), "identity": place | {"folder": str(place["folder"])}}).encode() + b"\n"
 
 
-def serve(settings: EndpointSettings, listener: socket.socket, pipe: int) -> None:
-    """Serves until a pipe is closed, or its last word comes.
+def from_line(line: bytes) -> tuple[MonitoringConfig, RankIdentity]:
+    """The settings and the identity of the rank that started the process."""
+    content = json.loads(line)
+    identity = content["identity"]
+    return MonitoringConfig(**content["settings"]), RankIdentity(**identity | {"folder": Path(identity["folder"])})
+
+
+def serve(settings: MonitoringConfig, identity: RankIdentity, listener: socket.socket, pipe: int) -> None:
+    """Serves until a pipe is closed or its last word comes.
 
     Args:
-        settings: what to serve.
-        listener: that listens already.
-        pipe: number of its reading end.
+        settings: settings of the monitoring.
+        identity: identity of the rank that started the process.
+        listener: listening socket.
+        pipe: file descriptor of the reading end of the pipe.
 
     Raises:
-        ExporterError: a file of the settings can't be used.
+        EndpointError: a file of the settings can't be used, or the server has ended.
     """
-    parent = os.getppid()
-    sockets = {rank: Path(path) for rank, path in settings.sockets.items()}
-    allowance = allowance_of(len(sockets))
-    collector = NodeCollector(sockets, run=settings.run, node=settings.node, attempt=settings.attempt, spend=allowance.spend)
-    files = settings.token_file, settings.certificate_file, settings.key_file
-    serving = Exporter(collector.exposition, settings.address, 0, *files, listener=listener, allowance=allowance)
-    with closing(collector), serving as exporter:
-        pusher = _pusher(settings, collector) if settings.pushgateway else None
-        # the pipe of a rank that was killed may live on in a process that the rank forked
-        while os.getppid() == parent and exporter.is_serving and not select.select([pipe], [], [], _PARENT_SECONDS)[0]:
+    parent, labels = os.getppid(), identity.labels(settings.per)
+    sockets = {rank: identity.socket(rank) for rank in identity.served(settings.per)}
+    collector = NodeCollector(sockets, run=labels["run"], node=labels["node"], attempt=identity.attempt)
+    with closing(collector), MetricsServer(collector.collected_by, settings, listener) as server:
+        pusher = Pushgateway(settings, collector, labels, sweeps=identity.rank == 0) if settings.pushgateway else None
+        # the parent is checked as well, because the pipe of a rank that was killed may live on in a process that the rank forked
+        while os.getppid() == parent and server.is_serving and not select.select([pipe], [], [], _PARENT_SECONDS)[0]:
             pass
-        if not exporter.is_serving:
-            raise ExporterError("the metrics are not served any more, see above")  # this process is started again
+        if not server.is_serving:
+            raise EndpointError("the metrics are no longer served, see above")  # the rank starts this process again
         if pusher is not None:
-            orderly = bool(select.select([pipe], [], [], 0)[0]) and os.read(pipe, len(DELETE)) == DELETE
-            pusher.close(delete=orderly)
-
-
-def _pusher(settings: EndpointSettings, collector: NodeCollector) -> Pushgateway:
-    return Pushgateway(
-        settings.pushgateway,
-        collector,
-        settings.group or {},
-        seconds=settings.pushgateway_seconds,
-        user=settings.pushgateway_user,
-        secret_file=settings.pushgateway_secret_file,
-        sweeps=settings.sweeps,
-    )
+            in_order = bool(select.select([pipe], [], [], 0)[0]) and os.read(pipe, len(DELETE)) == DELETE
+            pusher.close(delete=in_order)
 
 
 def main() -> None:
-    """Reads the settings from standard input, and serves until that is closed."""
-    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as pipe:  # what comes after the line is for `serve`
-        settings, listener = EndpointSettings.from_line(pipe.readline())
-    logging.basicConfig(format=f"metrics of {settings.node}: %(message)s")
-    _give_way()
-    _open_more_files()
-    try:
-        serve(settings, socket.socket(fileno=listener), sys.stdin.fileno())
-    except ExporterError as error:
-        raise SystemExit(f"metrics of {settings.node}: {error}") from None
-
-
-def _open_more_files() -> None:
-    """As many as the exporter's clients need, where this process may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= _FILES:
-        return
-    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _give_way() -> None:
-    """The ranks come first where all cores are busy."""
+    """Reads the settings from standard input, and serves on the file descriptor in the first argument until standard input is closed."""
     os.nice(_NICE)
-    with suppress(OSError):  # where Linux shares a core by session first, a process's own priority says nothing to other sessions
-        Path("/proc/self/autogroup").write_text(str(_NICE))
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as pipe:  # unbuffered, because `serve` reads the rest
+        settings, identity = from_line(pipe.readline())
+    logging.basicConfig(format=f"metrics of {identity.node}: %(message)s")
+    try:
+        serve(settings, identity, socket.socket(fileno=int(sys.argv[1])), sys.stdin.fileno())
+    except EndpointError as error:
+        raise SystemExit(f"metrics of {identity.node}: {error}") from None

@@ -1,9 +1,9 @@
-"""The metrics of all ranks of a node, asked of each rank at the time of a scrape and put together.
+"""Collects the metrics of all ranks of a node at the time of a scrape and puts them together.
 
-Ranks are asked at the same time and have a few seconds, less where whoever asks waits for less: one that is dead or hangs costs a scrape
-that long once, half a second from then on, and its own metrics, nothing else. It is reported by `context_encoder_rank_up` 0, and what it
-said before is not said again. However many ask, ranks are asked once a second at most, and nobody is given what was collected before they
-asked. What is not a series of the rank that was asked is dropped.
+Ranks are asked at the same time and have a few seconds, less where the client of the scrape waits for less. A rank that is dead or hangs
+costs one scrape that long, later scrapes half a second, and its own metrics, nothing else. It is reported by `context_encoder_rank_up` 0,
+and its earlier values are not repeated. Ranks are asked once a second at most, however many scrapes there are, and no scrape is given
+values that were collected before it began. Series that are not those of the rank that was asked are dropped.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,93 +22,53 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from monitoring.endpoint.rank_socket import connect
-from monitoring.endpoint.server import encode
 from monitoring.metrics.definitions import DEFINITIONS, PREFIX
 
 RANK_SECONDS = 3.0
-"""What a rank gets to answer, or half the time for which the client waits where that is less: a scrape that waits for another one and then
+"""Time for a rank to answer, or half the time for which the client waits where that is less: a scrape that waits for another one and then
 for a rank that hangs is done in time."""
 LEAST_SECONDS = 0.5
-"""What it gets at least, whatever a client says: a rank that is well is not called silent."""
+"""Least time for a rank to answer, whatever the client's time-out, so that no client makes a healthy rank look silent."""
 SILENT_SECONDS = 0.5
-"""What a rank gets that did not answer in time before and has not since."""
+"""Time for a rank that did not answer in time before and has not since."""
 PAUSE_SECONDS = 1.0
-"""Least time from the beginning of one collection to that of the next."""
+"""Least time from the beginning of one collection to that of the next. It bounds the CPU time that scrapes take from a rank."""
 LARGEST_ANSWER = 16 * 2**20
-_MOST_SECONDS = 0.1  # that are believed for an answer
 RANK_UP = next(definition for definition in DEFINITIONS if definition.name == "rank_up")
 
 
-@dataclass
-class _Collection:
-    """What the ranks said once: when they were asked, on the monotonic clock, and the texts that were made of it so far."""
-
-    began: float
-    families: list[Metric]
-    texts: dict[bool, bytes] = field(default_factory=dict)
-
-
 class NodeCollector(Collector):
-    """Any thread may call any method.
+    """Collects from the sockets of a node's ranks. Any thread may call any method but `close`.
 
     Args:
-        sockets: rank -> where it answers (`monitoring/endpoint/rank_socket.py`).
-        run: name of the run, for ranks that do not answer.
-        node: name of this machine, likewise.
-        attempt: of the run; what a process of another one answers is not taken.
-        spend: called with the processor time that the ranks say their answers took, in seconds.
+        sockets: path of the socket of each rank (`monitoring/endpoint/rank_socket.py`).
+        run: name of the run.
+        node: name of this machine.
+        attempt: number of the run's attempt; answers of another attempt are not taken.
     """
 
-    def __init__(
-        self, sockets: Mapping[int, Path], *, run: str, node: str, attempt: int, spend: Callable[[float], None] = lambda _: None
-    ) -> None:
+    def __init__(self, sockets: Mapping[int, Path], *, run: str, node: str, attempt: int) -> None:
         self._sockets = dict(sorted(sockets.items()))
-        self._run, self._node, self._attempt, self._spend = run, node, attempt, spend
-        self._done, self._collecting = threading.Condition(), False
-        self._encoding = threading.Lock()
-        self._last = _Collection(-1e9, [])
-        self._unanswered: dict[int, socket.socket] = {}  # only for whoever collects
+        self._run, self._node, self._attempt = run, node, attempt
+        self._turn = threading.Lock()
+        self._began = -math.inf
+        self._unanswered: dict[int, socket.socket] = {}  # under the lock
 
-    def collect(self) -> Iterator[Metric]:
-        """The families of all ranks, of a collection that began after the call."""
-        yield from self._collection().families
+    def collect(self) -> Iterable[Metric]:
+        """The metric families of all ranks, collected now."""
+        return self.collected_by(math.inf).collect()
 
-    def exposition(self, form: bool, timeout: float = math.inf, asked: float | None = None) -> bytes:
-        """Their text. Many that ask at the same time share one.
+    def collected_by(self, deadline: float) -> Collector:
+        """Collects the metric families of all ranks now.
 
         Args:
-            form: OpenMetrics where it is True, else Prometheus's own.
-            timeout: seconds for which the text is waited for, from when it was asked for.
-            asked: when that was, on the monotonic clock; None for now. The text is of a collection that began later.
+            deadline: time of the monotonic clock at which the client gives up.
         """
-        collection = self._collection(timeout, asked)
-        with self._encoding:
-            text = collection.texts.get(form)
-            if text is None:
-                text = collection.texts[form] = encode(_Collected(collection.families), form)
-        return text
-
-    def _collection(self, timeout: float = math.inf, asked: float | None = None) -> _Collection:
-        asked = time.monotonic() if asked is None else asked
-        with self._done:
-            while self._last.began < asked:
-                if not self._collecting:
-                    self._collecting = True
-                    break
-                self._done.wait()
-            else:
-                return self._last
-        found = None
-        try:
-            time.sleep(max(0.0, self._last.began + PAUSE_SECONDS - time.monotonic()))
-            began = time.monotonic()
-            seconds = min(RANK_SECONDS, max(LEAST_SECONDS, (asked + timeout - began) / 2))
-            found = _Collection(began, self._merge(_ask(self._sockets, seconds, self._unanswered)))
-        finally:
-            with self._done:  # all that asked before it began take it, one of the others is the next to collect
-                self._last, self._collecting = found or self._last, False
-                self._done.notify_all()
-        return found
+        with self._turn:
+            time.sleep(max(0.0, self._began + PAUSE_SECONDS - time.monotonic()))
+            self._began = time.monotonic()
+            seconds = min(RANK_SECONDS, max(LEAST_SECONDS, (deadline - self._began) / 2))
+            return _Collected(self._merge(_ask(self._sockets, seconds, self._unanswered)))
 
     def _merge(self, answers: Mapping[int, bytes]) -> list[Metric]:
         families: dict[str, Metric] = {}
@@ -127,14 +86,12 @@ class NodeCollector(Collector):
         return list(families.values())
 
     def _parse(self, answer: bytes, own: Mapping[str, str]) -> list[Metric] | None:
-        """The families in an answer, with those samples that have a rank's own labels; None where there are none, it was cut off, or
-        another attempt gave it."""
+        """The families in an answer, with the samples that have the rank's own labels; None for an answer without any, one that was cut
+        off, or one of another attempt."""
         try:
             content: Any = json.loads(answer)
             if content["attempt"] != self._attempt:
                 return None
-            if (spent := float(content.get("seconds", 0.0))) > 0:  # which a NaN is not
-                self._spend(min(spent, _MOST_SECONDS))
             families = []
             for name, text, kind, unit, samples in content["families"]:
                 family = Metric(str(name), str(text), str(kind), str(unit))
@@ -148,7 +105,7 @@ class NodeCollector(Collector):
         return families if any(family.samples for family in families) else None
 
     def close(self) -> None:
-        """Drops the connections that were never answered. Not while another thread asks."""
+        """Drops the connections that were never answered. Not to be called while another thread collects."""
         while self._unanswered:
             self._unanswered.popitem()[1].close()
 
@@ -162,13 +119,13 @@ class _Collected(Collector):
 
 
 def _ask(sockets: Mapping[int, Path], seconds: float, unanswered: dict[int, socket.socket]) -> dict[int, bytes]:
-    """Rank -> what it sent until it closed the connection; a rank that did not within the time is left out.
+    """Asks all ranks at the same time; the answer of each rank that finished it in time.
 
     Args:
-        sockets: of the ranks.
-        seconds: for each of them.
-        unanswered: rank -> a connection that it has not answered in time. What comes of it later is too old to be told and says only that
-            the rank lives: until then it gets less time. Kept from one call to the next.
+        sockets: path of each rank's socket.
+        seconds: time for each of them.
+        unanswered: connection of each rank that has not answered in time. A late answer is too old to be used and shows only that the rank
+            is alive; until it comes the rank gets less time. Kept from one call to the next.
     """
     _forget_answered(unanswered)
     began = time.monotonic()
@@ -179,14 +136,14 @@ def _ask(sockets: Mapping[int, Path], seconds: float, unanswered: dict[int, sock
         for rank, path in sockets.items():
             try:
                 client = connect(path)
-            except OSError:  # not there, nobody behind it who may be, or too many wait before it
+            except OSError:  # no socket, no process of this user behind it, or a full queue
                 continue
             received[rank] = bytearray()
             selector.register(client, selectors.EVENT_READ, (rank, client))
         while selector.get_map():
             left = max(ends[key.data[0]] for key in selector.get_map().values()) - time.monotonic()
             ready = selector.select(max(0.0, left))
-            if not ready and left <= 0:  # what has arrived by then is read, also where this process had to wait for a core
+            if not ready and left <= 0:  # an answer that has arrived is read, even if this process waited for a core until now
                 break
             for key, _ in ready:
                 rank, client = key.data
@@ -210,12 +167,12 @@ def _ask(sockets: Mapping[int, Path], seconds: float, unanswered: dict[int, sock
 
 
 def _forget_answered(unanswered: dict[int, socket.socket]) -> None:
-    """Closes those connections that something has come of."""
+    """Closes the connections on which an answer has begun to arrive."""
     for rank, client in list(unanswered.items()):
         try:
             client.recv(1)
         except BlockingIOError:  # nothing has come
             continue
-        except OSError:  # reset: it does not hang any more
+        except OSError:  # reset: the rank no longer hangs
             pass
         unanswered.pop(rank).close()

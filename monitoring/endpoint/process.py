@@ -1,7 +1,7 @@
-"""Starts the process that serves a node's metrics, starts it again should it die, and ends it.
+"""Starts the endpoint's process, starts it again should it die, and ends it.
 
-The socket that Prometheus connects to is opened here, so that what is wrong with it is an error before the training begins, and that it
-stays the same when the process behind it is another one.
+The socket that Prometheus connects to is opened outside the process, so that an address that can't be used is an error before the training
+begins, and the address stays the same when the process is replaced.
 """
 
 from __future__ import annotations
@@ -16,27 +16,31 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from monitoring.endpoint.main import DELETE, EndpointSettings
+from monitoring.endpoint.identity import RankIdentity
+from monitoring.endpoint.main import DELETE, to_line
+from monitoring.settings import MonitoringConfig
 
 LONGEST_PAUSE = 60.0
-"""Between the end of the process and its next start, in seconds; the first is one second, and each twice the one before."""
+"""Longest pause between the end of the process and its next start, in seconds. The first pause is one second, and each is twice the one
+before."""
 CLOSE_SECONDS = 20.0
-"""What the process gets to end, the deletion from a Pushgateway included."""
-_KEPT_AWAY = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+"""Time for the process to end, in seconds, the deletion from a Pushgateway included."""
+_MEANT_FOR_RANKS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 _log = logging.getLogger(__name__)
 
 
 class EndpointProcess:
-    """The process, from here to `close`. That it can't be started or dies is a warning: the run goes on.
+    """The endpoint's process, from here to `close`. A process that can't be started or dies is a warning, because the run goes on.
 
     Args:
-        settings: what it serves.
-        listener: that it serves on; closed with this.
+        settings: settings of the monitoring.
+        identity: identity of this rank.
+        listener: listening socket that the process serves on; closed by `close`.
     """
 
-    def __init__(self, settings: EndpointSettings, listener: socket.socket) -> None:
-        self._settings, self._listener = settings, listener
+    def __init__(self, settings: MonitoringConfig, identity: RankIdentity, listener: socket.socket) -> None:
+        self._line, self._listener = to_line(settings, identity), listener
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -46,17 +50,17 @@ class EndpointProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process, None while there is none."""
+        """Process id, None while there is no process."""
         return self._process.pid if self._process is not None else None
 
     def _start(self) -> None:
         project = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (project, os.environ.get("PYTHONPATH", ""))))
-        command = [sys.executable, "-P", "-c", "from monitoring.endpoint.main import main; main()"]
         number = self._listener.fileno()
+        command = [sys.executable, "-P", "-c", "from monitoring.endpoint.main import main; main()", str(number)]
         try:
-            # who signals the whole job means the ranks: the process gets these blocked, and ends when its input does
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT_AWAY)
+            # Signals sent to the whole job are meant for the ranks. They are blocked in the process, which ends when its stdin closes.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _MEANT_FOR_RANKS)
             try:
                 process = subprocess.Popen(
                     command,
@@ -64,13 +68,13 @@ class EndpointProcess:
                     stdout=subprocess.DEVNULL,
                     pass_fds=[number],
                     env={**os.environ, "PYTHONPATH": path},
-                    start_new_session=True,
+                    process_group=0,  # in the ranks' session, since Linux shares a core by session before it looks at priorities
                 )
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
             self._process = process
             if process.stdin is not None:
-                process.stdin.write(self._settings.to_line(number))
+                process.stdin.write(self._line)
                 process.stdin.flush()
         except OSError as error:
             _log.warning("the process that serves the metrics can't be started: %s", error.strerror or error)
@@ -85,7 +89,7 @@ class EndpointProcess:
             with self._lock:
                 if self._closed.is_set():
                     return
-                _log.warning("the process that serves the metrics has ended (%s): it is started again", _how(code))
+                _log.warning("the process that serves the metrics has ended (%s) and is started again", _how(code))
                 self._release()
                 self._start()
 
@@ -93,7 +97,7 @@ class EndpointProcess:
         """Ends the process and closes the listener. A second call does nothing.
 
         Args:
-            delete: what it has pushed, from the Pushgateway.
+            delete: delete the pushed metrics from the Pushgateway.
         """
         if self._closed.is_set():
             return

@@ -1,8 +1,8 @@
 """Pushes metrics to a Pushgateway, for jobs that Prometheus can't reach, and deletes them there at the end.
 
-A push replaces the whole group of its node (or rank), so that a metric that is no more does not stay. What a run that was killed has left
-is swept when it starts again, wherever its nodes are then. A gateway that is away, slow or
-refuses costs one warning an outage. Credentials are read from a file for every push and are in no log line.
+A push replaces the whole group of its node (or rank), so that metrics that no longer exist do not stay. The groups of a run that was killed
+are swept when the run starts again, on whichever nodes. A gateway that is away, slow or refuses costs one warning an outage. Credentials
+are read from a file for every push and are in no log line.
 """
 
 from __future__ import annotations
@@ -16,64 +16,51 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from prometheus_client.exposition import default_handler, delete_from_gateway, push_to_gateway
 from prometheus_client.registry import Collector
 
-from monitoring.endpoint.access import ExporterError, read_secret
+from monitoring.endpoint.access import read_secret
+from monitoring.settings import EndpointError, MonitoringConfig
 
 JOB = "context_encoder"
-"""The label `job` of what is pushed, the same as that of what is scraped."""
+"""Label `job` of pushed metrics, the same as that of scraped ones."""
 PUSH_SECONDS = 5.0
-"""Longest silence of the gateway within a push."""
-_SHOWN_BYTES = 300  # of what a gateway says about a push that it refuses
+"""Longest silence of the gateway within a push, in seconds."""
+_SHOWN_BYTES = 300  # bytes of a gateway's answer that are shown when it refuses a push
 
 _log = logging.getLogger(__name__)
 
 
 class Pushgateway:
-    """Pushes from a thread of its own until it is closed. No gateway raises anything here.
+    """Pushes from a thread of its own until it is closed. A gateway that fails raises nothing here.
 
     Args:
-        url: of the gateway, `http://HOST:9091`.
-        source: what to push.
-        group: labels beside `job` under which it is kept; nobody else may push to the same.
-        seconds: between two pushes.
-        user: name for basic authentication; without one the secret is a bearer token.
-        secret_file: with the password or the token, empty for none. Read for every push.
-        sweeps: delete the other groups of the same `run` first: those of an earlier attempt. One that is still pushed to comes back.
+        settings: URL of the gateway, time between two pushes, user and secret file. Without a user the secret is a bearer token.
+        source: metrics to push.
+        group: labels beside `job` under which the gateway keeps the metrics; no other process may push to the same group.
+        sweeps: first delete the other groups of the same `run`, which are left from an earlier attempt. A group that is still pushed to
+            comes back.
 
     Attributes:
         failed: pushes in a row that the gateway did not take.
     """
 
-    def __init__(
-        self,
-        url: str,
-        source: Collector,
-        group: Mapping[str, str],
-        *,
-        seconds: float = 30.0,
-        user: str = "",
-        secret_file: str | Path = "",
-        sweeps: bool = False,
-    ) -> None:
-        self._url, self._source, self._group = url, source, dict(group)
-        self._seconds, self._user, self._secret_file = seconds, user, secret_file
-        self._sweeps = sweeps
+    def __init__(self, settings: MonitoringConfig, source: Collector, group: Mapping[str, str], *, sweeps: bool = False) -> None:
+        self._url, self._seconds, self._user = settings.pushgateway, settings.pushgateway_seconds, settings.pushgateway_user
+        self._secret_file, self._source, self._group, self._sweeps = settings.pushgateway_secret_file, source, dict(group), sweeps
         self.failed = 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._push_again_and_again, name="pushgateway", daemon=True)
         self._thread.start()
 
     def close(self, *, delete: bool = True) -> None:
-        """Ends the pushes and deletes what was pushed. Takes a push's time limit at most, and that of the deletion. A second call does
-        nothing.
+        """Ends the pushes and deletes the pushed metrics. Takes no longer than the time-outs of a push and of a deletion. A second call
+        does nothing.
 
         Args:
-            delete: what was pushed.
+            delete: delete the pushed metrics.
         """
         if self._closed.is_set():
             return
@@ -107,7 +94,7 @@ class Pushgateway:
         push_to_gateway(self._url, JOB, self._source, self._group, PUSH_SECONDS, self._send)
 
     def _others(self) -> list[dict[str, str]]:
-        """Groups of the same run that are not this one."""
+        """Groups of the same run but this one."""
         request = urllib.request.Request(f"{self._url.rstrip('/')}/api/v1/metrics", headers=dict(self._authorisation()))  # noqa: S310
         with urllib.request.build_opener(_NoRedirects).open(request, timeout=PUSH_SECONDS) as answer:
             groups = [dict(each["labels"]) for each in json.load(answer)["data"]]
@@ -116,7 +103,7 @@ class Pushgateway:
         ]
 
     def _tried(self, request: Callable[[], None]) -> str | None:
-        """What is wrong, None where nothing is."""
+        """Makes a request; the reason where it fails, None where it succeeds."""
         try:
             request()
         except urllib.error.HTTPError as error:
@@ -125,15 +112,15 @@ class Pushgateway:
             return f"it answered {error.code} {error.reason}{f', {said}' if said else ''}"
         except urllib.error.URLError as error:
             return str(getattr(error.reason, "strerror", None) or error.reason)
-        except (OSError, http.client.HTTPException, ExporterError) as error:
+        except (OSError, http.client.HTTPException, EndpointError) as error:
             return str(error) or type(error).__name__
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            return f"it is no Pushgateway, or one behind something that changes its answers ({error})"
+            return f"it is not a Pushgateway, or a proxy changes its answers ({error})"
         return None
 
     def _send(
         self, url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
-    ) -> Callable[[], None]:  # the form that prometheus_client's functions ask for
+    ) -> Callable[[], None]:  # the signature that prometheus_client asks for
         return default_handler(url, method, timeout, [*headers, *self._authorisation()], data)
 
     def _authorisation(self) -> list[tuple[str, str]]:
@@ -153,4 +140,4 @@ class Pushgateway:
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """Credentials go nowhere else."""
+        """Follows no redirect, because credentials must go nowhere else."""

@@ -1,12 +1,9 @@
-"""Where the process that serves a node's metrics finds those of each rank: a Unix socket a rank in a folder that only this user can enter.
+"""Unix sockets on which ranks answer with their metrics, one a rank, in a folder that only this user can enter.
 
-Whoever connects is sent one JSON document and the end of the stream. A rank spends two or three milliseconds of processor time on
-an answer and nothing while nobody asks; text for Prometheus is made of it elsewhere. Whoever asks makes sure that it is a rank of the same
-user who answers.
+A client that connects is sent one JSON document and the end of the stream. An answer costs a rank two or three milliseconds of CPU time;
+the endpoint's process makes text for Prometheus of it. The client makes sure that a rank of the same user answers.
 
-    {"attempt": 2, "seconds": 0.003, "families": [[name, help, type, unit, [[sample name, labels, value], ...]], ...]}
-
-`seconds` is the processor time of this rank since its answer before, most of it for that one and this one: whoever asks limits it.
+    {"attempt": 2, "families": [[name, help, type, unit, [[sample name, labels, value], ...]], ...]}
 """
 
 from __future__ import annotations
@@ -29,27 +26,26 @@ from prometheus_client.registry import Collector
 
 _SEND_SECONDS = 2.0
 _PAUSE_SECONDS = 0.1
-_STALE_SECONDS = 3600.0  # what is younger may belong to a rank that is starting just now
-_LONGEST_PATH = 100  # of a socket, in bytes: Linux takes 107, others 103
+_STALE_SECONDS = 3600.0  # a younger folder may belong to a rank that is starting just now
+_LONGEST_PATH = 100  # bytes of a socket's path: Linux takes 107, others 103
 _BACKLOG = 16
-_CREDENTIALS = "iII"  # of a process: its number, its user, its group
+_CREDENTIALS = "iII"  # id, user and group of a process
 
 _log = logging.getLogger(__name__)
 
 
 class RankSocket:
-    """Answers with the metrics of this rank until it is closed. A folder that can't be used is a warning: the run goes on without.
+    """Answers with the metrics of this rank until it is closed. A folder that can't be used is a warning, because the run goes on.
 
     Args:
-        registry: of this rank.
-        path: of the socket, as `socket_path` gives it. One that another process left is replaced.
-        attempt: of the run: an endpoint takes no answers of another one.
+        registry: metrics of this rank.
+        path: path of the socket, as `socket_path` gives it. A socket that another process left there is replaced.
+        attempt: number of the run's attempt, because an endpoint takes no answers of another attempt.
     """
 
     def __init__(self, registry: Collector, path: Path, attempt: int) -> None:
         self.path = path
         self._registry, self._attempt = registry, attempt
-        self._spent = 0.0
         self._listener: socket.socket | None = None
         try:
             listener, self._inode = _listen(path)
@@ -74,7 +70,7 @@ class RankSocket:
             while all(key.fileobj is listener for key, _ in selector.select()):
                 try:
                     client, _ = listener.accept()
-                except OSError:  # gone, or no more open files: the endpoint says that this rank does not answer
+                except OSError:  # the client is gone, or no file descriptor is left: the endpoint reports this rank as silent
                     time.sleep(_PAUSE_SECONDS)
                     continue
                 with client:
@@ -91,8 +87,7 @@ class RankSocket:
             (family.name, family.documentation, family.type, family.unit, [(s.name, s.labels, s.value) for s in family.samples])
             for family in self._registry.collect()
         ]
-        before, self._spent = self._spent, time.thread_time()
-        return json.dumps({"attempt": self._attempt, "seconds": self._spent - before, "families": families}).encode()
+        return json.dumps({"attempt": self._attempt, "families": families}).encode()
 
     def close(self) -> None:
         """Stops answering and removes the socket, unless another process has taken the rank over. A second call does nothing."""
@@ -114,10 +109,13 @@ class RankSocket:
 
 
 def _listen(path: Path) -> tuple[socket.socket, int]:
-    """A listening socket under its name, and its inode.
+    """Makes a listening socket under its name, and gives it with its inode.
+
+    The name appears when the socket already listens, so that every client that finds it can connect. `whole_file` can't do this, because a
+    socket is bound, not written.
 
     Raises:
-        OSError: it can't be made there.
+        OSError: no socket can be made there.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     for attempt in range(3):
@@ -129,7 +127,7 @@ def _listen(path: Path) -> tuple[socket.socket, int]:
             listener.bind(str(partial))
             listener.listen(_BACKLOG)
             inode = partial.stat().st_ino
-            os.replace(partial, path)  # whoever finds it can connect
+            os.replace(partial, path)
         except OSError as error:
             listener.close()
             with suppress(OSError):
@@ -142,10 +140,10 @@ def _listen(path: Path) -> tuple[socket.socket, int]:
 
 
 def connect(path: Path) -> socket.socket:
-    """A connection to the rank that answers there, which does not block.
+    """Connects to the rank that answers on a socket; the connection does not block.
 
     Raises:
-        OSError: nobody answers there, too many wait already, or it may be another user who answers.
+        OSError: no process answers there, its queue is full, or another user may be answering.
     """
     for folder in (path.parent.parent, path.parent):
         _check_private(folder)
@@ -153,9 +151,9 @@ def connect(path: Path) -> socket.socket:
     try:
         client.setblocking(False)
         client.connect(str(path))
-        if hasattr(socket, "SO_PEERCRED"):  # Linux, which says who listens
-            told = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(_CREDENTIALS))
-            _, user, _ = struct.unpack(_CREDENTIALS, told)
+        if hasattr(socket, "SO_PEERCRED"):  # Linux knows the user of the listening process
+            credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(_CREDENTIALS))
+            _, user, _ = struct.unpack(_CREDENTIALS, credentials)
             if user != os.getuid():
                 raise PermissionError(f"user {user} answers on {path}")
     except OSError:
@@ -165,7 +163,7 @@ def connect(path: Path) -> socket.socket:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what killed runs have left: old folders whose sockets nobody listens to."""
+    """Removes the folders of killed runs: old ones in which no process listens."""
     with suppress(OSError):
         for run in folder.iterdir():
             if time.time() - run.stat().st_mtime < _STALE_SECONDS:
@@ -184,13 +182,13 @@ def _is_listening(path: Path) -> bool:
             client.connect(str(path))
         except ConnectionRefusedError:
             return False
-        except OSError:  # too many wait before it
+        except OSError:  # its queue is full
             return True
     return True
 
 
 def socket_path(run_folder: Path, node: str, rank: int) -> Path:
-    """The same on every rank of a run on a node, another for any other run: `TMPDIR/context-encoder-UID/DIGEST/rank<r>.sock`."""
+    """Path of a rank's socket, in one folder for the ranks of a run on a node: `TMPDIR/context-encoder-UID/DIGEST/rank<r>.sock`."""
     digest = hashlib.sha256(os.fsencode(run_folder.resolve()) + b"\0" + os.fsencode(node)).hexdigest()[:16]
     inside = Path(f"context-encoder-{os.getuid()}", digest, f"rank{rank}.sock")
     path = Path(tempfile.gettempdir()) / inside
@@ -202,17 +200,17 @@ def _make_private(folder: Path) -> None:
     """Makes a folder that only this user can enter.
 
     Raises:
-        OSError: it is there, and another user's or open to others.
+        OSError: the folder exists and belongs to another user or is open to others.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
     _check_private(folder)
 
 
 def _check_private(folder: Path) -> None:
-    """A folder must be one that only this user can enter.
+    """Refuses a folder that other users can enter.
 
     Raises:
-        OSError: it is not, or there is none.
+        OSError: the folder is missing, belongs to another user or is open to others.
     """
     state = folder.lstat()
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:

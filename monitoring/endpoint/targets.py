@@ -1,10 +1,10 @@
-"""Where Prometheus finds the endpoints of a run: one small file each in a folder that its file_sd reads (`RUN/targets/*.json`).
+"""Target files, by which Prometheus finds the endpoints of a run: one small file each in a folder for its file_sd (`RUN/targets/*.json`).
 
-No registry, no server: the run folder is what ranks and Prometheus both see. A file is named after the first rank that its endpoint serves.
-A process that was killed can't remove its file. So each endpoint removes those of the other ranks that it serves, which it knows by their
-names; and that of rank 0 those of ranks that the run no longer has and those of dead processes on its own machine. Nobody else looks into
-the folder: were it every rank, a start of a thousand would read a million files of a shared file system. The labels equal those on the
-series: scrape with `honor_labels: true`, else Prometheus keeps both sets.
+There is no registry and no server, because ranks and Prometheus both see the run folder. A file is named after the first rank that its
+endpoint serves. A process that was killed can't remove its file. So each endpoint removes the files of the other ranks that it serves,
+whose names it knows; and rank 0 removes the files of ranks that the run no longer has and of dead processes on its own machine. Rank 0
+alone lists the folder: if every rank did, the start of a thousand ranks would read a million files of a shared file system. The labels
+equal those of the series, so scrape with `honor_labels: true`, else Prometheus keeps both sets.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from shards.whole_file import whole_file
+
 _HOST, _PROCESS = "__context_encoder_host__", "__context_encoder_process__"  # Prometheus drops labels that begin with two underscores
 _FILE = re.compile(r"rank(\d+)\.json")
 
@@ -26,14 +28,14 @@ _log = logging.getLogger(__name__)
 
 
 class TargetsFile:
-    """`folder/rank<first>.json`, there until it is closed. A folder that can't be written is a warning: the run goes on without.
+    """The file `folder/rank<first>.json`, from here to `close`. A folder that can't be written is a warning, because the run goes on.
 
     Args:
-        folder: made when missing; what Prometheus watches.
+        folder: folder that Prometheus watches; made when missing.
         target: `host:port` of the endpoint.
-        labels: of all its series: run and node, and rank where it serves a single one.
-        ranks: that it serves; the files of the others among them are of an earlier attempt and are removed.
-        world_size: ranks of the run; files of ranks from there on likewise, where rank 0 is among `ranks`.
+        labels: labels of all its series: run and node, and rank where the endpoint serves a single one.
+        ranks: ranks that the endpoint serves; files of all but the first are left from an earlier attempt and are removed.
+        world_size: number of ranks of the run; files of higher ranks are removed where rank 0 is among `ranks`.
         scheme: http or https.
     """
 
@@ -43,19 +45,16 @@ class TargetsFile:
         self.path = folder / f"rank{ranks.start}.json"
         hidden = {_HOST: _host(), _PROCESS: _process(os.getpid()) or ""} | ({"__scheme__": scheme} if scheme != "http" else {})
         self._content = json.dumps([{"targets": [target], "labels": {**labels, **hidden}}]).encode()
-        partial = folder / f".rank{ranks.start}.partial"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for other in ranks[1:]:
                 (folder / f"rank{other}.json").unlink(missing_ok=True)
             if ranks.start == 0:
                 _sweep(folder, world_size)
-            partial.write_bytes(self._content)
-            os.replace(partial, self.path)
+            with whole_file(self.path, durable=False) as file:  # Prometheus may read at any moment
+                file.write(self._content)
         except OSError as error:
             _log.warning("%s: %s. Prometheus will not find %s by itself", self.path, error.strerror or error, target)
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Removes the file, unless another process has taken the rank over."""
@@ -80,7 +79,7 @@ def _sweep(folder: Path, world_size: int) -> None:
 
 
 def _remove_dead(path: Path) -> None:
-    """Removes the file of a dead process, and not the one that its rank may have written in its place just now."""
+    """Removes the file of a dead process, but not a file that its rank may have written in the meantime."""
     aside = path.with_suffix(".swept")  # which Prometheus does not read
     try:
         os.replace(path, aside)
@@ -93,7 +92,7 @@ def _remove_dead(path: Path) -> None:
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether a file was written on this machine by a process that is no more."""
+    """Tells whether a file was written on this machine by a process that has ended."""
     try:
         labels = json.loads(path.read_bytes())[0]["labels"]
         host, process = str(labels[_HOST]), str(labels[_PROCESS])
@@ -103,7 +102,7 @@ def _is_dead(path: Path) -> bool:
 
 
 def _host() -> str:
-    """This machine as far as process ids go: containers that share a host name have their own."""
+    """Names the space of process ids that this process is in: containers that share a host name have their own."""
     try:
         return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:
@@ -111,7 +110,7 @@ def _host() -> str:
 
 
 def _process(pid: int) -> str | None:
-    """`pid/start time`, since ids are used again; None where there is no such process."""
+    """Identifies a process by `pid/start time`, because ids are used again; None where there is no such process."""
     if sys.platform == "linux":
         try:
             state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

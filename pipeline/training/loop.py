@@ -197,7 +197,7 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
         stack.enter_context(closing(checkpoints))  # first to close: the folder is released only when no save is being written
         if publication is not None:
             reporter.say(publication.summary)
-            publication.missed = True  # from now on a failure must raise an alert; before, an error is on the starter's console
+            publication.alert_on_failure = True  # from now on a failure must raise an alert; before, an error is on the starter's console
         yield Run(config, world, interruption, watchdog, folder, loader, checkpoints, engines, train_step, reporter), found
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from monitoring.endpoint.export import Export, Place, open_export
+from monitoring.endpoint.identity import RankIdentity
+from monitoring.endpoint.publish import Publication
 from monitoring.metrics.hardware import Gpu
 from monitoring.metrics.run_metrics import RunMetrics
 from pipeline.config import Config
@@ -52,7 +53,7 @@ def rank_metrics(config: Config[Any], world: World, watchdog: Watchdog) -> RunMe
 
 
 @contextmanager
-def published(metrics: RunMetrics, config: Config[Any], world: World, folder: RunFolder, attempt: int) -> Iterator[Export | None]:
+def published(metrics: RunMetrics, config: Config[Any], world: World, folder: RunFolder, attempt: int) -> Iterator[Publication | None]:
     """Publishes the metrics of this rank while `with` lasts; None if monitoring is disabled.
 
     Args:
@@ -63,14 +64,14 @@ def published(metrics: RunMetrics, config: Config[Any], world: World, folder: Ru
         attempt: attempt of the run, from 1.
 
     Raises:
-        ExporterError: a setting of monitoring.* can't be used on this machine.
+        EndpointError: a setting of monitoring.* can't be used on this machine.
     """
     if not config.monitoring.enabled:
         yield None
         return
     run, node = _names(config)
-    place = Place(folder.path, run, node, world.rank, world.size, world.local_rank, world.local_size, attempt)
-    with open_export(metrics.registry, config.monitoring, place, folder.targets) as publication:
+    identity = RankIdentity(folder.path, run, node, world.rank, world.size, world.local_rank, world.local_size, attempt)
+    with Publication(metrics.registry, config.monitoring, identity, folder.targets) as publication:
         yield publication
 
 

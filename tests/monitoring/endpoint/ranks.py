@@ -1,4 +1,4 @@
-"""Ranks without training: processes that export metrics as those of a run do, for tests that stop, hang and kill them."""
+"""Ranks without training: processes that publish metrics as those of a run do, for tests that stop, hang and kill them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from tests.conftest import ROOT
 _PROGRAM = """
 import json, sys, time
 from pathlib import Path
-from monitoring import Place, RunMetrics, open_export
-from pipeline.config import MonitoringConfig
-told = json.loads(sys.argv[1])
-place = Place(Path(told["folder"]), "run", "node", told["rank"], told["world"], told["rank"], told["world"], told["attempt"])
-metrics = RunMetrics("run", told["rank"], told["world"], "node")
+from monitoring import MonitoringConfig, Publication, RankIdentity, RunMetrics
+known = json.loads(sys.argv[1])
+rank, world = known["rank"], known["world"]
+identity = RankIdentity(Path(known["folder"]), "run", "node", rank, world, rank, world, known["attempt"])
+metrics = RunMetrics("run", rank, world, "node")
 began = time.monotonic()
 metrics.heartbeat(lambda: time.monotonic() - began)
-metrics.step(step=told["step"], epoch=0, progress=0.5, seconds=0.1, images=8, data_wait_seconds=0.0)
-with open_export(metrics.registry, MonitoringConfig(**{"port": 0, **told["settings"]}), place, place.folder / "targets") as export:
-    print(json.dumps({"url": export.url, "endpoint": export.process and export.process.pid}), flush=True)
+metrics.step(step=known["step"], epoch=0, progress=0.5, seconds=0.1, images=8, data_wait_seconds=0.0)
+settings = MonitoringConfig(**{"port": 0, **known["settings"]})
+with Publication(metrics.registry, settings, identity, identity.folder / "targets") as publication:
+    print(json.dumps({"url": publication.url, "endpoint": publication.process and publication.process.pid}), flush=True)
     if sys.stdin.read() == "fail":
-        export.missed = True
+        publication.alert_on_failure = True
         raise RuntimeError("as a run that ends with an error")
 """
 
@@ -41,20 +42,20 @@ class Rank:
     """A process with the metrics of one rank, of a run of `world` ranks on this machine.
 
     Args:
-        folder: of the run.
-        rank: of the process; 0 starts the node's endpoint.
-        world: ranks of the run.
-        attempt: of the run.
-        step: that it says it has done.
-        settings: of monitoring.
+        folder: run folder.
+        rank: rank of the process; 0 starts the node's endpoint.
+        world: number of ranks of the run.
+        attempt: number of the run's attempt.
+        step: step that its metrics name.
+        settings: settings of the monitoring.
     """
 
     def __init__(self, folder: Path, rank: int, world: int = 2, attempt: int = 1, step: int = 0, **settings: Any) -> None:
-        told = {"folder": str(folder), "rank": rank, "world": world, "attempt": attempt, "step": step or 40 + rank, "settings": settings}
+        known = {"folder": str(folder), "rank": rank, "world": world, "attempt": attempt, "step": step or 40 + rank, "settings": settings}
         self.log = folder.parent / f"{folder.name}.rank{rank}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
-            command = [sys.executable, "-c", _PROGRAM, json.dumps(told)]
+            command = [sys.executable, "-c", _PROGRAM, json.dumps(known)]
             self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

@@ -1,4 +1,4 @@
-"""What strangers may do to the endpoint of a run that goes on: nothing that it does not get over by itself."""
+"""Abuse of the endpoint of a run that goes on: the endpoint recovers by itself from all of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from benchmarks.abusers import OTHERS, SCRAPERS
-from monitoring.endpoint.server import MAX_REQUESTS, MAX_WAITING
+from monitoring.endpoint.server import MAX_CLIENTS
 from tests.conftest import ROOT
 from tests.monitoring.endpoint.ranks import Rank, by_rank, get, scrape, wait_until
 
@@ -40,7 +40,7 @@ def test_after_every_kind_of_abuse_a_scrape_succeeds_and_nothing_has_grown(tmp_p
                 assert first.endpoint.num_threads() <= sizes[0][0], "no thread for a request"
                 assert [process.num_threads() for process in processes[1:]] == [size[0] for size in sizes[1:]], "not a rank's business"
             answers = json.loads(abusers.stdout.read())
-        assert 10 < files <= MAX_REQUESTS + MAX_WAITING + sizes[0][1] + RANK_FILES
+        assert 10 < files <= MAX_CLIENTS + sizes[0][1] + RANK_FILES
         assert answers["scrape"]["HTTP/1.0 200 OK"] > 0, answers
         for kind in ("wrong_token", "garbage", "half_a_request", "drip"):
             assert "HTTP/1.0 200 OK" not in answers[kind], answers

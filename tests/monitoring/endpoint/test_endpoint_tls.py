@@ -1,4 +1,4 @@
-"""The endpoint behind TLS: who gets in, what is refused before it starts, and that no handshake holds anybody up."""
+"""The endpoint behind TLS: the clients that get in, the files that are refused before it starts, and handshakes that stall."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from monitoring import Exporter, ExporterError, RunMetrics
+from monitoring import EndpointError, MetricsServer, MonitoringConfig, RunMetrics
 from monitoring.endpoint import server as module
-from monitoring.endpoint.access import server_context
-from monitoring.endpoint.listener import listen
+from monitoring.endpoint.access import listen, server_context
 from tests.certificates import Certificate, make_certificate
 from tests.monitoring.endpoint.ranks import Rank, by_rank, get, scrape, wait_until
 
@@ -25,48 +24,49 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
-def serving(certificate: Certificate) -> Exporter:
+def serving(certificate: Certificate) -> MetricsServer:
     registry = RunMetrics("run", 0, 1, "node").registry
-    return Exporter(registry, port=0, certificate_file=certificate.certificate, key_file=certificate.key)
+    settings = MonitoringConfig(port=0, certificate_file=str(certificate.certificate), key_file=str(certificate.key))
+    return MetricsServer(registry, settings)
 
 
 @pytest.fixture
-def exporter(certificate: Certificate) -> Iterator[Exporter]:
+def server(certificate: Certificate) -> Iterator[MetricsServer]:
     with serving(certificate) as served:
         yield served
 
 
-def connect(exporter: Exporter, sent: bytes = b"") -> socket.socket:
-    client = socket.create_connection(("127.0.0.1", exporter.port), timeout=30)
+def connect(server: MetricsServer, sent: bytes = b"") -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
     client.sendall(sent)
     return client
 
 
-def test_metrics_are_served_to_who_trusts_the_certificate(exporter: Exporter, certificate: Certificate) -> None:
-    assert b"context_encoder_rank_up" in get(f"https://127.0.0.1:{exporter.port}/metrics", certificate.trusting())[1]
+def test_metrics_are_served_to_clients_that_trust_the_certificate(server: MetricsServer, certificate: Certificate) -> None:
+    assert b"context_encoder_rank_up" in get(f"https://127.0.0.1:{server.port}/metrics", certificate.trusting())[1]
     with pytest.raises(ssl.SSLCertVerificationError):
-        get(f"https://127.0.0.1:{exporter.port}/metrics", ssl.create_default_context())
+        get(f"https://127.0.0.1:{server.port}/metrics", ssl.create_default_context())
 
 
 @pytest.mark.filterwarnings("ignore:.*TLSv1.*deprecated:DeprecationWarning")
-def test_nothing_older_than_tls_1_2_is_spoken(exporter: Exporter, certificate: Certificate) -> None:
+def test_nothing_older_than_tls_1_2_is_spoken(server: MetricsServer, certificate: Certificate) -> None:
     served = server_context(certificate.certificate, certificate.key)
     assert served is not None
     assert served.minimum_version == ssl.TLSVersion.TLSv1_2
     context = certificate.trusting()
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
-    with pytest.raises(OSError, match=r"(?i)protocol|version|alert|reset"), connect(exporter) as client:
+    with pytest.raises(OSError, match=r"(?i)protocol|version|alert|reset"), connect(server) as client:
         context.wrap_socket(client, server_hostname="localhost")
     context = certificate.trusting()
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    with connect(exporter) as client, context.wrap_socket(client, server_hostname="localhost") as secured:
+    with connect(server) as client, context.wrap_socket(client, server_hostname="localhost") as secured:
         assert secured.version() == "TLSv1.2"
 
 
-def test_without_tls_nothing_is_said(exporter: Exporter) -> None:
+def test_without_tls_nothing_is_said(server: MetricsServer) -> None:
     for sent in (b"GET /metrics HTTP/1.0\r\n\r\n", b"garbage" * 1000, b"\x16\x03\x01\x00\x05hello", b""):
-        with connect(exporter, sent) as client:
+        with connect(server, sent) as client:
             try:
                 client.shutdown(socket.SHUT_WR)
                 answer = client.recv(65536)
@@ -75,35 +75,33 @@ def test_without_tls_nothing_is_said(exporter: Exporter) -> None:
             assert b"context_encoder" not in answer
 
 
-def stalled_handshakes(exporter: Exporter) -> list[socket.socket]:
-    return [connect(exporter, sent) for sent in (b"", b"\x16\x03\x01") for _ in range(10)]
+def stalled_handshakes(server: MetricsServer) -> list[socket.socket]:
+    return [connect(server, sent) for sent in (b"", b"\x16\x03\x01") for _ in range(10)]
 
 
 def test_handshakes_that_stall_block_nobody(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IDLE_SECONDS", 300.0)
+    monkeypatch.setattr(module, "HEAD_SECONDS", 300.0)
     monkeypatch.setattr(module, "REQUEST_SECONDS", 300.0)
-    with serving(certificate) as exporter:
-        stalled = stalled_handshakes(exporter)
-        assert get(f"https://127.0.0.1:{exporter.port}/metrics", certificate.trusting())[0] == 200
+    with serving(certificate) as server:
+        stalled = stalled_handshakes(server)
+        assert get(f"https://127.0.0.1:{server.port}/metrics", certificate.trusting())[0] == 200
         for client in stalled:
             client.close()
 
 
 def test_handshakes_that_stall_are_cut_off_and_leave_nothing(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IDLE_SECONDS", 1.0)
-    with serving(certificate) as exporter:
+    monkeypatch.setattr(module, "HEAD_SECONDS", 1.0)
+    with serving(certificate) as server:
         threads, files = threading.active_count(), psutil.Process().num_fds()
-        for client in stalled_handshakes(exporter):
+        for client in stalled_handshakes(server):
             assert client.recv(100) == b"", "cut off"
             client.close()
         wait_until(lambda: threading.active_count() == threads and psutil.Process().num_fds() == files)
 
 
-def test_a_handshake_that_drips_is_cut_off_after_the_whole_time_of_a_request(
-    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "REQUEST_SECONDS", 0.6)
-    with serving(certificate) as exporter, connect(exporter, b"\x16\x03\x01\x10\x00") as client:
+def test_a_handshake_that_drips_is_cut_off(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEAD_SECONDS", 0.6)
+    with serving(certificate) as server, connect(server, b"\x16\x03\x01\x10\x00") as client:
         client.settimeout(0.05)
 
         def is_cut() -> bool:
@@ -132,8 +130,9 @@ def test_files_that_can_not_be_used_are_errors_that_name_the_setting(certificate
         ((certificate.certificate, nonsense), "monitoring.key_file", nonsense),
         ((locked.certificate, locked.key), "monitoring.key_file", locked.key),
     ):
-        with pytest.raises(ExporterError, match=re.escape(setting)) as raised:
-            Exporter(RunMetrics("run", 0, 1, "node").registry, port=0, certificate_file=files[0], key_file=files[1])
+        settings = MonitoringConfig(port=0, certificate_file=str(files[0]), key_file=str(files[1]))
+        with pytest.raises(EndpointError, match=re.escape(setting)) as raised:
+            MetricsServer(RunMetrics("run", 0, 1, "node").registry, settings)
         assert str(path) in str(raised.value)
         assert "secret" not in str(raised.value)
 

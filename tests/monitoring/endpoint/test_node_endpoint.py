@@ -1,4 +1,4 @@
-"""One endpoint for the ranks of a node, with real processes: whatever becomes of one rank, the others' metrics are served."""
+"""One endpoint for the ranks of a node, with real processes: the loss of one rank does not take the others' metrics away."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.registry import Collector
 
-from monitoring import Exporter, ExporterError, Place, RunMetrics, open_export
+from monitoring import EndpointError, MetricsServer, MonitoringConfig, Publication, RankIdentity, RunMetrics
 from monitoring.endpoint import node_collector as module
 from monitoring.endpoint.node_collector import NodeCollector
 from monitoring.endpoint.rank_socket import RankSocket, socket_path
-from pipeline.config import MonitoringConfig
+from monitoring.endpoint.server import encode
 from tests.monitoring.endpoint.ranks import Rank, by_rank, get, scrape, wait_until
 
 
-def place(folder: Path, rank: int = 0, world: int = 1) -> Place:
-    return Place(folder, folder.name, "node", rank, world, rank, world, 1)
+def identity(folder: Path, rank: int = 0, world: int = 1) -> RankIdentity:
+    return RankIdentity(folder, folder.name, "node", rank, world, rank, world, 1)
 
 
 def make_private(folder: Path) -> None:
@@ -89,21 +89,25 @@ def test_the_first_rank_may_hang_as_well(tmp_path: Path) -> None:
 
 
 def test_the_age_of_the_heartbeat_is_that_of_the_scrape(tmp_path: Path) -> None:
-    """Values that are computed when they are read are those of a moment between the request and the answer, also when many ask."""
+    """Values that are computed at the scrape are of a moment between the request and the answer, also when many clients ask."""
     metrics, asked = RunMetrics("run", 0, 1, "node"), []
     metrics.heartbeat(time.monotonic)
     path = socket_path(tmp_path / "run", "node", 0)
 
-    def ask(collector: NodeCollector) -> None:
+    def ask(server: MetricsServer) -> None:
         before = time.monotonic()
-        (line,) = (line for line in collector.exposition(False).decode().splitlines() if line.startswith("context_encoder_heart"))
+        text = get(f"http://{server.target}/metrics")[1].decode()
+        (line,) = (line for line in text.splitlines() if line.startswith("context_encoder_heart"))
         asked.append((before, float(line.split()[-1]), time.monotonic()))
 
-    with RankSocket(metrics.registry, path, 1):
-        collector = NodeCollector({0: path}, run="run", node="node", attempt=1)
-        with ThreadPoolExecutor(8) as pool:
-            for delay in range(8):
-                pool.submit(lambda wait: time.sleep(wait) or ask(collector), 0.1 * delay)
+    with (
+        RankSocket(metrics.registry, path, 1),
+        closing(NodeCollector({0: path}, run="run", node="node", attempt=1)) as collector,
+        MetricsServer(collector.collected_by, MonitoringConfig(port=0)) as server,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        for delay in range(8):
+            pool.submit(lambda wait: time.sleep(wait) or ask(server), 0.1 * delay)
     assert len(asked) == 8
     for before, value, after in asked:
         assert before <= value <= after
@@ -122,10 +126,10 @@ def test_ranks_are_asked_at_the_same_time_and_for_a_bounded_time(tmp_path: Path,
             server.listen()
             silent.append(server)
         collector = NodeCollector(paths, run="run", node="node", attempt=1)
-        collector.exposition(False)  # by now all threads have opened what they need
+        text_of(collector)  # by now all threads have opened what they need
         files = psutil.Process().num_fds()
         began = time.monotonic()
-        text = collector.exposition(False).decode()
+        text = text_of(collector).decode()
         assert time.monotonic() - began < 7 * module.RANK_SECONDS, "one after the other"
         assert text.count("context_encoder_rank_up{") == 8
         assert 'context_encoder_step{node="node",rank="7",run="run"}' in text
@@ -148,8 +152,12 @@ class Held(Collector):
         yield from self.inner.collect()
 
 
+def text_of(collector: NodeCollector) -> bytes:
+    return encode(collector, False)
+
+
 def ups(text: bytes) -> list[str]:
-    """What is said of the ranks, in their order."""
+    """The values of `rank_up`, in the order of the ranks."""
     return [line.split()[-1] for line in text.decode().splitlines() if line.startswith("context_encoder_rank_up{")]
 
 
@@ -161,15 +169,17 @@ def test_a_rank_that_hangs_takes_no_more_than_half_the_time_that_prometheus_has(
     collector = NodeCollector(paths, run="run", node="node", attempt=1)
     with (
         closing(collector),
-        Exporter(collector.exposition, port=0) as exporter,
+        MetricsServer(collector.collected_by, MonitoringConfig(port=0)) as server,
         RankSocket(metrics[0].registry, paths[0], 1),
         RankSocket(held, paths[1], 1),
     ):
-        url = f"http://127.0.0.1:{exporter.port}/metrics"
+        url = f"http://127.0.0.1:{server.port}/metrics"
         assert ups(get(url, **{"X-Prometheus-Scrape-Timeout-Seconds": "3"})[1]) == ["1.0", "0.0"]
         held.free.set()
         wait_until(lambda: ups(get(url, **{"X-Prometheus-Scrape-Timeout-Seconds": "10"})[1]) == ["1.0", "1.0"])
-        assert ups(get(url, **{"X-Prometheus-Scrape-Timeout-Seconds": "0.000001"})[1]) == ["1.0", "1.0"], "nobody makes a rank look silent"
+        assert ups(get(url, **{"X-Prometheus-Scrape-Timeout-Seconds": "0.000001"})[1]) == ["1.0", "1.0"], (
+            "no client makes a rank look silent"
+        )
 
 
 def test_a_rank_that_was_silent_is_waited_for_again_when_it_has_said_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,26 +187,13 @@ def test_a_rank_that_was_silent_is_waited_for_again_when_it_has_said_something(t
     monkeypatch.setattr(module, "RANK_SECONDS", 0.5)
     collector = NodeCollector({0: path}, run="run", node="node", attempt=1)
     with closing(collector), RankSocket(held, path, 1), ThreadPoolExecutor(1) as pool:
-        assert ups(collector.exposition(False)) == ["0.0"]
+        assert ups(text_of(collector)) == ["0.0"]
         monkeypatch.setattr(module, "RANK_SECONDS", 120.0)
         for _ in range(2):
-            assert ups(pool.submit(collector.exposition, False).result(60)) == ["0.0"], "it is waited for as if it had answered"
+            assert ups(pool.submit(text_of, collector).result(60)) == ["0.0"], "it is waited for as if it had answered"
         held.delay = 2 * module.SILENT_SECONDS
         held.free.set()
-        wait_until(lambda: ups(collector.exposition(False)) == ["1.0"])
-
-
-def test_what_the_answers_took_is_counted_and_texts_of_both_forms_share_a_collection(tmp_path: Path) -> None:
-    path, spent = socket_path(tmp_path / "run", "node", 0), list[float]()
-    collector = NodeCollector({0: path}, run="run", node="node", attempt=1, spend=spent.append)
-    with closing(collector), RankSocket(RunMetrics("run", 0, 1, "node").registry, path, 1):
-        asked = time.monotonic()
-        collector.exposition(False, 10.0, asked)
-        collector.exposition(True, 10.0, asked)
-        assert len(spent) == 1
-        collector.exposition(True)
-        assert len(spent) == 2
-    assert all(0 < seconds <= 0.1 for seconds in spent)
+        wait_until(lambda: ups(text_of(collector)) == ["1.0"])
 
 
 def answering(path: Path, families: object, before: str = "pass") -> str:
@@ -230,7 +227,7 @@ def test_an_answer_that_another_user_may_have_given_is_none(tmp_path: Path, mode
             assert listener.stdout.readline() == "here\n"
             collector = NodeCollector({0: path}, run="run", node="node", attempt=1)
             path.parent.chmod(mode)
-            assert ups(collector.exposition(False)) == ["0.0"]
+            assert ups(text_of(collector)) == ["0.0"]
         finally:
             listener.kill()
             shutil.rmtree(path.parent)
@@ -243,13 +240,13 @@ def test_series_that_are_not_those_of_the_rank_that_was_asked_are_dropped(tmp_pa
     path = socket_path(tmp_path / "run", "node", 0)
     make_private(path.parent)
     wrong = own(rank=1), own(run="another"), own(node="another"), {}
-    told = [family("context_encoder_step", own(), *wrong), family("context_encoder_forged", *wrong), family("context_encoder_none_yet")]
-    with subprocess.Popen([sys.executable, "-c", answering(path, told)], stdout=subprocess.PIPE, text=True) as listener:
+    families = [family("context_encoder_step", own(), *wrong), family("context_encoder_forged", *wrong), family("context_encoder_none_yet")]
+    with subprocess.Popen([sys.executable, "-c", answering(path, families)], stdout=subprocess.PIPE, text=True) as listener:
         try:
             assert listener.stdout is not None
             assert listener.stdout.readline() == "here\n"
-            text = NodeCollector({0: path}, run="run", node="node", attempt=1).exposition(False).decode()
-            other = NodeCollector({1: path}, run="third", node="node", attempt=1).exposition(False)
+            text = text_of(NodeCollector({0: path}, run="run", node="node", attempt=1)).decode()
+            other = text_of(NodeCollector({1: path}, run="third", node="node", attempt=1))
         finally:
             listener.kill()
             shutil.rmtree(path.parent)
@@ -277,7 +274,7 @@ def test_an_answer_that_is_cut_off_or_nonsense_is_none(tmp_path: Path, answer: b
 
         thread = threading.Thread(target=say)
         thread.start()
-        text = NodeCollector({0: path}, run="run", node="node", attempt=1).exposition(False).decode()
+        text = text_of(NodeCollector({0: path}, run="run", node="node", attempt=1)).decode()
         thread.join()
     path.unlink()
     path.parent.rmdir()
@@ -327,7 +324,7 @@ def test_the_process_ends_with_its_rank_whichever_way_that_ends(tmp_path: Path) 
 
 
 def test_only_a_good_end_takes_the_target_away(tmp_path: Path) -> None:
-    """Of a run that is gone otherwise Prometheus must know that something should answer there."""
+    """After any other end the target stays, because Prometheus must know that something should answer there."""
     target = tmp_path / "run" / "targets" / "rank0.json"
     for end in (Rank.kill, Rank.fail, Rank.end):
         with Rank(tmp_path / "run", 0, 1) as rank:
@@ -354,8 +351,8 @@ def test_a_process_that_dies_is_started_again_behind_the_same_address(tmp_path: 
         assert rank.endpoint is not None
         scrape(rank.url)
         rank.endpoint.kill()
-        assert by_rank(scrape(rank.url), "step") == {"0": 40.0}, "a request waits in the socket until there is somebody again"
-        assert "(signal 9): it is started again" in rank.log.read_text()
+        assert by_rank(scrape(rank.url), "step") == {"0": 40.0}, "a request waits in the socket until the process is there again"
+        assert "(signal 9) and is started again" in rank.log.read_text()
         assert rank.end() == 0
     assert not list((tmp_path / "run" / "targets").iterdir())
 
@@ -366,14 +363,16 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     process, threads = psutil.Process(), threading.active_count()
     files = process.num_fds()
     for _ in range(3):
-        with open_export(RunMetrics("run", 0, 1, "node").registry, MonitoringConfig(port=0), place(folder), folder / "targets") as export:
-            assert by_rank(scrape(export.url), "rank_up") == {"0": 1.0}
+        with Publication(
+            RunMetrics("run", 0, 1, "node").registry, MonitoringConfig(port=0), identity(folder), folder / "targets"
+        ) as publication:
+            assert by_rank(scrape(publication.url), "rank_up") == {"0": 1.0}
             assert stat.S_IMODE(sockets.stat().st_mode) == stat.S_IMODE(sockets.parent.stat().st_mode) == 0o700
-        export.close()
+        publication.close()
     assert not sockets.exists()
     assert process.num_fds() == files
     assert threading.active_count() == threads
-    assert not [child for child in process.children() if "node_endpoint" in " ".join(child.cmdline())]
+    assert not [child for child in process.children() if "monitoring.endpoint.main" in " ".join(child.cmdline())]
 
 
 def test_what_killed_runs_left_is_swept_and_runs_that_live_are_not(tmp_path: Path) -> None:
@@ -396,8 +395,8 @@ def test_what_killed_runs_left_is_swept_and_runs_that_live_are_not(tmp_path: Pat
 
 def test_what_was_opened_is_closed_where_a_setting_can_not_be_used(tmp_path: Path) -> None:
     files, settings = psutil.Process().num_fds(), MonitoringConfig(port=0, address="203.0.113.7")
-    with pytest.raises(ExporterError, match=r"monitoring\.address: 203\.0\.113\.7"):
-        open_export(RunMetrics("run", 0, 1, "node").registry, settings, place(tmp_path / "run"), tmp_path / "targets")
+    with pytest.raises(EndpointError, match=r"monitoring\.address: 203\.0\.113\.7"):
+        Publication(RunMetrics("run", 0, 1, "node").registry, settings, identity(tmp_path / "run"), tmp_path / "targets")
     assert psutil.Process().num_fds() == files
     assert not socket_path(tmp_path / "run", "node", 0).exists()
 
@@ -416,11 +415,11 @@ def test_a_folder_that_is_not_private_is_not_used(
         found.mkdir()
         found.chmod(0o755)
     settings = MonitoringConfig(port=0)
-    with open_export(RunMetrics("run", 0, 1, "node").registry, settings, place(tmp_path / "run"), tmp_path / "targets") as export:
+    with Publication(RunMetrics("run", 0, 1, "node").registry, settings, identity(tmp_path / "run"), tmp_path / "targets") as publication:
         shutil.rmtree(temporary)
         assert "TMPDIR" in caplog.text
         assert str(found) in caplog.text
-        assert by_rank(scrape(export.url), "rank_up") == {"0": 0.0}, "the run goes on, and says so"
+        assert by_rank(scrape(publication.url), "rank_up") == {"0": 0.0}, "the run goes on, and says so"
 
 
 @pytest.mark.parametrize(
@@ -432,25 +431,27 @@ def test_a_folder_that_is_not_private_is_not_used(
         (1, {"address": "0.0.0.0"}, True),  # noqa: S104
     ],
 )
-def test_nodes_that_nobody_can_scrape_are_a_warning(
+def test_nodes_that_no_prometheus_can_scrape_are_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, local: int, settings: dict[str, str], reached: bool
 ) -> None:
     folder = tmp_path / "run"
-    told: list[str] = []
+    summaries: list[str] = []
     for rank in (0, local) if local < 2 else (0,):  # the first of each node
-        place = Place(folder, "run", f"n{rank}", rank, 2, 0, local, 1)
+        rank_of_node = RankIdentity(folder, "run", f"n{rank}", rank, 2, 0, local, 1)
         registry = RunMetrics("run", rank, 2, f"n{rank}").registry
-        with open_export(registry, MonitoringConfig(port=0, **settings), place, folder / "targets") as export:  # type: ignore[arg-type]
-            told.append(export.summary)
-            assert export.url in export.summary
+        with Publication(registry, MonitoringConfig(port=0, **settings), rank_of_node, folder / "targets") as publication:  # type: ignore[arg-type]
+            summaries.append(publication.summary)
+            assert publication.url in publication.summary
             targets = {name for name in ("rank0.json", "rank1.json") if (folder / "targets" / name).exists()}
             assert targets == {f"rank{rank}.json"}
     warnings = [record.message for record in caplog.records if "monitoring.pushgateway" in record.message]
     assert len(warnings) == (not reached), "one, by rank 0"
-    assert all("monitoring.address: 127.0.0.1 " in each and "monitoring.token_file" in each for each in warnings)
+    for each in warnings:
+        assert "monitoring.address: only the node itself reaches 127.0.0.1," in each
+        assert "monitoring.token_file" in each
     alone = local < 2 and "address" not in settings
-    assert all((str(folder / "targets") in each) is not alone for each in told)
-    assert all(("of this node" in each) is alone and (settings.get("pushgateway", "") in each) for each in told)
+    assert all((str(folder / "targets") in each) is not alone for each in summaries)
+    assert all(("of this node" in each) is alone and (settings.get("pushgateway", "") in each) for each in summaries)
 
 
 def test_a_long_temporary_folder_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,4 +459,4 @@ def test_a_long_temporary_folder_is_no_hindrance(tmp_path: Path, monkeypatch: py
     path = socket_path(tmp_path / "run", "node", 1023)
     assert len(str(path)) < 100
     with RankSocket(RunMetrics("run", 1023, 1024, "node").registry, path, 1):
-        assert NodeCollector({1023: path}, run="run", node="node", attempt=1).exposition(False).count(b"rank_up{") == 1
+        assert text_of(NodeCollector({1023: path}, run="run", node="node", attempt=1)).count(b"rank_up{") == 1

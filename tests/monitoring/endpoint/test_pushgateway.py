@@ -20,11 +20,9 @@ from typing import Any
 import psutil
 import pytest
 
-from monitoring import Place, RunMetrics, open_export
+from monitoring import EndpointError, MonitoringConfig, Publication, RankIdentity, RunMetrics
 from monitoring.endpoint import pushgateway as module
-from monitoring.endpoint.access import ExporterError
 from monitoring.endpoint.pushgateway import Pushgateway
-from pipeline.config import MonitoringConfig
 from tests.monitoring.endpoint.ranks import Rank, get, wait_until
 from tests.ports import free_port
 
@@ -64,7 +62,7 @@ def answers(port: int) -> bool:
 
 
 def groups(url: str) -> list[dict[str, Any]]:
-    """What the gateway holds: each with its labels and its metrics."""
+    """The groups that the gateway holds, each with its labels and its metrics."""
     found: list[dict[str, Any]] = json.loads(get(f"{url}/api/v1/metrics")[1])["data"]
     return found
 
@@ -121,7 +119,7 @@ def test_each_rank_has_a_group_of_its_own_where_each_is_served_on_its_own(tmp_pa
 @REAL
 @pytest.mark.parametrize("end", ["killed", "error"])
 def test_what_a_run_that_did_not_end_well_had_pushed_stays_until_it_starts_again(tmp_path: Path, end: str) -> None:
-    """It is what tells Prometheus that the run is gone. The next attempt may be on other nodes."""
+    """Prometheus sees by it that the run is gone. The next attempt may be on other nodes."""
     elsewhere = {"job": "context_encoder", "run": "run", "node": "lost"}
     other = {"job": "context_encoder", "run": "other", "node": "node"}
     own = {"job": "context_encoder", "run": "run", "node": "node"}
@@ -150,7 +148,7 @@ def test_names_of_any_kind_are_groups(tmp_path: Path) -> None:
     group = {"run": "it's a/run, 100% +ä", "node": "n.0"}
     metrics = RunMetrics(group["run"], 0, 1, group["node"])
     with gateway(tmp_path, free_port()) as url:
-        with Pushgateway(url, metrics.registry, group, seconds=0.1):
+        with Pushgateway(MonitoringConfig(pushgateway=url, pushgateway_seconds=0.1), metrics.registry, group):
             wait_until(lambda: keys(url))
             assert keys(url) == [{"job": "context_encoder", **group}]
         assert keys(url) == []
@@ -168,7 +166,11 @@ def test_a_gateway_that_is_away_costs_one_warning_an_outage(tmp_path: Path, capl
         (group,) = groups(url) or [{"push_time_seconds": {"metrics": [{"value": "0"}]}}]
         return float(group["push_time_seconds"]["metrics"][0]["value"])
 
-    with Pushgateway(url, RunMetrics("run", 0, 1, "node").registry, {"run": "run", "node": "node"}, seconds=0.02) as pusher:
+    with Pushgateway(
+        MonitoringConfig(pushgateway=url, pushgateway_seconds=0.02),
+        RunMetrics("run", 0, 1, "node").registry,
+        {"run": "run", "node": "node"},
+    ) as pusher:
         for outage in (1, 2):
             wait_until(lambda: pusher.failed > 5)
             assert said("took no metrics") == outage
@@ -189,7 +191,11 @@ def test_a_password_opens_a_gateway_and_is_in_no_message(tmp_path: Path, caplog:
     metrics = RunMetrics("run", 0, 1, "node")
     caplog.set_level(logging.DEBUG)
     with gateway(tmp_path, port, user="trainer") as url:
-        with Pushgateway(url, metrics.registry, {"run": "run"}, seconds=0.1, user="trainer", secret_file=secret) as pusher:
+        with Pushgateway(
+            MonitoringConfig(pushgateway=url, pushgateway_seconds=0.1, pushgateway_user="trainer", pushgateway_secret_file=str(secret)),
+            metrics.registry,
+            {"run": "run"},
+        ) as pusher:
             wait_until(lambda: pusher.failed > 2)
             assert "401 Unauthorized" in caplog.text
             secret.write_text(f"{PASSWORD}\n")  # it is read for every push
@@ -228,7 +234,11 @@ def test_a_token_is_sent_as_a_bearer_token(tmp_path: Path, caplog: pytest.LogCap
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/behind/a/path"
-        with Pushgateway(url, RunMetrics("run", 0, 1, "node").registry, {"run": "run"}, seconds=0.1, secret_file=secret):
+        with Pushgateway(
+            MonitoringConfig(pushgateway=url, pushgateway_seconds=0.1, pushgateway_secret_file=str(secret)),
+            RunMetrics("run", 0, 1, "node").registry,
+            {"run": "run"},
+        ):
             wait_until(lambda: len(seen) > 2)
         server.shutdown()
         thread.join()
@@ -237,12 +247,14 @@ def test_a_token_is_sent_as_a_bearer_token(tmp_path: Path, caplog: pytest.LogCap
     assert not caplog.records
 
 
-def test_a_gateway_that_never_answers_holds_nobody_up_for_long(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gateway_that_never_answers_holds_nothing_up_for_long(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PUSH_SECONDS", 0.3)
     files = psutil.Process().num_fds()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        pusher = Pushgateway(url, RunMetrics("run", 0, 1, "node").registry, {"run": "run"}, seconds=0.01)
+        pusher = Pushgateway(
+            MonitoringConfig(pushgateway=url, pushgateway_seconds=0.01), RunMetrics("run", 0, 1, "node").registry, {"run": "run"}
+        )
         wait_until(lambda: pusher.failed > 2)
         began = time.monotonic()
         pusher.close()
@@ -268,11 +280,11 @@ def test_a_secret_that_can_not_be_sent_is_refused_before_the_training(tmp_path: 
     secret = tmp_path / "secret"
     if content is not None:
         secret.write_text(content)
-    with pytest.raises(ExporterError, match=r"monitoring\.pushgateway_secret_file") as raised:
-        open_export(
+    with pytest.raises(EndpointError, match=r"monitoring\.pushgateway_secret_file") as raised:
+        Publication(
             RunMetrics("run", 0, 1, "node").registry,
             MonitoringConfig(port=0, pushgateway="http://127.0.0.1:9", pushgateway_secret_file=str(secret)),
-            Place(tmp_path / "run", "run", "node", 0, 1, 0, 1, 1),
+            RankIdentity(tmp_path / "run", "run", "node", 0, 1, 0, 1, 1),
             tmp_path / "targets",
         )
     assert str(secret) in str(raised.value)
@@ -283,6 +295,8 @@ def test_a_secret_that_can_not_be_sent_is_refused_before_the_training(tmp_path: 
 def test_a_push_that_is_refused_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with gateway(tmp_path, free_port()) as url:
         put(f"{url}/metrics/job/another", b"# TYPE context_encoder_step counter\ncontext_encoder_step 7\n")
-        with Pushgateway(url, RunMetrics("run", 0, 1, "node").registry, {"run": "run"}, seconds=0.1) as pusher:
+        with Pushgateway(
+            MonitoringConfig(pushgateway=url, pushgateway_seconds=0.1), RunMetrics("run", 0, 1, "node").registry, {"run": "run"}
+        ) as pusher:
             wait_until(lambda: pusher.failed)
     assert "400 Bad Request, pushed metrics are invalid or inconsistent" in caplog.text

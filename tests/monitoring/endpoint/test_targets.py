@@ -113,7 +113,7 @@ def test_ranks_that_the_run_no_longer_has_are_removed_wherever_they_ran(tmp_path
 
 
 def test_whatever_nodes_and_ranks_an_earlier_attempt_had_only_what_serves_now_remains(tmp_path: Path) -> None:
-    """Its files are those of processes on other machines, that nobody here can ask about."""
+    """The files of the earlier attempt are those of processes on other machines, which can't be asked."""
     foreign = [{"targets": ["other:1"], "labels": {"__context_encoder_host__": "other", "__context_encoder_process__": "1/1"}}]
     for before, now in (((1, 8), (2, 4)), ((4, 2), (2, 4)), ((2, 4), (1, 8)), ((8, 1), (3, 2)), ((2, 4), (8, 1))):
         for node in range(before[0]):
