@@ -174,6 +174,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     failures = skips(reporter.stats.get("skipped", [])) if session.config.getoption("--no-skips") else []
     unmarked, slow = over_time(reporter.stats.get("passed", []))
     failures += unmarked if session.config.getoption("--only-fast") else []
+    reporter.ensure_newline()
     for line in slow:
         reporter.write_line(line)
     for line in failures:

@@ -33,6 +33,7 @@ def test_plain_accelerate_launch_trains_on_one_process(shards: Path, tmp_path: P
     assert done.stdout.count("finished: 4 steps with 1 ranks") == 1
 
 
+@pytest.mark.slow
 def test_with_the_cpu_file_two_ranks_train_and_say_so_in_the_metrics(shards: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     launcher = start(2, *setting_list(shards, run, 100_000, *SMALL, *BATCH, "--training.pictures_every", "3"), log=log)

@@ -177,6 +177,7 @@ def test_a_finished_run_is_left_alone(imagenet_shards: Path, undisturbed: dict[s
     assert losses(undisturbed["features"]) == before
 
 
+@pytest.mark.slow
 def test_the_encoder_of_a_run_loads_into_the_network(undisturbed: dict[str, Path], tmp_path: Path) -> None:
     target = tmp_path / "encoder.safetensors"
     done = run_program("launch/export.py", str(undisturbed["features"]), str(target))
