@@ -1,4 +1,4 @@
-"""A real browser, headless, that writes down everything that goes wrong in a page and everything that a page asks the network for."""
+"""A real browser, headless, that records every error in a page and every request that a page makes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from playwright.sync_api import Page, Request, sync_playwright
 
-PROGRAM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+from tests.conftest import CHROMIUM
+
 _WAIT = 60_000  # milliseconds for whatever a page is waited for: a busy machine is no failure
 
 
@@ -34,16 +35,16 @@ def visiting(url: str, *, online: bool, width: int = 1280, height: int = 900, sc
 
     Args:
         url: file:// or http://.
-        online: whether it may reach the network; else every request beyond the page's own file fails, and is still written down.
-        width, height: of the window.
+        online: whether the page may reach the network; else every request beyond its own file fails, and is still written down.
+        width, height: size of the window.
         scheme: light or dark.
         scale: pixels of the screen for one of the page.
     """
-    assert PROGRAM is not None, "ask PROGRAM before"
+    program = next(found for name in CHROMIUM if (found := shutil.which(name)))  # the fixture chromium asks for one
     offline = [] if online else ["--host-resolver-rules=MAP * ~NOTFOUND"]
     with sync_playwright() as playwright:
         # no sandbox, since tests may run as root; the pages are our own
-        browser = playwright.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox", "--disable-dev-shm-usage", *offline])
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage", *offline])
         context = browser.new_context(
             viewport={"width": width, "height": height},
             color_scheme=scheme,

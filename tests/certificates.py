@@ -19,11 +19,11 @@ class Certificate:
     key: Path
 
     def trusting(self) -> ssl.SSLContext:
-        """What a client needs that trusts nobody else."""
+        """Context of a client that trusts this certificate alone."""
         return ssl.create_default_context(cafile=self.certificate)
 
     def serving(self) -> ssl.SSLContext:
-        """What a server needs that has it."""
+        """Context of a server that shows this certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, self.key)
         return context

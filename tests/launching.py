@@ -6,6 +6,7 @@ death or what `ps` says of a rank is its point.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -108,12 +109,34 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-def wait_until(condition: Callable[[], Any], log: Path | None = None, seconds: float = 120, pause: float = 0.05) -> None:
-    """Waits for a condition; shows the log where it never comes."""
+def wait_until(condition: Callable[[], Any], log: Path | None = None, seconds: float = 120, pause: float = 0.05) -> Any:
+    """Waits until a condition gives something, and returns that.
+
+    Args:
+        condition: condition that is asked again and again.
+        log: file whose end is shown where the condition is never met.
+        seconds: longest wait, which only a failure takes: a busy machine is none.
+        pause: seconds between two questions.
+    """
     end = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end, f"waited in vain; the log:\n{log.read_text()[-4000:]}" if log else "waited in vain"
         time.sleep(pause)
+    return found
+
+
+def train_in_turn(folder: Path, ranks: int, commands: list[list[str]]) -> None:
+    """Trains one configuration after another in one start of the ranks (tests/e2e/train_in_turn.py).
+
+    Args:
+        folder: folder for the list of commands.
+        ranks: number of ranks.
+        commands: settings of each run.
+    """
+    (folder / "runs.json").write_text(json.dumps([[*command, "--monitoring.enabled", "False"] for command in commands]))
+    launcher = [python(), ACCELERATE, "launch", *(["--config_file", str(CPU), "--num_processes", str(ranks)] if ranks > 1 else [])]
+    done = _run([*launcher, "tests/e2e/train_in_turn.py", str(folder / "runs.json")], 1500, {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def kill_all(launcher: subprocess.Popen[bytes]) -> None:

@@ -1,6 +1,6 @@
-"""Ports for servers that are told theirs before they open it: nobody else takes one in between.
+"""Free ports for servers whose port is chosen before they start: no other program takes one in between.
 
-The kernel hands out ports of its own range alone to whoever asks for any, so that these come from below it; each worker of pytest-xdist
+The kernel gives a program that asks for any port one of its own range, so these come from below that range; each worker of pytest-xdist
 has a part for itself.
 """
 

@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"\b(\d+) \* 60\b")
 
 
 def rule_files() -> list[Path]:
-    """Of the repository."""
+    """Rule files of the repository."""
     return sorted((FOLDER / "rules").glob("*.yml"))
 
 

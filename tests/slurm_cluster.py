@@ -25,7 +25,7 @@ import psutil
 from tests.ports import free_port
 
 PROGRAMS = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm", "srun": "slurm-wlm"}
-"""What has to be there, and the Debian package that it is in."""
+"""Programs that a cluster needs, and the Debian package of each."""
 _NODE = 'hostname "$1" && mount --bind "$2" /etc/hosts && shift 2 && exec "$@"'
 _SYSTEM_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
@@ -137,7 +137,7 @@ class SlurmCluster:
         return dict(line.split() for line in listed.splitlines())
 
     def job(self, job: str) -> dict[str, str]:
-        """What `scontrol show job` says of a job; empty when it is forgotten."""
+        """Fields that `scontrol show job` gives for a job; empty when SLURM has forgotten it."""
         shown = self.command("scontrol", "--oneliner", "show", "job", job, check=False).stdout
         return dict(re.findall(r"(\S+?)=(\S*)", shown))
 
@@ -221,7 +221,7 @@ SlurmdParameters=config_overrides
             )
 
     def _jobs_processes(self) -> list[psutil.Process]:
-        """Whatever was started by a job of this cluster and outlived it."""
+        """Processes that a job of this cluster started and that outlived it."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):

@@ -1,4 +1,4 @@
-"""What the warm interpreter runs behaves as what the real one runs does, and ports are given once."""
+"""Programs behave the same with the warm interpreter and with the real one, and ports are given once."""
 
 from __future__ import annotations
 

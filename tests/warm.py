@@ -1,4 +1,4 @@
-"""An interpreter that has imported everything already: what is started with it is a fork, which runs in a tenth of a second.
+"""An interpreter that has imported everything already: a program that it starts is a fork, which runs in a tenth of a second.
 
 Hundreds of programs start in the tests, and each would spend five seconds of a processor on importing torch. `interpreter()` is the path of
 an executable that takes the place of sys.executable. The program that it runs has the arguments, environment, working folder, streams,
@@ -40,7 +40,7 @@ _EXECUTABLE = "python"
 
 @functools.cache
 def _folder() -> Path:
-    """Of the interpreter of this process, which is started when it is first asked for and ends with this process."""
+    """Folder of this process's interpreter, which starts with the first call and ends with this process."""
     folder = Path(tempfile.mkdtemp(prefix="warm-"))  # the path of a socket may have 107 characters, and pytest's folders are long
     client = [sys.executable, "-I", "-S", str(ROOT / "tests" / "warm_client.py"), str(folder / "socket")]
     executable = folder / _EXECUTABLE
@@ -67,7 +67,7 @@ def interpreter() -> str:
 
 
 def behind(process: psutil.Process) -> psutil.Process:
-    """What runs the program that a process stands for; a process that was not started with the warm interpreter is its own."""
+    """Process that runs the program which a client stands for; a process without a warm interpreter is its own."""
     if not _folder.cache_info().currsize:
         return process
     try:
@@ -98,10 +98,10 @@ class Program:
     """A fork.
 
     Attributes:
-        process: its number.
-        connection: to its client.
-        client: the client's process.
-        starter: the process that started the client.
+        process: number of the fork's process.
+        connection: connection to the client.
+        client: number of the client's process.
+        starter: number of the process that started the client.
     """
 
     process: int
@@ -114,7 +114,7 @@ class Server:
     """Forks for every connection.
 
     Args:
-        folder: where it listens and says which process is behind which.
+        folder: folder with the server's socket and, for each client, a file that names the process behind it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -199,7 +199,7 @@ class Server:
 
 
 def run(task: dict[str, Any], executable: str) -> None:
-    """What `python ARGUMENTS` does."""
+    """Does what `python ARGUMENTS` does."""
     os.setsid()
     for number in task["ignored"]:
         signal.signal(number, signal.SIG_IGN)

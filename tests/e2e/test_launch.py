@@ -1,4 +1,4 @@
-"""What a person types first, and what is refused before anything is trained."""
+"""First commands of a new user, and settings that are refused before anything is trained."""
 
 from __future__ import annotations
 
@@ -25,13 +25,7 @@ SMALL = ["--recipe", "inpainting", "--method.width", "8", "--method.bottleneck",
 BATCH = ["--training.global_batch", "8", "--training.micro_batch", "4"]
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures ä")
-    write_dataset(folder, photographs(60, 140, 160), [25, 30, 5])
-    return folder
-
-
+@pytest.mark.slow
 def test_plain_accelerate_launch_trains_on_one_process(shards: Path, tmp_path: Path) -> None:
     done = launch(1, *setting_list(shards, tmp_path / "run", 4, *SMALL, *BATCH), real=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -39,9 +33,10 @@ def test_plain_accelerate_launch_trains_on_one_process(shards: Path, tmp_path: P
     assert done.stdout.count("finished: 4 steps with 1 ranks") == 1
 
 
+@pytest.mark.slow
 def test_with_the_cpu_file_two_ranks_train_and_say_so_in_the_metrics(shards: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    launcher = start(2, *setting_list(shards, run, 100_000, *SMALL, *BATCH, "--training.pictures_every", "3"), log=log, real=True)
+    launcher = start(2, *setting_list(shards, run, 100_000, *SMALL, *BATCH, "--training.pictures_every", "3"), log=log)
     try:
         wait_until(lambda: launcher.poll() is not None or len(read_lines(run / "history.jsonl")) > 5, log)
         (target,) = sorted((run / "targets").glob("*.json"))
@@ -92,6 +87,7 @@ def refuse(message: str, *settings: str, code: int = 1, real: bool = False, **en
         assert done.stderr.count("error") == 1, done.stderr
 
 
+@pytest.mark.slow
 def test_bad_settings_are_refused(shards: Path, tmp_path: Path) -> None:
     run = ["--run", str(tmp_path / "run")]
     refuse(r"--data\.shards", "--data.shard", str(shards), code=2)
@@ -138,6 +134,7 @@ def test_a_missing_bucket_and_wrong_keys_are_named(s3: SeaweedFS, tmp_path: Path
     refuse("access refused .*Check the credentials", *setting_list("s3://no-such-bucket/set", tmp_path / "run", 1), **wrong)
 
 
+@pytest.mark.slow
 def test_damaged_shards_are_named(tmp_path: Path) -> None:
     pictures = photographs(40, 140, 160)
     pictures[7] = pictures[7][:2000]
@@ -167,6 +164,7 @@ def test_more_ranks_than_samples_in_a_batch_are_refused(shards: Path, tmp_path: 
     assert done.stderr.count("error: 3 ranks share 2 batch-norm groups of 2 a step: start at most 2 ranks") == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_recipe_or_network_is_refused(shards: Path, tmp_path: Path) -> None:
     assert run_alone(*setting_list(shards, tmp_path / "run", 1, *SMALL, *BATCH)).returncode == 0
     refuse(
@@ -193,6 +191,7 @@ def test_two_runs_into_one_folder_are_refused(shards: Path, tmp_path: Path) -> N
         first.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_find_each_other_are_refused(shards: Path, tmp_path: Path) -> None:
     settings = setting_list(shards, tmp_path / "run", 1, *SMALL, *BATCH)
     refuse("WORLD_SIZE is 2 but MASTER_PORT is not set", *settings, WORLD_SIZE="2", RANK="0")

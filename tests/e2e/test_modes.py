@@ -15,20 +15,11 @@ from pipeline.training.record.ledger import account
 from pipeline.training.record.run_folder import read_lines
 from shards.store import Store
 from tests.conftest import ROOT
-from tests.datasets import photographs, write_dataset
-from tests.e2e.test_worlds import train_in_turn
-from tests.launching import ACCELERATE, clean_environment, launch, losses, python, run_alone, run_program, setting_list
+from tests.launching import ACCELERATE, clean_environment, launch, losses, python, run_alone, run_program, setting_list, train_in_turn
 from tests.ports import free_port
 
 SMALL = ["--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "16", "--method.batch_norm_group", "2"]
 SETTINGS = [*SMALL, "--training.global_batch", "10", "--training.micro_batch", "4", "--data.shuffle_block", "16"]
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_dataset(folder, photographs(60, 140, 160), [25, 30, 5])
-    return folder
 
 
 def command(shards: Path, run: Path, steps: int, mode: str, *more: str) -> list[str]:
@@ -120,7 +111,8 @@ def test_the_zero_files_choose_the_mode(shards: Path, tmp_path: Path, mode: str)
 def test_the_nodes_file_joins_two_machines(shards: Path, tmp_path: Path) -> None:
     """Two launchers, as two machines would have them, on the loopback interface."""
     port = str(free_port())
-    launcher = [ACCELERATE, "launch", "--config_file", "launch/accelerate/nodes.yaml", "--num_machines", "2", "--num_processes", "2"]
+    launcher = [python(), ACCELERATE, "launch", "--config_file", "launch/accelerate/nodes.yaml"]
+    launcher += ["--num_machines", "2", "--num_processes", "2"]
     settings = setting_list(shards, tmp_path / "run", 2, *SETTINGS, "--monitoring.enabled", "False")
     machines = []
     for rank in ("0", "1"):

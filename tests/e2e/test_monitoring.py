@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -37,22 +36,21 @@ from tests.rule_windows import rule_files, rules, shorten
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.server,
-    pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)"),
+    pytest.mark.usefixtures("prometheus"),
 ]
 FACTOR = 1 / 40
 RUN = "live"
 ENDLESS = 100_000
 COUNTS = [12] * 6
 USUAL = Shape(latency_ms=100)
-"""Of the store: ranks that wait a little leave the processors to those who watch them."""
+"""Shape of the store: ranks that wait a little leave the processors to the programs that watch them."""
 GPU = {PREFIX + each.name for each in DEFINITIONS if each.only_with_gpu}
 LONGEST = 50
 """Seconds, more than any shortened alert waits before it fires."""
 WOKEN = "ALERTS{alertname='ShortTargetDown',severity='critical',alertstate='firing'}"
-"""That nothing of the run answers."""
+"""Alert that nothing of the run answers."""
 PUSHED = "push_time_seconds"
-"""Comes from a Pushgateway, which this run does not need."""
+"""Series of a Pushgateway, which this run does not need."""
 
 
 @dataclass
@@ -60,14 +58,14 @@ class Live:
     """The run and all that stands around it.
 
     Attributes:
-        store: that is stopped and started.
-        proxy: between the run and the store.
-        folder: of the run.
-        log: of its ranks, over all attempts.
-        settings: of the run.
+        store: store of the data set, which is stopped and started.
+        proxy: proxy between the run and the store.
+        folder: run folder.
+        log: log of the ranks, over all attempts.
+        settings: settings of the run.
         server: Prometheus.
-        began: when it did, in Unix seconds.
-        launchers: of all attempts.
+        began: Unix time at which the server began.
+        launchers: launchers of all attempts.
     """
 
     store: SeaweedFS
@@ -285,7 +283,7 @@ COMPARISON = re.compile(r"\s(?:==|>=|<=|>|<)\s+(?:[\d.e-]+(?: \* \d+)?(?: \* [\w
 
 
 def split(expression: str) -> list[str]:
-    """What an alert compares: the parts of its expression between `and` and `or`, each without its comparison."""
+    """Returns the parts of an alert's expression between `and` and `or`, each without its comparison."""
     parts = re.split(r"\b(?:and on \(run\)|and\b|or\b)", COMPARISON.sub("", f" {expression} "))
     return [balanced(" ".join(part.split())) for part in parts]
 

@@ -36,10 +36,8 @@ if TYPE_CHECKING:
 browser = pytest.importorskip("tests.browser", reason="playwright is not installed (the extra test)", exc_type=ImportError)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.server,
+    pytest.mark.usefixtures("chromium", "prometheus"),
     pytest.mark.timeout(600),  # two attempts of two ranks come first
-    pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium (Debian: chromium)"),
-    pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)"),
 ]
 
 STEPS = int(os.environ.get("REPORT_STEPS", "60"))  # behind those of the attempt that is killed

@@ -16,13 +16,13 @@ import pytest
 from pipeline.training.record.run_folder import read_lines
 from tests import warm
 from tests.conftest import ROOT
-from tests.datasets import photographs, write_dataset
 from tests.launching import (
     clean_environment,
     kill_all,
     launch,
     losses,
     pretrain_command,
+    python,
     rank_processes,
     run_alone,
     run_program,
@@ -35,13 +35,6 @@ SETTINGS = [
     *("--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "16", "--method.batch_norm_group", "2"),
     *("--training.global_batch", "4", "--training.micro_batch", "4", "--checkpoint.every", "4"),
 ]
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("restarts")
-    write_dataset(folder, photographs(60, 140, 160), [25, 30, 5])
-    return folder
 
 
 @contextmanager
@@ -64,29 +57,29 @@ def restarting(log: Path, *settings: str, port: int, real: bool, **environment: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_twenty_crashes_are_twenty_returns_and_change_no_bit(shards: Path, tmp_path: Path) -> None:
-    crash(shards, tmp_path, crashes=20, steps=160, real=False)
+def test_twenty_crashes_are_twenty_returns_and_change_no_bit(shards: Path, tmp_path: Path, draw: random.Random) -> None:
+    crash(shards, tmp_path, draw, crashes=20, steps=160, real=False)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_crash_is_a_return_of_ranks_that_have_everything_to_import(shards: Path, tmp_path: Path) -> None:
-    crash(shards, tmp_path, crashes=1, steps=16, real=True)
+def test_a_crash_is_a_return_of_ranks_that_have_everything_to_import(shards: Path, tmp_path: Path, draw: random.Random) -> None:
+    crash(shards, tmp_path, draw, crashes=1, steps=16, real=True)
 
 
-def crash(shards: Path, tmp_path: Path, crashes: int, steps: int, real: bool) -> None:
+def crash(shards: Path, tmp_path: Path, draw: random.Random, crashes: int, steps: int, real: bool) -> None:
     """Kills a rank of each attempt a moment after its first step, and compares what the last one ends with."""
     expected, run, log = tmp_path / "undisturbed", tmp_path / "run", tmp_path / "log"
     assert launch(2, *setting_list(shards, expected, steps, *SETTINGS)).returncode == 0
-    port, chosen = free_port(2), random.SystemRandom()
+    port = free_port(2)
     compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path / "compiled")}  # as an installed program has it
     with restarting(log, *setting_list(shards, run, steps, *SETTINGS), port=port, real=real, **compiled) as launcher:
         for attempt in range(1, crashes + 1):
             wait_until(lambda attempt=attempt: launcher.poll() is not None or steps_of(run, attempt), log)  # type: ignore[misc]
             assert launcher.poll() is None, log.read_text()[-4000:]
-            time.sleep(chosen.uniform(0, 0.15))
+            time.sleep(draw.uniform(0, 0.15))  # the moment is what is drawn
             victims = [rank for rank in rank_processes(launcher) if rank.status() != psutil.STATUS_ZOMBIE]
-            kill(chosen.choice(victims), launcher, real)
+            kill(draw.choice(victims), launcher, real)
         assert launcher.wait(timeout=280) == 0, log.read_text()[-4000:]
     assert losses(run) == losses(expected)
     events = read_lines(run / "events.jsonl")
@@ -133,20 +126,13 @@ def test_a_restart_waits_for_the_end_of_the_rank_that_still_holds_the_run_folder
         dying.stdout.readline()
         refused = run_alone(*settings)
         assert (refused.returncode, "another run is writing here" in refused.stderr) == (1, True)
-        command = [sys.executable, "launch/pretrain.py", *settings, "--monitoring.port", "0"]
+        command = [python(), "launch/pretrain.py", *settings, "--monitoring.port", "0"]
         environment = clean_environment(TORCHELASTIC_RESTART_COUNT="1")
         with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as restarted:
-            wait_until_waiting(restarted.pid, run / ".lock")
+            process = psutil.Process(restarted.pid)
+            wait_until(lambda: str(run / ".lock") in [file.path for file in warm.behind(process).open_files()])
+            time.sleep(0.5)  # it tries again in this time, and is refused if it does not wait
             assert restarted.poll() is None
             dying.kill()
             _, errors = restarted.communicate(timeout=120)
     assert restarted.returncode == 0, errors
-
-
-def wait_until_waiting(pid: int, lock: Path) -> None:
-    """Until a process has the file open."""
-    end = time.monotonic() + 120
-    while not any(file.path == str(lock) for file in psutil.Process(pid).open_files()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    time.sleep(0.5)  # it tries again in this time, and is refused if it does not wait

@@ -102,7 +102,7 @@ def settings(shards: Path) -> dict[str, Any]:
 
 
 def write(path: Path, settings: dict[str, Any], **changed: dict[str, Any]) -> Path:
-    """A configuration; whoever reads it while it is written anew sees the one or the other."""
+    """Writes a configuration; a program that reads the file meanwhile sees the old one or the new one, whole."""
     partial = path.with_suffix(".partial")
     partial.write_text(yaml.safe_dump({**settings, **{section: {**settings[section], **values} for section, values in changed.items()}}))
     partial.replace(path)
@@ -115,7 +115,6 @@ def ledger(run: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.server
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_preempted_four_ways_a_job_finishes_and_every_sample_of_every_epoch_counts_once(
@@ -180,7 +179,7 @@ def test_preempted_four_ways_a_job_finishes_and_every_sample_of_every_epoch_coun
 
 
 def check_targets(run: Path, token: str) -> None:
-    """What Prometheus is told can be reached from another machine: names of nodes, not loopback."""
+    """Asserts that the targets for Prometheus can be reached from another machine: names of nodes, not loopback."""
     found = [json.loads(path.read_text())[0] for path in sorted((run / "targets").glob("rank*.json"))]
     assert [target["labels"]["node"] for target in found] in (["n0", "n1"], ["n1", "n0"])
     for target in found:
@@ -206,7 +205,6 @@ def limited(slurm: SlurmCluster, settings: dict[str, Any], tmp_path_factory: pyt
     slurm.wait_for_end(job.number)
 
 
-@pytest.mark.server
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("limited")
@@ -238,7 +236,6 @@ def test_what_can_not_go_on_ends(slurm: SlurmCluster, settings: dict[str, Any], 
     assert "Submit it again" in forbidden.log()
 
 
-@pytest.mark.server
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_sweep_is_an_array_with_a_run_for_each_combination(slurm: SlurmCluster, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -261,7 +258,6 @@ def test_a_sweep_is_an_array_with_a_run_for_each_combination(slurm: SlurmCluster
         assert "24 steps count" in ledger(job.run)
 
 
-@pytest.mark.server
 @pytest.mark.slow
 def test_a_cancelled_job_stays_cancelled(slurm: SlurmCluster, settings: dict[str, Any], tmp_path: Path) -> None:
     """Also in the seconds in which it has not begun to train, where everything of it dies of the signal."""
@@ -272,7 +268,6 @@ def test_a_cancelled_job_stays_cancelled(slurm: SlurmCluster, settings: dict[str
     assert slurm.job(job.number)["Restarts"] == "0"
 
 
-@pytest.mark.server
 @pytest.mark.slow
 def test_an_attempt_that_nobody_can_write_down_is_tried_again_as_often_as_is_allowed_in_a_row(slurm: SlurmCluster, tmp_path: Path) -> None:
     """However often the job was requeued before for other reasons."""
@@ -294,7 +289,6 @@ def test_an_attempt_that_nobody_can_write_down_is_tried_again_as_often_as_is_all
     assert re.findall(r"the attempt can't begin \((\d of \d) in a row\)", (tmp_path / "log").read_text()) == ["1 of 2", "2 of 2"]
 
 
-@pytest.mark.server
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_time_limit_that_comes_without_a_warning_is_a_requeue(slurm: SlurmCluster, limited: Job) -> None:
@@ -309,7 +303,6 @@ def test_a_time_limit_that_comes_without_a_warning_is_a_requeue(slurm: SlurmClus
     assert slurm.wait_for_end(job.number) == {job.number: "CANCELLED"}
 
 
-@pytest.mark.server
 def test_a_wrong_key_is_refused_before_anything_is_submitted(slurm: SlurmCluster, settings: dict[str, Any], tmp_path: Path) -> None:
     config = write(tmp_path / "config.yaml", {**settings, "trainig": {}})
     command = submit_command("--config", str(config), "--run", str(tmp_path / "run"))
@@ -320,10 +313,9 @@ def test_a_wrong_key_is_refused_before_anything_is_submitted(slurm: SlurmCluster
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.usefixtures("slurm")
 def test_the_cluster_leaves_no_process_behind(tmp_path: Path) -> None:
-    if missing := SlurmCluster.missing():
-        pytest.skip(f"no SLURM here: apt-get install {missing}")
     script = tmp_path / "job.sh"
     script.write_text("#!/bin/sh\nsetsid sleep 1000 &\ntrap '' TERM\necho up\nsleep 1000\nsleep 1000\n")
     with SlurmCluster(tmp_path / "cluster", nodes=1, kill_wait=2) as cluster:

@@ -18,7 +18,7 @@ from launch.local.object_store import SeaweedFS
 from pipeline.training.record.run_folder import read_lines
 from pipeline.training.supervision.watchdog import STALLED
 from tests.conftest import ROOT
-from tests.datasets import photographs, upload, write_dataset
+from tests.datasets import upload
 from tests.faults.proxy import Fault, Proxy, Rule
 from tests.faults.shaping import Shape
 from tests.launching import kill_all, launch, rank_processes, ranks_of, run_alone, setting_list, start, wait_until
@@ -30,13 +30,6 @@ SMALL = [
 ]
 ENDLESS = 100_000
 STALL = 10 / 60  # minutes; a busy machine takes a step of these in much less
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("watchdogs")
-    write_dataset(folder, photographs(60, 140, 160), [25, 30, 5])
-    return folder
 
 
 @contextmanager
@@ -95,7 +88,6 @@ def store_behind(s3: SeaweedFS, folder: Path, name: str) -> Iterator[tuple[Proxy
 
 
 @pytest.mark.slow
-@pytest.mark.server
 def test_a_loader_that_hangs_is_told_from_ranks_that_wait_for_it(s3: SeaweedFS, shards: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     with store_behind(s3, shards, "hang") as (proxy, options):
@@ -112,7 +104,6 @@ def test_a_loader_that_hangs_is_told_from_ranks_that_wait_for_it(s3: SeaweedFS, 
 
 
 @pytest.mark.slow
-@pytest.mark.server
 def test_a_store_that_is_down_and_tried_again_is_no_stall(s3: SeaweedFS, shards: Path, tmp_path: Path) -> None:
     """One request is tried again for twice as long as a stall may last."""
     run = tmp_path / "run"
@@ -126,6 +117,7 @@ def test_a_store_that_is_down_and_tried_again_is_no_stall(s3: SeaweedFS, shards:
     assert events(run, "stall") == []
 
 
+@pytest.mark.slow
 def test_a_rank_that_never_joins_is_named(shards: Path, tmp_path: Path) -> None:
     port = free_port()
     environment = {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -177,7 +169,7 @@ def test_the_stacks_of_a_live_run_can_be_asked_for(shards: Path, tmp_path: Path)
 
 
 def metric(run: Path, rank: int, name: str) -> float:
-    """What the node's endpoint says of a rank."""
+    """Value of a rank's metric at the node's endpoint."""
     target = re.findall(r'"(127[^"]+)"', (run / "targets" / "rank0.json").read_text())[0]
     text = urllib.request.urlopen(f"http://{target}/metrics", timeout=20).read().decode()
     (found,) = re.findall(rf'^context_encoder_{name}\{{.*rank="{rank}".*\}} (\S+)$', text, re.MULTILINE)
@@ -185,7 +177,6 @@ def metric(run: Path, rank: int, name: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.server
 def test_a_run_that_starves_says_so_once_and_when_it_recovers(s3: SeaweedFS, shards: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     with store_behind(s3, shards, "starve") as (proxy, options):

@@ -6,8 +6,6 @@ Every recipe, optimiser, mode and number of ranks meets every other, not each co
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,13 @@ from pipeline.training.checkpoint.store import CheckpointStore, folder_name, rea
 from pipeline.training.record.run_folder import read_lines
 from shards.store import Store
 from shards.urls import split
-from tests.conftest import ROOT
-from tests.launching import ACCELERATE, CPU, clean_environment, losses, python, setting_list
+from tests.launching import losses, setting_list, train_in_turn
 
 STEPS, TOLERANCE = 20, 1e-4
 MOVED = 5e-2  # of what 20 steps did, to weights and to the optimiser's state; float32 rounds weights off by up to a fiftieth of it
-FEATURES = ["--recipe", "features", "--training.global_batch", "5"]
-LARGER = ["--recipe", "features", "--training.global_batch", "32"]
+NARROW = ["--recipe", "features", "--method.width", "12"]  # an eighth of the published network
+FEATURES = [*NARROW, "--training.global_batch", "5"]
+LARGER = [*NARROW, "--training.global_batch", "16"]
 INPAINTING = ["--recipe", "inpainting", "--training.global_batch", "20", "--method.batch_norm_group", "4"]
 INPAINTING += ["--method.width", "8", "--method.bottleneck", "16"]
 
@@ -46,10 +44,10 @@ def adam(*optimisers: str) -> list[str]:
 
 BOTH = ("optimiser", "discriminator_optimiser")
 CONFIGURATIONS = {
-    "features, sgd, a batch of 32": [
+    "features, sgd, a batch of 16": [
         *LARGER,
         *sgd("2e-5", "optimiser"),
-        *("--training.micro_batch", "8", "--training.max_gradient_norm", "1.0"),
+        *("--training.micro_batch", "4", "--training.max_gradient_norm", "1.0"),
     ],
     "features, sgd, accumulated and clipped": [
         *FEATURES,
@@ -65,19 +63,19 @@ CONFIGURATIONS = {
     "inpainting, sgd": [*INPAINTING, *sgd("5e-5", *BOTH)],
     "inpainting, usual rates": INPAINTING,
 }
-FEATURES_32, FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD, USUAL = CONFIGURATIONS
+FEATURES_16, FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD, USUAL = CONFIGURATIONS
 BEFORE = {
     FEATURES_SGD: [*FEATURES, *sgd("1e-3", "optimiser"), "--training.max_gradient_norm", "1.0"],
     FEATURES_ADAM: FEATURES,
     INPAINTING_ADAM: INPAINTING,
     INPAINTING_SGD: [*INPAINTING, *sgd("1e-2", *BOTH)],
 }
-"""What is trained first, at rates that move the weights. Biases start at 0, and the gradients of some are sums that nearly cancel: after a
-few small steps from there they would hold little but last bits."""
+"""Trainings that come first, at rates that move the weights. Biases start at 0, and the gradients of some are sums that nearly cancel:
+after a few small steps from there they would hold little but last bits."""
 PLAN = {
-    1: [(name, "ddp") for name in (FEATURES_32, FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD)],
+    1: [(name, "ddp") for name in (FEATURES_16, FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD)],
     2: [
-        (FEATURES_32, "ddp"),
+        (FEATURES_16, "ddp"),
         (FEATURES_SGD, "zero2"),
         *((FEATURES_ADAM, mode) for mode in ("zero1", "zero3")),
         *((INPAINTING_ADAM, mode) for mode in ("ddp", "zero1", "zero3")),
@@ -85,13 +83,13 @@ PLAN = {
         *((USUAL, mode) for mode in ("ddp", "zero1", "zero2", "zero3")),
     ],
     3: [
-        (FEATURES_32, "ddp"),
+        (FEATURES_16, "ddp"),
         *((FEATURES_SGD, mode) for mode in ("zero1", "zero3")),
         *((FEATURES_ADAM, mode) for mode in ("ddp", "zero2")),
         *((INPAINTING_ADAM, mode) for mode in ("ddp", "zero2")),
         *((INPAINTING_SGD, mode) for mode in ("ddp", "zero1", "zero3")),
     ],
-    4: [(FEATURES_32, "ddp"), (FEATURES_ADAM, "ddp"), (INPAINTING_ADAM, "ddp"), (INPAINTING_SGD, "ddp")],
+    4: [(FEATURES_16, "ddp"), (FEATURES_ADAM, "ddp"), (INPAINTING_ADAM, "ddp"), (INPAINTING_SGD, "ddp")],
 }
 """Ranks -> what they train, one after another."""
 
@@ -126,21 +124,6 @@ def first_step(name: str) -> int:
     return STEPS if name in BEFORE else 0
 
 
-def train_in_turn(folder: Path, ranks: int, commands: list[list[str]]) -> None:
-    (folder / "runs.json").write_text(json.dumps([[*command, "--monitoring.enabled", "False"] for command in commands]))
-    launcher = [python(), ACCELERATE, "launch", *(["--config_file", str(CPU), "--num_processes", str(ranks)] if ranks > 1 else [])]
-    done = subprocess.run(
-        [*launcher, "tests/e2e/train_in_turn.py", str(folder / "runs.json")],
-        cwd=ROOT,
-        env=clean_environment(PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 def state(name: str, run: Path, ranks: int, mode: str) -> dict[str, dict[str, torch.Tensor]]:
     """The tensors of a run's last checkpoint; the run was what it was meant to be."""
     assert [row["world_size"] for row in read_lines(run / "events.jsonl") if row["event"] == "start"] == [ranks]
@@ -152,7 +135,7 @@ def state(name: str, run: Path, ranks: int, mode: str) -> dict[str, dict[str, to
 
 
 def begun(name: str, run: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """What the networks of a run held before its first step."""
+    """State of a run's networks before its first step."""
     if name in BEFORE:
         settings = yaml.safe_load((run / "config.yaml").read_text())
         store, step = split(settings["checkpoint"]["resume"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from shards.dataset.manifest import Manifest
 from tests import datasets
 from tests.datasets import photographs, write_dataset
 from tests.faults.proxy import Proxy
-from tests.launching import wait_until
 
 COUNTS = [9, 14, 1, 16, 8]
 BATCH, BATCHES, SIDE = 16, 6, 48
@@ -71,11 +70,6 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
         assert torch.equal(one.labels, other.labels)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Polls until the condition holds."""
-    wait_until(condition, seconds=seconds, pause=0.02)
-
-
 def whole_shards(folder: Path) -> list[Path]:
     """The shards in a cache; each is proven to be what its name says, and no half-written file may lie beside them."""
     found = sorted(folder.glob("*.tar"))
@@ -92,8 +86,8 @@ def cache_of(loader: StreamLoader) -> ShardCache:
     return cache
 
 
-def reader_through(proxy: Proxy, data_set: DataSet, retries: int = 3, stall_seconds: float = 1.0) -> ResumingReader:
-    """A reader of the data set's objects through the proxy."""
+def reader_through(proxy: Proxy, data_set: DataSet, retries: int = 3, stall_seconds: float = 30.0) -> ResumingReader:
+    """A reader of the data set's objects through the proxy; unless a test makes it stall, a busy machine must not look as if it did."""
     options = {**data_set.server.options, "endpoint_url": proxy.endpoint}
     return ResumingReader(reading_store(data_set.url, options, stall_seconds), retries, stall_seconds)
 

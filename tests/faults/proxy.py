@@ -26,7 +26,7 @@ _FOREVER = 1 << 40
 
 
 class Fault(Enum):
-    """What happens to an answer."""
+    """Damage to an answer."""
 
     NONE = auto()  # only the rule's action
     RESET = auto()  # TCP reset at the byte
@@ -45,16 +45,16 @@ class Fault(Enum):
 
 @dataclass
 class Rule:
-    """Which answers are spoilt, and how.
+    """Choice of the answers that are spoilt, and the damage.
 
     Attributes:
-        fault: what happens.
+        fault: damage.
         key: pattern of the object's key in its bucket.
-        method: of the request.
+        method: method of the request.
         first: number of the first spoilt request among those that match, from 0.
         count: how many in a row.
         at: byte of the body where it happens; the middle when None.
-        status, body, headers: of the answer to STATUS.
+        status, body, headers: answer of the fault STATUS.
         each_key: count requests of every key by themselves.
         lengths: only requests for a range of one of these lengths.
         query: only requests with this in the URL's query.
@@ -78,7 +78,7 @@ class Rule:
     _seen: Counter[str] = field(default_factory=Counter)
 
     def takes(self, request: Request) -> bool:
-        """Whether this request is spoilt; counts it."""
+        """Counts a request, and returns whether it is spoilt."""
         if request.method != self.method or not fnmatch.fnmatch(request.key, self.key) or self._differs(request):
             return False
         number = self._seen[request.key if self.each_key else ""]

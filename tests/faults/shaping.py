@@ -15,7 +15,7 @@ class Shape:
 
     Args:
         latency_ms: pause before the first byte of every answer.
-        megabytes_per_second: of all connections together, in 10^6 bytes; 0 is unlimited.
+        megabytes_per_second: bandwidth of all connections together, in 10^6 bytes; 0 is unlimited.
     """
 
     def __init__(self, latency_ms: float = 0.0, megabytes_per_second: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""An S3 server of data sets that nobody has to write: every byte of its shards is computed when it is asked for.
+"""An S3 server of data sets that exist nowhere else: every byte of its shards is computed when it is asked for.
 
 The shards are WebDataset tars of a few real pictures over and over, with indexes and a manifest that a loader takes for any other's.
 Enough of S3 is spoken for s3fs and for plain http readers: GET with one range, HEAD, ListObjectsV2, ETags and If-Match. Signatures are

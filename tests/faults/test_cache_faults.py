@@ -1,4 +1,4 @@
-"""Whatever happens to the node's cache and to the processes that share it: the same batches, no bad file, nothing left behind."""
+"""Faults of the node's cache and of the processes that share it: the same batches, no bad file, nothing left behind."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch.local.object_store import SeaweedFS
 from pipeline.stream.loader import StreamLoader
-from tests.faults.conftest import BATCHES, DataSet, assert_same, cache_of, stream_config, take, through, upload, wait_for, whole_shards
+from tests import warm
+from tests.conftest import ROOT
+from tests.faults.conftest import BATCHES, DataSet, assert_same, cache_of, stream_config, take, through, upload, whole_shards
 from tests.faults.proxy import Fault, Proxy, Rule
 from tests.faults.rank import fingerprint
+from tests.launching import python, wait_until
 
 pytestmark = pytest.mark.server
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
@@ -32,12 +34,21 @@ def rank(proxy: Proxy, data_set: DataSet, cache: Path, **task: object) -> Iterat
     options = {**data_set.server.options, "endpoint_url": proxy.endpoint}
     data = {"cache": str(cache), **task.pop("data", {})}  # type: ignore[dict-item]
     full = {"url": data_set.url, "options": options, "data": data, "rank": 0, "world": 1, "batches": BATCHES, **task}
-    command = [sys.executable, "-m", "tests.faults.rank", json.dumps(full)]
+    command = [python(), "-m", "tests.faults.rank", json.dumps(full)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
-            process.kill()
+            kill(process)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """kill -9 of a rank, whose files and locks are free when this returns."""
+    if process.poll() is None:
+        program = warm.behind(psutil.Process(process.pid))
+        program.kill()
+        psutil.wait_procs([program], timeout=30)
+    process.wait()
 
 
 def outcome(process: subprocess.Popen[str]) -> tuple[list[str], dict[str, float]]:
@@ -81,7 +92,7 @@ def test_a_file_system_without_space_costs_speed_only(data_set: DataSet, tmp_pat
     try:
         with StreamLoader(stream_config(data_set.url, data_set.server.options, cache=str(tmp_path))) as loader:
             assert_same(take(loader), data_set.reference)
-            wait_for(lambda: loader.counters.totals().get("cache_failures", 0) > 0)
+            wait_until(lambda: loader.counters.totals().get("cache_failures", 0) > 0)
         whole_shards(tmp_path)
     finally:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
@@ -143,10 +154,9 @@ def test_what_a_killed_rank_leaves_is_taken_over_and_swept(data_set: DataSet, pr
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(1 + BATCHES)]
         assert [line.strip() for line in lines[1:]] == [fingerprint(batch) for batch in data_set.reference]
-        wait_for(lambda: list(tmp_path.glob(".partial*")))
-        assert shared_memory_of(process.pid) == []
-        process.kill()
-        process.wait()
+        wait_until(lambda: list(tmp_path.glob(".partial*")))
+        assert shared_memory_of(warm.behind(psutil.Process(process.pid)).pid) == []
+        kill(process)
     left = list(tmp_path.glob(".partial*"))
     assert left
     assert shared_memory_users() == before
@@ -154,12 +164,12 @@ def test_what_a_killed_rank_leaves_is_taken_over_and_swept(data_set: DataSet, pr
     with StreamLoader(through(proxy, data_set, cache=str(tmp_path))) as loader:
         assert not any(path.exists() and not locked(path) for path in left)
         assert_same(take(loader), data_set.reference)
-        wait_for(lambda: len(list(tmp_path.glob("*.tar"))) == len(data_set.manifest.records))
+        wait_until(lambda: len(list(tmp_path.glob("*.tar"))) == len(data_set.manifest.records))
     assert len(whole_shards(tmp_path)) == len(data_set.manifest.records)
 
 
 def shared_memory_of(pid: int) -> list[str]:
-    """What a process maps of /dev/shm."""
+    """Mappings of /dev/shm in a process."""
     return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm" in line]  # noqa: S108
 
 
@@ -169,7 +179,7 @@ def shared_memory_users() -> list[str]:
 
 
 def locked(path: Path) -> bool:
-    """Whether a process works on a file."""
+    """Returns whether a process works on a file."""
     with open(path, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,12 +205,11 @@ def test_a_rank_takes_over_from_one_that_is_killed_beside_it(data_set: DataSet, 
     stalling = Rule(Fault.STALL, lengths=sizes, at=2000, count=2)
     proxy.rules = [stalling]
     with rank(proxy, data_set, tmp_path, linger=60.0, data={"stall_seconds": 60.0}) as process:
-        wait_for(lambda: stalling.hits == 2, 60)
+        wait_until(lambda: stalling.hits == 2)
         with StreamLoader(through(proxy, data_set, cache=str(tmp_path), shuffle_block=2)) as loader:
             batches = iter(loader)
             next(batches)
-            process.kill()
-            process.wait()
+            kill(process)
             end = time.monotonic() + 30
             while len(list(tmp_path.glob("*.tar"))) < len(data_set.manifest.records) and time.monotonic() < end:
                 next(batches)  # each block asks for what it needs again

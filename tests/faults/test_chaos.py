@@ -1,6 +1,6 @@
 """A run that is killed, cut off from its store and started again, dozens of times at drawn moments, ends as if nothing had been.
 
-A failure prints the seed; CHAOS_SEED=<seed> draws the same again.
+A failure shows the seed; --seed=<seed> draws the same again.
 """
 
 from __future__ import annotations
@@ -42,13 +42,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chaos") / "set"
     write_dataset(folder, photographs(60, 140, 160), [25, 30, 5])
     return folder
-
-
-@pytest.fixture
-def draw() -> random.Random:
-    seed = os.environ.get("CHAOS_SEED") or str(random.SystemRandom().randrange(1 << 32))
-    print(f"drawn from CHAOS_SEED={seed}")
-    return random.Random(seed)
 
 
 class Chaos:
@@ -102,7 +95,7 @@ class Chaos:
         return (self.launchers.launcher if whom == "launcher" else self.launchers.ranks[int(whom[-1])]).kill()
 
     def log(self) -> str:
-        """What all attempts said."""
+        """Output of all attempts."""
         return self.launchers.log.read_text()
 
 
@@ -178,7 +171,7 @@ KILLS = ["rank 0", "rank 1", "launcher", "everything"]
 
 
 def schedule(draw: random.Random) -> list[tuple[str, str]]:
-    """What happens in 30 turns: (what, to whom), in a drawn order."""
+    """Events of 30 turns, each an event and its victim, in a drawn order."""
     turns = [("kill", whom) for whom in KILLS for _ in range(3)]
     turns += [(request, whom) for request in REQUESTS for whom in ("rank 0", draw.choice(["everything", "rank 1", "launcher"]))]
     turns += [("the owner is written", "everything"), ("SIGTERM, then kill", "everything"), ("SIGTERM, then kill", "rank 0")]

@@ -16,9 +16,10 @@ from pipeline.config import DataConfig
 from pipeline.stream.loader import StreamConfig, StreamLoader
 from shards.dataset import index
 from tests.datasets import photographs
-from tests.faults.conftest import take, wait_for
+from tests.faults.conftest import take
 from tests.faults.shaping import Shape
 from tests.faults.synthetic_store import BUCKET, PREFIX, URL, SyntheticSet, SyntheticStore
+from tests.launching import wait_until
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def test_the_first_batch_does_not_wait_for_whole_shards(tmp_path: Path) -> None:
             (first,) = take(loader, 1)
             read = loader.counters.totals()["bytes_read_store"]
             assert read < 0.25 * data.manifest.total_bytes
-            wait_for(lambda: len(list(tmp_path.glob("*.tar"))) >= 2)  # whole shards come behind
+            wait_until(lambda: len(list(tmp_path.glob("*.tar"))) >= 2)  # whole shards come behind
         with StreamLoader(stream(endpoint, "none")) as loader:
             (again,) = itertools.islice(loader, 1)
     assert first.images.equal(again.images)

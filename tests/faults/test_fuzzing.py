@@ -24,6 +24,7 @@ def test_there_are_ten_thousand() -> None:
     assert sum(CASES.values()) == 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
 def test_damage_gives_a_typed_error_or_the_right_samples(kind: str) -> None:
     status, last, said = fuzz(kind, CASES[kind])

@@ -1,4 +1,4 @@
-"""What a request that failed is counted as, by what a store and the network before it really do, for both ways in which S3 is asked."""
+"""Causes that failed requests are counted under, with a real store and network faults, for both ways in which S3 is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever fails while a checkpoint is saved: the one before stays whole, the run is told, and nothing is left lying about."""
+"""Faults while a checkpoint is saved: the one before stays whole, the run learns of it, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -280,6 +280,7 @@ def without_privileges() -> list[str]:
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
+@pytest.mark.slow
 def test_permission_that_is_lost_fails_saves_and_never_makes_a_run_start_anew(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     child = saver(str(folder), tmp_path / "run", without_privileges(), wait=True)

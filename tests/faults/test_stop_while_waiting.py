@@ -17,7 +17,7 @@ from tests.faults.conftest import upload
 from tests.faults.proxy import Fault, Proxy, Rule
 from tests.launching import kill_all, rank_processes, setting_list, start, wait_until
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 STALL = 600
 """Seconds for which a request is waited for: longer than a test."""
 
@@ -60,7 +60,7 @@ def test_one_rank_stops_at_once_and_loses_no_step(s3: SeaweedFS, proxy: Proxy, t
 
 
 def stands_still(run: Path, seconds: float = 3.0) -> bool:
-    """Whether no step comes for so long."""
+    """Returns whether no step comes for some seconds."""
     before = len(read_lines(run / "history.jsonl"))
     time.sleep(seconds)
     return len(read_lines(run / "history.jsonl")) == before

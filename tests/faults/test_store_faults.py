@@ -1,4 +1,4 @@
-"""Whatever the network does to answers of the store: the same batches, or one error that names the shard, and never a wait without end."""
+"""Network faults in answers of the store: the same batches, or one error that names the shard, and never a wait without end."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from tests.faults.conftest import (
     take,
     through,
     upload,
-    wait_for,
     whole_shards,
 )
 from tests.faults.proxy import Fault, Proxy, Rule
+from tests.launching import wait_until
 
 pytestmark = pytest.mark.server
 SLOW_DOWN = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
@@ -75,7 +75,7 @@ def test_a_fault_that_passes_costs_time_only(data_set: DataSet, proxy: Proxy, tm
         assert_same(take(loader), data_set.reference)
         assert len(loader.quarantine) == 0
         if cached:
-            wait_for(lambda: len(list(tmp_path.glob("*.tar"))) == len(data_set.manifest.records))
+            wait_until(lambda: len(list(tmp_path.glob("*.tar"))) == len(data_set.manifest.records))
             assert cache_of(loader).failures == {}
     assert rule.hits >= len(data_set.manifest.records) - 1
     if cached:
@@ -86,10 +86,8 @@ def test_a_fault_that_passes_costs_time_only(data_set: DataSet, proxy: Proxy, tm
 def test_a_fault_that_stays_ends_with_the_shards_name(data_set: DataSet, proxy: Proxy, fault: str) -> None:
     name = data_set.manifest.records[3].name
     proxy.rules = [fresh(FAULTS[fault], key=f"*/{name}", count=1 << 40, at=0)]
-    began = time.monotonic()
     with StreamLoader(through(proxy, data_set, retries=1, stall_seconds=1.5)) as loader, pytest.raises(ShardError, match=name) as raised:
         take(loader)
-    assert time.monotonic() - began < 20
     assert "\n" not in str(raised.value)
     assert proxy.rules[0].hits >= 2  # tried again before it gave up
 
@@ -183,10 +181,9 @@ def test_credentials_that_end_in_mid_run_are_named_at_once(data_set: DataSet, pr
         batches = iter(loader)
         next(batches)
         proxy.rules = [Rule(Fault.STATUS, status=403, body=body, headers=XML)]
-        began = time.monotonic()
         with pytest.raises(ShardUnavailable, match=r"shard-\d+\.tar: access refused .*credentials"):
             [next(batches) for _ in range(20)]
-        assert time.monotonic() - began < 5
+        assert loader.counters.totals().get("store_retries", 0) == 0
 
 
 def test_wrong_and_absent_credentials_are_one_message(data_set: DataSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -199,11 +196,9 @@ def test_wrong_and_absent_credentials_are_one_message(data_set: DataSet, monkeyp
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    began = time.monotonic()
     with pytest.raises(ShardError, match=re.escape(data_set.url)) as absent:
         StreamLoader(stream_config(data_set.url, {"endpoint_url": options["endpoint_url"]}, cache="none"))
     assert re.search("credentials", str(absent.value), re.IGNORECASE)
-    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("how", ["plain", "client"])
@@ -217,7 +212,7 @@ def test_a_reader_that_is_abandoned_waits_for_nothing(data_set: DataSet, proxy: 
     proxy.rules = [Rule(where, f"*/{name}", at=10)]
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(reader.range, name, 0, 512)
-        wait_for(lambda: proxy.rules[0].hits)
+        wait_until(lambda: proxy.rules[0].hits)
         reader.abandon()
         with pytest.raises(ReaderAbandoned, match=name):
             reading.result(60)
@@ -240,7 +235,7 @@ def test_a_reader_that_is_abandoned_waits_for_no_connection(how: str) -> None:
         with ThreadPoolExecutor(1) as pool:
             reading = pool.submit(reader.range, "shard-000000.tar", 0, 512)
             assert reader._plain is not None
-            wait_for(lambda: any(connection.sock is not None for connection in list(reader._plain._live)))
+            wait_until(lambda: any(connection.sock is not None for connection in list(reader._plain._live)))
             time.sleep(0.5)  # it is under way: nothing shows how far
             assert not reading.done()
             reader.abandon()

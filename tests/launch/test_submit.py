@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,13 @@ from pipeline.training.record.run_folder import RunFolder
 from pipeline.training.slurm.submission import SCRIPT, Resources, SubmitError, describe, prepare
 from pipeline.training.slurm.sweep import element_settings, read_combinations, run_name
 from tests.conftest import ROOT
-from tests.launching import clean_environment
+from tests.launching import clean_environment, python
 
 DATA = ["--data.shards", "/data/set"]
 
 
 def submit(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "launch/slurm/submit.py"), *arguments]
+    command = [python(), str(ROOT / "launch/slurm/submit.py"), *arguments]
     return subprocess.run(command, cwd=cwd, env=clean_environment(), capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -91,7 +90,7 @@ def test_resources_that_make_no_sense_are_refused(resources: Resources, message:
 
 
 def test_without_slurm_the_message_says_where_to_go(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "launch/slurm/submit.py"), *DATA, "--run", str(tmp_path / "run")]
+    command = [python(), str(ROOT / "launch/slurm/submit.py"), *DATA, "--run", str(tmp_path / "run")]
     environment = {**clean_environment(), "PATH": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1

@@ -116,6 +116,7 @@ def test_help_tells_meaning_and_default_of_every_setting(capsys: pytest.CaptureF
 
 
 @given(st.integers(1, 10**6), st.floats(0, 10), st.sampled_from(["random", "random_resized", "center"]))
+@pytest.mark.slow
 def test_what_is_written_is_what_is_read(steps: int, norm: float, crop: str) -> None:
     config = parse(
         METHODS, ["--data.shards", "x", "--training.steps", str(steps), "--training.max_gradient_norm", repr(norm), "--data.crop", crop]

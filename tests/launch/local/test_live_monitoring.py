@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +19,7 @@ from tests.ports import free_port
 
 
 @pytest.mark.slow
-@pytest.mark.server
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)")
+@pytest.mark.usefixtures("prometheus")
 def test_what_make_monitoring_starts_shows_a_live_run_and_ends_on_ctrl_c(tmp_path: Path) -> None:
     port = free_port()
     log = tmp_path / "log"

@@ -207,6 +207,7 @@ def normalise_a_share(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_group_of_0_is_batch_norm_over_the_uneven_shares_of_all_ranks(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(normalise_a_share, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))

@@ -63,10 +63,12 @@ def assert_flat(rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) 
     assert threads <= 0
 
 
+@pytest.mark.slow
 def test_nothing_grows_over_fifty_epochs_of_local_shards(local: tuple[Path, Manifest], capsys: pytest.CaptureFixture[str]) -> None:
     assert_flat(observe(shards=str(local[0])), capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_nothing_grows_over_fifty_epochs_from_a_store_through_a_cache_that_evicts(
     s3: SeaweedFS, local: tuple[Path, Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -80,6 +82,7 @@ def test_nothing_grows_over_fifty_epochs_from_a_store_through_a_cache_that_evict
     assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= budget
 
 
+@pytest.mark.slow
 def test_a_leak_of_a_kilobyte_a_batch_and_a_descriptor_an_epoch_would_be_seen(local: tuple[Path, Manifest]) -> None:
     memory, descriptors = growth(observe("leak", shards=str(local[0])))
     assert memory > 0.8 * A_BATCH

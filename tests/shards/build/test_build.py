@@ -51,6 +51,7 @@ def test_the_seed_decides_the_order_and_nothing_else(tree: Path, tmp_path: Path)
     assert sorted(sources(tmp_path / "a")) == sorted(sources(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_same_bytes_for_any_number_of_processes(tree: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         run(tree, tmp_path / str(workers), workers=workers)

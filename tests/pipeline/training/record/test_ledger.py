@@ -16,7 +16,8 @@ import yaml
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.stream.loader import StreamConfig, StreamLoader
 from pipeline.training.record.ledger import Account, account
-from pipeline.training.record.run_folder import RunFolderError, samples_digest, samples_text
+from pipeline.training.record.run_folder import RunFolderError
+from pipeline.training.record.samples_digest import samples_digest, samples_text
 from tests.datasets import photographs, write_dataset
 
 COUNTS = [20, 31, 9, 41]
