@@ -40,6 +40,7 @@ lint: venv
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # peers of the streaming benchmark have an environment of their own: their requirements clash with constraints.txt
 bench: venv .venv-bench/installed
