@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.stream.order as order_module
+from launch.simulate import main
 from pipeline.simulation import Measurement, Setup, SimulationError, Subject, command, made_up, simulate, stored
 from pipeline.simulation.blocks import NodeBlocks, node_parts
 from pipeline.simulation.prediction import FIRST, IN_PLACE, LATER, NO_CACHE
@@ -24,7 +25,6 @@ from pipeline.simulation.report import advice, as_mapping, as_text
 from pipeline.simulation.workload import LANE_BLOCKS, NodeReplay, Traffic
 from pipeline.stream.order import SampleOrder
 from pipeline.stream.read import fetch
-from shards.__main__ import main
 from shards.dataset import index
 from shards.dataset.index import file_size
 from shards.dataset.manifest import Manifest, ShardRecord
@@ -422,7 +422,7 @@ def test_windows_of_an_epoch_stand_for_all_of_it(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_figures_that_can_not_be_are_one_message(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["simulate", *arguments]) == 1
+    assert main([*arguments]) == 1
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert re.search(message, error)
@@ -433,7 +433,7 @@ def test_the_largest_figures_are_answered(capsys: pytest.CaptureFixture[str]) ->
     sizes = ["--samples", "1e14", "--shard-samples", "1e12", "--sample-bytes", "30000"]
     batch = ["--global-batch", "1e6", "--ranks-per-node", "8", "--seed", str(2**63 - 1), "--connections", str(2**53 - 1)]
     times = ["--store-bandwidth", "1e-9", "--epochs", str(2**53 - 1), "--cache-gb", "4e9", "--checkpoint-steps", "9e15"]
-    assert main(["simulate", *sizes, *batch, *times, "--preemption-minutes", "9e15", "--json"]) == 0
+    assert main([*sizes, *batch, *times, "--preemption-minutes", "9e15", "--json"]) == 0
     table = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # no NaN, no Infinity
     assert table["setup"]["global_batch"] == 1_000_000
     assert table["setup"]["seed"] == 2**63 - 1
@@ -443,18 +443,18 @@ def test_the_largest_figures_are_answered(capsys: pytest.CaptureFixture[str]) ->
 
 def test_whole_numbers_are_read_in_any_notation(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--samples", "1e4", "--shard-samples", "1e2", "--sample-bytes", "3e4"]
-    assert main(["simulate", *sizes, "--global-batch", "1e3", "--nodes", "2.0", "--seed", "9007199254740993", "--json"]) == 0
+    assert main([*sizes, "--global-batch", "1e3", "--nodes", "2.0", "--seed", "9007199254740993", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["setup"]
     assert (told["global_batch"], told["nodes"], told["seed"]) == (1000, 2, 2**53 + 1)
     assert isinstance(told["global_batch"], int)
     with pytest.raises(SystemExit):
-        main(["simulate", *sizes, "--nodes", "two"])
+        main([*sizes, "--nodes", "two"])
     assert "argument --nodes: 'two' is no number" in capsys.readouterr().err
 
 
 def test_shards_of_a_local_folder_are_said_to_be_read_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_dataset(tmp_path / "set", photographs(24, 60, 60), [8, 8, 8])
-    known = ["simulate", str(tmp_path / "set"), "--global-batch", "8", "--ranks-per-node", "1", "--latency", "5000", "--cache-gb", "1e-6"]
+    known = [str(tmp_path / "set"), "--global-batch", "8", "--ranks-per-node", "1", "--latency", "5000", "--cache-gb", "1e-6"]
     assert main(known) == 0
     text = capsys.readouterr().out
     assert "read in place: no downloads, no cache, no limits of a store" in text
@@ -475,7 +475,7 @@ def test_figures_that_are_given_are_not_measured(monkeypatch: pytest.MonkeyPatch
     """The store is replaced by what it gave; test_simulation_real.py asks a real one."""
     monkeypatch.setattr(command, "stored", lambda *_: subject([40]))
     monkeypatch.setattr(command, "measure", lambda *_: Measurement(5.0, 9.0, 40, 200.0, 50.0, 4, 1000, 0))
-    known = ["simulate", "s3://bucket/set", "--measure", "--global-batch", "8", "--latency", "30"]  # 30 is the default as well
+    known = ["s3://bucket/set", "--measure", "--global-batch", "8", "--latency", "30"]  # 30 is the default as well
     assert main([*known, "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
     assert (table["setup"]["latency"], table["setup"]["bandwidth"], table["setup"]["connection_bandwidth"]) == (30, 200, 50)
@@ -498,7 +498,6 @@ def test_a_place_without_a_data_set_is_named(tmp_path: Path) -> None:
 
 def test_the_command_answers_for_people_and_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     known = [
-        "simulate",
         "--samples",
         "1e6",
         "--shard-samples",
@@ -531,6 +530,6 @@ def test_the_command_answers_for_people_and_for_programs(capsys: pytest.CaptureF
     assert set(table["epochs"]) == {FIRST, LATER, NO_CACHE}
     assert f"{round(table['epochs'][NO_CACHE]['requests']):,}" in text
     with pytest.raises(SystemExit) as ended:
-        main(["simulate", "--help"])
+        main(["--help"])
     assert ended.value.code == 0
     assert "--store-bandwidth MB/s" in capsys.readouterr().out
