@@ -9,17 +9,17 @@ _HEAD = """# Metrics of a run
 The metrics are declared in `monitoring/metrics/definitions.py`. This page is made from them by
 `python -m monitoring.metrics.reference > docs/metrics.md`.
 
-Every series also carries the labels `run`, `rank` and `node`. Counts and rates are those of one rank, so
-a sum over ranks is the run's. A histogram has the series `_bucket`, `_sum` and `_count`.
-The values of the label `cause`, and what to do about each, are in docs/operations.md ("Bad samples" and
-"The store fails").
+Every series also carries the labels `run`, `rank` and `node`. Counts and rates are those of one
+rank, so a sum over ranks is the run's. A histogram has the series `_bucket`, `_sum` and `_count`.
+The values of the label `cause`, and what to do about each, are in docs/operations.md ("Bad samples"
+and "The store fails").
 
-There are also `context_encoder_build_info`, with the labels `version`, `torch` and `recipe`, and the
-process's own metrics from Prometheus's client: `process_open_fds`, `process_resident_memory_bytes`,
-`process_cpu_seconds_total` and others.
+There are also `context_encoder_build_info`, with the labels `version`, `torch` and `recipe`, and
+the process's own metrics from Prometheus's client: `process_open_fds`,
+`process_resident_memory_bytes`, `process_cpu_seconds_total` and others.
 
-How the metrics get to Prometheus is in docs/monitoring.md. What to do about them is in docs/operations.md.
-How to add a metric is in docs/extending.md.
+How the metrics get to Prometheus is in docs/monitoring.md. What to do about them is in
+docs/operations.md. How to add a metric is in docs/extending.md.
 
 | metric | type | labels | meaning |
 |---|---|---|---|
