@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_FLAGS ?=
-# processes that run tests, a file at a time: one more than a small machine has cores, because many tests wait for a program
-WORKERS ?= 3
+# processes that run tests, a file at a time: twice the cores of a small machine, because many tests wait for a program
+WORKERS ?= 4
 SOURCES := shards pipeline monitoring launch tests benchmarks
 
 .PHONY: venv demo monitoring check test coverage lint bench clean

@@ -211,7 +211,7 @@ def test_a_store_that_is_stopped_raises_storage_errors(live: Live) -> None:
     live.store.kill()
     texts = live.told("StorageErrors", "warning")
     assert re.search(
-        r"Repeated a second: \w+ on rank [01], \S+ 0\.\d|Repeated a second: \w+ on rank [01], \S+ [1-9]", texts["description"]
+        r"Repeated per second: \w+ on rank [01], \S+ 0\.\d|Repeated per second: \w+ on rank [01], \S+ [1-9]", texts["description"]
     ), texts
     live.store.start()
     live.goes_on()

@@ -36,9 +36,7 @@ def test_what_make_monitoring_starts_shows_a_live_run_and_ends_on_ctrl_c(tmp_pat
         str(port),
     ]
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            [*command, "--seconds", "250", "--interval", "1s"], cwd=ROOT, env=clean_environment(), stdout=file, stderr=file
-        )
+        process = subprocess.Popen([*command, "--seconds", "250"], cwd=ROOT, env=clean_environment(), stdout=file, stderr=file)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: process.poll() is not None or f"{url}/alerts" in log.read_text(), log)
