@@ -138,7 +138,7 @@ class Training:
         self.steps += 1
         seconds = time.perf_counter() - began
         phases.end(seconds)
-        self.reporter.step(StepFacts(self.steps, self.batch, result, 1.0, seconds, 0.001, 0, (0, 0), phases.read()))
+        self.reporter.step(StepFacts(self.steps, self.batch, result, 1.0, seconds, 0.001, 0, (0, 0), phases.read))
         return time.perf_counter() - began
 
 

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.training.checkpoint.export_encoder import export_encoder
-from pipeline.training.checkpoint.store import CheckpointInvalid
-from shards.errors import ShardError
+from shards.errors import ExplainedError
 
 
 def main() -> int:
@@ -22,7 +21,7 @@ def main() -> int:
     options = dict(option.partition("=")[::2] for option in arguments.storage)
     try:
         print(export_encoder(arguments.run, arguments.target, arguments.step, options))
-    except (CheckpointInvalid, ShardError, OSError) as error:
+    except (ExplainedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Interval
 
 from shards.errors import ExplainedError
 
@@ -46,7 +46,7 @@ class MonitoringConfig:
     of the GPU, unknown elsewhere."""
     pushgateway: str = ""
     """URL of a Pushgateway, for jobs that Prometheus can't reach: http://HOST:9091. Pushed metrics are deleted when the run ends."""
-    pushgateway_seconds: Annotated[float, Gt(0)] = 30.0
+    pushgateway_seconds: Annotated[float, Interval(gt=0, le=1e6)] = 30.0
     """Time between two pushes."""
     pushgateway_user: str = ""
     """Name for the Pushgateway, with the password in pushgateway_secret_file."""

@@ -33,7 +33,7 @@ class OptimiserConfig:
 
     kind: Literal["adam", "sgd"] = "adam"
     """Update rule. With adam the weight decay is decoupled from the gradient (AdamW)."""
-    learning_rate: Annotated[float, Gt(0)] = 1e-4
+    learning_rate: Annotated[float, Interval(gt=0, le=1000)] = 1e-4
     """Learning rate at the peak of the schedule."""
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     """Decay rates of Adam's first and second moment."""
@@ -81,7 +81,8 @@ class DataConfig:
     shards: str = ""
     """URL of a data set made by `python -m shards build`: a folder, s3://bucket/prefix, or its manifest.json."""
     storage_options: dict[str, str] = field(default_factory=dict)
-    """Options of the store beyond its own environment and profiles, as in fsspec: endpoint_url=..., profile=..., anon=true."""
+    """Options of the store beyond its own environment and profiles, as in fsspec. On the command line pairs of words:
+    --data.storage_options profile mine anon true."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Several data sets by name instead of data.shards, each with its own shards and weight. The number of samples that a batch takes from
     a data set is the same in every batch; the order of the names is part of the run's identity."""
@@ -101,20 +102,20 @@ class DataConfig:
     decoder: Literal["simplejpeg", "nvimgcodec"] = "simplejpeg"
     """JPEG decoder: simplejpeg decodes the rows that a crop needs; nvimgcodec (the extra `decode`, no GPU needed) decodes only the crop's
     rectangle, which is faster on full-size pictures, but it accepts damaged ones. A run keeps the decoder that it began with."""
-    threads: Annotated[int, Ge(0)] = 0
+    threads: Annotated[int, Interval(ge=0, le=1024)] = 0
     """Decoding threads per rank; 0 divides the cores of the node by its ranks, at most 16."""
-    ready_batches: Annotated[int, Ge(1)] = 3
+    ready_batches: Annotated[int, Interval(ge=1, le=1000)] = 3
     """Batches that a rank prepares ahead of training."""
-    requests: Annotated[int, Ge(1)] = 32
+    requests: Annotated[int, Interval(ge=1, le=10_000)] = 32
     """Concurrent requests per rank to a remote store, for samples that are not in the cache."""
     cache: str = "auto"
     """Folder that caches the shards of a remote store for all ranks of a node; `auto` is a folder in $TMPDIR, `none` caches nothing and
     reads each sample as a byte range. Local shards are read in place."""
-    cache_gb: Annotated[float, Ge(0)] = 20.0
+    cache_gb: Annotated[float, Interval(ge=0, le=1e9)] = 20.0
     """Capacity of the cache in 10^9 bytes; the least recently used shards are deleted first."""
     retries: Annotated[int, Ge(0)] = 8
     """Retries of a request to the store, with exponential backoff and jitter."""
-    stall_seconds: Annotated[float, Gt(0)] = 60.0
+    stall_seconds: Annotated[float, Interval(gt=0, le=1e6)] = 60.0
     """Longest wait in seconds for the next bytes of a request before the request is retried."""
     max_bad_fraction: Annotated[float, Interval(ge=0, le=1)] = 1e-4
     """Largest fraction of the data set that may be unreadable. Each unreadable sample is replaced, counted, and named in quarantine.jsonl;
@@ -154,9 +155,9 @@ class TrainingConfig:
     """Steps between two PNG grids in the run folder; 0 writes none."""
     pictures: Annotated[int, Ge(1)] = 8
     """Pictures per grid."""
-    threads: Annotated[int, Ge(1)] = 1
+    threads: Annotated[int, Interval(ge=1, le=1024)] = 1
     """CPU threads of torch per rank. On CPUs the last bits of the result depend on it."""
-    timeout_minutes: Annotated[float, Gt(0)] = 10.0
+    timeout_minutes: Annotated[float, Interval(gt=0, le=1e6)] = 10.0
     """Longest wait for another rank to join. watchdog.stall_minutes is derived from it; without the watchdog it is also the time limit of
     every collective."""
     deterministic: bool = True
@@ -190,18 +191,18 @@ class WatchdogConfig:
 
     enabled: bool = True
     """End a rank that makes no progress, and write the stacks of its threads to RUN/stacks. Set it to false under a debugger."""
-    startup_minutes: Annotated[float, Gt(0)] = 30.0
+    startup_minutes: Annotated[float, Interval(gt=0, le=1e6)] = 30.0
     """Longest time from the start of a rank to the end of its first step, including joining, loading the checkpoint and the first batch."""
-    stall_minutes: Annotated[float, Ge(0)] = 0.0
+    stall_minutes: Annotated[float, Interval(ge=0, le=1e6)] = 0.0
     """Longest wait for a batch, and longest time of the step itself; 0 takes nine tenths of training.timeout_minutes, with a remote store
     at least the time in which a request may be retried (data.retries, data.stall_seconds)."""
-    checkpoint_minutes: Annotated[float, Gt(0)] = 30.0
+    checkpoint_minutes: Annotated[float, Interval(gt=0, le=1e6)] = 30.0
     """Longest time that training may stand still for a checkpoint; at least stall_minutes."""
-    grace_seconds: Annotated[float, Ge(0)] = 60.0
+    grace_seconds: Annotated[float, Interval(ge=0, le=1e6)] = 60.0
     """Extra seconds for a checkpoint that is being written to finish before its hanging rank is ended."""
     starving_share: Annotated[float, Interval(gt=0, le=1)] = 0.5
     """Fraction of the time that a rank may wait for data before starvation is reported; 1 reports nothing."""
-    starving_seconds: Annotated[float, Gt(0)] = 60.0
+    starving_seconds: Annotated[float, Interval(gt=0, le=1e6)] = 60.0
     """Window in seconds over which the wait for data is averaged."""
     collapse_steps: Annotated[int, Ge(0)] = 500
     """Consecutive steps over which losses are averaged before they are compared with the recipe's thresholds of a collapse; 0 never
@@ -250,7 +251,10 @@ def parse(methods: Mapping[str, type], arguments: Sequence[str], program: str = 
     method = methods[recipe]
     _name_sources(from_file, remaining)
     defaults: Config[Any] = from_mapping(Config, {**from_file, "recipe": recipe}, method=method)
-    description = f"{description}\n\nA file of the same settings comes first: --config FILE.yaml"
+    description = (
+        f"{description}\n\nA file of the same settings comes first: --config FILE.yaml. Several data sets are mixed by "
+        "--data.sources.NAME.shards URL and --data.sources.NAME.weight W, for each NAME"
+    )
     values = overridden(types.GenericAlias(Config, (method,)), defaults, remaining, program, description)
     config: Config[Any] = from_mapping(Config, values, method=method)
     check(config)
@@ -260,25 +264,35 @@ def parse(methods: Mapping[str, type], arguments: Sequence[str], program: str = 
 def check(config: Config[Any]) -> None:
     """Refuses values that no run could use: those out of the bounds on their fields, and those that contradict each other.
 
-    Settings of a recipe may have a method `check`, which refuses combinations of their own in the same way.
+    Settings of a recipe may have a method `check`, which refuses combinations of their own in the same way, and a property `unit`: the
+    samples that ranks and micro-batches must not divide.
 
     Raises:
         ConfigError: naming the key.
     """
     checked(config)
-    _check_paths(config)
-    _check_sources(config.data)
-    _check_monitoring(config.monitoring)
-    check_mode(config.training)
-    if (of_the_recipe := getattr(config.method, "check", None)) is not None:
-        of_the_recipe()
-
-
-def _check_paths(config: Config[Any]) -> None:
     if not config.data.cache:
         raise ConfigError("data.cache: give a folder, auto or none")
     if not config.run:
         raise ConfigError("run: give the folder that this run writes into: --run runs/NAME")
+    _check_options("data", config.data.storage_options)
+    _check_sources(config.data)
+    try:
+        check_monitoring(config.monitoring)
+    except EndpointError as error:
+        raise ConfigError(str(error)) from None
+    check_mode(config.training)
+    if (of_the_recipe := getattr(config.method, "check", None)) is not None:
+        of_the_recipe()
+    _check_unit(config.training, getattr(config.method, "unit", 1))
+
+
+def _check_unit(training: TrainingConfig, unit: int) -> None:
+    group = f"the batch-norm group of {unit}"
+    if training.global_batch % unit:
+        raise ConfigError(f"training.global_batch: a global batch of {training.global_batch} is not a multiple of {group}: make it one")
+    if training.micro_batch < unit:
+        raise ConfigError(f"training.micro_batch: {training.micro_batch} is less than {group}, which must not be divided")
 
 
 def check_mode(training: TrainingConfig) -> None:
@@ -296,6 +310,11 @@ def check_mode(training: TrainingConfig) -> None:
         )
 
 
+def _check_options(where: str, options: Mapping[str, str]) -> None:
+    if name := next((option.partition("=")[0] for option in options if "=" in option), ""):  # names are shown, and this one holds a value
+        raise ConfigError(f"{where}.storage_options: give names and values as words of their own: {name} VALUE, not {name}=...")
+
+
 def _check_sources(data: DataConfig) -> None:
     if bool(data.shards) == bool(data.sources):
         what = "is given beside data.sources: name every data set there" if data.shards else "give the URL of a data set"
@@ -305,13 +324,7 @@ def _check_sources(data: DataConfig) -> None:
             raise ConfigError(f"data.sources: {name!r} is no name: letters, digits and _ will do")
         if not source.shards:
             raise ConfigError(f"data.sources.{name}.shards: give the URL of a data set")
-
-
-def _check_monitoring(monitoring: MonitoringConfig) -> None:
-    try:
-        check_monitoring(monitoring)
-    except EndpointError as error:
-        raise ConfigError(str(error)) from None
+        _check_options(f"data.sources.{name}", source.storage_options)
 
 
 def to_mapping(config: Config[Any]) -> dict[str, Any]:

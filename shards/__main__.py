@@ -194,6 +194,8 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _verify(options: argparse.Namespace) -> int:
     from shards.check.verify import verify  # noqa: PLC0415
 
+    if options.workers < 0:
+        raise ShardError(f"--workers {options.workers}: give 0 or more")
     findings = verify(options.url, parse_options(options.storage), options.workers, options.repair_index)
     for problem in findings.problems:
         print(printable(f"{problem.name}: {problem.what}"))

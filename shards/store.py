@@ -19,9 +19,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from shards.errors import StoreError
-from shards.local_walk import files_below
+from shards.local_files import TEMPORARY_PREFIX, files_below, sync_folder, whole_file
 from shards.urls import join, reason_of, redacted, typed_option
-from shards.whole_file import TEMPORARY_PREFIX, sync_folder, whole_file
 
 Options = Mapping[str, Any]
 _CLIENT_ERRORS = ("botocore", "aiobotocore", "aiohttp", "fsspec", "asyncio", "gcsfs", "azure", "adlfs")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from launch.local.object_store import SeaweedFS
-from shards.locks import wait_for_lock
+from shards.local_files import wait_for_lock
 from tests.slurm_cluster import SlurmCluster
 
 settings.register_profile("suite", deadline=None)  # a busy machine is no failure

@@ -25,7 +25,9 @@ LONGEST_PAUSE = 60.0
 before."""
 CLOSE_SECONDS = 20.0
 """Time for the process to end, in seconds, the deletion from a Pushgateway included."""
-_MEANT_FOR_RANKS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+_BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTOU}
+"""Signals to the whole job, which are meant for the ranks, and the one by which a terminal with `stty tostop` stops a process of the
+background that writes to it."""
 
 _log = logging.getLogger(__name__)
 
@@ -59,8 +61,8 @@ class EndpointProcess:
         number = self._listener.fileno()
         command = [sys.executable, "-P", "-c", "from monitoring.endpoint.main import main; main()", str(number)]
         try:
-            # Signals sent to the whole job are meant for the ranks. They are blocked in the process, which ends when its stdin closes.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _MEANT_FOR_RANKS)
+            # the process inherits the mask; it ends when its stdin closes
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
             try:
                 process = subprocess.Popen(
                     command,

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from shards.whole_file import whole_file
+from shards.local_files import whole_file
 
 _HOST, _PROCESS = "__context_encoder_host__", "__context_encoder_process__"  # Prometheus drops labels that begin with two underscores
 _FILE = re.compile(r"rank(\d+)\.json")
@@ -51,7 +51,7 @@ class TargetsFile:
                 (folder / f"rank{other}.json").unlink(missing_ok=True)
             if ranks.start == 0:
                 _sweep(folder, world_size)
-            with whole_file(self.path, durable=False) as file:  # Prometheus may read at any moment
+            with whole_file(self.path, durable=False, one_writer=True) as file:  # Prometheus may read at any moment
                 file.write(self._content)
         except OSError as error:
             _log.warning("%s: %s. Prometheus will not find %s by itself", self.path, error.strerror or error, target)

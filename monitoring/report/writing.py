@@ -10,7 +10,7 @@ from pathlib import Path
 from monitoring.report.page import page
 from monitoring.report.record import EVENTS, HISTORY, SETTINGS, read
 from shards.errors import ExplainedError
-from shards.whole_file import whole_file
+from shards.local_files import whole_file
 
 NAME = "report.html"
 """Name of the page in the run folder."""

@@ -71,6 +71,11 @@ class FeaturesSettings:
     discriminator_optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(learning_rate=2e-5, betas=(0.5, 0.999)))
     """Optimiser of the discriminator, where there is one."""
 
+    @property
+    def unit(self) -> int:
+        """Number of samples that ranks must not divide: the batch-norm group, where a network has one."""
+        return (self.batch_norm_group if self.batch_norm or self.adversarial_weight > 0 else 0) or 1
+
     def check(self) -> None:
         """Refuses settings that contradict each other.
 
@@ -98,8 +103,7 @@ class FeaturesRecipe:
         self.method = settings
         self.image_size = IMAGE_SIZE
         self.mask: MaskSource | None = mask_source(settings.mask) if self.masked else None
-        normalised = settings.batch_norm or settings.adversarial_weight > 0
-        self.unit = (settings.batch_norm_group if normalised else 0) or 1
+        self.unit = settings.unit
         network = FeaturesNetwork(
             layout=settings.layout,
             batch_norm=settings.batch_norm,

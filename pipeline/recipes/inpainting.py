@@ -70,6 +70,11 @@ class InpaintingSettings:
     discriminator_optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(learning_rate=2e-4, betas=(0.5, 0.999)))
     """Optimiser of the discriminator."""
 
+    @property
+    def unit(self) -> int:
+        """Number of samples that ranks must not divide: the batch-norm group."""
+        return self.batch_norm_group or 1
+
     def check(self) -> None:
         """Refuses settings that contradict each other.
 
@@ -77,6 +82,8 @@ class InpaintingSettings:
             ConfigError: naming the setting.
         """
         check_weights(self)
+        if 2 * self.mask.overlap >= PATCH:
+            raise ConfigError(f"method.mask.overlap: {self.mask.overlap} pixels on each side leave nothing of the {PATCH} x {PATCH} pixels")
         if self.mask.kind == "central" and self.mask.max_fraction != 0.25:
             raise ConfigError(
                 f"method.mask.max_fraction: {self.mask.max_fraction} is not 0.25, and the central region of this recipe is "
@@ -94,7 +101,7 @@ class InpaintingRecipe:
         settings.check()
         self.method = settings
         self.image_size = IMAGE_SIZE
-        self.unit = settings.batch_norm_group or 1
+        self.unit = settings.unit
         self.mask: MaskSource | None = mask_source(settings.mask)
         self.central = settings.mask.kind == "central"
         size, group = PATCH if self.central else IMAGE_SIZE, settings.batch_norm_group

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from pipeline.config import DataConfig
+from pipeline.mapping import checked
 from pipeline.masking.source import MaskSource
 from pipeline.stream.batch.batch import Batch, Filling, LoaderClosed, Pending
 from pipeline.stream.batch.filling import Filler
@@ -81,6 +82,7 @@ class StreamLoader:
         waiting: called once a second while a batch is waited for; an error that it raises ends the iteration, before that batch.
 
     Raises:
+        ConfigError: a setting of the data is of the wrong type or out of its bounds.
         OrderError: too many ranks, or a batch larger than the data set.
         ShardError: a data set can't be read or is damaged.
         QuarantineFull: while iterating, more samples are unreadable than allowed.
@@ -88,7 +90,7 @@ class StreamLoader:
     """
 
     def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1, waiting: Callable[[], None] = lambda: None) -> None:
-        data = config.data
+        data = checked(config.data, "data")
         self.config = config
         self.counters = Counters()
         self.decoder = make_decoder(data.decoder)

@@ -146,7 +146,7 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
                 seconds, step_began = now - step_began, now  # pictures, checkpoints and reports count for the step after them
                 phases.end(seconds)
                 stop, samples, *starvation = news.tolist()
-                run.reporter.step(StepFacts(state.step, batch, result, rate, seconds, wait_seconds, samples, starvation, phases.read()))
+                run.reporter.step(StepFacts(state.step, batch, result, rate, seconds, wait_seconds, samples, starvation, phases.read))
                 if config.training.pictures_every and state.step % config.training.pictures_every == 0:
                     run.reporter.pictures(state.step, run.train_step.pictures(batch, config.training.pictures))
                 if stop:
@@ -194,7 +194,8 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
             loader.load_state_dict(found.facts["position"])
         train_step = TrainStep(recipe, engines, world, config.training)
         stack.enter_context(closing(reporter))
-        stack.enter_context(closing(checkpoints))  # first to close: the folder is released only when no save is being written
+        stack.enter_context(closing(checkpoints))  # before all others: the folder is released only when no save is being written
+        stack.callback(watchdog.at, "end")
         if publication is not None:
             reporter.say(publication.summary)
             publication.alert_on_failure = True  # from now on a failure must raise an alert; before, an error is on the starter's console
@@ -268,8 +269,6 @@ def _recorded_failure(run: Run, state: State) -> Iterator[None]:
         run.reporter.flush()
         run.folder.event("end", step=state.step, reason=type(error).__name__, message=str(error))
         raise
-    finally:
-        run.watchdog.at("end")
 
 
 def _outcome(run: Run, state: State) -> Outcome:

@@ -23,10 +23,10 @@ from shards.dataset.index import Rules
 from shards.dataset.manifest import Manifest, ShardRecord, settings_of
 from shards.dataset.workplace import FOLDER, REJECTED, sweep
 from shards.errors import ManifestMismatch, ShardError, StoreError
+from shards.local_files import LEFT_BEHIND
 from shards.store import Store
 from shards.tar.version import Tar
 from shards.urls import redacted
-from shards.whole_file import LEFT_BEHIND
 
 _BEGUN = f"{FOLDER}/index.json"
 _READ_THREADS = 16

@@ -24,8 +24,8 @@ from shards.dataset.manifest import ShardRecord
 from shards.dataset.pixels import PictureRejected
 from shards.dataset.workplace import FOLDER
 from shards.errors import ShardCorrupt, StoreError
+from shards.local_files import TEMPORARY_PREFIX
 from shards.store import Options, Store
-from shards.whole_file import TEMPORARY_PREFIX
 
 Progress = Callable[[int, int], None]
 _CHUNK = 1 << 20

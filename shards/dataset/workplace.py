@@ -10,9 +10,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import ManifestMismatch, ShardError
-from shards.locks import try_lock
+from shards.local_files import LEFT_BEHIND, TEMPORARY_PREFIX, try_lock
 from shards.store import Store
-from shards.whole_file import LEFT_BEHIND, TEMPORARY_PREFIX
 
 FOLDER = "_build"
 """Folder of the records in the destination while a data set is unfinished."""

@@ -19,11 +19,10 @@ import braceexpand
 from fsspec.utils import glob_translate
 
 from shards.errors import SourceError, StoreError
-from shards.local_walk import files_below
+from shards.local_files import TEMPORARY_PREFIX, files_below
 from shards.store import Options, Store
 from shards.tar.version import Info, Tar, info_of, version_of
 from shards.urls import join, redacted
-from shards.whole_file import TEMPORARY_PREFIX
 
 _MAGIC = re.compile(r"[{*?\[]")
 _COMPRESSED = re.compile(r"\.(?:tgz|tbz2?|txz|tzst|tar\.(?:gz|bz2|xz|zst|zstd|lz4))$", re.IGNORECASE)

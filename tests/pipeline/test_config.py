@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import recipes
 from pipeline.config import Config, OptimiserConfig, parse, to_mapping
 from pipeline.mapping import ConfigError, from_mapping
 
@@ -146,3 +147,20 @@ def test_storage_options_may_be_written_as_yaml_truth_values(tmp_path: Path) -> 
 def test_what_is_not_finite_or_empty_is_refused(line: str) -> None:
     with pytest.raises(ConfigError, match=line.strip("-").partition("=")[0]):
         parse(METHODS, ["--data.shards", "x", line])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--data.storage_options", "secret=abc", "key=xyz"], r"data\.storage_options: .*secret VALUE"),
+        (["--recipe", "inpainting", "--method.mask.overlap", "40"], r"method\.mask\.overlap: 40 pixels"),
+        (["--recipe", "inpainting", "--method.batch_norm_group", "8", "--training.micro_batch", "4"], r"training\.micro_batch: 4 is less"),
+        (["--recipe", "inpainting", "--method.batch_norm_group", "48"], r"training\.global_batch: .* not a multiple of .* 48"),
+        (["--training.timeout_minutes", "1e300"], r"training\.timeout_minutes: 1e\+300 is not above 0 and at most"),
+        (["--data.ready_batches", "1000000000"], r"data\.ready_batches: 1000000000 is not"),
+    ],
+)
+def test_a_run_that_would_fail_on_every_rank_is_refused_before_one_starts(arguments: list[str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text) as refused:
+        parse(recipes.SETTINGS, ["--data.shards", "x", *arguments])
+    assert "abc" not in str(refused.value)

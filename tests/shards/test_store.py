@@ -10,9 +10,9 @@ import pytest
 
 from launch.local.object_store import SeaweedFS
 from shards.errors import StoreError
+from shards.local_files import TEMPORARY_PREFIX
 from shards.store import Store
 from shards.urls import redacted
-from shards.whole_file import TEMPORARY_PREFIX
 
 AWKWARD = ["plain.tar", "with space/é снег.idx", "odd/[x]*?#%.json", "odd/y"]
 

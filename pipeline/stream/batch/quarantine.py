@@ -11,7 +11,7 @@ from typing import IO
 from pipeline.stream.counters import Counters
 from pipeline.stream.read.samples import BadSample
 from shards.errors import ShardError
-from shards.locks import wait_for_lock
+from shards.local_files import wait_for_lock
 
 
 class QuarantineFull(ShardError):

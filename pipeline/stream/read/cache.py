@@ -30,7 +30,7 @@ from pipeline.stream.read.local_files import LocalFile
 from pipeline.stream.read.storage import ReaderAbandoned, ResumingReader
 from shards.dataset.manifest import Manifest, ShardRecord
 from shards.errors import ShardCorrupt, ShardError
-from shards.locks import try_lock
+from shards.local_files import try_lock
 
 _OPEN_FILES = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from pipeline.stream.counters import Counters
 from shards.errors import StoreError
-from shards.locks import try_lock, unlock, wait_for_lock
-from shards.whole_file import TEMPORARY_PREFIX
+from shards.local_files import TEMPORARY_PREFIX, try_lock, unlock, wait_for_lock
 
 _OWN = re.compile(rf"({re.escape(TEMPORARY_PREFIX)})?[0-9a-f]{{64}}(\.tar)?")  # names that are ours to delete
 _room_mutex = threading.Lock()
@@ -59,7 +58,7 @@ class CacheFolder:
 
     def partial(self, identity: str) -> Path:
         """The path of a shard while it is downloaded. All processes of the node use the same one, so that its lock decides which of them
-        downloads the shard; `shards.whole_file` would give each download a name of its own."""
+        downloads the shard; `shards.local_files` would give each download a name of its own."""
         return self.path / f"{TEMPORARY_PREFIX}{identity}"
 
     @contextmanager

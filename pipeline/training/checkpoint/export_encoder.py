@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointInvalid, CheckpointStore, read
 from pipeline.training.record.run_folder import checkpoint_store
+from shards.local_files import whole_file
 from shards.store import Options
-from shards.whole_file import whole_file
 
 _PREFIX = "encoder."
 
@@ -29,7 +29,7 @@ def export_encoder(run: str, target: Path, step: int | None = None, options: Opt
         A sentence for a person: the file, the step, and the number of tensors and values.
 
     Raises:
-        CheckpointInvalid: no checkpoint verifies, or it holds no encoder.
+        CheckpointInvalid: no checkpoint verifies, it holds no encoder, or `target` names no file that can be made.
         OSError: the file can't be written; a file that was there is unchanged.
     """
     store = checkpoint_store(run, options)
@@ -42,7 +42,11 @@ def export_encoder(run: str, target: Path, step: int | None = None, options: Opt
         raise CheckpointInvalid(f"{store.describe()}: step {checkpoint.step} of the recipe {checkpoint.facts['recipe']!r} holds no encoder")
     method = json.dumps(checkpoint.facts["config"]["method"])
     facts = {"step": str(checkpoint.step), "recipe": str(checkpoint.facts["recipe"]), "player": player, "method": method}
-    with whole_file(target, durable=False) as file:
+    if target.exists() and not target.is_file():
+        raise CheckpointInvalid(f"{target}: is not a file that can be replaced. Name a file to write the encoder to")
+    if not target.resolve().parent.is_dir():
+        raise CheckpointInvalid(f"{target}: its folder does not exist. Make it first, or name another file")
+    with whole_file(target.resolve(), durable=False) as file:  # the file behind a link, not the link
         file.write(save(weights, metadata=facts))
     values = sum(tensor.numel() for tensor in weights.values())
     return f"{target}: the encoder of {player} after {checkpoint.step} steps, {len(weights)} tensors, {values:,} values"

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from monitoring import run_files
 from shards.errors import ExplainedError, StoreError
+from shards.local_files import sync_folder
 from shards.store import Store
-from shards.whole_file import sync_folder
 
 T = TypeVar("T")
 COMMIT = run_files.COMMIT

@@ -17,8 +17,8 @@ from typing import Any
 
 from pipeline.training.record.run_folder import RunFolderError, last_saved_step
 from shards.errors import StoreError
+from shards.local_files import whole_file
 from shards.store import Store
-from shards.whole_file import whole_file
 
 OWNER = "owner.json"
 _RUN_NAME = ".run-name"
@@ -122,7 +122,7 @@ class Ownership:
             return
         try:
             self._run.mkdir(parents=True, exist_ok=True)
-            with whole_file(self._run / _RUN_NAME) as file:
+            with whole_file(self._run / _RUN_NAME, one_writer=True) as file:
                 file.write(f"{name}\n".encode("ascii"))
         except OSError as error:
             raise RunFolderError(f"{self._run}: the run folder can't be written ({error.strerror}). Choose another with --run") from error

@@ -11,8 +11,8 @@ from contextlib import suppress
 
 from pipeline.training.checkpoint.files import COMMIT, FOLDER, CheckpointInvalid, folder_name, verify
 from shards.errors import StoreError
+from shards.local_files import LEFT_BEHIND
 from shards.store import Store
-from shards.whole_file import LEFT_BEHIND
 
 
 class Retention:

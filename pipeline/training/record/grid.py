@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from shards.whole_file import whole_file
+from shards.local_files import whole_file
 
 GAP = 4
 """Pixels between two pictures and around all of them."""
@@ -80,5 +80,5 @@ def _pixels(pictures: Tensor, height: int, width: int) -> Tensor:
 
 def _write(sheet: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path, durable=False) as file:
+    with whole_file(path, durable=False, one_writer=True) as file:
         sheet.save(file, format="PNG")

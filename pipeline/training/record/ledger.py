@@ -24,7 +24,7 @@ from pipeline.config import DataConfig
 from pipeline.mapping import ConfigError, from_mapping
 from pipeline.stream.mixture import Position, dataset_seed, named_sources
 from pipeline.stream.order import SampleOrder
-from pipeline.training.record.run_folder import RunFolderError
+from pipeline.training.record.run_folder import RunFolderError, last_saved_step
 from pipeline.training.record.samples_digest import samples_digest, samples_text
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
@@ -162,7 +162,7 @@ def account(folder: Path, options: Options | None = None) -> Account:
         replay = _Replay(starts, sources, _bad_samples(folder))
         for row in Lines(folder / HISTORY):
             replay.add(row)
-        return replay.end()
+        return replay.end(last_saved_step(folder) or 0)
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{folder}: its record can't be read ({type(error).__name__}: {error})") from error
 
@@ -208,11 +208,11 @@ class _Replay:
         if attempt not in self._limits or (step := int(row["step"])) > self._limits[attempt]:
             account.undone += 1
             return
-        account.steps += 1
-        account.skipped += bool(row["skipped"])
         if step < self._next:
             account.problems.append(f"step {step} (attempt {attempt}) stands in the history behind step {self._next - 1}")
             return
+        account.steps += 1
+        account.skipped += bool(row["skipped"])
         while self._next < step and self._position_is_known:
             self._miss_step()
         if not self._position_is_known:
@@ -224,8 +224,16 @@ class _Replay:
         self._compare(row)
         self._advance()
 
-    def end(self) -> Account:
-        """Ends the epochs that are under way; returns the account."""
+    def end(self, saved: int) -> Account:
+        """Ends the epochs that are under way; returns the account.
+
+        Args:
+            saved: step of the newest checkpoint, whose steps all have their lines before it is committed; 0 if there is none.
+        """
+        if self._next <= saved:
+            self._account.problems.append(
+                f"the history ends with step {self._next - 1}, but step {saved} was saved, so there is no proof of the steps between"
+            )
         for source in self._sources:
             if source.batches:
                 self._account.epochs.append(source.end_epoch(complete=not source.order.has_batch(source.position[1])))

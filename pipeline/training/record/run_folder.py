@@ -21,9 +21,8 @@ import yaml
 
 from monitoring.run_files import CHECKPOINTS, EVENTS, HISTORY, PICTURES, QUARANTINE, SETTINGS, TARGETS, Lines, read_lines, step_name
 from shards.errors import ExplainedError
-from shards.locks import try_lock
+from shards.local_files import try_lock, whole_file
 from shards.store import Options, Store
-from shards.whole_file import whole_file
 
 __all__ = ["RunFolder", "RunFolderError", "append_row", "checkpoint_store", "last_saved_step", "read_lines"]
 _EXITING_SECONDS = 60.0  # how long a rank that the launcher killed may go on holding the lock
@@ -84,7 +83,7 @@ class RunFolder:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Keeps the settings of the newest attempt as `config.yaml`."""
         if self.writes:
-            with whole_file(self.path / SETTINGS, durable=False) as file:
+            with whole_file(self.path / SETTINGS, durable=False, one_writer=True) as file:
                 file.write(yaml.safe_dump(dict(config), sort_keys=False).encode())
 
     def event(self, kind: str, **facts: Any) -> None:

@@ -6,7 +6,7 @@ all steps since the last time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class StepFacts:
         wait_seconds: part of `seconds` that was spent waiting for the batch.
         samples: digest of the samples, summed over all ranks.
         starvation: sum over the ranks of `Reporter.starvation` when the step began.
-        times: times of the steps that the device has finished meanwhile.
+        times: reads the times of the steps that the device has finished meanwhile; called after the losses are read, which waits for it.
     """
 
     step: int
@@ -56,7 +56,7 @@ class StepFacts:
     wait_seconds: float
     samples: int
     starvation: Sequence[int]
-    times: Sequence[StepTimes]
+    times: Callable[[], Sequence[StepTimes]]
 
 
 class Reporter:
@@ -167,7 +167,7 @@ class Reporter:
         self._unread.append((row, facts.result))
         if step % training.log_every == 0 or step == training.steps:
             self._log(step, batch)
-        for each in facts.times:
+        for each in facts.times():
             self.metrics.step_times(each.phases, each.own)
 
     def _log(self, step: int, batch: Batch) -> None:

@@ -18,8 +18,8 @@ from shards.build.sources import tar
 from shards.build.sources.listing import ListingBuilder, extension_of
 from shards.dataset import manifest
 from shards.errors import SourceError
+from shards.local_files import TEMPORARY_PREFIX
 from shards.store import Store
-from shards.whole_file import TEMPORARY_PREFIX
 
 _LIST_THREADS = 16
 
