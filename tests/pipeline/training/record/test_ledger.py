@@ -123,9 +123,15 @@ def forget_attempt_lines(record: Record) -> None:
     record.rows = [row for row in record.rows if row["step"] != 13]
 
 
+def lose_end(record: Record) -> None:
+    del record.rows[4:]
+    record.events.append({"event": "checkpoint", "step": 12})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (lose_end, "the history ends with step 4, but step 12 was saved"),
         (change_digest, r"step 5 \(attempt 1\) saw other samples"),
         (lose_line, "step 5 is not in the history"),
         (swap_lines, r"step 5 \(attempt 1\) stands in the history behind step 6"),
