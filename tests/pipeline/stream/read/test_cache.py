@@ -66,8 +66,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldStore
     made.go_on.set()
 
 
-def opened(store: HeldStore, tmp_path: Path, retries: int = 8) -> tuple[Dataset, ShardCache]:
-    data = DataConfig(cache=str(tmp_path / "cache"), retries=retries)
+def opened(store: HeldStore, tmp_path: Path) -> tuple[Dataset, ShardCache]:
+    data = DataConfig(cache=str(tmp_path / "cache"), retries=1)
     dataset = Dataset("", SourceConfig(shards=store.url), data, 0, 0, Counters())
     assert not dataset.is_local
     assert dataset.reader.cache is not None
@@ -100,7 +100,7 @@ def test_closing_waits_for_the_piece_that_is_under_way_and_for_no_other(store: H
 
 @pytest.mark.timeout(60)
 def test_an_abandoned_data_set_tries_no_download_again(store: HeldStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_FIRST_PAUSE", 20.0)
+    monkeypatch.setattr(storage, "_FIRST_PAUSE", 12.0)  # longer than the test waits, and no longer than a failure may take
     dataset, cache = opened(store, tmp_path)
     with closing(dataset):
         store.held, store.broken = 2, True
