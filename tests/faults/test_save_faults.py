@@ -100,6 +100,7 @@ def test_a_fault_that_passes_costs_time_only(run: Run, proxy: Proxy, fault: str,
 @pytest.mark.server
 @pytest.mark.parametrize("name", [PLAYER, COMMIT])
 @pytest.mark.parametrize(("status", "code"), [(403, b"AccessDenied"), (500, b"InternalError"), (507, b"InsufficientStorage")])
+@pytest.mark.timeout(120)  # a hang runs into it
 def test_a_fault_that_stays_fails_the_save_and_nothing_else(run: Run, proxy: Proxy, name: str, status: int, code: bytes) -> None:
     proxy.rules = [Rule(Fault.STATUS, f"*/{name}", "PUT", status=status, body=ERROR % code, headers=XML)]
     run.save(2, must_succeed=False)

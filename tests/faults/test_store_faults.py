@@ -83,6 +83,7 @@ def test_a_fault_that_passes_costs_time_only(data_set: DataSet, proxy: Proxy, tm
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.timeout(120)  # a hang runs into it
 def test_a_fault_that_stays_ends_with_the_shards_name(data_set: DataSet, proxy: Proxy, fault: str) -> None:
     name = data_set.manifest.records[3].name
     proxy.rules = [fresh(FAULTS[fault], key=f"*/{name}", count=1 << 40, at=0)]
@@ -186,6 +187,7 @@ def test_credentials_that_end_in_mid_run_are_named_at_once(data_set: DataSet, pr
         assert loader.counters.totals().get("store_retries", 0) == 0
 
 
+@pytest.mark.timeout(120)  # a hang runs into it
 def test_wrong_and_absent_credentials_are_one_message(data_set: DataSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = data_set.server.options
     with pytest.raises(ShardError, match="access refused") as refused:

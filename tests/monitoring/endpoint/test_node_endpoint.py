@@ -323,6 +323,18 @@ def test_the_process_ends_with_its_rank_whichever_way_that_ends(tmp_path: Path) 
     assert rank.log.read_text() == ""
 
 
+def test_the_process_ends_with_its_rank_though_another_process_keeps_the_pipe_open(tmp_path: Path) -> None:
+    """A process that the rank forked has the pipe's writing end as well, and may outlive a rank that is killed."""
+    with Rank(tmp_path / "run", 0, 1) as rank:
+        assert rank.endpoint is not None
+        scrape(rank.url)
+        with open(f"/proc/{rank.endpoint.pid}/fd/0", "wb"):  # another writing end of the pipe
+            rank.kill()
+            wait_until(lambda: not rank.endpoint.is_running() or rank.endpoint.status() == psutil.STATUS_ZOMBIE, 20)
+            with pytest.raises(OSError, match="refused"):
+                get(rank.url)
+
+
 def test_only_a_good_end_takes_the_target_away(tmp_path: Path) -> None:
     """After any other end the target stays, because Prometheus must know that something should answer there."""
     target = tmp_path / "run" / "targets" / "rank0.json"

@@ -280,6 +280,41 @@ def test_a_head_is_answered_or_refused(server: MetricsServer, head: bytes, statu
     assert bool(body) is not head.startswith(b"HEAD")
 
 
+def test_a_head_that_comes_in_pieces_is_answered(metrics: RunMetrics, tmp_path: Path) -> None:
+    """Pieces may end anywhere: in a word, between the two bytes of a line's end, and in the empty line that ends the head."""
+    token = tmp_path / "token"
+    token.write_text("s3cret")
+    pieces = (
+        b"GE",
+        b"T /metr",
+        b"ics HTTP/1.1\r",
+        b"\nAccept: application/openme",
+        b"trics-text\r\nAuthorization: Bea",
+        b"rer s3cret\r\n\r",
+        b"\n",
+    )
+    with MetricsServer(metrics.registry, MonitoringConfig(port=0, token_file=str(token))) as server, connect(server) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            client.sendall(piece)
+            time.sleep(0.05)  # else the kernel hands them over as one
+        with client.makefile("rb") as answer:
+            head = answer.read().partition(b"\r\n\r\n")[0]
+    assert head.startswith(b"HTTP/1.0 200 ")
+    assert b"\r\nContent-Type: application/openmetrics-text" in head, "every line counts, the first header among them"
+
+
+def test_only_cr_and_lf_together_end_a_line(metrics: RunMetrics, tmp_path: Path) -> None:
+    """A proxy in front that takes a lone line feed for a part of the value must not be led past the token."""
+    token = tmp_path / "token"
+    token.write_text("s3cret")
+    with MetricsServer(metrics.registry, MonitoringConfig(port=0, token_file=str(token))) as server:
+        for end, status in ((b"\r\n", 200), (b"\n", 401), (b"\r", 401)):
+            head = b"GET /metrics HTTP/1.1\r\nX: y" + end + b"Authorization: Bearer s3cret\r\n\r\n"
+            with connect(server, head) as client, client.makefile("rb") as answer:
+                assert answer.readline().startswith(f"HTTP/1.0 {status} ".encode()), end
+
+
 def deadlines_of(values: list[float]) -> Callable[[float], CollectorRegistry]:
     """A source without metrics that notes for how long its clients wait."""
 

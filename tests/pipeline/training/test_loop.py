@@ -1,26 +1,45 @@
-"""The loop tells time for data from time for everything else."""
+"""The loop tells time for data from time for everything else, and keeps its record complete however it ends."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import recipes
 from pipeline.config import parse
+from pipeline.stream.loader import Batch, StreamLoader
+from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore
 from pipeline.training.loop import pretrain
+from pipeline.training.record.run_folder import RunFolder
 from pipeline.training.reporting import reporter
 from pipeline.training.reporting.reporter import Reporter, StepFacts
+from pipeline.training.step import StepResult, TrainStep
 from pipeline.training.supervision.interruption import Interruption
 from tests.datasets import photographs, write_dataset
 
 STEPS, PAUSE = 8, 0.4
 
 
+def run_settings(folder: Path, steps: int, *more: str) -> list[str]:
+    """Writes a small data set, and returns the settings of a short run on it without an endpoint."""
+    write_dataset(folder / "set", photographs(24, 140, 160), [12, 12])
+    settings = ["--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "8", "--method.batch_norm_group", "4"]
+    settings += ["--data.shards", str(folder / "set"), "--run", str(folder / "run"), "--training.steps", str(steps)]
+    return [*settings, "--training.global_batch", "4", "--monitoring.enabled", "False", *more]
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def test_time_for_pictures_is_no_wait_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next batches get ready meanwhile. Counted as a wait, the time would be reported as starvation, with advice that does not help."""
-    write_dataset(tmp_path / "set", photographs(24, 140, 160), [12, 12])
     seen: list[tuple[float, float]] = []
     step = Reporter.step
 
@@ -30,11 +49,61 @@ def test_time_for_pictures_is_no_wait_for_data(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Reporter, "step", noted)
     monkeypatch.setattr(reporter, "save_grid", lambda *_: time.sleep(PAUSE))
-    settings = ["--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "8", "--method.batch_norm_group", "4"]
-    settings += ["--data.shards", str(tmp_path / "set"), "--run", str(tmp_path / "run"), "--training.steps", str(STEPS)]
-    settings += ["--training.global_batch", "4", "--training.pictures_every", "1", "--monitoring.enabled", "False"]
+    settings = run_settings(tmp_path, STEPS, "--training.pictures_every", "1")
     assert pretrain(parse(recipes.SETTINGS, settings), Interruption()).finished
     took, waited = (sum(column) for column in zip(*seen[1:], strict=True))  # the first batch is really waited for
     assert len(seen) == STEPS
     assert took > (STEPS - 1) * PAUSE, "the steps' time is all the time there was"
     assert waited < 0.5 * (STEPS - 1) * PAUSE
+
+
+def test_a_step_that_raises_leaves_the_losses_of_the_steps_before_in_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are still on the device, because losses are read every `log_every` steps. The event `end` comes after their lines."""
+    step, calls, lines_at_end = TrainStep.__call__, itertools.count(1), list[int]()
+    event = RunFolder.event
+
+    def failing(self: TrainStep, *arguments: Any) -> StepResult:
+        if next(calls) == 4:
+            raise RuntimeError("the fourth step")
+        return step(self, *arguments)
+
+    def noted(self: RunFolder, kind: str, **facts: Any) -> None:
+        if kind == "end":
+            lines_at_end.append(len(rows(self.path / "history.jsonl")))
+        event(self, kind, **facts)
+
+    monkeypatch.setattr(TrainStep, "__call__", failing)
+    monkeypatch.setattr(RunFolder, "event", noted)
+    settings = run_settings(tmp_path, STEPS, "--training.log_every", "100")
+    with pytest.raises(RuntimeError, match="the fourth step"):
+        pretrain(parse(recipes.SETTINGS, settings), Interruption())
+    assert lines_at_end == [3]
+    history = rows(tmp_path / "run" / "history.jsonl")
+    assert [row["step"] for row in history] == [1, 2, 3]
+    assert all(row["losses"] for row in history)
+    end = rows(tmp_path / "run" / "events.jsonl")[-1]
+    assert (end["event"], end["step"], end["reason"], end["message"]) == ("end", 3, "RuntimeError", "the fourth step")
+
+
+def test_a_step_is_saved_once_however_often_its_turn_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop may come while the batch behind a checkpoint is waited for, and a finished run may be started again."""
+    saved, save, batches, interruption = list[int](), CheckpointStore.save, StreamLoader.__iter__, Interruption()
+
+    def noted(self: CheckpointStore, checkpoint: Checkpoint, began: float | None = None) -> None:
+        saved.append(checkpoint.step)
+        save(self, checkpoint, began)
+
+    def stopped_behind_the_fourth(self: StreamLoader) -> Iterator[Batch]:
+        yield from itertools.islice(batches(self), 4)
+        interruption._requested = "SIGTERM"
+        self.waiting()  # as the loader calls it while the store does not answer
+
+    monkeypatch.setattr(CheckpointStore, "save", noted)
+    monkeypatch.setattr(StreamLoader, "__iter__", stopped_behind_the_fourth)
+    settings = run_settings(tmp_path, STEPS, "--checkpoint.every", "2")
+    outcome = pretrain(parse(recipes.SETTINGS, settings), interruption)
+    assert (outcome.step, outcome.finished, outcome.reason) == (4, False, "SIGTERM")
+    assert saved == [2, 4]
+    again = pretrain(parse(recipes.SETTINGS, [*settings, "--training.steps", "4"]), Interruption())
+    assert (again.step, again.finished) == (4, True)
+    assert saved == [2, 4]

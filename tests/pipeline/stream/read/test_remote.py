@@ -333,6 +333,7 @@ def test_what_the_receiver_raises_is_not_taken_for_the_stores_failure(s3: Seawee
     assert reader.counters.totals().get("store_retries", 0) == 0
 
 
+@pytest.mark.timeout(120)  # a hang runs into it
 def test_closing_does_not_wait_for_downloads(s3: SeaweedFS, url: str, tmp_path: Path) -> None:
     for _ in range(5):
         loader = StreamLoader(stream_config(url, s3.options, cache=str(tmp_path), threads=1))
@@ -368,6 +369,7 @@ def test_the_cache_never_deletes_what_is_not_its_own(s3: SeaweedFS, url: str, lo
     assert all(path.exists() for path in strangers)
 
 
+@pytest.mark.timeout(120)  # a hang runs into it
 def test_ending_a_run_while_the_store_is_away_quarantines_nothing(
     own_server: SeaweedFS, local: tuple[Path, Manifest], tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.config import OptimiserConfig, TrainingConfig, check_mode
 from pipeline.mapping import ConfigError
@@ -141,6 +142,19 @@ def test_state_that_does_not_fit_is_refused(mode: str) -> None:
         with pytest.raises(OptimiserMismatch, match="updated some parameters more often"):
             engine.load_optimiser({name: tensor for name, tensor in found.items() if not name.startswith("1.bias")})
         engine.close()
+
+
+def test_a_closed_engine_leaves_torchs_linear_and_the_environment_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stage 3 replaces torch.nn.functional.linear for the whole process, so a network that is built later would run DeepSpeed's."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    linear, training = functional.linear, TrainingConfig(mode="zero3")
+    with join(training) as world:
+        engine = make_engine(Rule(ADAM).players[0], world, training)
+        assert functional.linear is not linear, "stage 3 has not replaced it, so that this test proves nothing"
+        assert "LOCAL_RANK" in os.environ
+        engine.close()
+    assert functional.linear is linear
+    assert "LOCAL_RANK" not in os.environ
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ def test_a_long_save_is_waited_for_by_the_rank_that_saves_and_by_the_others(tmp_
 
 
 @pytest.mark.parametrize(("seconds", "grace", "written"), [(2.5, 60.0, True), (60.0, 1.0, False)])
+@pytest.mark.timeout(120)  # a hang runs into it
 def test_a_checkpoint_under_way_gets_a_bounded_chance(tmp_path: Path, seconds: float, grace: float, written: bool) -> None:
     body = f"{OPENED}def save():\n    time.sleep({seconds})\n    (folder.path / 'saved').touch()\n"
     body += "dog.at('step', 2)\nthreading.Thread(target=save, name='checkpoint-1').start()\ntime.sleep(90)"
