@@ -355,6 +355,8 @@ def test_signals_for_the_whole_job_do_not_end_the_process(tmp_path: Path) -> Non
         assert by_rank(scrape(rank.url), "rank_up") == {"0": 1.0}
         assert rank.endpoint.is_running()
         assert rank.endpoint.nice() > psutil.Process(rank.process.pid).nice(), "the ranks come first"
+        blocked = int(Path(f"/proc/{rank.endpoint.pid}/status").read_text().partition("SigBlk:")[2].split()[0], 16)
+        assert blocked >> (signal.SIGTTOU - 1) & 1, "a terminal with stty tostop would stop it at its first line"
         assert rank.end() == 0
 
 
