@@ -13,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +90,8 @@ class StreamLoader:
     """
 
     def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1, waiting: Callable[[], None] = lambda: None) -> None:
-        data = checked(config.data, "data")
+        data = config.data
+        checked(replace(data, storage_options={}, sources={}), "data")  # options may be any object that fsspec takes
         self.config = config
         self.counters = Counters()
         self.decoder = make_decoder(data.decoder)

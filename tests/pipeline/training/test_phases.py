@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.stream.loader import StreamLoader
 from pipeline.training.engine.engine import Engine, ReplicatedEngine
 from pipeline.training.engine.zero import ShardedEngine
 from pipeline.training.loop import pretrain
-from pipeline.training.phases import Phases, StreamClock
+from pipeline.training.phases import Phases, StepTimes, StreamClock
 from pipeline.training.reporting.reporter import Reporter, StepFacts
 from pipeline.training.supervision.interruption import Interruption
 from tests.datasets import photographs, write_dataset
@@ -208,19 +209,23 @@ def slow_down(place: str, mode: type[Engine], patch: pytest.MonkeyPatch) -> None
 
 def times_of_a_run(arguments: list[str]) -> dict[str, float]:
     """Returns seconds of this rank in a run, without its first step, in which torch imports much."""
-    reported: list[StepFacts] = []
+    waited: list[float] = []
+    times: list[StepTimes] = []
     reporters: list[Reporter] = []
     with pytest.MonkeyPatch.context() as patch:
         step = Reporter.step
 
         def noted(self: Reporter, facts: StepFacts) -> None:
+            def read() -> Sequence[StepTimes]:
+                times.extend(now := facts.times())
+                return now
+
             reporters.append(self)
-            reported.append(facts)
-            step(self, facts)
+            waited.append(facts.wait_seconds)
+            step(self, replace(facts, times=read))
 
         patch.setattr(Reporter, "step", noted)
         assert pretrain(parse(recipes.SETTINGS, arguments), Interruption()).finished
-    times, waited = [each for facts in reported for each in facts.times], [facts.wait_seconds for facts in reported]
     assert len(times) == len(waited) == STEPS
     registry = reporters[0].metrics.registry
     labels = {"run": Path(arguments[-1]).name, "node": os.uname().nodename, "rank": os.environ["RANK"]}
