@@ -221,6 +221,7 @@ def test_a_discriminator_that_has_collapsed_is_reported_once(shards: Path, tmp_p
     assert "discriminator_optimiser.learning_rate" in log.read_text()
 
 
+@pytest.mark.slow
 def test_gradients_that_are_not_finite_are_events_and_one_last_line(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = setting_list(shards, run, 30, *SMALL, "--training.max_nonfinite_steps", "3", "--method.reconstruction_weight", "1e38")

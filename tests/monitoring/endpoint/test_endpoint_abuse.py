@@ -56,6 +56,7 @@ def test_after_every_kind_of_abuse_a_scrape_succeeds_and_nothing_has_grown(tmp_p
     assert first.log.read_text() == second.log.read_text() == ""
 
 
+@pytest.mark.slow
 def test_two_hundred_scrapes_at_once_are_all_answered(tmp_path: Path) -> None:
     with Rank(tmp_path / "run", 0, 1) as rank, ThreadPoolExecutor(200) as pool:
         for status, body in pool.map(lambda _: get(rank.url), range(200)):

@@ -66,6 +66,7 @@ def test_a_rank_that_is_killed_takes_nothing_of_the_others_away_and_its_last_val
         assert set(by_rank(found, "heartbeat_age_seconds")) == {"0", "2"}
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_costs_its_own_metrics_until_it_goes_on(tmp_path: Path) -> None:
     with Rank(tmp_path / "run", 0, 3) as first, Rank(tmp_path / "run", 1, 3) as hanging, Rank(tmp_path / "run", 2, 3):
         assert set(by_rank(scrape(first.url), "step")) == {"0", "1", "2"}
@@ -182,6 +183,7 @@ def test_a_rank_that_hangs_takes_no_more_than_half_the_time_that_prometheus_has(
         )
 
 
+@pytest.mark.slow
 def test_a_rank_that_was_silent_is_waited_for_again_when_it_has_said_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, held = socket_path(tmp_path / "run", "node", 0), Held(RunMetrics("run", 0, 1, "node").registry)
     monkeypatch.setattr(module, "RANK_SECONDS", 0.5)

@@ -341,6 +341,7 @@ def test_what_kills_cost() -> None:
     [{}, {"lanes": 1, "shuffle_block": 10**9}, {"nodes": 64, "global_batch": 65536, "lanes": 4096}],
     ids=["", "one block", "wide"],
 )
+@pytest.mark.slow
 def test_a_billion_samples_take_little_work(monkeypatch: pytest.MonkeyPatch, figures: dict[str, int]) -> None:
     permuted = 0
     real = order_module.permutation

@@ -134,6 +134,7 @@ def build_command(source: Path, destination: Path, workers: int) -> list[str]:
     return [sys.executable, "-m", "shards", "build", str(source), str(destination), *options]
 
 
+@pytest.mark.slow
 def test_a_build_killed_in_the_middle_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     import psutil
 
@@ -159,6 +160,7 @@ def test_a_build_killed_in_the_middle_ends_like_an_undisturbed_one(tmp_path: Pat
     assert kept >= len(there) - 2, "finished shards were made again"
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     import signal
 

@@ -114,6 +114,7 @@ def test_last_blocks_of_a_few_pixels_have_the_pixels_of_the_whole_decode(samplin
 
 
 @given(st.data())
+@pytest.mark.slow
 def test_pictures_of_all_kinds_are_cut_together(data: st.DataObject) -> None:
     kinds = st.tuples(
         st.sampled_from(list(SAMPLINGS)), st.sampled_from([0, 1, 2, 3, 8]), st.booleans(), st.integers(1, 90), st.integers(1, 130)

@@ -229,6 +229,7 @@ def test_a_launcher_that_was_told_nothing_changes_nothing() -> None:
         assert with_launcher_mode(training, {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_MIXED_PRECISION": "no"}) == training
 
 
+@pytest.mark.slow
 def test_without_deepspeed_the_mode_is_refused_and_ddp_never_imports_it(tmp_path: Path) -> None:
     (tmp_path / "deepspeed").mkdir()
     (tmp_path / "deepspeed" / "__init__.py").write_text("raise ImportError('not here')")

@@ -48,6 +48,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_a_later_attempt_that_can_not_start_is_missed_and_tells_of_itself_until_then(tmp_path: Path, asked: list[str]) -> None:
     assert pretrain(tmp_path, 1)
     assert targets(tmp_path) == [], "it has ended in good order"

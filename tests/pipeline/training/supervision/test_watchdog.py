@@ -113,6 +113,7 @@ def test_start_up_has_an_end_and_says_what_it_waited_for(tmp_path: Path) -> None
     assert "Thread" in stacks_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_first_step_may_take_longer_than_the_others_and_has_an_end_too(tmp_path: Path) -> None:
     body = "dog.at('data', 1)\ntime.sleep(2.5)\ndog.at('step', 1)\ntime.sleep(2.5)\nbeat(2)\nprint('took it', flush=True)\n"
     done = rank(tmp_path, f"{body}dog.at('step', 3)\ntime.sleep(60)", stall_minutes=1 / 60)
@@ -129,6 +130,7 @@ def test_what_is_slow_but_moves_on_is_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "stacks").exists(), "nothing was written, so nothing is left"
 
 
+@pytest.mark.slow
 def test_a_loader_that_still_reads_or_retries_is_waited_for_and_one_that_stopped_is_not(tmp_path: Path) -> None:
     slow = "counted = Counters(store_retries=0)\ndog.at('data', 2, activity=counted)\n"
     slow += "for retry in range(8):\n    counted['store_retries'] += 1\n    time.sleep(0.5)\nprint('waited', flush=True)\n"
@@ -137,6 +139,7 @@ def test_a_loader_that_still_reads_or_retries_is_waited_for_and_one_that_stopped
     assert (done.returncode, "waiting for data for step 2" in done.stderr) == (STALLED, True)
 
 
+@pytest.mark.slow
 def test_a_long_save_is_waited_for_by_the_rank_that_saves_and_by_the_others(tmp_path: Path) -> None:
     saves = "dog.at('checkpoint', 1)\ntime.sleep(3)\ndog.at('data', 2)\n"
     waits = "dog.at('checkpoint', 1)\ndog.at('data', 2)\ndog.at('step', 2)\ntime.sleep(3)\nprint('waited', flush=True)\ndog.at('data', 3)\n"
@@ -172,6 +175,7 @@ def test_a_clock_that_is_set_changes_nothing(tmp_path: Path) -> None:
     assert (done.returncode, "in step 4" in done.stderr) == (STALLED, True), "and what hangs is still found"
 
 
+@pytest.mark.slow
 def test_a_process_that_stood_still_goes_on_where_it_was(tmp_path: Path) -> None:
     """Longer than it may hang, and longer than a busy machine may keep a thread waiting."""
     body = f"{OPENED}dog.at('step', 2)\nsys.stdin.readline()\nbeat(3)"
