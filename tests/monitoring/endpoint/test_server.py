@@ -241,7 +241,7 @@ def test_after_a_flood_a_scrape_is_answered_and_nothing_is_left(metrics: RunMetr
             for client in [connect(server, sent) for _ in range(20)]:
                 client.close()
         assert get(server, "/metrics")[0] == 200
-        wait_until(lambda: open_files() == before and threading.active_count() == threads)
+        wait_until(lambda: open_files() <= before and threading.active_count() <= threads)
 
 
 def test_a_head_without_an_end_is_refused_when_it_is_too_large(server: MetricsServer) -> None:
