@@ -96,7 +96,7 @@ def test_handshakes_that_stall_are_cut_off_and_leave_nothing(certificate: Certif
         for client in stalled_handshakes(server):
             assert client.recv(100) == b"", "cut off"
             client.close()
-        wait_until(lambda: threading.active_count() == threads and psutil.Process().num_fds() == files)
+        wait_until(lambda: threading.active_count() <= threads and psutil.Process().num_fds() <= files)
 
 
 def test_a_handshake_that_drips_is_cut_off(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -387,7 +387,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
         publication.close()
     assert not sockets.exists()
     assert process.num_fds() == files
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     assert not [child for child in process.children() if "monitoring.endpoint.main" in " ".join(child.cmdline())]
 
 

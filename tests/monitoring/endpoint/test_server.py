@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import logging
 import math
@@ -72,6 +73,7 @@ def drip(client: socket.socket, seconds: float) -> None:
 
 
 def open_files() -> int:
+    gc.collect()  # the sockets that other tests have left
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
@@ -445,12 +447,12 @@ def test_nothing_is_left_after_close(metrics: RunMetrics) -> None:
     server.close()
     server.close()
     assert time.monotonic() - started < 2, "stalled clients hold nothing up"
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     with pytest.raises(OSError, match="refused"):
         connect(server)
     for client in stalled:
         client.close()
-    assert open_files() == files
+    assert open_files() <= files
 
 
 def test_a_broken_collector_is_an_answer_and_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
