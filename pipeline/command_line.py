@@ -18,18 +18,31 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from pipeline.mapping import ConfigError, bounds
 
 
+def load_yaml(path: Path, option: str) -> Any:
+    """Reads a YAML file that an option of the command line names.
+
+    Args:
+        path: path of the file.
+        option: option that named it, for errors.
+
+    Raises:
+        ConfigError: the file can't be read, or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{option} {path}: not readable as YAML: {' '.join(str(error).split())}") from error
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The table of settings in a file.
 
     Raises:
         ConfigError: no such file, or one that holds anything else.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    values = load_yaml(path, "--config")
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from pipeline.command_line import load_yaml
 from pipeline.mapping import ConfigError
 
 _LONGEST_NAME = 100  # characters of the readable part of a run folder's name
@@ -45,12 +44,7 @@ def read_combinations(path: Path) -> list[dict[str, str]]:
     Raises:
         ConfigError: the file can't be read, or gives no setting a list of plain values.
     """
-    try:
-        axes = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--array {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--array {path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    axes = load_yaml(path, "--array")
     if not (isinstance(axes, dict) and axes and all(isinstance(values, list) and values for values in axes.values())):
         raise ConfigError(f"--array {path}: give each setting a list of values, as in training.global_batch: [64, 128]")
     if nested := [key for key, values in axes.items() if any(isinstance(value, list | dict) for value in values)]:

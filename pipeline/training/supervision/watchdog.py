@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from monitoring.run_files import EVENTS
 from pipeline.config import Config
 from pipeline.training.record.run_folder import append_row, read_lines
 from pipeline.training.supervision.stacks import STDERR, Stacks
@@ -108,7 +109,7 @@ class Watchdog:
         self._enabled, self._grace, self._run, self._clock = config.watchdog.enabled, config.watchdog.grace_seconds, Path(config.run), clock
         self._rank = int(os.environ.get("RANK", "0"))
         self._tick = max(0.05, min(_LONGEST_TICK, min(self.patience.startup, self.patience.step) / 20))
-        self.attempt = 1 + sum(row.get("event") == "start" for row in read_lines(self._run / "events.jsonl"))
+        self.attempt = 1 + sum(row.get("event") == "start" for row in read_lines(self._run / EVENTS))
         self._stacks = Stacks(self._run, self._rank, self.attempt)
         self._stood_still = 0.0
         self._began = self._now()
@@ -241,7 +242,7 @@ def append_event(run: Path, kind: str, **facts: Any) -> None:
     Raises:
         OSError: the line can't be written.
     """
-    with open(run / "events.jsonl", "a+b", buffering=0) as file:
+    with open(run / EVENTS, "a+b", buffering=0) as file:
         for _ in range(20):
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
