@@ -62,7 +62,7 @@ def test_the_untrained_output_is_as_large_as_the_output_gain_asks(batch_norm: bo
     assert torch.allclose(painted[1], 0.1 * painted[0], atol=1e-6)
     assert painted[1].std() < 0.25, "small beside mean-centred pixels, whose deviation is about 0.5"
     last = FeaturesNetwork(width=12, output_gain=0.1).decoder.get_parameter("up5.weight")
-    assert float(last.std()) == pytest.approx(0.1 * (2 * 4 / (25 * 4)) ** 0.5, rel=0.2)
+    assert float(last.detach().std()) == pytest.approx(0.1 * (2 * 4 / (25 * 4)) ** 0.5, rel=0.2)
 
 
 def test_an_output_gain_of_nothing_is_refused() -> None:
