@@ -95,9 +95,9 @@ class FeaturesRecipe:
 
     name: ClassVar[str] = "features"
     settings: ClassVar[type] = FeaturesSettings
+    painter: ClassVar[str] = "context_encoder"
+    scale: ClassVar[PixelScale] = SCALE
     masked: ClassVar[bool] = True
-    painter: str = "context_encoder"
-    scale: PixelScale = SCALE
 
     def __init__(self, settings: FeaturesSettings) -> None:
         settings.check()

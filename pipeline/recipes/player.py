@@ -100,16 +100,16 @@ class Recipe(Protocol):
         mask: generator of masks; None where the recipe uses none.
         players: players in the order of their turns.
         painter: name of the player whose network paints; the part of it that is called `encoder` is the result of a run.
-        scale: scale of the pixels that its encoder takes.
+        scale: scale of the pixels that the networks see, which goes with an exported encoder.
     """
 
     name: ClassVar[str]
+    painter: ClassVar[str]
+    scale: ClassVar[PixelScale]
     image_size: int
     unit: int
     mask: MaskSource | None
     players: tuple[Player, ...]
-    painter: str
-    scale: PixelScale
 
     def views(self, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> Views:
         """Makes the views of a micro-batch, the tensors that the players see, on the device and without gradient.
