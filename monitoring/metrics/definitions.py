@@ -179,7 +179,7 @@ DEFINITIONS = (
         "collapsed", "gauge", "1 while a player's losses look like a collapse as its recipe defines it, else 0.", ("player",), most=3
     ),
     _evaluated("held_back_loss", "Loss on held-back pictures, of the network and of each baseline", "of", PAINTERS),
-    _evaluated("held_back_l1_ratio", "Mean absolute error of dropped held-back pixels, where 1 is white for black", "of", PAINTERS),
+    _evaluated("held_back_absolute_error_ratio", "Mean absolute error (L1) of dropped pixels, where 1 is white for black", "of", PAINTERS),
     _evaluated("held_back_psnr_decibels", "Peak signal-to-noise ratio of dropped pixels, mean over held-back pictures", "of", PAINTERS),
     _evaluated("held_back_gain_ratio", "Fraction of the stronger baseline's held-back loss that the network takes away, negative if worse"),
     _evaluated("dead_maps_ratio", "Fraction of a layer's maps that fire on no held-back picture", "layer", most=16),

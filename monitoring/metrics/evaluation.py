@@ -22,7 +22,7 @@ def gauge_values(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...],
     baselines = _mapping(row, "baselines")
     for painter, figures in {"network": row, **{name: _mapping(baselines, name) for name in BASELINES}}.items():
         yield "held_back_loss", (painter,), _number(figures, "loss")
-        yield "held_back_l1_ratio", (painter,), _number(figures, "l1") / _PER_CENT
+        yield "held_back_absolute_error_ratio", (painter,), _number(figures, "l1") / _PER_CENT
         yield "held_back_psnr_decibels", (painter,), _number(figures, "psnr")
     yield "held_back_gain_ratio", (), _number(row, "gain")
     maps, dead = _mapping(row, "maps"), _mapping(row, "dead_maps")

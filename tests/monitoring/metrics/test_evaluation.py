@@ -34,9 +34,9 @@ def test_every_figure_of_an_evaluation_is_shown_in_base_units(metrics: RunMetric
             "held_back_loss network": 0.36,
             "held_back_loss constant": 0.48,
             "held_back_loss visible_mean": 0.4,
-            "held_back_l1_ratio network": 0.09,
-            "held_back_l1_ratio constant": 0.12,
-            "held_back_l1_ratio visible_mean": 0.1,
+            "held_back_absolute_error_ratio network": 0.09,
+            "held_back_absolute_error_ratio constant": 0.12,
+            "held_back_absolute_error_ratio visible_mean": 0.1,
             "held_back_psnr_decibels network": 18.0,
             "held_back_psnr_decibels constant": 15.0,
             "held_back_psnr_decibels visible_mean": 16.0,
@@ -104,7 +104,9 @@ def test_an_odd_row_never_stops_the_training(metrics: RunMetrics, odd: dict[str,
     found = readings(metrics)
     kept = {name for name in found if name.startswith("dead_maps_ratio") and name.split()[1] not in (odd.get("maps") or {})}
     known = {name: number for name, number in found.items() if name not in kept and not math.isnan(number)}
-    assert known == pytest.approx({"held_back_l1_ratio network": 0.09, "held_back_psnr_decibels network": math.inf} if "l1" in odd else {})
+    assert known == pytest.approx(
+        {"held_back_absolute_error_ratio network": 0.09, "held_back_psnr_decibels network": math.inf} if "l1" in odd else {}
+    )
 
 
 def test_a_row_read_back_from_its_file_is_the_same(metrics: RunMetrics) -> None:
