@@ -17,14 +17,16 @@ from typing import Any
 
 import yaml
 
-from monitoring.report import history
+from monitoring.report import evaluations, history
 from monitoring.report.attempts import Attempt, Attempts
 from monitoring.report.curves import Curves
+from monitoring.report.evaluations import Evaluations
 from monitoring.report.lines import Lines, integer, number
 from monitoring.run_files import (
     BATCH_ATTEMPTS,
     CHECKPOINTS,
     COMMIT,
+    EVALUATION,
     EVENTS,
     HISTORY,
     PICTURES,
@@ -37,8 +39,9 @@ from monitoring.run_files import (
 __all__ = ["EVENTS", "HISTORY", "SETTINGS", "Record", "kind_of", "read"]
 NEWEST_EVENTS, NEWEST_CHECKPOINTS, NEWEST_BAD_SAMPLES = 1000, 100, 20
 """Events, checkpoints and bad samples that are kept to be shown; the others are only counted."""
-STATES = {"starving": "starving_over", "collapse": "collapse_over", "nonfinite": "nonfinite_over"}
+STATES = {"starving": "starving_over", "collapse": "collapse_over", "nonfinite": "nonfinite_over", "not_learning": "learning_again"}
 """Event that begins a bad state -> event that ends it."""
+_MOST_STATES = 50
 _LARGEST_SETTINGS, _LARGEST_FACTS = 1 << 18, 1 << 24  # bytes
 _SILENT_SECONDS = 600.0  # a run that has written nothing for longer does not count as running; saves and slow stores take minutes, too
 
@@ -53,9 +56,10 @@ class Record:
         read_at: time of reading, seconds since 1970.
         attempts: attempts in order; which steps count is decided.
         curves: curves of the history, see `monitoring.report.history`.
+        evaluations: evaluations on held-back pictures.
         events: newest events, the oldest of them first.
         event_counts: number of all events, by kind.
-        states: events that began a bad state which has not ended.
+        states: events that began a bad state which has not ended, by the kind of the event, and by its player or its problem.
         checkpoints: newest events of checkpoints.
         settings: settings of the newest attempt; empty where there are none.
         checkpoint_facts: commit file of the newest checkpoint in the folder; empty where there is none.
@@ -72,6 +76,7 @@ class Record:
     read_at: float
     attempts: list[Attempt] = field(default_factory=list)
     curves: Curves = field(default_factory=Curves)
+    evaluations: Evaluations = field(default_factory=Evaluations)
     events: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=NEWEST_EVENTS))
     event_counts: Counter[str] = field(default_factory=Counter)
     states: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
@@ -133,6 +138,7 @@ def read(folder: Path) -> Record:
     _read_settings(record)
     _read_events(record, attempts)
     _read_history(record, attempts)
+    _read_evaluations(record, attempts)
     _read_quarantine(record)
     _read_batch_system(record)
     if record.last is not None and not record.last.reason and math.isfinite(record.written_at):
@@ -158,11 +164,12 @@ def _read_events(record: Record, attempts: Attempts) -> None:
 
 
 def _follow_state(record: Record, kind: str, row: Mapping[str, Any]) -> None:
-    who = str(row.get("player", ""))[:80]
+    who = str(row.get("player", row.get("problem", "")))[:80]
     if kind == "start":
         record.states.clear()  # each attempt reports its states anew
     elif kind in STATES:
-        record.states[kind, who] = row
+        if len(record.states) < _MOST_STATES:
+            record.states[kind, who] = row
     else:
         for state, over in STATES.items():
             if kind == over:
@@ -177,6 +184,13 @@ def _read_history(record: Record, attempts: Attempts) -> None:
             f"{EVENTS} has no start of {inferred} attempts whose steps are in {HISTORY}: they are taken to begin at their first steps."
         )
     _note_damage(record, lines, "there are no curves")
+
+
+def _read_evaluations(record: Record, attempts: Attempts) -> None:
+    lines = Lines(record.folder / EVALUATION)
+    record.evaluations = evaluations.read(lines, attempts)
+    if not lines.missing:  # no evaluations, no file
+        _note_damage(record, lines, "")
 
 
 def _read_quarantine(record: Record) -> None:
