@@ -43,7 +43,7 @@ class Probe:
 
     Attributes:
         classes: number of classes.
-        chance: accuracy of a guess.
+        chance: accuracy of a guess, which is the fraction of the largest class.
         knn, ridge: accuracy by the nearest neighbours, and by a ridge regression.
     """
 
@@ -83,20 +83,20 @@ class Evaluation:
 
     @property
     def stronger(self) -> str:
-        """Name of the baseline with the smallest loss; empty where there is none."""
-        losses = {name: scores.loss for name, scores in self.baselines.items() if math.isfinite(scores.loss)}
-        return min(losses, key=losses.__getitem__, default="")
+        """Name of the baseline with the smaller L1, which decides whether the run learns; empty where there is none."""
+        errors = {name: scores.l1 for name, scores in self.baselines.items() if math.isfinite(scores.l1)}
+        return min(errors, key=errors.__getitem__, default="")
 
     @property
     def gain(self) -> float:
-        """Fraction of the stronger baseline's loss that the network has taken away; negative where the network is worse, else NaN."""
-        loss = self.baselines[self.stronger].loss if self.stronger else math.nan
-        return 1 - self.scores.loss / loss if loss > 0 else math.nan
+        """Fraction of the stronger baseline's L1 that the network has taken away; negative where the network is worse, else NaN."""
+        l1 = self.baselines[self.stronger].l1 if self.stronger else math.nan
+        return 1 - self.scores.l1 / l1 if l1 > 0 else math.nan
 
     @property
     def beats_baselines(self) -> bool | None:
-        """True where the network's loss is below that of every baseline; None where no baseline is known."""
-        return self.scores.loss < self.baselines[self.stronger].loss if self.stronger else None
+        """True where the network's L1 is below that of every baseline; None where no baseline is known."""
+        return self.scores.l1 < self.baselines[self.stronger].l1 if self.stronger else None
 
     @property
     def dead(self) -> float:
@@ -115,7 +115,7 @@ class Evaluations:
         undone: number of evaluations of steps that a later attempt took back.
         start: evaluation of the random start; None where there is none.
         newest: evaluation of the greatest step; None where there is none.
-        best: evaluation with the smallest loss; None where no loss is finite.
+        best: evaluation with the smallest L1; None where no L1 is finite.
     """
 
     rows: list[Evaluation] = field(default_factory=list)
@@ -170,7 +170,7 @@ def read(lines: Lines, attempts: Attempts) -> Evaluations:
             found.newest = row
         if step == 0:
             found.start = row
-        if row.scores.loss < (found.best.scores.loss if found.best else math.inf):
+        if row.scores.l1 < (found.best.scores.l1 if found.best else math.inf):
             found.best = row
     lines.damaged += odd
     if found.newest is not None:

@@ -12,12 +12,12 @@ from monitoring.report.evaluations import Evaluation, Evaluations, Probe, Scores
 from monitoring.report.markup import counted_as, figure_cell, row, section, table, text
 from monitoring.report.record import Record
 
-_NAMES = {"constant": "constant colour", "visible_mean": "visible mean"}
+_NAMES = {"constant": "one colour", "visible_mean": "visible mean"}
 _MEANINGS = {
     "constant": "the mean colour of the data set in every hole",
     "visible_mean": "the mean colour of the picture's visible part in its hole",
 }
-_MANY_DEAD = 0.25  # fraction of a layer's maps
+_MANY_DEAD = 0.5  # fraction of a layer's maps, as in the event not_learning
 
 
 def baseline_name(name: str) -> str:
@@ -28,16 +28,15 @@ def baseline_name(name: str) -> str:
 def reached(evaluations: Evaluations) -> str:
     """Returns as markup what the newest evaluation reached against the stronger baseline and the random start; empty where there is none.
 
-    For example: held-back loss 0.352, visible mean 0.395: 11 % better; random start 0.97
+    For example: held-back L1 8.8 %, visible mean 9.9 %: 11 % better; random start 24.2 %
     """
     newest, start = evaluations.judged, evaluations.start
     if newest is None:
         return ""
-    sentence = f"held-back loss {figure(newest.scores.loss, 3) if math.isfinite(newest.scores.loss) else 'not finite'}"
+    sentence = f"held-back L1 {_per_cent(newest.scores.l1) if math.isfinite(newest.scores.l1) else 'not finite'}"
     if newest.stronger:
-        loss = newest.baselines[newest.stronger].loss
-        sentence += f", {text(baseline_name(newest.stronger))} {figure(loss, 3)}{f': {better(newest.gain)}' if loss > 0 else ''}"
-    return sentence + (f"; random start {figure(start.scores.loss, 3)}" if start is not None else "")
+        sentence += f", {text(baseline_name(newest.stronger))} {_per_cent(newest.baselines[newest.stronger].l1)}: {better(newest.gain)}"
+    return sentence + (f"; random start {_per_cent(start.scores.l1)}" if start is not None else "")
 
 
 def better(gain: float) -> str:
@@ -49,7 +48,7 @@ def better(gain: float) -> str:
 
 
 def levels(evaluations: Evaluations) -> list[Level]:
-    """Returns the losses of the baselines, the stronger first."""
+    """Returns the losses of the baselines, the smaller first."""
     newest = evaluations.newest
     losses = sorted((scores.loss, name) for name, scores in newest.baselines.items()) if newest is not None else []
     return [Level(baseline_name(name), loss) for loss, name in losses if math.isfinite(loss)]
@@ -76,7 +75,7 @@ def drawings(record: Record, first: int) -> list[Drawing]:
 
     charts = [
         Chart(
-            "Fraction of the stronger baseline's error taken away",
+            "Fraction of the stronger baseline's L1 taken away",
             [line("", lambda row: row.gain)],
             is_fraction=True,
             from_zero=True,
@@ -91,7 +90,7 @@ def drawings(record: Record, first: int) -> list[Drawing]:
     probes = [row.probe for row in evaluations.rows if row.probe is not None]
     if probes:
         lines = [line("nearest neighbours", lambda row: _probed(row, "knn")), line("ridge regression", lambda row: _probed(row, "ridge"))]
-        chance = [Level("chance", probes[-1].chance)] if math.isfinite(probes[-1].chance) else []
+        chance = [Level("guess", probes[-1].chance)] if math.isfinite(probes[-1].chance) else []
         charts.append(Chart("Probe: accuracy on the frozen features", lines, is_fraction=True, from_zero=True, levels=chance))
     charts = [chart for chart in charts if any(each.curve.counted for each in chart.lines)]
     return [Drawing(chart, curves, [], [], number) for number, chart in enumerate(charts, first)]
@@ -181,7 +180,7 @@ def _layers_table(now: Evaluation, start: Evaluation | None) -> str:
         first = f"{before[name]:,}" if name in before else UNKNOWN
         rows.append(row(text(name, 60), figure_cell(f"{maps:,}"), figure_cell(first), figure_cell(f"{dead:,}"), share))
     head = ("layer", ">maps", ">dead at the start", f">dead at step {now.step:,}", "part of the layer")
-    hint = '<p class="hint">A dead map fires on none of the held-back pictures. docs/operations.md says what helps.</p>'
+    hint = '<p class="hint">A dead map fires on none of the held-back pictures: docs/operations.md, Maps of the network are dead.</p>'
     return f"<h3>Dead maps</h3>{hint}{table(head, rows, 'Dead maps by layer')}"
 
 
@@ -199,7 +198,7 @@ def _probe_table(now: Evaluation, start: Evaluation | None) -> str:
         )
         for name, key in names
     ]
-    head = ("accuracy by", f">step {now.step:,}", ">random start", ">chance")
+    head = ("accuracy by", f">step {now.step:,}", ">random start", ">guess")
     hint = (
         f'<p class="hint">{counted_as(now.probe.classes, "class", "classes")}; few pictures, so that only large differences mean something.'
         " <code>python launch/evaluate.py probe</code> gives figures with intervals.</p>"

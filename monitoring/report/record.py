@@ -39,8 +39,10 @@ from monitoring.run_files import (
 __all__ = ["EVENTS", "HISTORY", "SETTINGS", "Record", "kind_of", "read"]
 NEWEST_EVENTS, NEWEST_CHECKPOINTS, NEWEST_BAD_SAMPLES = 1000, 100, 20
 """Events, checkpoints and bad samples that are kept to be shown; the others are only counted."""
-STATES = {"starving": "starving_over", "collapse": "collapse_over", "nonfinite": "nonfinite_over", "not_learning": "learning_again"}
-"""Event that begins a bad state -> event that ends it."""
+STATES = {"starving": "starving_over", "collapse": "collapse_over", "nonfinite": "nonfinite_over"}
+"""Event that begins a bad state -> event that ends it. Each attempt reports these states anew."""
+LEARNING = ("not_learning", "learning_again")
+"""Events that begin and end a problem of learning, which a later attempt takes over from the step that it continues from."""
 _MOST_STATES = 50
 _LARGEST_SETTINGS, _LARGEST_FACTS = 1 << 18, 1 << 24  # bytes
 _SILENT_SECONDS = 600.0  # a run that has written nothing for longer does not count as running; saves and slow stores take minutes, too
@@ -150,7 +152,7 @@ def read(folder: Path) -> Record:
 
 
 def _read_events(record: Record, attempts: Attempts) -> None:
-    lines = Lines(record.folder / EVENTS)
+    lines, learning = Lines(record.folder / EVENTS), deque[Mapping[str, Any]](maxlen=NEWEST_EVENTS)
     for row in lines:
         kind = kind_of(row)
         attempts.add_event(row)
@@ -158,22 +160,36 @@ def _read_events(record: Record, attempts: Attempts) -> None:
         record.event_counts[kind if kind in record.event_counts or len(record.event_counts) < 100 else "others"] += 1
         if kind == "checkpoint":
             record.checkpoints.append(row)
+        elif kind in LEARNING:
+            learning.append(row)
+        elif kind == "start":
+            step = integer(row.get("step")) or 0
+            learning = deque((each for each in learning if (integer(each.get("step")) or 0) <= step), maxlen=NEWEST_EVENTS)
         _follow_state(record, kind, row)
+    for event in learning:
+        _set_state(record, LEARNING[0], str(event.get("problem", "")), event if kind_of(event) == LEARNING[0] else None)
     attempts.settle()
     _note_damage(record, lines, "attempts, checkpoints and the event log are not known")
 
 
 def _follow_state(record: Record, kind: str, row: Mapping[str, Any]) -> None:
-    who = str(row.get("player", row.get("problem", "")))[:80]
+    who = str(row.get("player", ""))
     if kind == "start":
-        record.states.clear()  # each attempt reports its states anew
+        record.states.clear()
     elif kind in STATES:
-        if len(record.states) < _MOST_STATES:
-            record.states[kind, who] = row
+        _set_state(record, kind, who, row)
     else:
         for state, over in STATES.items():
             if kind == over:
-                record.states.pop((state, who), None)
+                _set_state(record, state, who, None)
+
+
+def _set_state(record: Record, kind: str, who: str, row: Mapping[str, Any] | None) -> None:
+    """Sets a bad state, or ends it where there is no row."""
+    if row is None:
+        record.states.pop((kind, who[:80]), None)
+    elif len(record.states) < _MOST_STATES:
+        record.states[kind, who[:80]] = row
 
 
 def _read_history(record: Record, attempts: Attempts) -> None:

@@ -16,6 +16,14 @@ from monitoring.report.lines import integer, number
 from monitoring.report.markup import counted_as, text
 from monitoring.report.record import Record
 
+HEADLINES = {
+    "baseline": "The network is no better than a plain colour",
+    "dead_maps": "Maps of the network are dead",
+    "constant_output": "The painting is the same for every picture",
+    "collapsed_features": "The features have collapsed",
+}
+"""Problem of learning -> part of docs/operations.md."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -57,13 +65,21 @@ def _finished(record: Record, done: str) -> State:
     """Returns the state of a finished run, which is good only where the run has learnt as far as its evaluations show it."""
     judged, sentence = record.evaluations.judged, reached(record.evaluations)
     if judged is not None and judged.beats_baselines is False:
-        but = f"the network paints no better than the {text(baseline_name(judged.stronger))}"
-        return State("finished, baseline not beaten", "warn", f"All {done} are done, but {but}: {sentence}.")
+        but = f"the network paints no better than the {text(baseline_name(judged.stronger))}: {sentence}."
+        if judged.step < (limit := _judge_after(record)):
+            but += f" That may be too early to judge: evaluation.judge_after is {limit:,} steps."
+        return State("finished, baseline not beaten", "warn", f"All {done} are done, but {but}")
     sentence = f"All {done} are done{f': {sentence}' if sentence else ''}."
     if problems := sum(kind == "not_learning" for kind, _ in record.states):
         there = "a problem is" if problems == 1 else f"{problems} problems are"
         return State("finished, with problems", "warn", f"{sentence} But {there} in the notes below.")
     return State("finished", "good", sentence)
+
+
+def _judge_after(record: Record) -> int:
+    """Returns the number of steps from which on a run is judged; 0 where the settings don't say."""
+    evaluation = record.settings.get("evaluation")
+    return (integer(evaluation.get("judge_after")) or 0) if isinstance(evaluation, Mapping) else 0
 
 
 def progress(record: Record) -> float:
@@ -87,7 +103,7 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
         )
     if (judged := record.evaluations.judged) is not None:
         against = f"{better(judged.gain)} than the {text(baseline_name(judged.stronger))}" if judged.stronger else "no baseline is known"
-        found.append(("Held-back loss", figure(judged.scores.loss, 3), against))
+        found.append(("Held-back L1", f"{figure(judged.scores.l1, 3)} %", against))
     if curves.names("throughput"):
         found.append(("Images per second", figure(_middle(curves[("throughput",)]), 3), "median, all ranks together"))
     if curves.names("wait"):
@@ -130,9 +146,9 @@ def _described(kind: str, who: str, row: Mapping[str, Any]) -> str:
     step = integer(row.get("step"))
     since = f" since step {step:,}" if step is not None else ""
     if kind == "not_learning":
-        message = text(row.get("message") or f"The run does not learn ({who})", 400)
-        when = f" (since step {step:,})" if step is not None else ""
-        return f'{message.rstrip(".")}{when}. <a href="#learning">Does it learn</a> shows more.'
+        message = text(row.get("message") or "The run does not learn", 400).rstrip(".")
+        where = f"docs/operations.md, {HEADLINES[who]}" if who in HEADLINES else "docs/operations.md"
+        return f"{message}{since}: {where}."
     if kind == "starving":
         return f"Ranks wait for data most of the time{since}: docs/operations.md, Data starves."
     if kind == "collapse":

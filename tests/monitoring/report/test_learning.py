@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from monitoring.metrics.definitions import PROBLEMS
 from monitoring.report import write_run_page
 from monitoring.report.evaluations import MOST_EVALUATIONS
 from monitoring.report.record import read
+from monitoring.report.summary import HEADLINES
+from tests.conftest import ROOT
 from tests.monitoring.report.runs import (
     BEGUN,
     Page,
@@ -54,7 +57,7 @@ def test_a_run_that_learns_says_by_how_much(tmp_path: Path) -> None:
     page = written(finished(tmp_path / "run", 0.5, 0.38, 0.352))
     assert ">finished<" in page.source
     assert page.found("span", "good")[0]["class"] == "state good"
-    said = "held-back loss 0.352, visible mean 0.395: 11 % better; random start 0.97"
+    said = "held-back L1 8.8 %, visible mean 9.9 %: 11 % better; random start 24.2 %"
     assert f"All 100 steps are done: {said}." in page.source
     assert f"{said[0].upper()}{said[1:]}." in page.source, "in the part of the page, too"
     assert "11 % better than the visible mean" in page.source, "among the figures"
@@ -62,14 +65,17 @@ def test_a_run_that_learns_says_by_how_much(tmp_path: Path) -> None:
     assert page.found("section")[0]["id"] == "learning", "before everything else"
 
 
-@pytest.mark.parametrize(("loss", "word"), [(0.41, "3.8 % worse"), (0.395, "no better"), (math.nan, "not better")])
+@pytest.mark.parametrize(("loss", "word"), [(0.41, "3.5 % worse"), (0.396, "no better"), (math.nan, "not better")])
 def test_a_finished_run_that_beats_no_baseline_is_not_green(tmp_path: Path, loss: float, word: str) -> None:
     page = written(finished(tmp_path / "run", 0.5, loss))
     (state,) = page.found("span", "state")
     assert state["class"] == "state warn"
     assert ">finished, baseline not beaten<" in page.source
     assert "the network paints no better than the visible mean" in page.source
-    assert f"visible mean 0.395: {word}; random start 0.97" in page.source
+    assert f"visible mean 9.9 %: {word}; random start 24.2 %" in page.source
+    assert "too early" not in page.source
+    (tmp_path / "run" / "config.yaml").write_text("evaluation: {judge_after: 1000}")
+    assert "too early to judge: evaluation.judge_after is 1,000 steps" in written(tmp_path / "run").source
 
 
 def test_the_random_start_alone_is_no_verdict(tmp_path: Path) -> None:
@@ -87,8 +93,8 @@ NOT_LEARNING = (
 
 def test_problems_of_learning_are_notes_until_they_end(tmp_path: Path) -> None:
     page = written(finished(tmp_path / "both", 0.352, events=NOT_LEARNING))
-    assert "230 of 256 maps of relu5 never fire (since step 50)." in page.source
-    assert "The network is no better than a colour (since step 50)." in page.source
+    assert "230 of 256 maps of relu5 never fire since step 50: docs/operations.md, Maps of the network are dead." in page.source
+    assert "The network is no better than a colour since step 50: docs/operations.md, The network is no better" in page.source
     assert page.found("span", "state")[0]["class"] == "state warn", "the baseline is beaten, and still all is not well"
     assert "finished, with problems" in page.source
     over = {"time": BEGUN + 150, "event": "learning_again", "step": 80, "problem": "baseline"}
@@ -98,6 +104,20 @@ def test_problems_of_learning_are_notes_until_they_end(tmp_path: Path) -> None:
     assert written(finished(tmp_path / "none", 0.352, events=(*NOT_LEARNING, *again))).found("span", "state")[0]["class"] == "state good"
 
 
+def test_a_later_attempt_takes_over_the_problems_of_the_step_that_it_continues_from(tmp_path: Path) -> None:
+    dead, baseline = NOT_LEARNING
+    over = {"event": "learning_again", "step": 60, "problem": "dead_maps"}
+    for continued, expected in ((40, set()), (50, {"dead_maps", "baseline"}), (60, {"baseline"})):
+        run = write_run(tmp_path / str(continued), [start(1, 0), dead, baseline, over, start(2, continued)], [])
+        assert {who for _, who in read(run).states} == expected
+
+
+def test_the_notes_name_parts_of_the_documents() -> None:
+    headlines = {line.removeprefix("## ") for line in (ROOT / "docs/operations.md").read_text().splitlines() if line.startswith("## ")}
+    assert set(HEADLINES) == set(PROBLEMS)
+    assert set(HEADLINES.values()) <= headlines
+
+
 def test_tables_show_scores_dead_maps_spreads_and_the_probe(tmp_path: Path) -> None:
     page = written(finished(tmp_path / "run", 0.34, 0.352, dead_maps={"relu1": 3, "relu5": 235}, feature_dimensions=1.04))
     cells = page.source.partition('<section id="learning"')[2].partition("</section>")[0]
@@ -105,7 +125,7 @@ def test_tables_show_scores_dead_maps_spreads_and_the_probe(tmp_path: Path) -> N
         "network at step 100",
         "best, at step 50",
         "random start",
-        "constant colour",
+        "one colour",
         "8.8 %",
         "16.9 dB",
         ">235<",
@@ -146,7 +166,7 @@ def test_baselines_and_held_back_losses_are_in_the_chart_of_the_loss(tmp_path: P
     curves = page.source.partition('<section id="curves"')[2].partition("</section>")[0]
     assert curves.count('<line class="level"') == 2
     assert "visible mean 0.395</text>" in curves
-    assert "constant colour 0.474</text>" in curves
+    assert "one colour 0.474</text>" in curves
     loss = chart_data(page)[0]
     assert [len(line["i"]) for line in loss["lines"]] == [100, 4]
     assert loss["lines"][1]["m"] == [0.97, 0.5, 0.38, 0.352]
