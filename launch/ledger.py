@@ -36,9 +36,10 @@ def main() -> int:
     for epoch in result.epochs:
         name = f"{epoch.source}, " if epoch.source else ""
         state = "complete" if epoch.complete else "under way"
+        held_back = f", {epoch.held_back} held back and never trained on" if epoch.held_back else ""
         print(
             f"{name}epoch {epoch.number}: {epoch.batches} batches, {epoch.seen} samples, "
-            f"{epoch.repeated} of them more than once, {epoch.left_out} not seen; {state}"
+            f"{epoch.repeated} of them more than once, {epoch.left_out} not seen{held_back}; {state}"
         )
     for problem in result.problems:
         print(f"problem: {problem}", file=sys.stderr)

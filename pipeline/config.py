@@ -152,7 +152,7 @@ class TrainingConfig:
     log_every: Annotated[int, Ge(1)] = 10
     """Steps between two lines on the console, for which the losses are read from the device."""
     pictures_every: Annotated[int, Ge(0)] = 1000
-    """Steps between two PNG grids in the run folder; 0 writes none."""
+    """Steps between two PNG grids in the run folder, of the same held-back pictures where there are any; 0 writes none."""
     pictures: Annotated[int, Ge(1)] = 8
     """Pictures per grid."""
     threads: Annotated[int, Interval(ge=1, le=1024)] = 1
@@ -162,6 +162,24 @@ class TrainingConfig:
     every collective."""
     deterministic: bool = True
     """Use only algorithms that give the same bits in every run; false lets cuDNN choose the fastest."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation on pictures that are never trained on, while the run goes on. See docs/learning.md."""
+
+    every: Annotated[int, Ge(0)] = 1000
+    """Steps between two evaluations; one more is made before the first step and one after the last. 0 evaluates nothing."""
+    held_back: Annotated[float, Interval(ge=0, le=0.5)] = 0.01
+    """Fraction of every data set that is held back from training: at least 256 pictures or a tenth, at most 50,000, none of fewer than 80
+    pictures. A run keeps the pictures that it began with. Not used with evaluation.shards."""
+    pictures: Annotated[int, Interval(ge=1, le=100_000)] = 256
+    """Most held-back pictures that are evaluated. Every rank keeps its part of them in memory."""
+    shards: str = ""
+    """Data set to evaluate on instead, so that nothing is held back: folder or s3://bucket/prefix. Options of the store are
+    data.storage_options."""
+    judge_after: Annotated[int, Ge(0)] = 1000
+    """Steps after which a run is reported that paints no better than one colour a picture, or whose maps die or outputs collapse."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +242,7 @@ class Config(Generic[MethodT]):
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
@@ -334,6 +353,7 @@ def to_mapping(config: Config[Any]) -> dict[str, Any]:
         options = place["storage_options"]
         place["storage_options"] = {key: redacted(value) if key in _SHOWN_OPTIONS else "(not shown)" for key, value in options.items()}
         place["shards"] = redacted(place["shards"])
+    plain["evaluation"]["shards"] = redacted(plain["evaluation"]["shards"])
     for key in ("url", "resume"):
         plain["checkpoint"][key] = redacted(plain["checkpoint"][key])
     return plain

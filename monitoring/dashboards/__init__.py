@@ -4,6 +4,7 @@
     python -m monitoring.dashboards FOLDER --runbook https://example.org/docs/operations.md
 
     training, data_path, cluster, checkpoints   one dashboard each: the state of the run first, then where the time goes, then details
+    learning           row of the evaluations on held-back pictures
     state              numbers of the first row that several dashboards share
     frame              everything that all dashboards share: variables, annotations, links, rows
     panels, queries    kinds of panels, and expressions of PromQL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from monitoring.dashboards import state
+from monitoring.dashboards import learning, state
 from monitoring.dashboards.frame import Row, assemble
 from monitoring.dashboards.panels import NEUTRAL, Text, curves, number, states
 from monitoring.dashboards.queries import RUN, Query, increase, largest, percentiles, rate, series, smallest, total
@@ -26,7 +26,7 @@ def build(runbook: str) -> Dashboard:
         "context-encoder-training",
         "Training",
         "The health of a run, where its time goes, and how it learns.",
-        [_state(), _time(), _learning(), _optimisation()],
+        [_state(), _time(), learning.row(), _losses(), _optimisation()],
         runbook,
     )
 
@@ -142,7 +142,7 @@ def _time() -> Row:
     return Row("Where the time goes", [split, worst, duration, throughput, use])
 
 
-def _learning() -> Row:
+def _losses() -> Row:
     painters = series("loss", only='player!="discriminator"')
     losses = curves(
         Text(
@@ -194,7 +194,7 @@ def _learning() -> Row:
         {"0": ("no", "green")},
         steps=((None, "green"), (1, "red")),
     )
-    return Row("Learning", [losses, discriminator, signs])
+    return Row("Losses in training", [losses, discriminator, signs])
 
 
 def _optimisation() -> Row:

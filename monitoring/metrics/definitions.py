@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 PREFIX = "context_encoder_"
-UNITS = ("seconds", "bytes", "ratio")
+UNITS = ("seconds", "bytes", "ratio", "decibels")
 BAD_SAMPLES = "bad_samples_"
 """Beginning of the names of the loader's totals of bad samples; the cause follows."""
 
@@ -29,12 +29,13 @@ class Definition:
         labels: labels beside run, rank and node.
         feeds: names of the loader's totals that go into this metric -> the values of `labels` that each total stands for. For a
             histogram, the upper bound of the bucket that the total counts, or `sum`.
-        unknown_at_first: the metric is NaN rather than 0 until it has a value.
+        unknown_at_first: the metric is NaN rather than 0 until it has a value; of a metric with labels, the series in `known`.
         known: values of `labels` that are exposed from the start, so that Prometheus sees the first event of a kind as an increase.
         most: largest number of sets of label values; later sets are counted under `other`. It bounds the number of series of a run
             (tests/monitoring/metrics/test_series.py).
         buckets: upper bounds of a histogram, without the infinite one.
         only_with_gpu: the metric is absent where the rank has no GPU.
+        only_on_first_rank: the metric is absent from all ranks but rank 0, because it describes the run and not a rank.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Definition:
     most: int = 1
     buckets: tuple[float, ...] = ()
     only_with_gpu: bool = False
+    only_on_first_rank: bool = False
 
     @property
     def unit(self) -> str:
@@ -98,8 +100,32 @@ PHASE_BUCKETS = (0.001, 0.01, 0.05, 0.2, 1.0, 5.0)
 PHASES = ("data_wait", "host_to_device", "forward", "backward", "optimiser", "collective")
 ACCURACY = "accuracy_"
 """Beginning of the parts of a discriminator's losses that are accuracies; `real` or `generated`, the pictures judged, follows."""
+BASELINES = ("constant", "visible_mean")
+"""Painters without a network: one colour for all pictures, and the mean colour of each picture's own visible part."""
+PAINTERS = ("network", *BASELINES)
+CLASSIFIERS = ("chance", "knn", "ridge")
+"""Classifiers of the probe of an evaluation; chance is the accuracy of guessing."""
+PROBLEMS = ("baseline", "dead_maps", "constant_output", "collapsed_features")
+"""Findings of the evaluations that a run does not learn: it does not beat the stronger baseline, maps of the network fire on no picture,
+the painting is the same for all pictures, or so are the features."""
 DIVIDED = frozenset({"store_requests", "store_retries"})
 """Loader totals that other metrics already break down, so they are not exported themselves."""
+
+
+def _evaluated(name: str, text: str, label: str = "", known: tuple[str, ...] = (), most: int = 1) -> Definition:
+    """Returns a gauge that every evaluation on held-back pictures sets; `known` are values of its one label."""
+    first = "absent" if label and not known else "NaN"  # the layers of a network are known by its first evaluation
+    return Definition(
+        name,
+        "gauge",
+        f"{text}; {first} before the first evaluation.",
+        (label,) if label else (),
+        unknown_at_first=True,
+        known=tuple((value,) for value in known),
+        most=max(most, len(known)),
+        only_on_first_rank=True,
+    )
+
 
 DEFINITIONS = (
     Definition("steps_total", "counter", "Steps done by this process."),
@@ -151,6 +177,26 @@ DEFINITIONS = (
     Definition("skipped_steps_total", "counter", "Steps whose update was skipped because a loss or gradient was non-finite."),
     Definition(
         "collapsed", "gauge", "1 while a player's losses look like a collapse as its recipe defines it, else 0.", ("player",), most=3
+    ),
+    _evaluated("held_back_loss", "Loss on held-back pictures, of the network and of each baseline", "of", PAINTERS),
+    _evaluated("held_back_absolute_error_ratio", "Mean absolute error (L1) of dropped pixels, where 1 is white for black", "of", PAINTERS),
+    _evaluated("held_back_psnr_decibels", "Peak signal-to-noise ratio of dropped pixels, mean over held-back pictures", "of", PAINTERS),
+    _evaluated("held_back_gain_ratio", "Fraction of the stronger baseline's held-back loss that the network takes away, negative if worse"),
+    _evaluated("dead_maps_ratio", "Fraction of a layer's maps that fire on no held-back picture", "layer", most=16),
+    _evaluated("output_spread_ratio", "Spread over held-back pictures of the mean painted colour, relative to the true colour's"),
+    _evaluated("feature_dimensions", "Dimensions in which features of held-back pictures vary (participation ratio, 1 is collapsed)"),
+    _evaluated("feature_spread_ratio", "Mean distance of held-back pictures' features from their mean, relative to the features' length"),
+    _evaluated("probe_accuracy_ratio", "Accuracy of a classifier of held-back pictures by their features", "classifier", CLASSIFIERS),
+    _evaluated("evaluation_duration_seconds", "Time that the newest evaluation on held-back pictures took"),
+    _evaluated("evaluation_step", "Step of the newest evaluation on held-back pictures"),
+    Definition(
+        "not_learning",
+        "gauge",
+        "1 while evaluations on held-back pictures find a problem of the run's learning, else 0.",
+        ("problem",),
+        known=tuple((problem,) for problem in PROBLEMS),
+        most=len(PROBLEMS),
+        only_on_first_rank=True,
     ),
     Definition("data_starving", "gauge", "1 while this rank waits for data longer than watchdog.starving_share allows, else 0."),
     Definition("rank_up", "gauge", "1 from a rank that answers; 0 from the endpoint of its node, in place of a rank that does not."),

@@ -34,7 +34,8 @@ def page() -> str:
 def _row(definition: Definition) -> str:
     values = {label: sorted({each[index] for each in _values(definition)}) for index, label in enumerate(definition.labels)}
     labels = "; ".join(f"`{label}`: {', '.join(known)}" if known else f"`{label}`" for label, known in values.items())
-    meaning = definition.help + (" Only where there is a GPU." if definition.only_with_gpu else "")
+    where = (" Only where there is a GPU." if definition.only_with_gpu else "") + (" Only rank 0." if definition.only_on_first_rank else "")
+    meaning = definition.help + where
     return f"| `{PREFIX}{definition.name}` | {definition.kind} | {labels} | {meaning} |"
 
 

@@ -12,12 +12,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from monitoring.metrics.collectors import ConstantLabels, CountedHistogram
 from monitoring.metrics.definitions import ACCURACY, DEFINITIONS, NO_LOADER, PHASES, PREFIX, Definition, LoaderSeries, complete, label_value
+from monitoring.metrics.evaluation import gauge_values
 from monitoring.metrics.hardware import Gpu, host_memory
 from monitoring.metrics.loader_totals import LoaderTotals, increment
 
@@ -69,8 +70,9 @@ class RunMetrics:
         self._recent_seconds = self._recent_steps = self._recent_images = self._recent_wait = 0.0
         self._flops_per_image = self._peak_flops = math.nan
         self._checkpoint_time = math.nan
+        self._is_first = rank == 0
         for definition in complete(loader):
-            if not definition.only_with_gpu:
+            if not definition.only_with_gpu and (self._is_first or not definition.only_on_first_rank):
                 self._add(definition)
         self._phases = {phase: self._series(self._histograms["step_phase_seconds"], phase) for phase in PHASES}
         self._gauges["checkpoint_age_seconds"].set_function(self._checkpoint_age)
@@ -99,11 +101,13 @@ class RunMetrics:
             metric = self._counters[definition.name] = Counter(name, text, labels, unit=unit, registry=self._inner)
         else:
             metric = self._gauges[definition.name] = Gauge(name, text, labels, unit=unit, registry=self._inner)
-            if definition.unknown_at_first:
+            if definition.unknown_at_first and not labels:
                 metric.set(math.nan)
         self._most[metric] = definition.most
         for values in definition.known:
-            self._series(metric, *values)
+            series = self._series(metric, *values)
+            if isinstance(series, Gauge) and definition.unknown_at_first:
+                series.set(math.nan)
         for total, values in definition.feeds.items():
             series = self._series(metric, *values) if labels else metric
             if isinstance(series, Counter):
@@ -210,6 +214,27 @@ class RunMetrics:
     def collapsed(self, player: str, collapsed: bool) -> None:
         """Sets whether a player's losses look like a collapse."""
         self._series(self._gauges["collapsed"], player).set(collapsed)
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """Sets the figures of an evaluation on held-back pictures, on rank 0; other ranks do not have these metrics.
+
+        Args:
+            row: row of evaluation.jsonl; see `monitoring.metrics.evaluation`.
+        """
+        if self._is_first:
+            for name, labels, value in gauge_values(row):
+                gauge = self._gauges[name]
+                (self._series(gauge, *labels) if labels else gauge).set(value)
+
+    def learning(self, problem: str, present: bool) -> None:
+        """Sets whether evaluations find a problem, on rank 0; other ranks do not have this metric.
+
+        Args:
+            problem: problem by its name in `monitoring.metrics.definitions.PROBLEMS`.
+            present: whether the newest evaluations find the problem.
+        """
+        if self._is_first:
+            self._series(self._gauges["not_learning"], problem).set(present)
 
     def starving(self, starving: bool) -> None:
         """Sets whether this rank waits for data too much of the time."""

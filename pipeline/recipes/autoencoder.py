@@ -21,9 +21,9 @@ class AutoencoderRecipe(FeaturesRecipe):
     name: ClassVar[str] = "autoencoder"
     masked: ClassVar[bool] = False
 
-    def distance(self, prediction: Tensor, views: Views) -> Tensor:
-        """The reconstruction loss over the whole picture, (n,)."""
-        return objective.weighted_reconstruction(prediction, views["target"], torch.ones((), device=prediction.device), self.method.norm)
+    def reconstruction(self, painting: Tensor, views: Views) -> Tensor:
+        """Computes the reconstruction loss over the whole picture, (n,)."""
+        return objective.weighted_reconstruction(painting, views["target"], torch.ones((), device=painting.device), self.method.norm)
 
 
 RECIPE = AutoencoderRecipe

@@ -6,7 +6,6 @@ discriminator all the same. Targets are mean-centred and dropped pixels become t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -22,8 +21,8 @@ from pipeline.model.discriminator import Discriminator
 from pipeline.model.encoder import proportion
 from pipeline.model.features_network import FeaturesNetwork
 from pipeline.recipes.adversarial import AdversarialPair, Distance, check_weights
-from pipeline.recipes.pixels import CAFFE_MEAN, PixelScale, columns, resized
-from pipeline.recipes.player import Networks, Views
+from pipeline.recipes.pixels import CAFFE_MEAN, PixelScale, resized
+from pipeline.recipes.player import Networks, Paintings, Views
 
 IMAGE_SIZE = 227
 JUDGED_SIZE = 128  # side of the pictures that the discriminator sees, which is made for 64 or 128
@@ -99,6 +98,8 @@ class FeaturesRecipe:
 
     name: ClassVar[str] = "features"
     settings: ClassVar[type] = FeaturesSettings
+    painter: ClassVar[str] = "context_encoder"
+    scale: ClassVar[PixelScale] = SCALE
     masked: ClassVar[bool] = True
 
     def __init__(self, settings: FeaturesSettings) -> None:
@@ -120,7 +121,7 @@ class FeaturesRecipe:
             output_gain=settings.output_gain,
         )
         width = int(JUDGE_WIDTH * network.encoder.proportion)
-        pair = AdversarialPair("context_encoder", settings, self._distance, lambda pixels: resized(pixels.float(), JUDGED_SIZE))
+        pair = AdversarialPair(self.painter, settings, self._distance, lambda pixels: resized(pixels.float(), JUDGED_SIZE))
         self.players = pair.players(network, lambda: Discriminator(JUDGED_SIZE, width, settings.batch_norm_group))
 
     def views(self, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> Views:  # noqa: ARG002
@@ -130,16 +131,22 @@ class FeaturesRecipe:
         size = self.method.target_size
         return {"context": context, "target": resized(target, size), "mask": resized(mask.float(), size) > 0.5, "keys": keys}
 
-    def pictures(self, views: Views, networks: Networks) -> Mapping[str, Tensor]:
-        """Columns of a grid: see `pipeline.recipes.pixels.columns`."""
-        return columns(SCALE, views, networks["context_encoder"](views["context"], views["keys"]))
+    def paint(self, views: Views, networks: Networks) -> Tensor:
+        """Paints the whole picture, float32 (n, 3, S, S)."""
+        painting: Tensor = networks[self.painter](views["context"], views["keys"])
+        return painting.float()
 
-    def distance(self, prediction: Tensor, views: Views) -> Tensor:
-        """The reconstruction loss over the dropped pixels, (n,)."""
-        return objective.reconstruction(prediction, views["target"], views["mask"], self.method.norm)
+    def reconstruction(self, painting: Tensor, views: Views) -> Tensor:
+        """Computes the reconstruction loss over the dropped pixels, (n,)."""
+        return objective.reconstruction(painting, views["target"], views["mask"], self.method.norm)
+
+    def paintings(self, views: Views, painting: Tensor) -> Paintings:
+        """Turns a painting into pictures at the resolution of the targets."""
+        context = resized(self.scale.show(views["context"]), self.method.target_size)
+        return Paintings(context, self.scale.show(painting), self.scale.show(views["target"]), views["mask"])
 
     def _distance(self, prediction: Tensor, views: Views) -> Distance:
-        distance = self.distance(prediction, views)
+        distance = self.reconstruction(prediction, views)
         return Distance(minimised=distance, logged=distance)
 
 

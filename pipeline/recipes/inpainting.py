@@ -9,7 +9,6 @@ real picture, never the context.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -26,12 +25,12 @@ from pipeline.masking.source import MaskSource
 from pipeline.model.discriminator import Discriminator
 from pipeline.model.inpainting_network import Generator
 from pipeline.recipes.adversarial import AdversarialPair, Distance, check_weights
-from pipeline.recipes.pixels import PixelScale, columns
-from pipeline.recipes.player import Collapse, Networks, Views
+from pipeline.recipes.pixels import PixelScale
+from pipeline.recipes.player import Collapse, Networks, Paintings, Views
 
 IMAGE_SIZE, PATCH = 128, 64
-SCALE = PixelScale((127.5, 127.5, 127.5), 127.5)
 HOLE_FILL = (117.0, 104.0, 123.0)  # R, G, B as in the released code: Caffe's mean with its channels permuted
+SCALE = PixelScale((127.5, 127.5, 127.5), 127.5, HOLE_FILL)
 OVERLAP_WEIGHT = 10.0
 WON = Collapse(
     at_most={"adversarial": 0.01},
@@ -96,6 +95,8 @@ class InpaintingRecipe:
 
     name: ClassVar[str] = "inpainting"
     settings: ClassVar[type] = InpaintingSettings
+    painter: ClassVar[str] = "generator"
+    scale: ClassVar[PixelScale] = SCALE
 
     def __init__(self, settings: InpaintingSettings) -> None:
         settings.check()
@@ -106,7 +107,7 @@ class InpaintingRecipe:
         self.central = settings.mask.kind == "central"
         size, group = PATCH if self.central else IMAGE_SIZE, settings.batch_norm_group
         painter = Generator(IMAGE_SIZE, size, settings.bottleneck, settings.width, settings.noise, group)
-        pair = AdversarialPair("generator", settings, self._distance, lambda pixels: pixels)
+        pair = AdversarialPair(self.painter, settings, self._distance, lambda pixels: pixels)
         self.players = pair.players(painter, lambda: Discriminator(size, settings.width, group), WON)
 
     def views(self, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> Views:  # noqa: ARG002
@@ -121,15 +122,23 @@ class InpaintingRecipe:
             "keys": keys,
         }
 
-    def pictures(self, views: Views, networks: Networks) -> Mapping[str, Tensor]:
-        """Columns of a grid: see `pipeline.recipes.pixels.columns`. A predicted patch is shown in its place."""
-        prediction = networks["generator"](views["context"], views["keys"]).float()
+    def paint(self, views: Views, networks: Networks) -> Tensor:
+        """Paints the predicted part, float32 (n, 3, S, S)."""
+        painting: Tensor = networks[self.painter](views["context"], views["keys"])
+        return painting.float()
+
+    def reconstruction(self, painting: Tensor, views: Views) -> Tensor:
+        """Computes the unweighted reconstruction loss over all predicted pixels, (n,)."""
+        return objective.weighted_reconstruction(painting, views["target"], torch.ones((), device=painting.device), self.method.norm)
+
+    def paintings(self, views: Views, painting: Tensor) -> Paintings:
+        """Turns a painting into whole pictures; a predicted patch is shown in its place."""
+        mask = views["mask"]
         if self.central:
             border = (IMAGE_SIZE - PATCH) // 2
-            prediction = functional.pad(prediction, (border,) * 4, value=0.0)
-            mask = functional.pad(views["mask"], (border,) * 4)
-            return columns(SCALE, {**views, "target": views["truth"], "mask": mask}, prediction)
-        return columns(SCALE, views, prediction)
+            painting, mask = functional.pad(painting, (border,) * 4, value=-1.0), functional.pad(mask, (border,) * 4)
+        show = self.scale.show
+        return Paintings(show(views["context"]), show(painting), show(views["truth"]), mask)
 
     def _predicted_part(self, values: Tensor) -> Tensor:
         if not self.central:
@@ -139,12 +148,11 @@ class InpaintingRecipe:
 
     def _distance(self, prediction: Tensor, views: Views) -> Distance:
         """The distance over all predicted pixels; those that are also in the context may weigh more in the gradient."""
-        target, norm = views["target"], self.method.norm
-        plain = objective.weighted_reconstruction(prediction, target, torch.ones((), device=target.device), norm)
+        plain = self.reconstruction(prediction, views)
         if not (self.method.weigh_context or (self.central and self.method.mask.overlap)):
             return Distance(minimised=plain, logged=plain)
         weight = torch.where(views["mask"], 1.0, OVERLAP_WEIGHT)
-        return Distance(minimised=objective.weighted_reconstruction(prediction, target, weight, norm), logged=plain)
+        return Distance(minimised=objective.weighted_reconstruction(prediction, views["target"], weight, self.method.norm), logged=plain)
 
 
 RECIPE = InpaintingRecipe

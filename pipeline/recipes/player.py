@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.config import OptimiserConfig
 from pipeline.masking.source import MaskSource
+from pipeline.recipes.pixels import PixelScale
 
 Views = Mapping[str, Tensor]
 Networks = Mapping[str, nn.Module]
@@ -72,6 +73,23 @@ class Player:
     collapse: Collapse | None = None
 
 
+@dataclass(frozen=True)
+class Paintings:
+    """Painted pictures as a person sees them, and as figures judge them: float (n, 3, H, W) in [0, 1], all of one size.
+
+    Attributes:
+        context: picture that the network saw, with the dropped pixels filled.
+        prediction: painting of the network; it may be black where nothing is predicted.
+        truth: real picture.
+        mask: bool (n, 1, H, W), True where pixels were dropped; False everywhere if the recipe drops none.
+    """
+
+    context: Tensor
+    prediction: Tensor
+    truth: Tensor
+    mask: Tensor
+
+
 class Recipe(Protocol):
     """A pretext task. One file in `pipeline/recipes` defines one, with the frozen dataclass of its settings.
 
@@ -81,9 +99,13 @@ class Recipe(Protocol):
         unit: number of samples that ranks must not divide: 1, or the batch-norm group.
         mask: generator of masks; None where the recipe uses none.
         players: players in the order of their turns.
+        painter: name of the player whose network paints; the part of it that is called `encoder` is the result of a run.
+        scale: scale of the pixels that the networks see, which goes with an exported encoder.
     """
 
     name: ClassVar[str]
+    painter: ClassVar[str]
+    scale: ClassVar[PixelScale]
     image_size: int
     unit: int
     mask: MaskSource | None
@@ -104,8 +126,16 @@ class Recipe(Protocol):
         """
         ...
 
-    def pictures(self, views: Views, networks: Networks) -> Mapping[str, Tensor]:
-        """Makes the columns of a grid for a person, float (n, 3, H, W) in [0, 1] by name. Called without gradient."""
+    def paint(self, views: Views, networks: Networks) -> Tensor:
+        """Paints the targets of views, float32 (n, 3, S, S) on the scale of the targets. Called without gradient."""
+        ...
+
+    def reconstruction(self, painting: Tensor, views: Views) -> Tensor:
+        """Computes the reconstruction loss that is logged, (n,), of a painting as `paint` returns it."""
+        ...
+
+    def paintings(self, views: Views, painting: Tensor) -> Paintings:
+        """Turns a painting, as `paint` returns it, and its views into pictures for a person."""
         ...
 
 

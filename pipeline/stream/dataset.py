@@ -26,6 +26,9 @@ from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
 
+HELD_BACK = "held_back"
+"""Name, in a position's state, of the number of samples that are in no batch. Positions of runs before there were any lack it."""
+
 
 class Dataset:
     """One data set of a stream. It has an order and slots from the first call of `take_slots` on.
@@ -72,7 +75,7 @@ class Dataset:
         """Reasons why shards can't be read, by shard, where the run goes on without them."""
         self._prefetched: Position | None = None
 
-    def take_slots(self, count: int, slots: NDArray[np.int64], rank_slice: slice, lanes: int) -> None:
+    def take_slots(self, count: int, slots: NDArray[np.int64], rank_slice: slice, lanes: int, held_back: int) -> None:
         """Gives the data set its slots of every batch.
 
         Args:
@@ -80,11 +83,12 @@ class Dataset:
             slots: int64 (count,), indexes of those samples in the global batch, ascending.
             rank_slice: the rank's slice of the global batch.
             lanes: lanes of the data set's order; their greatest common divisor with the count is used.
+            held_back: samples of the data set that are in no batch.
 
         Raises:
             OrderError: the data set holds fewer samples than one batch takes.
         """
-        self.order = SampleOrder(self.manifest, self.seed, count, lanes, self._data.shuffle_block, self._data.tail)
+        self.order = SampleOrder(self.manifest, self.seed, count, lanes, self._data.shuffle_block, self._data.tail, held_back)
         start, stop = (int(edge) for edge in np.searchsorted(slots, [rank_slice.start, rank_slice.stop]))
         self._rank_slice = slice(start, stop)
         self._slots = slots[start:stop] - rank_slice.start
@@ -94,7 +98,13 @@ class Dataset:
         """One line for the console: what the data set holds, and its part of a global batch where it has a name."""
         name = f"{self.name}: {self.order.global_batch_size} of every {global_batch} samples, " if self.name else ""
         what = f"{self.manifest.total_samples} pictures in {len(self.manifest.records)} shards"
-        return f"{name}{what}, {self.order.batches_per_epoch()} batches an epoch"
+        held_back = f", {len(self.held_back)} of them held back" if len(self.held_back) else ""
+        return f"{name}{what}{held_back}, {self.order.batches_per_epoch()} batches an epoch"
+
+    @property
+    def held_back(self) -> NDArray[np.int64]:
+        """Ids, in the data set, of the samples that are in no batch: int64 (n,), ascending."""
+        return self.order.samples.held_back
 
     # ---- the position
 
@@ -112,14 +122,15 @@ class Dataset:
             "epoch": position[0],
             "consumed": position[1],
             "lanes": self.order.lanes,
+            HELD_BACK: len(self.held_back),
             "data_set": self.manifest.fingerprint,
         }
         if self.name:
             facts["seed"] = self.seed  # follows from the data set's number in data.sources
         return {self._key(fact): value for fact, value in facts.items()}
 
-    def lanes_and_position(self, state: Mapping[str, int]) -> tuple[int, Position]:
-        """The lanes and the position that a state names.
+    def lanes_and_position(self, state: Mapping[str, int]) -> tuple[int, int, Position]:
+        """The lanes, the number of held-back samples and the position that a state names.
 
         Raises:
             ManifestMismatch: the state knows no data set of this name, or another one under its name.
@@ -147,7 +158,7 @@ class Dataset:
             raise OrderError(
                 f"the run was started with {lanes} lanes{f' of {self.name}' if self.name else ''}: {what} must be a multiple of that number"
             )
-        return lanes, (int(state[self._key("epoch")]), int(state[self._key("consumed")]))
+        return lanes, int(state[self._key(HELD_BACK)]), (int(state[self._key("epoch")]), int(state[self._key("consumed")]))
 
     def _key(self, fact: str) -> str:
         return f"{self.name}.{fact}" if self.name else fact

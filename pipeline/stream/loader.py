@@ -27,8 +27,9 @@ from pipeline.stream.batch.filling import Filler
 from pipeline.stream.batch.quarantine import Quarantine
 from pipeline.stream.buffers import BufferPool
 from pipeline.stream.counters import Counters
-from pipeline.stream.dataset import Dataset, open_datasets
+from pipeline.stream.dataset import HELD_BACK, Dataset, open_datasets
 from pipeline.stream.decode.decoder import make_decoder
+from pipeline.stream.held_back import held_back_count
 from pipeline.stream.mixture import Position, granule, samples_per_dataset, spread
 from pipeline.stream.order import rank_slice
 from pipeline.stream.plan import BatchPlan, PlannedSamples
@@ -56,6 +57,8 @@ class StreamConfig:
         ranks_on_node: ranks that divide the node's cores among themselves.
         quarantine: file that names unreadable samples; None keeps the list in memory.
         epochs: epochs (of the first data set) after which the iterator ends; None never ends.
+        held_back: fraction of every data set that is in no batch; see `pipeline.stream.held_back`. A position that is loaded keeps the
+            number that its run began with.
     """
 
     data: DataConfig
@@ -67,6 +70,7 @@ class StreamConfig:
     ranks_on_node: int = 1
     quarantine: Path | None = None
     epochs: int | None = None
+    held_back: float = 0.0
 
 
 class StreamLoader:
@@ -99,7 +103,8 @@ class StreamLoader:
         self._rank_slice = rank_slice(config.global_batch, rank, world_size, config.unit)
         self.datasets = open_datasets(data, config.seed, self.counters)
         try:
-            self._take_slots([granule(len(self.datasets), config.global_batch, data.lanes)] * len(self.datasets))
+            lanes = granule(len(self.datasets), config.global_batch, data.lanes)
+            self._take_slots([(lanes, held_back_count(each.manifest.total_samples, config.held_back)) for each in self.datasets])
             self.quarantine = Quarantine(config.quarantine, self.total_samples, data.max_bad_fraction, self.counters)
         except BaseException:
             for dataset in self.datasets:
@@ -121,12 +126,12 @@ class StreamLoader:
         self._closed = False
         self.waiting = waiting
 
-    def _take_slots(self, lanes: Sequence[int]) -> None:
-        """Gives every data set its slots of the batch."""
+    def _take_slots(self, orders: Sequence[tuple[int, int]]) -> None:
+        """Gives every data set its slots of the batch, its lanes and the number of its held-back samples."""
         weights = [source.weight for source in self.config.data.sources.values()] or [1.0]
         counts = samples_per_dataset(weights, self.config.global_batch, self.config.data.lanes)
-        for dataset, count, slots, its_lanes in zip(self.datasets, counts, spread(counts), lanes, strict=True):
-            dataset.take_slots(count, slots, self._rank_slice, its_lanes)
+        for dataset, count, slots, (lanes, held_back) in zip(self.datasets, counts, spread(counts), orders, strict=True):
+            dataset.take_slots(count, slots, self._rank_slice, lanes, held_back)
 
     def describe(self) -> list[str]:
         """One line for each data set: what it holds, and its part of a batch."""
@@ -164,14 +169,15 @@ class StreamLoader:
             OrderError: the batch does not fit the lanes.
         """
         mine = self.state_dict()
+        state = {key: 0 for key in mine if key.endswith(HELD_BACK)} | dict(state)  # runs from before there were any held nothing back
         for key, setting in {"seed": "seed", "shuffle_block": "data.shuffle_block", "pad": "data.tail"}.items():
             if int(state[key]) != mine[key]:
                 raise ManifestMismatch(f"the position to continue from was reached with another {setting}: set it back, or start a new run")
         found = [dataset.lanes_and_position(state) for dataset in self.datasets]
         if len(state) != len(mine):
             raise ManifestMismatch("the position to continue from was reached with other data.sources: set them back, or start a new run")
-        self._take_slots([lanes for lanes, _ in found])
-        self._positions = tuple(position for _, position in found)
+        self._take_slots([(lanes, held_back) for lanes, held_back, _ in found])
+        self._positions = tuple(position for _, _, position in found)
 
     def close(self) -> None:
         """Ends the threads. The loader can't be used afterwards."""

@@ -1,10 +1,10 @@
 """The order of samples: a pure function of (manifest, seed, epoch, global batch), never of the machine.
 
-An epoch's shards are permuted and laid end to end: a virtual sequence of N samples. It is cut into lanes of exactly
-equal length by sample, so that ranks can't be uneven; a shard on a cut is read by two lanes. Inside a lane
-consecutive blocks of `shuffle_block` samples are permuted. A global batch takes the next `global_batch / lanes`
-samples of every lane, lane after lane, and a rank takes a contiguous slice of it. So reads are sequential by shard,
-random inside a block, and a position is two integers: (epoch, samples consumed).
+An epoch's shards are permuted and laid end to end, without the samples that are held back: a virtual sequence of N samples. It is cut into
+lanes of exactly equal length by sample, so that ranks can't be uneven; a shard on a cut is read by two lanes. Inside a lane consecutive
+blocks of `shuffle_block` samples are permuted. A global batch takes the next `global_batch / lanes` samples of every lane, lane after lane,
+and a rank takes a contiguous slice of it. So reads are sequential by shard, random inside a block, and a position is two integers:
+(epoch, samples consumed).
 
 A lane is N // lanes samples long, whatever the batch: the batch may change in mid-epoch to any multiple of the lanes
 and the order of the rest stays the same. What is left out at the end of the lanes adds up to exactly N mod
@@ -23,6 +23,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.stream.held_back import TrainedSamples
 from shards.dataset.manifest import Manifest
 from shards.errors import ExplainedError
 from shards.keyed import key_of, permutation
@@ -54,6 +55,7 @@ class SampleOrder:
         shuffle_block: samples that are shuffled together inside a lane.
         tail: `drop` leaves out the N mod global_batch samples of an epoch that fill no batch; `pad` fills the last batch up with
             samples from the start of its lanes, so that no sample waits for another epoch and some come twice.
+        held_back: samples that are in no batch; see `pipeline.stream.held_back`.
 
     Raises:
         OrderError: the data set holds less than one batch, or a number is out of range.
@@ -67,10 +69,12 @@ class SampleOrder:
         lanes: int = 64,
         shuffle_block: int = 4096,
         tail: Literal["drop", "pad"] = "drop",
+        held_back: int = 0,
     ) -> None:
         if global_batch < 1 or lanes < 1 or shuffle_block < 1:
             raise OrderError(f"global_batch {global_batch}, lanes {lanes} and shuffle_block {shuffle_block} must be 1 or more")
         self.manifest = manifest
+        self.samples = TrainedSamples(manifest, seed, held_back)
         self.seed = seed
         self.global_batch_size = global_batch
         self.lanes = math.gcd(lanes, global_batch)
@@ -78,12 +82,12 @@ class SampleOrder:
         self.tail = tail
         self.per_lane = global_batch // self.lanes
         """Samples a batch takes from each lane."""
-        self.lane_length = -(-manifest.total_samples // self.lanes) if tail == "pad" else manifest.total_samples // self.lanes
+        self.lane_length = -(-self.samples.total // self.lanes) if tail == "pad" else self.samples.total // self.lanes
         """Samples of a lane in an epoch."""
         if not self.batches_per_epoch():
             raise OrderError(
-                f"the data set holds {manifest.total_samples} samples, less than one global batch of {global_batch}: "
-                "lower training.global_batch, or set data.tail to pad"
+                f"the data set holds {self.samples.total} samples{f' beside {held_back} that are held back' if held_back else ''}, "
+                f"less than one global batch of {global_batch}: lower training.global_batch, or set data.tail to pad"
             )
         self._lock = threading.RLock()
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
@@ -92,7 +96,7 @@ class SampleOrder:
     def batches_per_epoch(self) -> int:
         """Batches in an epoch; the same in every epoch of one data set."""
         if self.tail == "pad":
-            return -(-self.lane_length // self.per_lane) if self.manifest.total_samples else 0
+            return -(-self.lane_length // self.per_lane) if self.samples.total else 0
         return self.lane_length // self.per_lane
 
     def global_batch(self, epoch: int, index: int) -> NDArray[np.int64]:
@@ -192,9 +196,9 @@ class SampleOrder:
             order = self._epoch(epoch)
             for lane in range(part.start // self.per_lane, -(-part.stop // self.per_lane)):
                 start = lane * self.lane_length + block * self.shuffle_block
-                stop = min(start + self.shuffle_block, (lane + 1) * self.lane_length, self.manifest.total_samples)
+                stop = min(start + self.shuffle_block, (lane + 1) * self.lane_length, self.samples.total)
                 low, high = np.searchsorted(order.ends, [start, stop - 1], side="right")
-                yield from (int(shard) for shard in order.shards[low : high + 1] if self.manifest.sample_counts[shard])
+                yield from (int(shard) for shard in order.shards[low : high + 1] if self.samples.counts[shard])
             block += 1
 
     def skip_finished_epoch(self, position: tuple[int, int]) -> tuple[int, int]:
@@ -208,9 +212,7 @@ class SampleOrder:
 
     def _lane_position(self, epoch: int, consumed: int) -> int:
         if epoch < 0 or consumed < 0 or consumed % self.lanes or not self.has_batch(consumed):
-            raise OrderError(
-                f"epoch {epoch} has no batch of {self.global_batch_size} after {consumed} samples of {self.manifest.total_samples}"
-            )
+            raise OrderError(f"epoch {epoch} has no batch of {self.global_batch_size} after {consumed} samples of {self.samples.total}")
         return consumed // self.lanes
 
     def _block(self, epoch: int, lanes: range, number: int) -> NDArray[np.int64]:
@@ -235,7 +237,7 @@ class SampleOrder:
         together = max(1, _LOOKED_UP // length)
         for first in range(0, len(lanes), together):
             few = block[first : first + together]
-            few[:] = self._ids(epoch, few % self.manifest.total_samples)
+            few[:] = self._ids(epoch, few % self.samples.total)
         return block
 
     def _lane_block(self, epoch: int, lane: int, number: int) -> NDArray[np.int64]:
@@ -251,7 +253,7 @@ class SampleOrder:
         order = self._epoch(epoch)
         at = np.searchsorted(order.ends, places, side="right")
         shard = order.shards[at]
-        return self.manifest.starts[shard] + places - (order.ends[at] - self.manifest.sample_counts[shard])
+        return self.samples.ids(self.samples.starts[shard] + places - (order.ends[at] - self.samples.counts[shard]))
 
     def _epoch(self, epoch: int) -> _Epoch:
         with self._lock:
@@ -261,7 +263,7 @@ class SampleOrder:
         found = self._epochs.get(epoch)
         if found is None:
             shards = permutation(len(self.manifest.records), self.seed, _SHARDS, epoch)
-            found = self._epochs[epoch] = _Epoch(shards, np.cumsum(self.manifest.sample_counts[shards]))
+            found = self._epochs[epoch] = _Epoch(shards, np.cumsum(self.samples.counts[shards]))
             while len(self._epochs) > 2:
                 self._epochs.popitem(last=False)
         return found

@@ -26,6 +26,9 @@ from pipeline.recipes.player import Recipe
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore
 from pipeline.training.engine.engine import Engine
+from pipeline.training.held_back.evaluation import Evaluation
+from pipeline.training.held_back.opening import open_evaluation
+from pipeline.training.held_back.sheet import sheet_of
 from pipeline.training.ranks.launcher import with_launcher_mode
 from pipeline.training.ranks.world import World, join
 from pipeline.training.record.run_folder import RunFolder
@@ -52,6 +55,7 @@ class Outcome:
         folder: run folder.
         world_size: ranks of this attempt.
         rank: rank of this process.
+        learned: sentences about what the newest evaluation found; empty without one, and on other ranks than 0.
     """
 
     step: int
@@ -60,10 +64,12 @@ class Outcome:
     folder: Path
     world_size: int
     rank: int
+    learned: str = ""
 
     def __str__(self) -> str:
         if self.finished:
-            return f"finished: {self.step} steps with {self.world_size} ranks, everything is in {self.folder}"
+            learned = f"\n{self.learned}" if self.learned else ""
+            return f"finished: {self.step} steps with {self.world_size} ranks, everything is in {self.folder}{learned}"
         return f"stopped after step {self.step} ({self.reason}), saved: the same command continues from there"
 
 
@@ -82,6 +88,7 @@ class Run:
         engines: networks and optimisers, in the order of their turns.
         train_step: trains the engines on a batch.
         reporter: console, history and metrics.
+        evaluation: evaluation on held-back pictures; None where there are none.
     """
 
     config: Config[Any]
@@ -94,6 +101,7 @@ class Run:
     engines: Sequence[Engine]
     train_step: TrainStep
     reporter: Reporter
+    evaluation: Evaluation | None
 
 
 @dataclass
@@ -128,6 +136,7 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
         steps, phases = config.training.steps, run.train_step.phases
         state = _resume(run, found)
         with _recorded_failure(run, state):
+            _evaluate_start(run, state)
             step_began = time.monotonic()
             for batch, wait_seconds in _batches(run, state):
                 phases.begin()
@@ -148,9 +157,11 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
                 stop, samples, *starvation = news.tolist()
                 run.reporter.step(StepFacts(state.step, batch, result, rate, seconds, wait_seconds, samples, starvation, phases.read))
                 if config.training.pictures_every and state.step % config.training.pictures_every == 0:
-                    run.reporter.pictures(state.step, run.train_step.pictures(batch, config.training.pictures))
+                    _draw(run, state, batch)
                 if stop:
                     break
+                if state.step == steps or (config.evaluation.every and state.step % config.evaluation.every == 0):
+                    _evaluate(run, state)
                 if state.step < steps and state.step % config.checkpoint.every == 0:
                     _save(run, state)
             _save(run, state)
@@ -199,13 +210,41 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
         if publication is not None:
             reporter.say(publication.summary)
             publication.alert_on_failure = True  # from now on a failure must raise an alert; before, an error is on the starter's console
-        yield Run(config, world, interruption, watchdog, folder, loader, checkpoints, engines, train_step, reporter), found
+        evaluation = open_evaluation(stack, config, recipe, engines, world, loader)
+        yield Run(config, world, interruption, watchdog, folder, loader, checkpoints, engines, train_step, reporter, evaluation), found
 
 
 def _resume(run: Run, found: Checkpoint | None) -> State:
     """Reports the start of this attempt, and returns the state that it continues from."""
     run.reporter.begin(found, run.train_step.largest_slice)
     return State(found.step, found.step) if found is not None else State()
+
+
+def _evaluate_start(run: Run, state: State) -> None:
+    """Evaluates the random start, or the checkpoint of an attempt that was stopped where an evaluation was due."""
+    every = run.config.evaluation.every
+    due = every > 0 and state.step % every == 0 and state.step < run.config.training.steps
+    if run.world.broadcast(due and not run.reporter.learning.has(state.step)):
+        run.watchdog.note_startup("evaluating on held-back pictures")
+        _evaluate(run, state)
+
+
+def _evaluate(run: Run, state: State) -> None:
+    """Evaluates the networks on held-back pictures, where there are any."""
+    if run.evaluation is None:
+        return
+    if state.step > 0:
+        run.watchdog.at("evaluation", state.step)
+    run.reporter.evaluation(state.step, run.evaluation())
+
+
+def _draw(run: Run, state: State, batch: Batch) -> None:
+    """Draws a picture grid: of the same held-back pictures each time, or of the batch where nothing is held back."""
+    if run.evaluation is None:
+        run.reporter.pictures(state.step, sheet_of(run.train_step.paintings(batch), "pictures of this batch"))
+    else:
+        run.watchdog.at("evaluation", state.step)
+        run.reporter.pictures(state.step, run.evaluation.sheet())
 
 
 class _StoppedWaiting(Exception):
@@ -274,7 +313,8 @@ def _recorded_failure(run: Run, state: State) -> Iterator[None]:
 def _outcome(run: Run, state: State) -> Outcome:
     finished = state.step >= run.config.training.steps
     reason = "finished" if finished else run.interruption.requested or "another rank was asked to stop"
-    return Outcome(state.step, finished, reason, run.folder.path, run.world.size, run.world.rank)
+    learned = run.reporter.learning.conclusion() if run.world.is_first else ""
+    return Outcome(state.step, finished, reason, run.folder.path, run.world.size, run.world.rank, learned)
 
 
 def _stream_config(config: Config[Any], recipe: Recipe, world: World, folder: RunFolder) -> StreamConfig:
@@ -287,6 +327,7 @@ def _stream_config(config: Config[Any], recipe: Recipe, world: World, folder: Ru
         unit=recipe.unit,
         ranks_on_node=world.local_size,
         quarantine=folder.quarantine,
+        held_back=0.0 if config.evaluation.shards else config.evaluation.held_back,
     )
 
 

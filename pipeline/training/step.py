@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.config import ScheduleConfig, TrainingConfig
 from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import discard_statistics, fold_statistics
-from pipeline.recipes.player import Losses, Networks, Recipe, Views
+from pipeline.recipes.player import Losses, Networks, Paintings, Recipe, Views
 from pipeline.stream.loader import Batch
 from pipeline.stream.order import rank_slice
 from pipeline.training.engine.engine import Engine
@@ -167,8 +167,8 @@ class TrainStep:
         """Returns every network by name: wrapped for the engine whose turn it is, bare for the others."""
         return {each.player.name: each.wrapped if each is turn else each.bare for each in self.engines}
 
-    def pictures(self, batch: Batch, count: int) -> Mapping[str, Tensor]:
-        """Returns the columns of a picture grid, made from the first `count` samples of this rank.
+    def paintings(self, batch: Batch) -> Paintings:
+        """Paints the first `training.pictures` samples of this rank, for a grid.
 
         Every rank must call it, because weights that are divided among the ranks are gathered in a forward pass of all of them.
         """
@@ -176,10 +176,11 @@ class TrainStep:
         for network in networks.values():
             network.eval()
         with torch.no_grad():
-            columns = self.recipe.pictures(self.views(batch, slice(0, min(count, len(batch.sample_ids)))), networks)
+            views = self.views(batch, slice(0, min(self.training.pictures, len(batch.sample_ids))))
+            found = self.recipe.paintings(views, self.recipe.paint(views, networks))
         for network in networks.values():
             network.train()
-        return columns
+        return found
 
     def _turn(self, engine: Engine, batch: Batch, parts: Sequence[slice], rate: float, result: StepResult, sums: list[Tensor]) -> None:
         for each in self.engines:

@@ -17,7 +17,7 @@ from pipeline.stream.plan import BatchPlan, PlannedSample
 from shards.keyed import derived_keys
 
 _TICK_SECONDS = 1.0
-_MODEL = 3  # purpose of the random numbers that are left to the model
+MODEL = 3  # purpose of the random numbers that are left to the model
 
 
 class LoaderClosed(RuntimeError):
@@ -102,7 +102,7 @@ class Filling:
             sample_ids=torch.from_numpy(self._sample_ids),
             epoch=self.plan.epoch,
             index=self.plan.index,
-            keys=torch.from_numpy(derived_keys(self._keys, _MODEL).view(np.int64)),
+            keys=torch.from_numpy(derived_keys(self._keys, MODEL).view(np.int64)),
         )
 
 

@@ -1,84 +1,203 @@
-"""A PNG grid of what the networks paint: one row a sample, one column a kind of picture, the names on top.
+"""A PNG grid of what the networks paint, for a person: one row a picture, and beside it how far the painting is from the truth.
 
-The file appears whole or not at all, so that an image viewer on the folder never opens half a picture. Values that are no
+Columns: the context with its hole hatched, the raw prediction, the prediction pasted into the hole, the truth, and the error of every
+predicted pixel on a scale that is the same in every grid. A hole is outlined in the colour of the hatching, which no fill has, and the
+outline lies outside the hole so that it hides no predicted pixel. Rows without a hole are drawn without marks.
+
+The places of all cells are in the PNG's text under `monitoring.run_files.GRID_TEXT`, so that the page of a run can cut one picture out of
+many grids. The file appears whole or not at all, so that an image viewer on the folder never opens half a picture. Values that are no
 colour are magenta: a broken network is something to see, not a reason to stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from monitoring.run_files import GRID_TEXT
+from pipeline.training.record.grid_layout import GridLayout
 from shards.local_files import whole_file
 
-GAP = 4
-"""Pixels between two pictures and around all of them."""
 NON_FINITE = (255, 0, 255)
-_PAPER, _INK = (255, 255, 255), (0, 0, 0)
+HOLE = (0, 224, 255)
+"""Colour of the hatching and of the outlines: far from the grey fills of both recipes, and rare in photographs."""
+UNJUDGED = (226, 226, 226)
+"""Colour of the error column where nothing was dropped: no colour of the heat map."""
+LARGEST_ERROR = 0.5
+"""Absolute difference at the end of the heat map; a larger one has the same colour."""
+_HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # dark where the painting is right
+_NOTES = {"context": "hole hatched", "prediction": "raw output", "pasted": "in the hole", "truth": "", "error": ""}
 
 
-def save_grid(path: Path, columns: Mapping[str, Tensor]) -> None:
+class Paintings(Protocol):
+    """Pictures and what a network painted; `pipeline.recipes.player.Paintings` is one."""
+
+    @property
+    def context(self) -> Tensor:
+        """Input of the network, float (n, 3, H, W) in [0, 1]."""
+
+    @property
+    def prediction(self) -> Tensor:
+        """Output of the network, float (n, 3, H, W) in [0, 1]."""
+
+    @property
+    def truth(self) -> Tensor:
+        """Pictures as they are, float (n, 3, H, W) in [0, 1]."""
+
+    @property
+    def mask(self) -> Tensor:
+        """Mask, bool (n, 1, H, W), True where pixels were dropped."""
+
+
+def save_grid(path: Path, paintings: Paintings, l1: Sequence[float] = (), baseline_l1: Sequence[float] = (), title: str = "") -> None:
     """Writes one PNG.
 
     Args:
         path: path of the file; its folder is made when missing.
-        columns: name -> float (n, 3, H, W) in [0, 1], on any device. Sizes may differ: smaller pictures are enlarged to the
-            largest height and width, by repeating pixels where both are whole multiples, else bilinearly.
-            Values outside [0, 1] are clipped, non-finite values are magenta.
+        paintings: pictures to draw, on any device. Heights and widths may differ: smaller ones are enlarged to the largest, by repeating
+            pixels where both are whole multiples, else bilinearly. Values outside [0, 1] are clipped, non-finite values are magenta.
+        l1: mean absolute error of each row over its dropped pixels, in per cent, printed beside the row; empty for none.
+        baseline_l1: error of the mean colour of each row's visible part, in per cent, printed below the row's own; empty for none.
+        title: line above the columns, such as the step and the origin of the pictures; empty for none.
 
     Raises:
-        ValueError: there are no columns, a column has another shape, or columns have different n.
+        ValueError: a tensor has another shape or dtype, the numbers of rows differ, or there are no rows.
         OSError: the file can't be written.
     """
-    _check(columns)
-    height = max(pictures.shape[2] for pictures in columns.values())
-    width = max(pictures.shape[3] for pictures in columns.values())
-    font = ImageFont.load_default()
-    boxes = {name: font.getbbox(name) for name in columns}
-    header = GAP + max(int(box[3]) for box in boxes.values())
-    widths = [max(width, int(box[2]) + GAP) for box in boxes.values()]  # a long name makes room for itself
-    rows = len(next(iter(columns.values())))
-    sheet = Image.new("RGB", (GAP + sum(each + GAP for each in widths), header + GAP + rows * (height + GAP)), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    left = GAP
-    for (name, pictures), column_width in zip(columns.items(), widths, strict=True):
-        draw.text((left, GAP), name, fill=_INK, font=font)
-        for row, pixels in enumerate(_pixels(pictures, height, width)):
-            sheet.paste(Image.fromarray(pixels.numpy()), (left, header + GAP + row * (height + GAP)))
-        left += column_width + GAP
-    _write(sheet, path)
+    rows = _check(paintings, l1, baseline_l1)
+    columns = _columns(paintings)
+    height, width = (int(size) for size in columns["truth"].shape[1:3])
+    layout = GridLayout({name: _NOTES[name] for name in columns}, rows, height, width, len(l1) > 0, title)
+    sheet = layout.sheet(Image.fromarray(_palette()[None].numpy()), f"{100 * LARGEST_ERROR:.0f} %")
+    for left, pictures in zip(layout.lefts, columns.values(), strict=True):
+        for top, pixels in zip(layout.tops, pictures, strict=True):
+            sheet.paste(Image.fromarray(pixels.numpy()), (left, top))
+    for row, top in enumerate(layout.tops if len(l1) else ()):
+        layout.draw_figures(sheet, top, l1[row], baseline_l1[row] if len(baseline_l1) else math.nan)
+    geometry = {
+        "cell": [width, height],
+        "title": title,
+        "columns": [{"name": name, "left": left} for name, left in zip(columns, layout.lefts, strict=True)],
+        "rows": [
+            {
+                "top": top,
+                "truth": f"{zlib.crc32(columns['truth'][row].numpy().tobytes()):08x}",
+                "l1": _finite(l1[row]) if len(l1) else None,
+                "baseline_l1": _finite(baseline_l1[row]) if len(baseline_l1) else None,
+            }
+            for row, top in enumerate(layout.tops)
+        ],
+    }
+    _write(sheet, geometry, path)
 
 
-def _check(columns: Mapping[str, Tensor]) -> None:
-    if not columns:
-        raise ValueError("a grid needs at least one column")
-    rows = {name: len(pictures) for name, pictures in columns.items() if pictures.ndim == 4}
-    for name, pictures in columns.items():
-        if pictures.ndim != 4 or pictures.shape[1] != 3 or 0 in pictures.shape or not pictures.is_floating_point():
-            raise ValueError(f"column {name!r}: {pictures.dtype} {tuple(pictures.shape)} is not float (n, 3, H, W)")
-    if len(set(rows.values())) > 1:
-        raise ValueError(f"the columns have different numbers of pictures: {rows}")
+def _check(paintings: Paintings, l1: Sequence[float], baseline_l1: Sequence[float]) -> int:
+    """Returns the number of rows, or raises a ValueError that names the tensor."""
+    rows = len(paintings.truth)
+    for name in ("context", "prediction", "truth", "mask"):
+        tensor: Tensor = getattr(paintings, name)
+        channels, kind = (1, "bool") if name == "mask" else (3, "float")
+        fits = tensor.dtype == torch.bool if name == "mask" else tensor.is_floating_point()
+        if tensor.ndim != 4 or tensor.shape[1] != channels or 0 in tensor.shape or not fits:
+            raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} is not {kind} (n, {channels}, H, W)")
+        if len(tensor) != rows:
+            raise ValueError(f"{name} has {len(tensor)} pictures, truth {rows}")
+    for name, figures in (("l1", l1), ("baseline_l1", baseline_l1)):
+        if len(figures) not in (0, rows):
+            raise ValueError(f"{name} has {len(figures)} figures for {rows} pictures")
+    return rows
 
 
-def _pixels(pictures: Tensor, height: int, width: int) -> Tensor:
-    """Converts pictures to uint8 (n, height, width, 3) on the CPU."""
-    pictures = pictures.detach().to("cpu", torch.float32)
+def _columns(paintings: Paintings) -> dict[str, Tensor]:
+    """Returns the columns by name, uint8 (n, height, width, 3) on the CPU."""
+    tensors = [each.detach().cpu() for each in (paintings.context, paintings.prediction, paintings.truth, paintings.mask)]
+    size = max(each.shape[2] for each in tensors), max(each.shape[3] for each in tensors)
+    context, prediction, truth = (_resized(each.float(), size) for each in tensors[:3])
+    mask = F.interpolate(tensors[3].float(), size, mode="nearest") > 0
+    if not mask.any():
+        return {
+            "context": _pixels(context),
+            "prediction": _pixels(prediction),
+            "truth": _pixels(truth),
+            "error": _heat(prediction, truth, ~mask),
+        }
+    judged = mask | ~mask.flatten(1).any(1).view(-1, 1, 1, 1)  # a row without a hole is judged everywhere
+    outline = (F.max_pool2d(mask.float(), 3, stride=1, padding=1) > 0) & ~mask
+    return {
+        "context": _marked(_marked(_pixels(context), mask & _stripes(size)), outline),
+        "prediction": _marked(_pixels(prediction), outline),
+        "pasted": _marked(_pixels(torch.where(judged, prediction, truth)), outline),
+        "truth": _pixels(truth),
+        "error": _heat(prediction, truth, judged),
+    }
+
+
+def _resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Enlarges pictures to a height and width. Non-finite values stay where they are."""
+    if pictures.shape[2:] == size:
+        return pictures
+    is_multiple = size[0] % pictures.shape[2] == 0 and size[1] % pictures.shape[3] == 0
+    broken = F.interpolate((~pictures.isfinite()).float(), size, mode="nearest") > 0
+    finite = torch.where(pictures.isfinite(), pictures, 0.0)
+    return F.interpolate(finite, size, mode="nearest" if is_multiple else "bilinear").masked_fill(broken, math.nan)
+
+
+def _pixels(pictures: Tensor) -> Tensor:
+    """Converts pictures to uint8 (n, height, width, 3)."""
     broken = ~pictures.isfinite().all(dim=1, keepdim=True)
-    pictures = torch.where(broken, torch.zeros(()), pictures).clamp(0, 1)
-    if pictures.shape[2:] != (height, width):
-        is_multiple = height % pictures.shape[2] == 0 and width % pictures.shape[3] == 0
-        pictures = F.interpolate(pictures, (height, width), mode="nearest" if is_multiple else "bilinear")
-        broken = F.interpolate(broken.float(), (height, width), mode="nearest") > 0
-    colours = (pictures * 255).round().to(torch.uint8)
-    return torch.where(broken, torch.tensor(NON_FINITE, dtype=torch.uint8).view(3, 1, 1), colours).permute(0, 2, 3, 1).contiguous()
+    colours = (torch.where(broken, 0.0, pictures).clamp(0, 1) * 255).round().to(torch.uint8)
+    return torch.where(broken, _colour(NON_FINITE).view(3, 1, 1), colours).permute(0, 2, 3, 1).contiguous()
 
 
-def _write(sheet: Image.Image, path: Path) -> None:
+def _heat(prediction: Tensor, truth: Tensor, judged: Tensor) -> Tensor:
+    """Draws the absolute difference, averaged over the channels, of the judged pixels; uint8 (n, height, width, 3)."""
+    difference = (prediction.clamp(0, 1) - truth.clamp(0, 1)).abs().mean(1)
+    broken = ~(prediction.isfinite() & truth.isfinite()).all(1)
+    palette = _palette()
+    index = (torch.where(broken, 0.0, difference) / LARGEST_ERROR).clamp(0, 1) * (len(palette) - 1)
+    colours = palette[index.round().long()]
+    colours = torch.where(judged[:, 0, ..., None], colours, _colour(UNJUDGED))
+    return torch.where((broken & judged[:, 0])[..., None], _colour(NON_FINITE), colours)
+
+
+def _palette() -> Tensor:
+    """Returns the colours of the heat map, uint8 (256, 3), from no difference to the largest."""
+    anchors = torch.tensor(_HEAT, dtype=torch.float32).T[None]
+    return F.interpolate(anchors, 256, mode="linear", align_corners=True)[0].T.round().to(torch.uint8)
+
+
+def _stripes(size: tuple[int, int]) -> Tensor:
+    """Returns a diagonal hatching, bool (height, width), of which about a quarter is True."""
+    period = max(6, min(size) // 14)
+    diagonal = torch.arange(size[0])[:, None] + torch.arange(size[1])
+    return diagonal % period < max(1, period // 4)
+
+
+def _marked(pixels: Tensor, where: Tensor) -> Tensor:
+    return torch.where(where[:, 0, ..., None], _colour(HOLE), pixels)
+
+
+def _colour(colour: tuple[int, int, int]) -> Tensor:
+    return torch.tensor(colour, dtype=torch.uint8)
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 3) if math.isfinite(value) else None
+
+
+def _write(sheet: Image.Image, geometry: dict[str, Any], path: Path) -> None:
+    text = PngInfo()
+    text.add_text(GRID_TEXT, json.dumps(geometry, separators=(",", ":"), allow_nan=False))
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, durable=False, one_writer=True) as file:
-        sheet.save(file, format="PNG")
+        sheet.save(file, format="PNG", pnginfo=text)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from monitoring.run_files import EVENTS, HISTORY, QUARANTINE, SETTINGS, Lines, last_counted_steps
 from pipeline.config import DataConfig
 from pipeline.mapping import ConfigError, from_mapping
+from pipeline.stream.dataset import HELD_BACK
 from pipeline.stream.mixture import Position, dataset_seed, named_sources
 from pipeline.stream.order import SampleOrder
 from pipeline.training.record.run_folder import RunFolderError, last_saved_step
@@ -47,6 +48,7 @@ class Epoch:
         seen: number of different samples.
         repeated: number of samples that came more than once.
         left_out: number of samples that no batch of this epoch holds (data.tail), or whose batch is still to come.
+        held_back: number of samples that are in no batch of the run (evaluation.held_back); not part of `left_out`.
     """
 
     source: str
@@ -56,6 +58,7 @@ class Epoch:
     seen: int
     repeated: int
     left_out: int
+    held_back: int = 0
 
 
 @dataclass
@@ -106,6 +109,7 @@ class _Source:
             int(state[f"{prefix}lanes"]),
             int(state["shuffle_block"]),
             "pad" if state["pad"] else "drop",
+            int(state.get(f"{prefix}{HELD_BACK}", 0)),
         )
         return self.order.skip_finished_epoch((int(state[f"{prefix}epoch"]), int(state[f"{prefix}consumed"])))
 
@@ -127,14 +131,19 @@ class _Source:
             self.counts = np.zeros(total, np.uint8)
         np.add.at(self.counts, ids - self.first_id, 1)
 
+    def count_trained_on(self, ids: NDArray[np.int64]) -> int:
+        """The number of the given samples that the current epoch saw."""
+        return 0 if self.counts is None else int(np.count_nonzero(self.counts[ids]))
+
     def end_epoch(self, complete: bool) -> Epoch:
         """Sums up the current epoch and begins to count anew."""
         total = self.manifest.total_samples
         if self.counts is None:
-            seen, repeated = min(total, self.batches * self.order.global_batch_size), 0
+            seen, repeated = min(self.order.samples.total, self.batches * self.order.global_batch_size), 0
         else:
             seen, repeated = int(np.count_nonzero(self.counts)), int(np.count_nonzero(self.counts > 1))
-        epoch = Epoch(self.name, self.position[0], self.batches, complete, seen, repeated, total - seen)
+        held_back = len(self.order.samples.held_back)
+        epoch = Epoch(self.name, self.position[0], self.batches, complete, seen, repeated, total - held_back - seen, held_back)
         self.counts, self.batches = None, 0
         return epoch
 
@@ -236,7 +245,7 @@ class _Replay:
             )
         for source in self._sources:
             if source.batches:
-                self._account.epochs.append(source.end_epoch(complete=not source.order.has_batch(source.position[1])))
+                self._end_epoch(source, not source.order.has_batch(source.position[1]))
         return self._account
 
     def _miss_step(self) -> None:
@@ -260,14 +269,20 @@ class _Replay:
                 where = f"{began} of {source.name}" if source.name else f"{began}"
                 problems.append(f"attempt {number} began at (epoch, consumed) {where}, the steps before it ended at {reached}")
             if began[0] != source.position[0] and source.batches:
-                self._account.epochs.append(source.end_epoch(complete=True))
+                self._end_epoch(source, True)
             source.position = began
+
+    def _end_epoch(self, source: _Source, complete: bool) -> None:
+        if trained := source.count_trained_on(source.order.samples.held_back):
+            name = f"{source.name}, " if source.name else ""
+            self._account.problems.append(f"{name}epoch {source.position[0]}: {trained} samples that are held back were trained on")
+        self._account.epochs.append(source.end_epoch(complete))
 
     def _skip_finished_epochs(self) -> None:
         for source in self._sources:
             settled = source.order.skip_finished_epoch(source.position)
             if settled != source.position:
-                self._account.epochs.append(source.end_epoch(complete=True))
+                self._end_epoch(source, True)
                 source.position = settled
 
     def _compare(self, row: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """The folder that a run writes: settings, events, the history of every step, pictures, the quarantine list.
 
 `events.jsonl` has one line for each start, checkpoint and end of an attempt: which ranks trained which steps from which position.
-`history.jsonl` has one line a step. Both are only ever appended to; where attempts overlap, the later line of a step counts. Names and
-format of the files are in `monitoring.run_files`.
+`history.jsonl` has one line a step, `evaluation.jsonl` one an evaluation. All three are only ever appended to; where attempts overlap, the
+later line of a step counts. Names and format of the files are in `monitoring.run_files`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,24 @@ from typing import IO, Any
 
 import yaml
 
-from monitoring.run_files import CHECKPOINTS, EVENTS, HISTORY, PICTURES, QUARANTINE, SETTINGS, TARGETS, Lines, read_lines, step_name
+from monitoring.run_files import (
+    CHECKPOINTS,
+    EVALUATION,
+    EVENTS,
+    HISTORY,
+    PICTURES,
+    QUARANTINE,
+    SETTINGS,
+    TARGETS,
+    Lines,
+    read_lines,
+    step_name,
+)
 from shards.errors import ExplainedError
 from shards.local_files import try_lock, whole_file
 from shards.store import Options, Store
 
-__all__ = ["RunFolder", "RunFolderError", "append_row", "checkpoint_store", "last_saved_step", "read_lines"]
+__all__ = ["Lines", "RunFolder", "RunFolderError", "append_row", "checkpoint_store", "last_saved_step", "read_lines"]
 _EXITING_SECONDS = 60.0  # how long a rank that the launcher killed may go on holding the lock
 _LOST_SECONDS = 900.0  # how long a node that SLURM gave up may live on: until its watchdog fires
 
@@ -103,6 +115,15 @@ class RunFolder:
         """
         if self.writes:
             self._append(HISTORY, rows, durable=False)
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """Appends one line to `evaluation.jsonl`; the line is on the disk when this returns.
+
+        Raises:
+            RunFolderError: the disk does not take the line.
+        """
+        if self.writes:
+            self._append(EVALUATION, [row], durable=True)
 
     def sync(self) -> None:
         """Waits until the lines of the history are on the disk. Called before every commit, because the steps in a checkpoint are never

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from monitoring.metrics.run_metrics import RunMetrics
 from pipeline.config import Config, to_mapping
 from pipeline.recipes.player import Player
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.training.checkpoint.store import Checkpoint, SaveOutcome
+from pipeline.training.held_back.sheet import Sheet
 from pipeline.training.phases import StepTimes
 from pipeline.training.ranks.world import World
 from pipeline.training.record.environment import environment
@@ -27,6 +27,7 @@ from pipeline.training.record.samples_digest import samples_text
 from pipeline.training.reporting.alarms import Alarms
 from pipeline.training.reporting.console import Progress
 from pipeline.training.reporting.flops import peak_flops
+from pipeline.training.reporting.learning import Learning
 from pipeline.training.resume import changed_settings
 from pipeline.training.step import StepResult
 from pipeline.training.supervision.watchdog import restart_count
@@ -92,6 +93,7 @@ class Reporter:
         self.metrics = metrics
         self.metrics.follow(loader.counters.totals)
         self.metrics.model(flops_per_image, self._peak_flops())
+        self.learning = Learning(config.evaluation, folder, metrics, self.say)
         self.alarms = Alarms(config.watchdog, players, world.size, folder, metrics, self.say)
 
     def say(self, text: str) -> None:
@@ -119,6 +121,8 @@ class Reporter:
             for change in changed_settings(found.facts["config"], to_mapping(config)):
                 self.say(f"changed since the checkpoint: {change}")
         self._folder.write_config(to_mapping(config))
+        if self._world.is_first:
+            self.learning.resume(step)
         self._folder.event(
             "start",
             attempt=self._attempt,
@@ -206,17 +210,28 @@ class Reporter:
         self._folder.history(rows)
         return last
 
-    def pictures(self, step: int, columns: Mapping[str, Tensor]) -> None:
+    def evaluation(self, step: int, found: Mapping[str, Any]) -> None:
+        """Reports an evaluation on held-back pictures, on rank 0.
+
+        Args:
+            step: steps of the run that are done.
+            found: figures of the evaluation, as `Evaluation` returns them.
+        """
+        if self._world.is_first:
+            self.learning.add({"step": step, "attempt": self._attempt, **found})
+
+    def pictures(self, step: int, sheet: Sheet | None) -> None:
         """Writes a picture grid, on rank 0. A full disk costs the grid, not the run.
 
         Args:
             step: steps of the run that are done.
-            columns: columns of the grid, as `save_grid` takes them.
+            sheet: pictures of the grid; None on other ranks.
         """
-        if not self._world.is_first:
+        if not self._world.is_first or sheet is None:
             return
         try:
-            save_grid(self._folder.picture(step), columns)
+            title = f"step {step}, {sheet.origin}"
+            save_grid(self._folder.picture(step), sheet.paintings, sheet.l1, sheet.baseline_l1, title)
         except OSError as error:
             self.say(f"step {step}: the picture grid could not be written: {error}")
 

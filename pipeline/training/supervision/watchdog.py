@@ -7,6 +7,7 @@ another thread or the network. A rank that is only slow does not hang:
     data        waiting for a batch: watchdog.stall_minutes without a byte, a picture or a retry; retries have their own end (data.retries)
     step        watchdog.stall_minutes; after a checkpoint as long as one may take, because other ranks may still be saving
     checkpoint  training stands still for it: watchdog.checkpoint_minutes
+    evaluation  the same
     end         the same, from the end of the loop to the end of the process
 
 The clock is monotonic, and time in which the whole process stood still (SIGSTOP, a frozen machine) does not count once it goes on. A thread
@@ -33,7 +34,7 @@ from pipeline.training.supervision.stacks import STDERR, Stacks
 
 STALLED = 79
 """Exit code of a rank that the watchdog ended."""
-Stage = Literal["start-up", "data", "step", "checkpoint", "end"]
+Stage = Literal["start-up", "data", "step", "checkpoint", "evaluation", "end"]
 
 _LONGEST_PAUSE = 20.0  # seconds between two attempts of a request
 _LONGEST_TICK = 5.0
@@ -125,14 +126,14 @@ class Watchdog:
 
         Args:
             stage: stage that begins.
-            step: step that is being taken, or after which a checkpoint is saved.
+            step: step that is being taken, or after which the run is evaluated or a checkpoint is saved.
             detail: subject of a wait, if the stage alone does not name it.
             activity: counters whose growth is a sign of life while a batch is waited for.
         """
         before = self._beat
         # the other ranks wait in the next step's collectives while rank 0 still stands still for the checkpoint
-        patient = before.stage == "checkpoint" or (before.patient and before.stage == "data")
-        if not self._started and stage in ("data", "checkpoint", "end") and before.stage == "step":
+        patient = before.stage in ("checkpoint", "evaluation") or (before.patient and before.stage == "data")
+        if not self._started and stage in ("data", "checkpoint", "evaluation", "end") and before.stage == "step":
             self._started = True
         self._beat = _Beat(stage, step, self._now(), patient, detail, activity)
 
@@ -184,7 +185,7 @@ class Watchdog:
         """Returns the beginning of a stage, or of its last sign of life, and the longest time from there."""
         if not self._started and beat.stage != "end":
             return self._began, self.patience.startup
-        if beat.stage in ("checkpoint", "end"):
+        if beat.stage in ("checkpoint", "evaluation", "end"):
             return beat.since, self.patience.checkpoint
         limit = self.patience.checkpoint if beat.patient else self.patience.step
         if beat.stage == "data" and beat.activity is not None:
@@ -226,6 +227,7 @@ class Watchdog:
             "data": f"waiting for data for step {beat.step}",
             "step": f"in step {beat.step}, computing or waiting for another rank",
             "checkpoint": f"standing still for the checkpoint of step {beat.step}",
+            "evaluation": f"evaluating step {beat.step} on held-back pictures",
         }.get(beat.stage, "at the end of the run")
 
 

@@ -19,6 +19,7 @@ from monitoring.metrics.run_metrics import RunMetrics
 from pipeline.training.reporting.loader_series import LOADER_SERIES
 from tests.conftest import ROOT
 from tests.monitoring.dashboards.dashboard_files import NAMES, expressions, load, substituted
+from tests.monitoring.metrics.scraped import EVALUATION
 
 RULES = ROOT / "monitoring" / "prometheus" / "rules"
 NOT_DRAWN = {
@@ -85,6 +86,7 @@ def exposition(rank: int) -> list[Sample]:
     metrics.gradient_norms({"generator": 1.0})
     metrics.learning_rates({"generator": 1.0})
     metrics.collapsed("discriminator", False)
+    metrics.evaluation(EVALUATION)
     found = [sample for metric in metrics.registry.collect() for sample in metric.samples]
     gpu = [PREFIX + definition.name for definition in DEFINITIONS if definition.only_with_gpu]
     return [*found, *(Sample(name, {"rank": str(rank)}, 0.5) for name in gpu), Sample("up", {}, 1)]
@@ -99,7 +101,7 @@ def development(sample: Sample, rank: int, attempt: int) -> str:
         return f"0+{rank + 1}"
     if sample.name.endswith("_count"):
         return f"0+{len(STEP_BUCKETS) + 1}"
-    special = {"attempt": str(attempt), "world_size": "2", "rank_up": "1", "data_starving": "0", "collapsed": "0"}
+    special = {"attempt": str(attempt), "world_size": "2", "rank_up": "1", "data_starving": "0", "collapsed": "0", "not_learning": "0"}
     special |= {name: str(saves[-1]) for name, saves in SAVES.items()}
     return special.get(sample.name.removeprefix(PREFIX), "0.5") + "+0"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -12,8 +14,30 @@ from pipeline.training.reporting.loader_series import LOADER_SERIES
 from tests.monitoring.metrics.card import Card
 
 DEFINITIONS = complete(LOADER_SERIES)
-CONSTANT = {"run": "runs/first", "rank": "3", "node": "node-7"}
+CONSTANT = {"run": "runs/first", "rank": "0", "node": "node-7"}
 """Labels of every series of the rank that the fixture `metrics` makes."""
+EVALUATION: dict[str, Any] = {
+    "step": 100,
+    "attempt": 1,
+    "pictures": 256,
+    "loss": 0.36,
+    "l1": 9.0,
+    "l2": 2.0,
+    "psnr": 18.0,
+    "baselines": {
+        "constant": {"loss": 0.48, "l1": 12.0, "l2": 3.0, "psnr": 15.0},
+        "visible_mean": {"loss": 0.4, "l1": 10.0, "l2": 2.5, "psnr": 16.0},
+    },
+    "gain": 0.1,
+    "maps": {"relu1": 96, "relu5": 256, "decoder.relu1": 128},
+    "dead_maps": {"relu1": 0, "relu5": 64, "decoder.relu1": 1},
+    "output_spread": 0.4,
+    "feature_dimensions": 12.5,
+    "feature_spread": 0.7,
+    "probe": {"classes": 40, "chance": 0.025, "knn": 0.2, "ridge": 0.3},
+    "seconds": 1.5,
+}
+"""A row of evaluation.jsonl."""
 
 
 def families(metrics: RunMetrics) -> dict[str, Metric]:
@@ -41,6 +65,8 @@ def exercise(metrics: RunMetrics) -> None:
     metrics.mask_coverage(0.27)
     metrics.nonfinite()
     metrics.collapsed("discriminator", True)
+    metrics.evaluation(EVALUATION)
+    metrics.learning("dead_maps", True)
     metrics.starving(True)
     metrics.heartbeat(lambda: 12.5)
     metrics.attempt(3, 2)

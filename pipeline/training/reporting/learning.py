@@ -1,0 +1,146 @@
+"""Says whether a run learns, from its evaluations on held-back pictures: a sentence at each, and a report of what is wrong.
+
+A problem is an event in the run folder, a line on the console and a metric, once, however long it lasts. Nothing is judged before
+`evaluation.judge_after` steps, because every run begins with paintings that one colour beats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from monitoring.metrics.definitions import PROBLEMS
+from monitoring.metrics.run_metrics import RunMetrics
+from monitoring.run_files import EVALUATION
+from pipeline.config import EvaluationConfig
+from pipeline.training.record.run_folder import Lines, RunFolder
+
+NAMES = {"constant": "one colour", "visible_mean": "visible mean"}
+"""Names of the baselines for a person."""
+_MOST_DEAD = 0.5  # fraction of a layer's maps
+_LEAST_SPREAD = 0.05  # deviation of the mean painted colour, over that of the truth
+_LEAST_DIMENSIONS = 1.5  # participation ratio of the features
+ADVICE = "A lower learning rate, a longer warm-up, clipping or batch-norm help; docs/learning.md says which"
+
+
+def stronger_baseline(row: Mapping[str, Any]) -> str:
+    """Names the baseline with the smaller L1 in a row of `evaluation.jsonl`."""
+    baselines: Mapping[str, Mapping[str, float]] = row["baselines"]
+    return min(baselines, key=lambda name: baselines[name]["l1"])
+
+
+def sentence(row: Mapping[str, Any]) -> str:
+    """Compares the networks with the stronger baseline, for a person.
+
+    Args:
+        row: row of `evaluation.jsonl`.
+    """
+    name, gain = stronger_baseline(row), row["gain"]
+    compared = f"{abs(gain):.0%} {'better' if gain > 0 else 'worse'}" if gain == gain else "no number"  # noqa: PLR0124 (NaN)
+    found = f"held back L1 {row['l1']:.4g} %, {NAMES[name]} {row['baselines'][name]['l1']:.4g} %: {compared}"
+    if (probe := row.get("probe")) is not None:
+        guessed = f"the largest of {probe['classes']} classes: {probe['chance']:.0%}"
+        found += f"; labels by k-NN {probe['knn']:.0%}, by ridge {probe['ridge']:.0%} ({guessed})"
+    return found
+
+
+def problems(row: Mapping[str, Any]) -> dict[str, str]:
+    """Finds what is wrong with the networks of an evaluation.
+
+    Args:
+        row: row of `evaluation.jsonl`.
+
+    Returns:
+        A sentence for each problem, by its name in PROBLEMS.
+    """
+    found: dict[str, str] = {}
+    if not row["gain"] > 0:  # true for NaN
+        name = stronger_baseline(row)
+        what = {"constant": "one colour for all pictures", "visible_mean": "the mean colour of each picture's visible part"}[name]
+        found["baseline"] = (
+            f"The paintings are no better than {what}: L1 {row['l1']:.4g} % against {row['baselines'][name]['l1']:.4g} %, so the "
+            "encoder has learned little"
+        )
+    maps, dead = row["maps"], row["dead_maps"]
+    dying = [f"{dead[layer]} of {maps[layer]} in {layer}" for layer in maps if dead[layer] > _MOST_DEAD * maps[layer]]
+    if dying:
+        found["dead_maps"] = f"Maps have died, which give the same for every picture: {', '.join(dying)}"
+    if not row["output_spread"] >= _LEAST_SPREAD:
+        found["constant_output"] = (
+            f"The paintings have nearly the same colour whatever the picture: it deviates by {row['output_spread']:.1%} of what the "
+            "true colours do"
+        )
+    if not row.get("feature_dimensions", _LEAST_DIMENSIONS) >= _LEAST_DIMENSIONS:
+        found["collapsed_features"] = (
+            f"The features have collapsed: those of all pictures lie in {row['feature_dimensions']:.1f} dimensions, nearly on one line"
+        )
+    return found
+
+
+class Learning:
+    """The evaluations of one run, on rank 0.
+
+    Args:
+        settings: settings of the evaluation.
+        folder: run folder, which gets rows and events.
+        metrics: metrics of this rank.
+        say: prints a line on the console.
+    """
+
+    def __init__(self, settings: EvaluationConfig, folder: RunFolder, metrics: RunMetrics, say: Callable[[str], None]) -> None:
+        self._settings, self._folder, self._metrics, self._say = settings, folder, metrics, say
+        self._rows: dict[int, Mapping[str, Any]] = {}
+        self._found: dict[str, str] = {}
+
+    def resume(self, step: int) -> None:
+        """Takes over the evaluations of earlier attempts up to a step; what they reported is not reported again."""
+        rows = Lines(self._folder.path / EVALUATION)
+        self._rows = {int(row["step"]): row for row in rows if "step" in row and row["step"] <= step}
+        if self._rows:
+            last = max(self._rows)
+            self._metrics.evaluation(self._rows[last])
+            self._found = self._judged(self._rows[last])
+        for problem in PROBLEMS:
+            self._metrics.learning(problem, problem in self._found)
+
+    def has(self, step: int) -> bool:
+        """True if the networks of a step have been evaluated."""
+        return step in self._rows
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Reports an evaluation.
+
+        Args:
+            row: row of `evaluation.jsonl`.
+        """
+        step, before = row["step"], self._found
+        self._rows[step] = row
+        self._folder.evaluation(row)
+        self._metrics.evaluation(row)
+        self._say(f"step {step}: {sentence(row)}")
+        self._found = self._judged(row)
+        for problem in PROBLEMS:
+            if problem in self._found and problem not in before:
+                self._folder.event("not_learning", step=step, problem=problem, message=self._found[problem])
+                self._say(f"step {step}: {self._found[problem]}. {ADVICE}")
+            elif problem in before and problem not in self._found:
+                self._folder.event("learning_again", step=step, problem=problem)
+                self._say(f"step {step}: over now: {before[problem]}")
+            self._metrics.learning(problem, problem in self._found)
+
+    def conclusion(self) -> str:
+        """Says, for the end of a run, what the newest evaluation found beside baseline and random start; empty without an evaluation."""
+        if not self._rows:
+            return ""
+        last = self._rows[max(self._rows)]
+        start = self._rows.get(0)
+        beside = f"; the random start had {start['l1']:.4g} %" if start is not None and last["step"] > 0 else ""
+        lines = [f"{sentence(last)}{beside} (after step {last['step']}, {last['pictures']} pictures that were not trained on)"]
+        found = self._judged(last)
+        lines += [f"not learning: {found[problem]}. {ADVICE}" for problem in PROBLEMS if problem in found]
+        if not last["gain"] > 0 and not found:
+            lines.append(f"too early to judge: evaluation.judge_after is {self._settings.judge_after} steps")
+        return "\n".join(lines)
+
+    def _judged(self, row: Mapping[str, Any]) -> dict[str, str]:
+        return problems(row) if row["step"] >= max(1, self._settings.judge_after) else {}
