@@ -140,7 +140,7 @@ def _scores_table(newest: Evaluation, evaluations: Evaluations) -> str:
 def _evaluation_row(name: str, evaluation: Evaluation) -> str:
     if not evaluation.stronger:
         return _scores_row(name, evaluation.scores, "")
-    mood = "good" if evaluation.beats_baselines else "warn"
+    mood = "good" if evaluation.beats_baselines else "warn" if evaluation.step else ""  # a random start is no fault
     return _scores_row(name, evaluation.scores, f'<span class="dot {mood}"></span>{better(evaluation.gain)}')
 
 
