@@ -180,7 +180,7 @@ def _layers_table(now: Evaluation, start: Evaluation | None) -> str:
         first = f"{before[name]:,}" if name in before else UNKNOWN
         rows.append(row(text(name, 60), figure_cell(f"{maps:,}"), figure_cell(first), figure_cell(f"{dead:,}"), share))
     head = ("layer", ">maps", ">dead at the start", f">dead at step {now.step:,}", "part of the layer")
-    hint = '<p class="hint">A dead map fires on none of the held-back pictures: docs/operations.md, Maps of the network are dead.</p>'
+    hint = '<p class="hint">A dead map gives the same for every held-back picture: docs/operations.md, Maps of the network are dead.</p>'
     return f"<h3>Dead maps</h3>{hint}{table(head, rows, 'Dead maps by layer')}"
 
 
