@@ -129,7 +129,9 @@ class Drawing:
         for line in self._chart.lines:
             buckets = finite(line.curve.counted)
             entry: dict[str, Any] = {"i": [index for index, _ in buckets], "m": [_rounded(bucket.mean) for _, bucket in buckets]}
-            if wide:
+            if line.has_points:
+                entry["p"] = 1
+            elif wide:
                 entry["l"] = [_rounded(bucket.least) for _, bucket in buckets]
                 entry["h"] = [_rounded(bucket.greatest) for _, bucket in buckets]
             lines.append(entry)
@@ -265,7 +267,7 @@ class Drawing:
 
     def _steps(self, index: int) -> str:
         first, last = self._curves.steps(index)
-        first = min(last, max(1, first))
+        first = min(last, max(0 if any(line.has_points for line in self._chart.lines) else 1, first))  # 0 is the random start
         return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
     def _summary(self) -> str:
