@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pipeline.evaluation.encoder import TrainedEncoder, read_encoder
 
 from pipeline.config import DataConfig
 from pipeline.evaluation.embedding.flow import Features, Flow
-from pipeline.evaluation.embedding.network import EmbedError, Extractor, device_of, digest_of
+from pipeline.evaluation.embedding.network import EmbedError, Extractor, device_of, digest_of, one_core
 from pipeline.evaluation.embedding.pictures import PictureCutter
 from pipeline.evaluation.embedding.settings import EmbedConfig, check
 from pipeline.evaluation.embedding.units import Unit, cut_units, in_turn, rows_of_unit
+from pipeline.evaluation.encoder import TrainedEncoder, read_encoder
 from pipeline.stream.batch.quarantine import Quarantine
 from pipeline.stream.counters import Counters
 from pipeline.stream.dataset import open_datasets
@@ -109,7 +109,7 @@ def embed(config: EmbedConfig, rank: Rank | None = None, interruption: Interrupt
         with ExitStack() as stack:
             return _Work(config, rank, interruption, stack).run()
     finally:
-        torch.set_num_threads(threads)  # the threads of the network have set it to 1
+        torch.set_num_threads(threads)  # one_core has set it for the whole process
 
 
 class _Work:
@@ -118,6 +118,7 @@ class _Work:
     def __init__(self, config: EmbedConfig, rank: Rank, interruption: Interruption | None, stack: ExitStack) -> None:
         self._config, self._rank, self._interruption, self._stack = config, rank, interruption, stack
         self._encoder: TrainedEncoder = read_encoder(config.encoder, config.data.storage_options)
+        one_core()
         self._extractor = Extractor(self._encoder, config, device_of(rank.local_rank))
         self._decoder: Decoder = make_decoder(config.data.decoder)
         self._counters = Counters()
@@ -127,7 +128,7 @@ class _Work:
         self._samples = min(config.limit or total, total)
         self._row_bytes = self._extractor.dimensions * (2 if config.dtype == "float16" else 4)
         self._schema = schema_of(self._extractor.dimensions, config.dtype)
-        units = cut_units(self._samples, rows_of_unit(config.batch, self._row_bytes))
+        units = cut_units(self._samples, rows_of_unit(config.part, config.batch, self._row_bytes))
         self._output = Output(Path(config.output), self._facts(), units)
 
     def run(self) -> Outcome:
@@ -175,18 +176,17 @@ class _Work:
         )
 
     def _round(self, flow: Flow) -> Iterator[int]:
-        """Makes the parts of all units that can be claimed; yields the pictures of each part when it is handed over to be written."""
+        """Makes the parts of all units that can be claimed; yields the pictures of each part once it is written."""
         claims: deque[Claim] = deque()
-        writes: deque[Future[None]] = deque()
+        writes: deque[Future[int]] = deque()
         with ThreadPoolExecutor(1, "write") as writer:
             try:
                 for features in flow.features(self._claimed(claims), self._check_signals):
                     writes.append(writer.submit(self._write, claims.popleft(), features))
                     if len(writes) > _WRITES_AHEAD:
-                        writes.popleft().result()
-                    yield len(features.unit)
+                        yield writes.popleft().result()
                 for write in writes:
-                    write.result()
+                    yield write.result()
             finally:
                 for claim in claims:
                     claim.release(done=False)
@@ -200,7 +200,8 @@ class _Work:
                 claims.append(claim)
                 yield unit
 
-    def _write(self, claim: Claim, features: Features) -> None:
+    def _write(self, claim: Claim, features: Features) -> int:
+        """Writes a part; returns its pictures."""
         done = False
         try:
             with self._output.parts.writing(claim.unit) as file:
@@ -208,6 +209,7 @@ class _Work:
             done = True
         finally:
             claim.release(done)
+        return len(features.unit)
 
     def _pause(self) -> None:
         """Waits for a moment, for the units of other ranks or for the rank that joins the parts."""
@@ -220,9 +222,9 @@ class _Work:
 
     def _there(self) -> int:
         """Number of the samples whose part is there."""
-        return self._samples - sum(map(len, self._output.parts.missing()))
+        return self._samples if self._output.finished else self._samples - sum(map(len, self._output.parts.missing()))
 
-    def _share(self, units: list[Unit]) -> list[Unit]:
+    def _share(self, units: Sequence[Unit]) -> Sequence[Unit]:
         """The units whose parts this rank looks into at its start."""
         return units[self._rank.number :: self._rank.world_size]
 
@@ -235,7 +237,7 @@ class _Work:
             "samples": self._samples,
             "encoder": digest_of(self._encoder),
             "layer": self._extractor.layer,
-            **{name: getattr(config, name) for name in ("pool", "crop", "batch", "precision", "dtype")},
+            **{name: getattr(config, name) for name in ("pool", "crop", "batch", "part", "precision", "dtype")},
             "decoder": self._decoder.description,
         }
 

@@ -1,8 +1,8 @@
 """Reading, decoding and the network at the same time, batch after batch, in the order of the units.
 
 Threads read ahead where the shards are remote, threads decode into the memory of the next batches, and threads run the network; each stage
-is some batches ahead of the next. The composition of a batch follows from its unit alone. An unreadable picture keeps its place in the batch
-(black), so that its neighbours' features don't depend on it, and has no row in the result.
+is some batches ahead of the next. The composition of a batch follows from its unit alone. An unreadable picture keeps its place in the
+batch (black), so that its neighbours' features don't depend on it, and has no row in the result.
 """
 
 from __future__ import annotations
@@ -56,17 +56,38 @@ class Features:
 
 
 class _Batch:
-    """A batch while it is read, decoded and computed."""
+    """A batch while it is read, decoded and computed: its unit, its ids, and what is found out of each of its samples."""
 
     def __init__(self, unit: Unit, ids: range) -> None:
         self.unit, self.ids = unit, ids
-        self.images: Tensor | None = None
         self.keys = [""] * len(ids)
         self.labels = np.full(len(ids), -1, np.int64)
         self.bad: dict[int, BadSample] = {}
-        self.read: list[tuple[range, Future[list[Raw | BadSample]] | None]] = []
-        self.decoded: list[Future[None]] = []
-        self.computed: Future[NDArray[Any]] | None = None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A batch whose pieces are read; a piece without a future is read by the thread that decodes it."""
+
+    batch: _Batch
+    pieces: list[tuple[range, Future[list[Raw | BadSample]] | None]]
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """A batch whose pieces are decoded into uint8 (n, side, side, 3)."""
+
+    batch: _Batch
+    images: Tensor
+    pieces: list[Future[None]]
+
+
+@dataclass(frozen=True)
+class _Computing:
+    """A batch in the network."""
+
+    batch: _Batch
+    values: Future[NDArray[Any]]
 
 
 class Flow:
@@ -123,25 +144,25 @@ class Flow:
             ShardError: a shard can't be read, or more samples are unreadable than allowed.
             EmbedError: a value of the features can't be stored.
         """
-        batches = (_Batch(unit, ids) for unit in units for ids in unit.batches(self._size))
-        read = _ahead(self._start_reading, batches, self._read_ahead)
-        decoded = _ahead(self._start_decoding, read, self._decoded_ahead)
-        done = list[_Batch]()
-        for batch in _ahead(self._start_computing, decoded, self._computed_ahead):
-            assert batch.computed is not None
-            _await(batch.computed, waiting)
-            done.append(batch)
-            if batch.ids.stop == batch.unit.stop:
+        done = list[_Computing]()
+        for computing in _ahead(self._start_computing, self._decoded(units), self._computed_ahead):
+            _await(computing.values, waiting)
+            done.append(computing)
+            if computing.batch.ids.stop == computing.batch.unit.stop:
                 yield _joined(done)
                 done = []
 
-    def batches_decoded(self, units: Iterable[Unit]) -> Iterator[int]:
-        """Reads and decodes without the network, for measurements; yields the pictures of each batch."""
-        batches = (_Batch(unit, ids) for unit in units for ids in unit.batches(self._size))
-        for batch in _ahead(self._start_decoding, _ahead(self._start_reading, batches, self._read_ahead), self._decoded_ahead):
-            for piece in batch.decoded:
+    def pictures(self, units: Iterable[Unit]) -> Iterator[Tensor]:
+        """Reads and decodes without the network, for measurements; yields uint8 (n, side, side, 3) for each batch."""
+        for decoding in self._decoded(units):
+            for piece in decoding.pieces:
                 piece.result()
-            yield len(batch.ids)
+            yield decoding.images
+
+    def _decoded(self, units: Iterable[Unit]) -> Iterator[_Decoding]:
+        """Begins to read and to decode the batches of units, some ahead of the one that is handed on."""
+        batches = (_Batch(unit, ids) for unit in units for ids in unit.batches(self._size))
+        return _ahead(self._start_decoding, _ahead(self._start_reading, batches, self._read_ahead), self._decoded_ahead)
 
     def close(self) -> None:
         """Ends the threads; what they have not begun is dropped."""
@@ -159,18 +180,16 @@ class Flow:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start_reading(self, batch: _Batch) -> _Batch:
-        for first in range(batch.ids.start, batch.ids.stop, self._piece):
-            ids = range(first, min(first + self._piece, batch.ids.stop))
-            batch.read.append((ids, self._reading.submit(self._reader.read, ids) if self._reading is not None else None))
-        return batch
+    def _start_reading(self, batch: _Batch) -> _Reading:
+        firsts = range(batch.ids.start, batch.ids.stop, self._piece)
+        pieces = [range(first, min(first + self._piece, batch.ids.stop)) for first in firsts]
+        return _Reading(batch, [(ids, self._reading.submit(self._reader.read, ids) if self._reading else None) for ids in pieces])
 
-    def _start_decoding(self, batch: _Batch) -> _Batch:
-        batch.images = self._buffers.take((len(batch.ids), self._side, self._side, 3), torch.uint8)
-        rows: NDArray[np.uint8] = batch.images.numpy()
-        batch.decoded = [self._decoding.submit(self._decode, batch, rows, ids, read) for ids, read in batch.read]
-        batch.read = []
-        return batch
+    def _start_decoding(self, reading: _Reading) -> _Decoding:
+        images = self._buffers.take((len(reading.batch.ids), self._side, self._side, 3), torch.uint8)
+        rows: NDArray[np.uint8] = images.numpy()
+        pieces = [self._decoding.submit(self._decode, reading.batch, rows, ids, read) for ids, read in reading.pieces]
+        return _Decoding(reading.batch, images, pieces)
 
     def _decode(self, batch: _Batch, rows: NDArray[np.uint8], ids: range, read: Future[list[Raw | BadSample]] | None) -> None:
         """Fills a batch's places of some samples."""
@@ -194,18 +213,14 @@ class Flow:
         batch.bad[place] = error
         self._quarantine(error)
 
-    def _start_computing(self, batch: _Batch) -> _Batch:
-        batch.computed = self._computing.submit(self._compute, batch)
-        return batch
+    def _start_computing(self, decoding: _Decoding) -> _Computing:
+        return _Computing(decoding.batch, self._computing.submit(self._compute, decoding))
 
-    def _compute(self, batch: _Batch) -> NDArray[Any]:
-        for piece in batch.decoded:
+    def _compute(self, decoding: _Decoding) -> NDArray[Any]:
+        for piece in decoding.pieces:
             piece.result()
-        assert batch.images is not None
-        names = [f"sample {sample} ({key})" for sample, key in zip(batch.ids, batch.keys, strict=True)]
-        values = self._extractor(batch.images, names)
-        batch.images = None  # gives the memory back
-        return values
+        batch = decoding.batch
+        return self._extractor(decoding.images, lambda place: f"sample {batch.ids[place]} ({batch.keys[place]})")
 
 
 def _ahead(begin: Callable[[Item], Begun], items: Iterable[Item], depth: int) -> Iterator[Begun]:
@@ -226,16 +241,16 @@ def _await(future: Future[Any], waiting: Callable[[], None]) -> None:
     future.result()
 
 
-def _joined(batches: list[_Batch]) -> Features:
+def _joined(computed: list[_Computing]) -> Features:
     """Joins the batches of a unit, without the places of unreadable samples."""
+    batches, unit = [each.batch for each in computed], computed[0].batch.unit
     good = np.concatenate([np.array([place not in batch.bad for place in range(len(batch.ids))], np.bool_) for batch in batches])
     keys = [key for batch in batches for key in batch.keys]
-    unit = batches[0].unit
     return Features(
         unit,
         np.arange(unit.start, unit.stop)[good],
         [key for key, is_good in zip(keys, good, strict=True) if is_good],
         np.concatenate([batch.labels for batch in batches])[good],
-        np.concatenate([batch.computed.result() for batch in batches if batch.computed is not None])[good],
+        np.concatenate([each.values.result() for each in computed])[good],
         [batch.bad[place] for batch in batches for place in sorted(batch.bad)],
     )

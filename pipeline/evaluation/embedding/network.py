@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pipeline.evaluation.encoder import TrainedEncoder, layer_outputs
 from torch import Tensor
 
 from pipeline.evaluation.embedding.settings import EmbedConfig
+from pipeline.evaluation.encoder import TrainedEncoder, layer_outputs
 from shards.errors import ExplainedError
 
 _LARGEST = {"float16": 65504.0, "float32": float(np.finfo(np.float32).max)}
@@ -45,18 +45,18 @@ class Extractor:
         self.layer = config.layer or encoder.facts.names[-1]
         self._config = config
         self._transform = encoder.facts.transform
-        self._network = encoder.module().to(device=device, memory_format=torch.channels_last)
+        self._network = encoder.module().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         side = self._transform.side
         maps, height, width = self._maps(torch.zeros(1, side, side, 3, dtype=torch.uint8)).shape[1:]
         self.shape = (maps, height, width)
         self.dimensions = maps if config.pool == "average" else maps * height * width
 
-    def __call__(self, images: Tensor, names: Sequence[str]) -> NDArray[Any]:
+    def __call__(self, images: Tensor, name_of: Callable[[int], str]) -> NDArray[Any]:
         """Computes features.
 
         Args:
             images: uint8 (n, side, side, 3).
-            names: name of each picture, for errors.
+            name_of: names a picture by its place in the batch, for errors.
 
         Returns:
             (n, dimensions) of the file's format, float16 or float32.
@@ -72,7 +72,7 @@ class Extractor:
         within = largest <= _LARGEST[self._config.dtype]
         if not within.all():
             number = int((~within).nonzero()[0])
-            raise self._out_of_range(names[number], float(largest[number]))
+            raise self._out_of_range(name_of(number), float(largest[number]))
         return stored
 
     def _maps(self, images: Tensor) -> Tensor:
@@ -83,9 +83,7 @@ class Extractor:
 
     def _out_of_range(self, name: str, value: float) -> EmbedError:
         if not np.isfinite(value):
-            return EmbedError(
-                f"{name}: the encoder's {self.layer} is not finite. Were the weights trained to the end, without an overflow?"
-            )
+            return EmbedError(f"{name}: the encoder's {self.layer} is not finite. Has its training diverged?")
         return EmbedError(
             f"{name}: {self.layer} has the value {value:g}, and float16 holds 65504 at most. Use --dtype float32, a later layer, or "
             "--pool average"

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.evaluation.embedding.network import EmbedError
 from pipeline.evaluation.embedding.part_folder import PartFolder
-from pipeline.evaluation.embedding.table import PartDamaged, facts_of, join, read_part, refuse_other, unreadable_of
+from pipeline.evaluation.embedding.table import PartDamaged, facts_of, join, refuse_other, unreadable_of
 from pipeline.evaluation.embedding.units import Unit
 from shards.local_files import whole_file
 
@@ -127,9 +127,6 @@ class Output:
                 join(file, parts, schema, facts, row_bytes, waiting)
             shutil.rmtree(self.parts.folder, ignore_errors=True)
             return
-        for part in parts:
-            waiting()
-            read_part(*part)
         with whole_file(self.path / _SUMMARY, one_writer=True) as file:
             file.write(json.dumps(facts).encode())
         self.parts.sweep()

@@ -1,8 +1,8 @@
 """The folder of an output's parts, and claims on the units whose part is not there.
 
-Ranks need no word from each other: they share the folder. A rank claims a unit by a lock on a small file, which the kernel releases when the
-rank ends, however it ends; then another rank takes the unit. Two ranks that compute a unit all the same, on a file system without locks,
-write the same part.
+Ranks need no word from each other: they share the folder. A rank claims a unit by a lock on a small file, which the kernel releases when
+the rank ends, however it ends; then another rank takes the unit. Two ranks that compute a unit all the same, on a file system without
+locks, write the same part.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class PartFolder:
         (self.folder / _CLAIMS).mkdir(parents=True, exist_ok=True)
         path = self.folder / FACTS
         with self.locked():
-            if not path.exists():
+            if not path.exists() or len(self.missing()) == len(self.units):  # without parts there is nothing to mix
                 with whole_file(path) as file:
                     file.write(json.dumps(self.facts, indent=1).encode())
             try:
@@ -103,7 +103,7 @@ class PartFolder:
         """Units whose part is not there; all of them once the folder is gone."""
         there: set[str] = set()
         with suppress(FileNotFoundError):
-            there.update(os.listdir(self.folder))
+            there.update(path.name for path in self.folder.iterdir())
         return [unit for unit in self.units if self.part(unit).name not in there]
 
     def claim(self, unit: Unit) -> Claim | None:
@@ -154,11 +154,12 @@ class PartFolder:
     def sweep(self) -> None:
         """Removes what only the work needed: claims, and files that a kill has cut short."""
         with suppress(OSError):
-            for name in os.listdir(self.folder / _CLAIMS):
-                (self.folder / _CLAIMS / name).unlink(missing_ok=True)
+            for path in (self.folder / _CLAIMS).iterdir():
+                path.unlink(missing_ok=True)
             (self.folder / _CLAIMS).rmdir()
-            for name in filter(LEFT_BEHIND.fullmatch, os.listdir(self.folder)):
-                (self.folder / name).unlink(missing_ok=True)
+            for path in self.folder.iterdir():
+                if LEFT_BEHIND.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
 
 def _try_lock(handle: int) -> bool:

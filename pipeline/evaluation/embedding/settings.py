@@ -23,9 +23,9 @@ Dtype = Literal["float16", "float32"]
 class EmbedConfig:
     """All settings that the features of a data set depend on."""
 
-    encoder: tyro.conf.Positional[str]
+    encoder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER")]
     """Encoder: an exported folder or .safetensors file, or a run folder, whose newest checkpoint is taken; also as a URL."""
-    output: tyro.conf.Positional[str]
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.parquet")]
     """File OUT.parquet to write. Another name becomes a folder of part files, which is a parquet data set, too."""
     layer: str = ""
     """Layer whose output becomes the features, such as relu3; empty takes the encoder's last one."""
@@ -33,8 +33,8 @@ class EmbedConfig:
     """Features of a picture: average, the mean of each map, one value a map; none, all values of the maps (maps, rows, columns)."""
     crop: Crop = "scaled"
     """Part of a picture that the encoder sees: scaled, the middle of the picture after its shorter side was resized to 256, as
-    `load_encoder`'s transform takes it; stored, the middle at the stored scale, as data.crop center. Both are the same for shards that were
-    built with a shorter side of 256."""
+    load_encoder's Transform.picture takes it; stored, the middle at the stored scale, as data.crop center. Both are the same for shards
+    that were built with a shorter side of 256."""
     batch: Annotated[int, Interval(ge=1, le=65536)] = 64
     """Pictures that pass through the network at once. The last bits of the features may depend on it."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -43,6 +43,9 @@ class EmbedConfig:
     """Number format of the features in the file."""
     limit: Annotated[int, Ge(0)] = 0
     """Embed only so many samples, the first ones of the data set; 0 embeds all."""
+    part: Annotated[int, Interval(ge=1, le=2**20)] = 2048
+    """Most samples of a part file, which is what an interruption loses on each rank: whole batches, of 64 MiB of features at most if one
+    batch allows it."""
     workers: Annotated[int, Interval(ge=0, le=1024)] = 0
     """Batches that pass through the network at the same time, on CPUs each on a core of its own; 0 divides the cores of the node by its
     ranks, and takes 2 on a GPU. The features do not depend on it."""

@@ -1,7 +1,7 @@
 """The columns of embedded samples, and the parquet files that hold them: a part for each unit, and the whole.
 
-Columns: id int64, key string, label int64 (-1 where unknown), embedding fixed_size_list of float16 or float32. All facts stand as JSON under
-the key `context_encoder` of the file's metadata. Every page has a checksum, so that a damaged part is noticed.
+Columns: id int64, key string, label int64 (-1 where unknown), embedding fixed_size_list of float16 or float32. All facts stand as JSON
+under the key `context_encoder` of the file's metadata. Every page has a checksum, so that a damaged part is noticed.
 """
 
 from __future__ import annotations
@@ -90,13 +90,19 @@ def facts_of(path: Path) -> dict[str, Any]:
     Raises:
         PartDamaged: the file is no parquet file of features, or is cut short.
     """
+    return _footer(path)[0]
+
+
+def _footer(path: Path) -> tuple[dict[str, Any], int]:
+    """The facts in the metadata of a file, and its number of rows."""
     try:
-        facts = json.loads((pq.read_metadata(path).metadata or {})[KEY])
+        footer = pq.read_metadata(path)
+        facts = json.loads((footer.metadata or {})[KEY])
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise PartDamaged(path, f"not a parquet file of features, or damaged ({' '.join(str(error).split())})") from error
     if not isinstance(facts, dict):
         raise PartDamaged(path, "not a parquet file of features")
-    return facts
+    return facts, footer.num_rows
 
 
 def refuse_other(path: Path, found: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -118,17 +124,17 @@ def refuse_other(path: Path, found: Mapping[str, Any], facts: Mapping[str, Any])
 
 
 def unreadable_of(path: Path, unit: Unit, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Checks the facts of a part, and returns its samples that could not be read.
+    """Checks the footer of a part, and returns its samples that could not be read.
 
     Raises:
         PartDamaged: it can't be read, or is another unit's.
         OtherFeatures: the part was made from something else.
     """
-    found = facts_of(path)
+    found, rows = _footer(path)
     refuse_other(path, found, facts)
-    if found.get("unit") != unit.number:
-        raise PartDamaged(path, f"the part of unit {found.get('unit')}")
-    unreadable: list[dict[str, Any]] = found["unreadable"]
+    unreadable = found.get("unreadable")
+    if not isinstance(unreadable, list) or found.get("unit") != unit.number or rows != len(unit) - len(unreadable):
+        raise PartDamaged(path, f"holds {rows} samples of unit {found.get('unit')}, not all of unit {unit.number}")
     return unreadable
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-_MOST_ROWS = 2048
 _MOST_BYTES = 64 << 20
 
 
@@ -36,14 +35,15 @@ class Unit:
             yield range(first, min(first + size, self.stop))
 
 
-def rows_of_unit(batch: int, row_bytes: int) -> int:
-    """Chooses the samples of a unit: whole batches, of 2,048 samples and 64 MiB of features at most if one batch allows it.
+def rows_of_unit(most: int, batch: int, row_bytes: int) -> int:
+    """Chooses the samples of a unit: whole batches, of 64 MiB of features at most if one batch allows it.
 
     Args:
+        most: most samples of a unit; a batch may be more.
         batch: samples of a batch.
         row_bytes: bytes of a sample's features.
     """
-    return max(1, min(_MOST_ROWS, _MOST_BYTES // row_bytes) // batch) * batch
+    return max(1, min(most, _MOST_BYTES // row_bytes) // batch) * batch
 
 
 def cut_units(samples: int, rows: int) -> list[Unit]:
@@ -51,7 +51,7 @@ def cut_units(samples: int, rows: int) -> list[Unit]:
     return [Unit(number, start, min(start + rows, samples)) for number, start in enumerate(range(0, samples, rows))]
 
 
-def in_turn(missing: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
+def in_turn(missing: Sequence[Unit], rank: int, world_size: int) -> Sequence[Unit]:
     """Orders units for a rank: its own even share first, then those of the next ranks, all the way round.
 
     So ranks start far from each other, and a rank that is done takes work from one that is slow or gone.
