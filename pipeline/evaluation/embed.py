@@ -80,10 +80,19 @@ class Rank:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of the work: whether the output is whole, and a sentence for a person."""
+    """The end of a rank's work.
+
+    Attributes:
+        finished: whether the output is whole.
+        sentence: the end in words, for a person.
+        pictures: pictures that this rank embedded.
+        seconds: seconds from its first unit to the end.
+    """
 
     finished: bool
     sentence: str
+    pictures: int = 0
+    seconds: float = 0.0
 
 
 class _Interrupted(Exception):
@@ -157,8 +166,9 @@ class _Work:
             return Outcome(
                 False, f"{self._output.path}: {signal} after {self._there():,} of {self._samples:,} pictures. The same command continues"
             )
-        speed = f"; this rank made {made:,}, {made / (time.monotonic() - began):,.0f} a second" if made else ""
-        return Outcome(True, self._sentence() + speed)
+        seconds = time.monotonic() - began
+        speed = f"; this rank made {made:,}, {made / seconds:,.0f} a second" if made else ""
+        return Outcome(True, self._sentence() + speed, made, seconds)
 
     def _flow(self) -> Flow:
         data, side = self._config.data, self._encoder.facts.transform.side
