@@ -119,7 +119,7 @@ def random_start(facts: EncoderFacts, seed: int) -> nn.Sequential:
 
     Args:
         facts: facts of a trained encoder.
-        seed: seed of the run; `facts.seed` gives the start of the very run that trained the encoder.
+        seed: seed of the run; the seed of the facts gives the start of the very run that trained the encoder.
 
     Raises:
         EncoderInvalid: the recipe of the encoder is not here, or does not know its settings.

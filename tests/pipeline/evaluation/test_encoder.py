@@ -98,6 +98,12 @@ def test_the_facts_say_how_the_encoder_was_trained_and_what_it_scored(tmp_path: 
     assert b"secret" not in (tmp_path / "encoder.safetensors").read_bytes()
 
 
+def test_the_facts_name_each_data_set_of_a_mixture(tmp_path: Path) -> None:
+    position = {"faces.epoch": 0, "faces.data_set": 1, "faces.seed": 7, "places.epoch": 2, "places.data_set": 0x20}
+    write_run(tmp_path, "torchvision", position=position)
+    assert read_encoder(tmp_path).facts.data_sets == {"faces": f"{1:016x}", "places": f"{0x20:016x}"}
+
+
 def test_the_transform_scales_pixels_and_takes_pictures_of_any_size(exported: Path, tmp_path: Path) -> None:
     _, transform = load_encoder(exported)
     grey = torch.full((1, 227, 227, 3), 117, dtype=torch.uint8)
