@@ -107,10 +107,10 @@ def device_of(local_rank: int) -> torch.device:
 
 
 def digest_of(encoder: TrainedEncoder) -> str:
-    """64 hexadecimal digits of all that decides an encoder's output: layers, scale of the input, weights. They are the same for a run's
+    """64 hexadecimal digits of all that decides an encoder's output: layers, input, weights. They are the same for a run's
     checkpoint and its export."""
     facts: Mapping[str, Any] = encoder.facts.to_mapping()
-    seen = hashlib.sha256(json.dumps([facts[name] for name in ("layers", "side", "mean", "divisor", "channels")]).encode())
+    seen = hashlib.sha256(json.dumps([facts[name] for name in ("layers", "side", "shorter_side", "mean", "divisor", "channels")]).encode())
     for name, tensor in sorted(encoder.weights.items()):
         seen.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         seen.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

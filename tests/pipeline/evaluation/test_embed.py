@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pipeline.evaluation.export import export_encoder
 from pipeline.mapping import ConfigError
 from pipeline.stream.batch.quarantine import QuarantineFull
 from shards.errors import ManifestMismatch, ShardError
+from tests.conftest import ROOT
 from tests.datasets import photographs, upload, write_dataset
 from tests.pipeline.evaluation.embedded import columns, embedded, facts, settings, values_of
 from tests.pipeline.evaluation.runs import write_run
@@ -44,7 +46,16 @@ def given(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     return made_once("embed", data_and_run)
 
 
-def pictures_of(folder: Path) -> list[Image.Image]:
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Keeps torch on one core, because its threads spin while they wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pictures() -> list[Image.Image]:
     return [Image.open(io.BytesIO(each)) for each in photographs(TOTAL)]
 
 
@@ -52,7 +63,7 @@ def test_features_are_those_of_the_encoder_and_its_transform(given: Path, tmp_pa
     outcome = embedded(given / "run", given / "set", tmp_path / "out.parquet", "--dtype", "float32")
     assert "56 pictures, 32 values each of pool5" in outcome.sentence
     module, transform = load_encoder(given / "run")
-    inputs = torch.cat([transform.picture(picture) for picture in pictures_of(given)])
+    inputs = torch.cat([transform.picture(picture) for picture in pictures()])
     with torch.no_grad():
         expected = module(inputs).mean((2, 3)).numpy()
     found = columns(tmp_path / "out.parquet")
@@ -81,6 +92,14 @@ def test_pictures_at_the_scale_of_training_give_the_very_features(given: Path, t
         assert np.abs(values_of(tmp_path / f"{crop}.parquet") - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+def test_bf16_is_near_and_says_so(given: Path, tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        embedded(given / "run", given / "set", tmp_path / f"{precision}.parquet", "--precision", precision, "--limit", "9")
+    assert facts(tmp_path / "bf16.parquet")["precision"] == "bf16"
+    full, half = (values_of(tmp_path / f"{precision}.parquet").astype(float) for precision in ("fp32", "bf16"))
+    assert 0 < abs(full - half).max() < 0.05 * abs(full).max()
+
+
 def test_the_file_says_what_it_holds(given: Path, tmp_path: Path) -> None:
     export_encoder(str(given / "run"), tmp_path / "encoder.safetensors")
     embedded(tmp_path / "encoder.safetensors", given / "set", tmp_path / "out.parquet", "--pool", "none", "--layer", "pool2")
@@ -94,6 +113,17 @@ def test_the_file_says_what_it_holds(given: Path, tmp_path: Path) -> None:
     # the run and its export are the same encoder
     outcome = embedded(given / "run", given / "set", tmp_path / "out.parquet", "--pool", "none", "--layer", "pool2")
     assert outcome.sentence.endswith("it was whole already")
+
+
+def test_the_document_reads_the_file_as_it_says(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded(given / "run", given / "set", tmp_path / "features.parquet")
+    monkeypatch.chdir(tmp_path)
+    (block,) = (
+        each for each in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "encoder.md").read_text(), re.DOTALL) if "parquet" in each
+    )
+    found: dict[str, object] = {}
+    exec(block, found)  # noqa: S102 - the repository's own document
+    assert np.array_equal(found["features"], values_of(tmp_path / "features.parquet"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("counts", "limit"), [([1], 0), ([20, 13], 27)], ids=str)
@@ -183,7 +213,7 @@ def test_values_that_float16_does_not_hold_are_refused_and_not_written_as_infini
 
 def test_other_formats_and_sizes_of_pictures(given: Path, tmp_path: Path) -> None:
     """PNG, grey, tiny and wide pictures: their features are near those of the encoder's own transform."""
-    astronaut = pictures_of(given)[0].convert("RGB")
+    astronaut = pictures()[0].convert("RGB")
     versions = [
         (astronaut, "PNG"),
         (astronaut.convert("L"), "JPEG"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pyarrow.dataset
 import pytest
+import torch
 
 from pipeline.evaluation.embed import Rank, embed
 from pipeline.evaluation.embedding.network import EmbedError
@@ -210,3 +211,13 @@ def test_a_launcher_starts_the_ranks(given: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("out.parquet: 160 pictures, 32 values each of pool5 (pool average, float16)") == 1
     assert_same(given, tmp_path / "out.parquet")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_the_same_file_at_any_number_of_ranks_and_nearly_the_features_of_a_cpu(given: Path, tmp_path: Path) -> None:
+    for world_size in (1, 2):
+        finish(given, tmp_path / f"{world_size}.parquet", world_size)
+    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
+    found, expected = (values_of(path).astype(float) for path in (tmp_path / "1.parquet", given / "expected.parquet"))
+    assert abs(found - expected).max() < 1e-2 * abs(expected).max()
