@@ -103,9 +103,10 @@ def _check_target(target: Path, kind: Format) -> None:
         if target.exists() and not target.is_file():
             raise EncoderInvalid(f"{target}: is not a file that can be replaced. Name a file to write the encoder to")
     elif target.exists():
-        others = sorted({path.name for path in target.iterdir()} - {WEIGHTS, CONFIG, CARD}) if target.is_dir() else [target.name]
-        if others:
-            raise EncoderInvalid(f"{target}: holds {', '.join(others[:3])}, which would be lost. Name a new folder to write the encoder to")
+        found = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
+        if found not in (set(), {WEIGHTS, CONFIG, CARD}):  # a README.md alone may be anybody's
+            lost = ", ".join(sorted(found)[:5])
+            raise EncoderInvalid(f"{target}: is not an exported folder alone ({lost}). Name a new folder to write the encoder to")
 
 
 def _write_file(target: Path, data: bytes) -> None:

@@ -149,8 +149,13 @@ def test_a_folder_holds_weights_facts_and_a_model_card_and_is_replaced_as_a_whol
         assert text in card
     assert "| this encoder's network, step 10 | 0.49 | 8 |" in card
     (target / "notes.txt").write_text("mine")
-    with pytest.raises(EncoderInvalid, match=r"holds notes.txt, which would be lost"):
-        export_encoder(run, target)
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for place in (target, tmp_path / "project", tmp_path / "file"):
+        with pytest.raises(EncoderInvalid, match=r"is not an exported folder alone \(.*\). Name a new folder"):
+            export_encoder(run, place)
+    assert [path.read_text() for path in (target / "notes.txt", tmp_path / "project" / "README.md", tmp_path / "file")] == ["mine"] * 3
     for part in (card, (target / "config.json").read_text()):
         assert "secret" not in part
 
@@ -160,6 +165,10 @@ def test_an_exported_encoder_is_converted_like_a_run(run: str, tmp_path: Path) -
     for source in (tmp_path / "encoder", tmp_path / "encoder" / "encoder.safetensors"):
         export_encoder(str(source), tmp_path / "again.safetensors")
         assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "encoder" / "encoder.safetensors").read_bytes()
+        export_encoder(str(source), tmp_path / "weights", kind="safetensors", step=20)  # the format overrules the ending
+        assert (tmp_path / "weights").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+        with pytest.raises(EncoderInvalid, match="holds the encoder after 20 steps, not 10"):
+            export_encoder(str(source), tmp_path / "weights", kind="safetensors", step=10)
 
 
 def test_the_lines_of_the_readme_load_the_encoder(run: str, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
