@@ -12,7 +12,7 @@ interruption.install()  # before the imports below take their seconds, in which 
 import os  # noqa: E402
 import sys  # noqa: E402
 
-from pipeline.evaluation.embedding.settings import parse  # noqa: E402
+from pipeline.evaluation.embedding.settings import check_launcher, parse  # noqa: E402
 from pipeline.training.failures import exit_with_message  # noqa: E402
 
 
@@ -20,6 +20,7 @@ def main() -> int:
     """Reads the settings, embeds, and prints the outcome; returns 130 where a signal ended the work before the output was whole."""
     with exit_with_message():
         config = parse(sys.argv[1:], description=__doc__ or "")
+        check_launcher(config, os.environ)
         from pipeline.evaluation.embed import Rank, embed  # noqa: PLC0415 - says itself what is missing without the extra `embed`
 
         rank = Rank.of_environment(os.environ)

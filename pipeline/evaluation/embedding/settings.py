@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -68,6 +68,20 @@ def parse(arguments: Sequence[str], program: str = "launch/embed.py", descriptio
     config = from_mapping(EmbedConfig, overridden(EmbedConfig, defaults, arguments, program, description))
     check(config)
     return config
+
+
+def check_launcher(config: EmbedConfig, environment: Mapping[str, str]) -> None:
+    """Refuses a precision of `accelerate launch` that embedding would not follow.
+
+    Raises:
+        ConfigError: the launcher and the settings have different precisions.
+    """
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", config.precision):
+        raise ConfigError(
+            f"precision: the launcher has mixed_precision {precision}, the settings {config.precision}. "
+            f"Set --precision {'bf16' if precision == 'bf16' else 'fp32 or bf16'} or leave the launcher's at no"
+        )
 
 
 def check(config: EmbedConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -16,9 +17,12 @@ import torch
 
 from pipeline.evaluation.embed import Rank, embed
 from pipeline.evaluation.embedding.network import EmbedError
+from pipeline.evaluation.embedding.output import Output
 from pipeline.evaluation.embedding.part_folder import PartFolder
-from pipeline.evaluation.embedding.table import OtherFeatures
+from pipeline.evaluation.embedding.settings import check_launcher
+from pipeline.evaluation.embedding.table import OtherFeatures, schema_of
 from pipeline.evaluation.embedding.units import Unit, cut_units, in_turn, rows_of_unit
+from pipeline.mapping import ConfigError
 from tests import warm
 from tests.conftest import ROOT
 from tests.datasets import photographs, write_dataset
@@ -108,6 +112,12 @@ def in_parts(given: Path, output: Path) -> PartFolder:
     return PartFolder(output, {}, cut_units(sum(COUNTS), 8))
 
 
+def facts_of(parts: PartFolder) -> dict[str, object]:
+    """The facts that a folder's parts were made from."""
+    found: dict[str, object] = json.loads((parts.folder / "_features.json").read_text())
+    return found
+
+
 def test_a_folder_of_parts_is_a_data_set_of_its_own(given: Path, tmp_path: Path) -> None:
     in_parts(given, tmp_path / "out")
     outcome = embedded(given / "run", given / "set", tmp_path / "out", *SMALL)
@@ -175,6 +185,47 @@ def test_a_rank_waits_for_a_unit_of_another_and_takes_it_when_that_rank_ends(giv
         claim.release(done=False)
         waiting.result(120)
     assert_same(given, tmp_path / "out.parquet")
+
+
+def test_a_join_that_is_cut_short_leaves_all_parts_for_the_next(given: Path, tmp_path: Path) -> None:
+    parts = in_parts(given, tmp_path / "out.parquet.parts")
+    output = Output(tmp_path / "out.parquet", facts_of(parts), parts.units)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        output.finish(schema_of(32, "float16"), 64, lambda _: {}, print, stop)
+    assert len(parts_of(tmp_path / "out.parquet")) == UNITS
+    assert not output.finished
+    finish(given, tmp_path / "out.parquet", 1)
+    assert_same(given, tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Rank(0, 1, 0, 1)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, Rank(5, 8, 1, 4)),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2: is none of the WORLD_SIZE=2 ranks"),
+        ({"RANK": "first"}, "first.*Start with accelerate launch"),
+    ],
+    ids=str,
+)
+def test_the_launcher_says_which_rank_this_is(environment: dict[str, str], expected: Rank | str) -> None:
+    if isinstance(expected, Rank):
+        assert Rank.of_environment(environment) == expected
+    else:
+        with pytest.raises(EmbedError, match=expected):
+            Rank.of_environment(environment)
+
+
+def test_a_precision_of_the_launcher_that_would_be_ignored_is_refused(given: Path, tmp_path: Path) -> None:
+    config = settings(given / "run", given / "set", tmp_path / "out.parquet")
+    for precision in ("no", "fp32"):
+        check_launcher(config, {"ACCELERATE_MIXED_PRECISION": precision})
+    with pytest.raises(ConfigError, match=r"the launcher has mixed_precision bf16, the settings fp32\. Set"):
+        check_launcher(config, {"ACCELERATE_MIXED_PRECISION": "bf16"})
 
 
 def test_a_disk_that_is_full_is_an_explained_error(given: Path, tmp_path: Path) -> None:
