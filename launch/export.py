@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.training.checkpoint.export_encoder import export_encoder
+from pipeline.evaluation.export import export_encoder
 from shards.errors import ExplainedError
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 EVENTS, HISTORY, QUARANTINE = "events.jsonl", "history.jsonl", "quarantine.jsonl"
 """JSON lines: one line an event of an attempt; one line a step; one line an unreadable sample."""
+EVALUATION = "evaluation.jsonl"
+"""JSON lines: one line an evaluation on held-back pictures, the random start at step 0 first."""
 SETTINGS = "config.yaml"
 """The settings of the newest attempt."""
 PICTURES, CHECKPOINTS, STACKS, TARGETS = "pictures", "checkpoints", "stacks", "targets"

@@ -96,6 +96,7 @@ class FeaturesRecipe:
 
     name: ClassVar[str] = "features"
     settings: ClassVar[type] = FeaturesSettings
+    scale: ClassVar[PixelScale] = SCALE
     masked: ClassVar[bool] = True
 
     def __init__(self, settings: FeaturesSettings) -> None:

@@ -30,8 +30,8 @@ from pipeline.recipes.pixels import PixelScale, columns
 from pipeline.recipes.player import Collapse, Networks, Views
 
 IMAGE_SIZE, PATCH = 128, 64
-SCALE = PixelScale((127.5, 127.5, 127.5), 127.5)
 HOLE_FILL = (117.0, 104.0, 123.0)  # R, G, B as in the released code: Caffe's mean with its channels permuted
+SCALE = PixelScale((127.5, 127.5, 127.5), 127.5, HOLE_FILL)
 OVERLAP_WEIGHT = 10.0
 WON = Collapse(
     at_most={"adversarial": 0.01},
@@ -96,6 +96,7 @@ class InpaintingRecipe:
 
     name: ClassVar[str] = "inpainting"
     settings: ClassVar[type] = InpaintingSettings
+    scale: ClassVar[PixelScale] = SCALE
 
     def __init__(self, settings: InpaintingSettings) -> None:
         settings.check()

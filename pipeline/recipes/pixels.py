@@ -21,10 +21,12 @@ class PixelScale:
     Attributes:
         mean: mean of R, G, B.
         divisor: divisor of the centred values.
+        fill: R, G, B that a recipe puts in place of dropped pixels; None is the mean, which the networks see as 0.
     """
 
     mean: tuple[float, float, float]
     divisor: float
+    fill: tuple[float, float, float] | None = None
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turns uint8 (n, H, W, 3) into float32 (n, 3, H, W); the memory stays channels last."""

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import OptimiserConfig
 from pipeline.masking.source import MaskSource
+
+if TYPE_CHECKING:
+    from pipeline.recipes.pixels import PixelScale
 
 Views = Mapping[str, Tensor]
 Networks = Mapping[str, nn.Module]
@@ -77,6 +80,7 @@ class Recipe(Protocol):
 
     Attributes:
         name: name for `--recipe`.
+        scale: scale of the pixels that the networks see, which goes with an exported encoder.
         image_size: side of the square crop that the recipe takes, in pixels.
         unit: number of samples that ranks must not divide: 1, or the batch-norm group.
         mask: generator of masks; None where the recipe uses none.
@@ -84,6 +88,7 @@ class Recipe(Protocol):
     """
 
     name: ClassVar[str]
+    scale: ClassVar[PixelScale]
     image_size: int
     unit: int
     mask: MaskSource | None
