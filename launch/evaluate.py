@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("sklearn", "scipy"):
+        if (error.name or "").partition(".")[0] != "sklearn":
             raise
         print(f"error: {error.name} is not installed: pip install 'context-encoders[evaluate]'", file=sys.stderr)
         return 1
@@ -102,9 +102,11 @@ def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--classifiers", nargs="+", choices=["ridge", "logistic", "neighbours"], default=["ridge", "logistic", "neighbours"], metavar="NAME"
     )
     parser.add_argument("--folds", type=int, default=5, help="folds of the cross-validation (default: 5)")
-    parser.add_argument("--knn", type=int, nargs="+", default=[1, 5, 20], metavar="K", help="numbers of neighbours to try (default: 1 5 20)")
+    parser.add_argument("--knn", type=int, nargs="+", default=[1, 5, 20], metavar="K", help="numbers of neighbours (default: 1 5 20)")
     parser.add_argument("--limit", type=int, metavar="N", help="most pictures of a class (default: all)")
-    parser.add_argument("--random-starts", type=int, default=1, metavar="N", help="random starts, all of which are to be beaten (default: 1)")
+    parser.add_argument(
+        "--random-starts", type=int, default=1, metavar="N", help="random starts, each of which is to be beaten (default: 1)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the folds and of every draw (default: 0)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda if there is one)")
     parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="folder for the features while the probe runs (default: $TMPDIR)")
@@ -159,13 +161,13 @@ def _labelled(url: str, storage: Options, include: Sequence[str], label_pattern:
 
     if url.endswith(".json") or Store(url, storage).size(NAME) is not None:
         if include or label_pattern is not None:
-            raise ProbeError(f"{redacted(url)}: is a data set of shards, which has its labels: leave out --include and --label-pattern")
+            raise ProbeError(f"{redacted(url)}: is a data set with labels of its own: leave out --include and --label-pattern")
         return DatasetPictures(url, storage)
     pictures = SourcePictures(url, storage, include, label_pattern)
     if not pictures.classes:
         raise ProbeError(
-            f"{pictures.name}: its pictures have no labels. Name a folder of one folder a class, or say with --label-pattern which part of a "
-            "name is the class; for tars of WebDataset make a data set first: python -m shards index"
+            f"{pictures.name}: its pictures have no labels. Name a folder of one folder a class, or say with --label-pattern which part of "
+            "a name is the class; for tars of WebDataset make a data set first: python -m shards index"
         )
     return pictures
 

@@ -4,7 +4,8 @@ In: context images, float (n, 3, H, W), and one random key a sample, int64 (n,),
 pixels, or logits. Random numbers and batch statistics depend neither on the number of ranks nor on the micro-batch.
 
 Public names: `FeaturesNetwork` with its parts `Encoder`, `Bottleneck` and `Decoder`; `Generator` and `Discriminator`; the layers
-`ChannelwiseFullyConnected` and `GroupedBatchNorm2d` with `fold_statistics`, `discard_statistics` and `recomputed_statistics`; `keyed_uniforms` and `keyed_normals`.
+`ChannelwiseFullyConnected` and `GroupedBatchNorm2d` with `fold_statistics`, `discard_statistics` and `recomputed_statistics`;
+`keyed_uniforms` and `keyed_normals`.
 """
 
 from __future__ import annotations

@@ -215,8 +215,8 @@ def _batch_statistics(
             raise ValueError("batch norm: a batch of 1 picture has one value a channel here, whose variance is unknown: take 2 or more")
         wide = values.double()
         found[layer].append(torch.stack([wide.mean((0, 2, 3)), wide.var((0, 2, 3))]))
-        epsilon = layer.epsilon if isinstance(layer, GroupedBatchNorm2d) else layer.eps
-        return F.batch_norm(values, None, None, layer.weight, layer.bias, True, 0.0, cast(float, epsilon))
+        weight, bias, epsilon = layer.weight, layer.bias, layer.epsilon if isinstance(layer, GroupedBatchNorm2d) else layer.eps
+        return F.batch_norm(values, None, None, cast(Tensor, weight), cast(Tensor, bias), True, 0.0, cast(float, epsilon))
 
     modes = [layer.training for layer in layers]
     # a hook normalises, because the layers themselves would move their buffers, or want whole groups

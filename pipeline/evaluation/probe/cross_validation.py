@@ -112,4 +112,5 @@ def by_chosen_layer(layers: Mapping[str, Judged], folds: Sequence[Fold]) -> Judg
         chosen.append(best)
         right[fold.test] = judged[best].right[fold.test]
     inner = tuple(judged[best].inner_accuracies[number] for number, best in enumerate(chosen))
-    return Judged(right, tuple(names[best] for best in chosen), inner, ("",) * len(chosen))
+    ends: list[End] = [""] * len(chosen)
+    return Judged(right, tuple(names[best] for best in chosen), inner, tuple(ends))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def accuracy(right: NDArray[np.bool_], level: float = 0.95) -> Interval:
         right: bool (pictures,).
         level: probability of the interval.
     """
-    count, z = len(right), float(norm.ppf((1 + level) / 2))
+    count, z = len(right), NormalDist().inv_cdf((1 + level) / 2)
     share = float(right.mean())
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     spread = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
@@ -53,7 +53,7 @@ def difference(right: NDArray[np.bool_], other: NDArray[np.bool_], level: float 
         other: bool (pictures,), the same of the other one.
         level: probability of the interval.
     """
-    count, z = len(right) + 2, float(norm.ppf((1 + level) / 2))
+    count, z = len(right) + 2, NormalDist().inv_cdf((1 + level) / 2)
     won, lost = float((right & ~other).sum()) + 0.5, float((other & ~right).sum()) + 0.5
     middle = (won - lost) / count
     spread = z * math.sqrt(won + lost - (won - lost) ** 2 / count) / count

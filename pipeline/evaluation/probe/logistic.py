@@ -17,7 +17,7 @@ from pipeline.evaluation.probe.folds import Fold
 
 PENALTIES = tuple(10.0**power for power in range(-3, 4))
 """Penalties that are tried, as multiples of the number of features: scikit-learn's `C` is 1 over such a number times the features."""
-TOLERANCE = 1e-4
+TOLERANCE = 1e-6
 """Largest component of the gradient of the mean loss at which the solver stops."""
 MOST_ITERATIONS = 1000
 

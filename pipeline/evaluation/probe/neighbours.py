@@ -47,7 +47,8 @@ Database = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 def unit_rows(values: Tensor) -> Tensor:
     """Rows of float32 (n, width) scaled to length 1; a row of zeros stays 0, at similarity 0 to every other row."""
-    return values / values.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    lengths: Tensor = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    return values / lengths.clamp(min=1e-30)
 
 
 def nearest(queries: Tensor, database: Iterable[tuple[Tensor, Tensor]], k: int, own: Tensor | None = None) -> Neighbours:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 from collections import deque
@@ -23,6 +24,7 @@ from pipeline.stream.read.samples import BadSample
 from shards.errors import ExplainedError
 from shards.store import Options
 
+_REQUESTS = 8  # samples in flight from a store
 _Result = TypeVar("_Result")
 _UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
@@ -78,7 +80,7 @@ class DatasetPictures:
                 return None
 
         places = zip(numbers, shards.tolist(), rows.tolist(), strict=True)
-        yield from _ahead((lambda place=place: one(*place) for place in places), 8)
+        yield from _ahead((functools.partial(one, *place) for place in places), _REQUESTS)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def divided(
     notes = []
     if unknown := int((labels < 0).sum()):
         notes.append(f"{unknown:,} pictures without a label are left out")
-    small = [f"{classes[each]} ({counts[each]})" for each in np.flatnonzero((counts > 0) & (counts < folds))]
+    small = [f"{classes[each]} ({counts[each]})" for each in np.flatnonzero((counts > 0) & (counts < folds)).tolist()]
     if small:
         notes.append(f"classes with fewer pictures than the {folds} folds are left out: {', '.join(small[:10])}{_more(small)}")
     found = np.isin(labels, kept)
@@ -140,7 +142,7 @@ def divided(
             found[place] &= taken[label] <= limit
         notes.append(f"of every class at most {limit:,} pictures are taken (--limit), drawn by the seed")
     renumbered = np.searchsorted(kept, labels[found])
-    return Chosen(numbers[found], renumbered.astype(np.int64), tuple(classes[each] for each in kept), tuple(notes))
+    return Chosen(numbers[found], renumbered.astype(np.int64), tuple(classes[each] for each in kept.tolist()), tuple(notes))
 
 
 def _more(names: Sequence[str]) -> str:
@@ -184,7 +186,7 @@ def batches(
             return None
 
     threads = max(1, min(16, len(os.sched_getaffinity(0))))
-    tensors = _ahead((lambda data=data: decoded(data) for data in pictures.read(numbers)), threads)
+    tensors = _ahead((functools.partial(decoded, data) for data in pictures.read(numbers)), threads)
     for start in range(0, len(numbers), size):
         part = numbers[start : start + size]
         made = [(number, next(tensors)) for number in part]
