@@ -93,7 +93,7 @@ class Protocol:
             if "ridge" in self.classifiers:
                 found["ridge"] = ridge.classify(pictures, learnt, self.classes, inner)
             if "logistic" in self.classifiers:
-                found["logistic"] = logistic.classify(pictures, learnt, self.classes, inner)
+                found["logistic"] = logistic.classify(pictures, learnt, inner)
         if "neighbours" in self.classifiers:
             found["neighbours"] = neighbours.classify(features, fold.training, fold.test, self.labels, self.classes, self.ks)
         return found

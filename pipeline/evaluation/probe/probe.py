@@ -62,6 +62,12 @@ class ProbeSettings:
             raise ProbeError(f"--random-starts {self.random_starts}: give 1 or more, because a probe means nothing without")
         if not 0 <= self.seed < 2**32:
             raise ProbeError(f"--seed {self.seed}: give a number from 0 to 2**32-1")
+        if self.scratch is not None and not self.scratch.is_dir():
+            raise ProbeError(f"--scratch {self.scratch}: is no folder. Make it first, or name another one")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ProbeError(f"--device {self.device}: {str(error).splitlines()[0]}") from error
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pipeline.evaluation.probe.intervals import Interval, difference
 
 Verdict = Literal["better", "not distinguishable", "worse", "too few pictures"]
 SMALLEST_GAIN = 0.04
-"""Half-width of an interval around 0 above which it says nothing: published probes of context encoders are 1 to 4 points above random starts
-(table of Zhang et al. 2017, arXiv:1611.09842)."""
+"""Half-width of an interval around 0 above which it says nothing: published probes of context encoders are 1 to 4 points above those of
+random starts (Zhang et al. 2017, arXiv:1611.09842)."""
 FEWEST_PICTURES = 1000
 """Pictures below which there is no verdict: the difference of two classifiers that disagree on four pictures of ten is known to 3.9 points
 with 1,000 pictures, and to 8.4 points with 220."""

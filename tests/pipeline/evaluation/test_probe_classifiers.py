@@ -98,7 +98,7 @@ def test_logistic_regression_agrees_with_scikit_learn_on_all_features(case: dict
     fold, width, inner = case["fold"], case["width"], case["inner"][:2]
     learnt_labels, penalties = case["labels"][fold.training], (0.01, 1.0, 10.0)
     pictures = coordinates(case["standardised"], fold.training, fold.test)
-    answer = logistic.classify(pictures, learnt_labels, 4, inner, penalties)
+    answer = logistic.classify(pictures, learnt_labels, inner, penalties)
     losses = dict.fromkeys(penalties, 0.0)
     with threadpool_limits(1, "blas"):
         for penalty, each in product(penalties, inner):
@@ -178,9 +178,9 @@ def test_logistic_penalty_by_hand() -> None:
     # the inner test pictures contradict the training pictures, so that the strongest penalty, which believes least, loses least
     pictures = on_a_line([-1.0, 1.0, -1.0, 1.0], [2.0])
     inner = [Fold(np.array([0, 1]), np.array([2, 3]))]
-    answer = logistic.classify(pictures, np.array([0, 1, 1, 0]), 2, inner, [0.01, 1.0, 100.0])
+    answer = logistic.classify(pictures, np.array([0, 1, 1, 0]), inner, [0.01, 1.0, 100.0])
     assert (answer.chosen, answer.at_end, answer.inner_accuracy) == (100.0, "upper", 0.0)
-    answer = logistic.classify(pictures, np.array([0, 1, 0, 1]), 2, inner, [0.01, 1.0, 100.0])
+    answer = logistic.classify(pictures, np.array([0, 1, 0, 1]), inner, [0.01, 1.0, 100.0])
     assert (answer.chosen, answer.at_end, answer.inner_accuracy) == (0.01, "lower", 1.0)
     assert answer.predictions.tolist() == [1]
 
@@ -215,6 +215,7 @@ def test_an_end_of_a_grid_counts_if_it_is_better_than_its_neighbour() -> None:
     assert end_of_grid([2.5, 2.1, 2.0]) == "upper"
     assert end_of_grid([2.0, 2.001, 2.5]) == ""  # level
     assert end_of_grid([2.0]) == ""
+    assert end_of_grid([2.0, 2.1], least=0.2) == ""
 
 
 def test_folds_hold_every_row_once_with_every_class_and_follow_the_seed() -> None:
