@@ -113,7 +113,8 @@ def probe(
         EncoderInvalid: no layer of a name, or a recipe that is not here and whose random start can't be made.
     """
     trained = encoder.module()
-    layers = settings.layers or tuple(encoders.layers(trained))
+    places = {name: place for place, (name, _) in enumerate(trained.named_children())}  # an unknown name is refused with the first batch
+    layers = sorted(set(settings.layers or encoders.layers(trained)), key=lambda name: places.get(name, -1))
     seeds = range(encoder.facts.seed, encoder.facts.seed + settings.random_starts)
     starts = [Source(f"random start, seed {seed}", encoders.random_start(encoder.facts, seed)) for seed in seeds]
     chosen = choose(pictures, settings.folds, settings.limit, settings.seed)

@@ -73,7 +73,7 @@ def test_answers_to_random_labels_are_not_distinguishable_in_all_comparisons_at_
     verdicts = []
     for _ in range(20 * COMPARISONS):
         verdicts.append(compare(made.random(3000) < 0.1, [made.random(3000) < 0.1], COMPARISONS, False).verdict)
-    assert sum(verdict != "not distinguishable" for verdict in verdicts) <= 6  # one in 480 is the expectation
+    assert sum(verdict != "not distinguishable" for verdict in verdicts) <= 9  # one in 480 is the expectation
 
 
 def test_few_pictures_get_a_warning_with_the_numbers() -> None:
