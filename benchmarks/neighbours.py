@@ -51,7 +51,7 @@ def database(path: Path, rows: int, width: int) -> Iterator[tuple[Tensor, Tensor
         values = np.fromfile(path, np.float32, count * width, offset=4 * start * width).reshape(count, width)
         yield torch.arange(start, start + count), torch.from_numpy(values)
         done = f"{start + count:,} of {rows:,} vectors, {time.monotonic() - begun:.0f} s"
-        print(f"{done}, peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB", file=sys.stderr, flush=True)
+        print(f"{done}, peak {1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9:.2f} GB", file=sys.stderr, flush=True)
 
 
 def search(folder: Path, queries: int, rows: int, width: int) -> None:

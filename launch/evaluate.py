@@ -105,7 +105,9 @@ def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--classifiers", nargs="+", choices=["ridge", "logistic", "neighbours"], default=["ridge", "logistic", "neighbours"], metavar="NAME"
     )
     parser.add_argument("--folds", type=int, default=5, help="folds of the cross-validation (default: 5)")
-    parser.add_argument("--knn", type=int, nargs="+", default=[1, 5, 20], metavar="K", help="numbers of neighbours (default: 1 5 20)")
+    parser.add_argument(
+        "--knn", type=int, nargs="+", default=[1, 5, 20, 100], metavar="K", help="numbers of neighbours (default: 1 5 20 100)"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="most pictures of a class (default: all)")
     parser.add_argument(
         "--random-starts", type=int, default=1, metavar="N", help="random starts, each of which is to be beaten (default: 1)"
