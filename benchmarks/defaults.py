@@ -76,7 +76,7 @@ def read_runs(group: str, facts: Row) -> list[Run]:
     """
     runs = []
     for point, settings in facts["points"].items():
-        chosen = {**facts["settings"], **(settings or {})}
+        chosen = {**facts["settings"], **settings}
         seeds = chosen.pop("seeds", facts.get("seeds", [0]))
         arguments = [word for name, value in chosen.items() for word in (f"--{name}", *str(value).split())]
         words = ("--config", facts["config"], *arguments)
@@ -160,8 +160,8 @@ def table(group: str, facts: Row, results: Mapping[Run, Sequence[Row]]) -> str:
         "|" + "---|" * len(head),
     ]
     for run, rows in results.items():
-        own = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in facts["points"][run.point].items() if name != "seeds")
-        cells = [f"{run.point}: {own}", str(run.seed)]
+        own = [f"{name.rpartition('.')[2]} {value}" for name, value in facts["points"][run.point].items() if name != "seeds"]
+        cells = [": ".join(filter(None, (run.point, ", ".join(own)))), str(run.seed)]
         cells += [f"**{row['l1']:.2f}**" if row["gain"] > 0 else f"{row['l1']:.2f}" for row in rows]
         cells += [steps_to_gain(rows), f"{rows[-1]['output_spread']:.2f}"]
         cells += [_dead(rows[1]), _dead(rows[-1]), f"{rows[-1]['cpu_seconds']:.0f}"]
