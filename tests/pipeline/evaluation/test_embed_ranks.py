@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pyarrow.dataset
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -134,8 +135,9 @@ def test_a_damaged_part_is_noticed_and_made_anew(
 ) -> None:
     parts = in_parts(given, tmp_path / "out.parquet.parts")
     one, other, third = (parts.part(unit) for unit in draw.sample(list(parts.units), 3))
-    data = bytearray(one.read_bytes())
-    data[draw.randrange(len(data) // 4, len(data) // 2)] ^= 255  # in the features, which only the pages' checksums guard
+    data, features = bytearray(one.read_bytes()), pyarrow.parquet.read_metadata(one).row_group(0).column(3)
+    end = features.data_page_offset + features.total_compressed_size
+    data[end - draw.randint(20, 300)] ^= 1 << draw.randrange(8)  # in the features, which only the pages' checksums guard
     one.write_bytes(data)
     other.write_bytes(other.read_bytes()[: draw.randrange(other.stat().st_size)])
     third.write_bytes(next(path for path in parts_of(tmp_path / "out.parquet") if path not in (one, other, third)).read_bytes())
