@@ -4,12 +4,13 @@ In: context images, float (n, 3, H, W), and one random key a sample, int64 (n,),
 pixels, or logits. Random numbers and batch statistics depend neither on the number of ranks nor on the micro-batch.
 
 Public names: `FeaturesNetwork` with its parts `Encoder`, `Bottleneck` and `Decoder`; `Generator` and `Discriminator`; the layers
-`ChannelwiseFullyConnected` and `GroupedBatchNorm2d` with `fold_statistics` and `discard_statistics`; `keyed_uniforms` and `keyed_normals`.
+`ChannelwiseFullyConnected` and `GroupedBatchNorm2d` with `fold_statistics`, `discard_statistics` and `recomputed_statistics`;
+`keyed_uniforms` and `keyed_normals`.
 """
 
 from __future__ import annotations
 
-from pipeline.model.batch_norm import GroupedBatchNorm2d, discard_statistics, fold_statistics
+from pipeline.model.batch_norm import GroupedBatchNorm2d, discard_statistics, fold_statistics, recomputed_statistics
 from pipeline.model.channelwise import Bottleneck, ChannelwiseFullyConnected
 from pipeline.model.decoder import Decoder
 from pipeline.model.discriminator import Discriminator
@@ -29,6 +30,7 @@ __all__ = [
     "GroupedBatchNorm2d",
     "fold_statistics",
     "discard_statistics",
+    "recomputed_statistics",
     "keyed_uniforms",
     "keyed_normals",
 ]

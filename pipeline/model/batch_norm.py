@@ -10,8 +10,9 @@ the ranks and on the micro-batch, and costs four small all-reduces a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -172,3 +173,70 @@ def discard_statistics(module: nn.Module) -> None:
 
 def _layers(module: nn.Module) -> list[GroupedBatchNorm2d]:
     return [layer for layer in module.modules() if isinstance(layer, GroupedBatchNorm2d)]
+
+
+@contextmanager
+def recomputed_statistics(module: nn.Module, batches: Iterable[Tensor]) -> Iterator[None]:
+    """Replaces the running statistics by the average over given batches until the context ends, then puts the former ones back.
+
+    Each batch is normalised by its own statistics, as in training, and its mean and unbiased variance count once in the average. So the
+    statistics are a pure function of weights and batches. All other layers stay in the mode that they are in, and no statistics of
+    training are touched.
+
+    Args:
+        module: network with `GroupedBatchNorm2d` or `nn.BatchNorm2d`; of any other the batches are not looked at.
+        batches: inputs of the network, float (n, ...), each of two values a channel or more at every such layer.
+
+    Raises:
+        ValueError: no batches, or one that is too small.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, GroupedBatchNorm2d | nn.BatchNorm2d)]
+    if not layers:
+        yield
+        return
+    before = [(layer, {name: value.clone() for name, value in layer.named_buffers()}) for layer in layers]
+    statistics = _batch_statistics(module, layers, batches)
+    try:
+        _write_buffers(layers, [{"running_mean": mean, "running_var": variance} for mean, variance in statistics])
+        yield
+    finally:
+        _write_buffers(layers, [values for _, values in before])
+
+
+def _batch_statistics(
+    module: nn.Module, layers: Sequence[GroupedBatchNorm2d | nn.BatchNorm2d], batches: Iterable[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Mean and unbiased variance of each layer's input, averaged over batches, float64 (channels,). Leaves all buffers as they are."""
+    found: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
+
+    def normalise(layer: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+        values = inputs[0]
+        if values.numel() <= values.shape[1]:
+            raise ValueError("batch norm: a batch of 1 picture has one value a channel here, whose variance is unknown: take 2 or more")
+        wide = values.double()
+        found[layer].append(torch.stack([wide.mean((0, 2, 3)), wide.var((0, 2, 3))]))
+        weight, bias, epsilon = layer.weight, layer.bias, layer.epsilon if isinstance(layer, GroupedBatchNorm2d) else layer.eps
+        return F.batch_norm(values, None, None, cast(Tensor, weight), cast(Tensor, bias), True, 0.0, cast(float, epsilon))
+
+    modes = [layer.training for layer in layers]
+    # a hook normalises, because the layers themselves would move their buffers, or want whole groups
+    hooks = [layer.eval().register_forward_hook(normalise) for layer in layers]
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                module(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.train(mode)
+    if not all(found.values()):
+        raise ValueError("batch norm: there are no batches to take the statistics from")
+    return [(mean, variance) for mean, variance in (torch.stack(each).mean(0) for each in found.values())]
+
+
+def _write_buffers(layers: Sequence[nn.Module], values: Sequence[Mapping[str, Tensor]]) -> None:
+    with torch.no_grad():
+        for layer, named in zip(layers, values, strict=True):
+            for name, value in named.items():
+                layer.get_buffer(name).copy_(value)
