@@ -14,6 +14,7 @@ from pipeline.training.checkpoint.retention import Retention
 from pipeline.training.checkpoint.store import CheckpointInvalid, describe, folder_name, verify
 from pipeline.training.record.run_folder import RunFolder, RunFolderError, checkpoint_store
 from shards.errors import ShardError
+from shards.urls import parse_options
 
 
 def main() -> int:
@@ -34,8 +35,8 @@ def main() -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="prune: only show what would be deleted")
     arguments = parser.parse_args()
-    options = dict(option.partition("=")[::2] for option in arguments.storage)
     try:
+        options = parse_options(arguments.storage)
         checkpoints = Retention(checkpoint_store(arguments.run, options), arguments.keep_last, arguments.keep_every)
         if arguments.action == "release":
             had_owner, where = release(checkpoints.store), checkpoints.store.describe()

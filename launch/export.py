@@ -1,4 +1,4 @@
-"""Writes the encoder of a checkpoint to a file: python launch/export.py RUN encoder.safetensors [--step N]"""
+"""Writes a trained encoder for others to use: python launch/export.py RUN TARGET [--step N] [--format safetensors|folder|onnx]"""
 
 from __future__ import annotations
 
@@ -8,19 +8,32 @@ from pathlib import Path
 
 from pipeline.evaluation.export import export_encoder
 from shards.errors import ExplainedError
+from shards.urls import parse_options
 
 
 def main() -> int:
-    """Writes the weights and prints a summary; returns 1 where no checkpoint verifies or the file can't be written."""
+    """Writes the encoder and prints a summary; returns 1 where there is none or the target can't be written."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", help="a run folder, or the folder or s3:// URL of its checkpoints")
-    parser.add_argument("target", type=Path, help="the safetensors file to write")
+    parser.add_argument("run", help="a run folder, the folder or s3:// URL of its checkpoints, or an exported encoder to convert")
+    parser.add_argument("target", type=Path, help="the file or folder to write")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest that verifies)")
+    formats = (
+        "safetensors: one file with the facts of the encoder as metadata; folder: the same with config.json and a model card; onnx: one "
+        "file that onnxruntime has checked (default: by the target's ending, a folder where it is neither .safetensors nor .onnx)"
+    )
+    parser.add_argument("--format", choices=["safetensors", "folder", "onnx"], help=formats)
+    parser.add_argument(
+        "--names",
+        choices=["layers", "torchvision"],
+        default="layers",
+        help="names of the weights: layers, conv1.weight; torchvision, features.0.weight as in its AlexNet (safetensors only)",
+    )
     parser.add_argument("--storage", action="append", default=[], metavar="KEY=VALUE", help="an option of the store, as in fsspec")
     arguments = parser.parse_args()
-    options = dict(option.partition("=")[::2] for option in arguments.storage)
+    torchvision = arguments.names == "torchvision"
     try:
-        print(export_encoder(arguments.run, arguments.target, arguments.step, options))
+        options = parse_options(arguments.storage)
+        print(export_encoder(arguments.run, arguments.target, arguments.step, options, arguments.format, torchvision))
     except (ExplainedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

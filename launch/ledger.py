@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.training.record.ledger import account
 from pipeline.training.record.run_folder import RunFolderError
 from shards.errors import ShardError
+from shards.urls import parse_options
 
 
 def main() -> int:
@@ -20,7 +21,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        result = account(arguments.run, dict(option.partition("=")[::2] for option in arguments.storage))
+        result = account(arguments.run, parse_options(arguments.storage))
     except (RunFolderError, ShardError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

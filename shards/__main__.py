@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -99,6 +100,7 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _build(options: argparse.Namespace) -> int:
     from shards.build.build import SHOWN_REJECTIONS, BuildRequest, build  # noqa: PLC0415 - not loaded for --help
+    from shards.build.train_command import train_command  # noqa: PLC0415
     from shards.dataset.workplace import REJECTED  # noqa: PLC0415
 
     if options.resize != "none" and not options.resize.isdecimal():
@@ -134,6 +136,8 @@ def _build(options: argparse.Namespace) -> int:
         for name, reason in result.rejected[:SHOWN_REJECTIONS]:
             print(printable(f"    {name}: {reason}"))
     print(printable(f"next: python -m shards verify {shown}"))
+    if command := train_command(manifest.total_samples, options.destination, storage, gpu=shutil.which("nvidia-smi") is not None):
+        print(printable(f"then: {command}"))
     return 0
 
 

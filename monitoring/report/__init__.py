@@ -4,10 +4,12 @@
     attempts       the steps of each attempt, and which of them count
     curves         any number of steps in a few hundred buckets, with the least and the greatest value of each
     history        the history of a run as curves
+    evaluations    evaluations on held-back pictures, of which those of steps that count are kept
     record         everything that a run folder holds, read once
-    pictures       the newest grid and a few before it, as small JPEGs
+    pictures       the newest grid and a few before it, and single pictures followed through many grids, as small JPEGs
     disclosure     text from a run made fit to be shown: no secrets, no control characters
     axes, charts   round numbers for axes, and curves as inline SVG
+    learning       the part of the page that says whether the run learns
     summary        the top of the page: state, figures and notes
     sections, tables, page   the other parts of the page, and the page itself
     writing        the functions that `launch/report.py` and the end of a run call

@@ -1,12 +1,59 @@
-"""Round numbers for axes (ticks at 1, 2 or 5 times a power of ten), and figures as people write them."""
+"""Axes with round numbers (ticks at 1, 2 or 5 times a power of ten), and figures as people write them."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 UNKNOWN = "–"  # noqa: RUF001 (a dash in a table)
 _SUFFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_LOG_FROM = 50.0  # greatest over least value above which an axis is logarithmic
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The axis of a chart's values.
+
+    Attributes:
+        low, high: ends of the axis.
+        ticks: values with a line and a label.
+        is_log: distances on the axis are those of the logarithms.
+    """
+
+    low: float
+    high: float
+    ticks: Sequence[float]
+    is_log: bool = False
+
+    def fraction(self, value: float) -> float:
+        """Returns the place of a value: 0 at the lower end, 1 at the upper one, and beyond these for values outside."""
+        if self.is_log:
+            return math.log(max(value, self.low * 1e-3) / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+def is_wide(least: float, greatest: float) -> bool:
+    """Returns whether values differ so much that only a logarithmic axis shows them all."""
+    return least > 0 and greatest > _LOG_FROM * least
+
+
+def axis(least: float, greatest: float, *, is_log: bool = False, whole: bool = False) -> Axis:
+    """Returns the axis of a range of values.
+
+    Args:
+        least, greatest: ends of the values, finite.
+        is_log: make it logarithmic; the values are above 0.
+        whole: the values are fractions from 0 to 1 on an axis from 0 to 1.
+    """
+    if whole:
+        return Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
+    if is_log:
+        (low, high), marks = decades(least, greatest)
+        return Axis(low, high, marks, is_log=True)
+    low, high = domain(least, greatest)
+    return Axis(low, high, ticks(low, high))
 
 
 def ticks(least: float, greatest: float, most: int = 5) -> list[float]:
@@ -42,6 +89,22 @@ def decades(least: float, greatest: float, most: int = 5) -> tuple[tuple[float, 
     first = math.floor(math.log10(least) + 1e-9)
     last = max(first + 1, math.ceil(math.log10(greatest) - 1e-9))
     return (10.0**first, 10.0**last), [10.0**power for power in range(first, last + 1, math.ceil((last - first + 1) / most))]
+
+
+def with_levels(values: tuple[float, float], levels: Sequence[float]) -> tuple[float, float]:
+    """Widens a range to the first level, and to the others that do not more than double it."""
+    least, greatest = values
+    for place, level in enumerate(levels):
+        extent = greatest - least
+        if place == 0 or least - extent <= level <= greatest + extent:
+            least, greatest = min(least, level), max(greatest, level)
+    return least, greatest
+
+
+def without_start(values: tuple[float, float], settled: tuple[float, float]) -> tuple[float, float]:
+    """Cuts a range of values to the range after the start, on each side where the start would more than double the latter."""
+    least, greatest, extent = min(values[0], settled[0]), max(values[1], settled[1]), settled[1] - settled[0]
+    return settled[0] if settled[0] - least > extent else least, settled[1] if greatest - settled[1] > extent else greatest
 
 
 def figure(value: float, digits: int = 4) -> str:

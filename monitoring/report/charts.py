@@ -1,30 +1,31 @@
 """Curves as inline SVG that fits any width without a script: positions along the steps are fractions of the width, text keeps its size.
 
 A line is the mean of each bucket, and the band behind it goes from the least to the greatest value. Steps that a later attempt took back
-are dotted. The page's script shows the values under the pointer, which it reads from the result of `Drawing.data`.
+are dotted. A level is a dashed line across the plot, such as a baseline. The page's script shows the values under the pointer, which it
+reads from the result of `Drawing.data`.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from monitoring.report.axes import decades, domain, figure, percent, short, ticks
-from monitoring.report.curves import Bucket, Buckets, Curve, Curves
+from monitoring.report.axes import axis, figure, is_wide, percent, short, ticks, with_levels, without_start
+from monitoring.report.curves import Bucket, Buckets, Curve, Curves, extremes, finite, pieces
 
 HEIGHT = 168
 """Height of a plot in pixels, without the labels below it."""
 _TOP, _LABELS, _SCALE = 8, 20, 46  # room above the highest line, below the plot, and beside it
 _WIDTH = 1000.0  # width of a plot in its own coordinates
-_LOG_FROM = 50.0  # greatest over least value above which the axis is logarithmic
+_EARLY = 0.05  # part of the steps whose values may lie beyond the axis, where a chart asks for that
 _TABLE_ROWS = 12
 _MOST_MARKS = 200
 _FULL_MARKS = 12  # restarts that are drawn through the whole plot; more of them become ticks at its top
+_MOST_POINTS = 60
+_LABEL = 14  # height of the label of a level
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,25 @@ class Line:
     Attributes:
         name: name in the legend; empty where the title says it.
         curve: values of the curve.
+        has_points: each value is a point of its own, as those of evaluations are.
     """
 
     name: str
     curve: Curve
+    has_points: bool = False
+
+
+@dataclass(frozen=True)
+class Level:
+    """A value that the curves of a chart are compared with.
+
+    Attributes:
+        name: name of the level.
+        value: value of the level, finite.
+    """
+
+    name: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,8 @@ class Chart:
         is_fraction: the values are fractions from 0 to 1, written as percentages on an axis from 0 to 100 %.
         may_be_log: the axis is logarithmic where the values differ much.
         from_zero: the axis begins at 0 and ends near the greatest value, even that of fractions.
+        levels: levels across the plot, the most important one first, which is always on the axis.
+        skips_start: values of the first steps may lie beyond the axis, where they would take more than half of it.
     """
 
     title: str
@@ -57,6 +75,8 @@ class Chart:
     is_fraction: bool = False
     may_be_log: bool = False
     from_zero: bool = False
+    levels: Sequence[Level] = ()
+    skips_start: bool = False
 
 
 class Drawing:
@@ -73,19 +93,20 @@ class Drawing:
     def __init__(self, chart: Chart, curves: Curves, restarts: Sequence[int], taken_back: Sequence[tuple[int, int]], number: int) -> None:
         self._chart, self._curves, self._restarts, self._taken_back, self._number = chart, curves, restarts, taken_back, number
         self.first, self.last = span(curves)
-        buckets = [bucket for line in chart.lines for bucket in line.curve.counted.values() if bucket.count]
-        buckets = buckets or [bucket for line in chart.lines for bucket in line.curve.undone.values() if bucket.count]
-        least = min((bucket.least for bucket in buckets), default=0.0)
-        greatest = max((bucket.greatest for bucket in buckets), default=1.0)
-        self.is_log = chart.may_be_log and least > 0 and greatest > _LOG_FROM * least
+        buckets = [(index, bucket) for line in chart.lines for index, bucket in finite(line.curve.counted)]
+        buckets = buckets or [(index, bucket) for line in chart.lines for index, bucket in finite(line.curve.undone)]
+        levels = [level.value for level in chart.levels]
+        least, greatest = extremes([bucket for _, bucket in buckets])
+        if chart.skips_start:
+            early = self.first + _EARLY * (self.last - self.first)
+            settled = extremes([bucket for index, bucket in buckets if curves.steps(index)[0] > early] or [each for _, each in buckets])
+            least, greatest = without_start((least, greatest), with_levels(settled, levels))
+        least, greatest = with_levels((least, greatest), levels)
+        is_log = chart.may_be_log and is_wide(least, greatest)
         least = min(0.0, least) if chart.from_zero else least
-        if chart.is_fraction and least >= 0 and greatest <= 1 and not chart.from_zero:
-            self.low, self.high, self._ticks = 0.0, 1.0, [0.0, 0.25, 0.5, 0.75, 1.0]
-        elif self.is_log:
-            (self.low, self.high), self._ticks = decades(least, greatest)
-        else:
-            self.low, self.high = domain(least, greatest)
-            self._ticks = ticks(self.low, self.high)
+        whole = chart.is_fraction and least >= 0 and greatest <= 1 and not chart.from_zero
+        self._axis = axis(least, greatest, is_log=is_log, whole=whole)
+        self._beyond = self._values_beyond([bucket for _, bucket in buckets])
 
     def text(self, value: float) -> str:
         """Writes a value of this chart."""
@@ -95,10 +116,10 @@ class Drawing:
         """Returns the figure with its legend, its plot and its table."""
         return (
             f'<figure class="chart" id="chart-{self._number}"><figcaption><h3>{escape(self._chart.title)}'
-            f"{' <small>log scale</small>' if self.is_log else ''}</h3>{self._legend()}</figcaption>"
+            f"{' <small>log scale</small>' if self._axis.is_log else ''}</h3>{self._legend()}</figcaption>"
             f'<div class="drawing">{self._scale()}'
             f'<div class="plot" tabindex="0" role="img" aria-label="{escape(self._summary())}">{self._plot()}</div></div>'
-            f"{self._table()}</figure>"
+            f"{self._note()}{self._table()}</figure>"
         )
 
     def data(self) -> dict[str, Any]:
@@ -106,19 +127,20 @@ class Drawing:
         wide = self._curves.width > 1
         lines = []
         for line in self._chart.lines:
-            buckets = _finite(line.curve.counted)
+            buckets = finite(line.curve.counted)
             entry: dict[str, Any] = {"i": [index for index, _ in buckets], "m": [_rounded(bucket.mean) for _, bucket in buckets]}
             if wide:
                 entry["l"] = [_rounded(bucket.least) for _, bucket in buckets]
                 entry["h"] = [_rounded(bucket.greatest) for _, bucket in buckets]
             lines.append(entry)
-        return {"low": self.low, "high": self.high, "log": self.is_log, "share": self._chart.is_fraction, "lines": lines}
+        low, high, is_log = self._axis.low, self._axis.high, self._axis.is_log
+        return {"low": low, "high": high, "log": is_log, "share": self._chart.is_fraction, "lines": lines}
 
     def _legend(self) -> str:
         keys = []
         for number, line in enumerate(self._chart.lines):
             name = f"<dt>{escape(line.name)}</dt>" if line.name else '<dt class="unseen">latest</dt>'
-            buckets = _finite(line.curve.counted)
+            buckets = finite(line.curve.counted)
             latest = self.text(buckets[-1][1].mean if buckets else math.nan)
             keys.append(f'<div class="key series-{number % 4}">{name}<dd>{latest}</dd></div>')
         return f'<dl class="legend">{"".join(keys)}</dl>'
@@ -126,30 +148,31 @@ class Drawing:
     def _scale(self) -> str:
         texts = "".join(
             f'<text x="{_SCALE - 8}" y="{self._y(tick) + 4:.1f}">{percent(tick) if self._chart.is_fraction else short(tick)}</text>'
-            for tick in self._ticks
+            for tick in self._axis.ticks
         )
         return f'<svg class="scale" width="{_SCALE}" height="{HEIGHT + _LABELS}" aria-hidden="true">{texts}</svg>'
 
     def _plot(self) -> str:
-        parts = [f'<line class="grid" x1="0" x2="100%" y1="{self._y(tick):.1f}" y2="{self._y(tick):.1f}"/>' for tick in self._ticks]
+        parts = [f'<line class="grid" x1="0" x2="100%" y1="{self._y(tick):.1f}" y2="{self._y(tick):.1f}"/>' for tick in self._axis.ticks]
         for tick in ticks(self.first, self.last, 4):
             fraction = self._x(tick) / _WIDTH
             side = " start" if fraction < 0.03 else " end" if fraction > 0.94 else ""
             parts.append(f'<text class="step{side}" x="{fraction:.2%}" y="{HEIGHT + 15}">{short(tick)}</text>')
-        parts += self._marks()
+        parts += [*self._marks(), *self._levels()]
         curves = []
         for number, line in enumerate(self._chart.lines):
             name = f"series-{number % 4}"
             if self._curves.width > 1:
                 curves.append(f'<path class="band {name}" d="{self._band(line.curve.counted)}"/>')
-            curves.append(f'<path class="line {name}" d="{self._line(line.curve.counted)}"/>')
+            kind = "line points" if line.has_points else "line"
+            curves.append(f'<path class="{kind} {name}" d="{self._line(line.curve.counted)}"/>')
             if line.curve.undone:
                 curves.append(f'<path class="undone" d="{self._line(line.curve.undone)}"/>')
         parts.append(
             f'<svg class="curves" width="100%" height="{HEIGHT}" viewBox="0 0 {_WIDTH:.0f} {HEIGHT}" preserveAspectRatio="none">'
             f"{''.join(curves)}</svg>"
         )
-        parts += self._ends()
+        parts += self._points()
         return f'<svg width="100%" height="{HEIGHT + _LABELS}" aria-hidden="true">{"".join(parts)}</svg>'
 
     def _marks(self) -> Iterator[str]:
@@ -168,23 +191,48 @@ class Drawing:
             fraction = self._x(self._centre(index)) / _WIDTH
             yield f'<line class="nonfinite" x1="{fraction:.2%}" x2="{fraction:.2%}" y1="{HEIGHT - 8}" y2="{HEIGHT}"/>'
 
-    def _ends(self) -> Iterator[str]:
+    def _levels(self) -> Iterator[str]:
+        """Draws the levels that are on the axis, each with its name at the right, above the line unless another name is there."""
+        taken: list[float] = []
+        for level in sorted(self._chart.levels, key=lambda level: -level.value):
+            if 0 <= self._axis.fraction(level.value) <= 1:
+                height = self._y(level.value)
+                foot = next((foot for foot in (height - 4, height + 12) if all(abs(foot - other) >= _LABEL for other in taken)), height - 4)
+                taken.append(foot)
+                yield f'<line class="level" x1="0" x2="100%" y1="{height:.1f}" y2="{height:.1f}"/>'
+                yield f'<text class="level" x="100%" y="{foot:.1f}">{escape(level.name)} {self.text(level.value)}</text>'
+
+    def _points(self) -> Iterator[str]:
+        """Draws a point at the end of each line, and at each value of the lines that have points."""
         for number, line in enumerate(self._chart.lines):
-            if buckets := _finite(line.curve.counted):
-                index, bucket = buckets[-1]
-                fraction = self._x(self._centre(index)) / _WIDTH
-                yield f'<circle class="series-{number % 4}" cx="{fraction:.2%}" cy="{self._y(bucket.mean):.1f}" r="3"/>'
+            buckets = finite(line.curve.counted)
+            for index, bucket in buckets if line.has_points and len(buckets) <= _MOST_POINTS else buckets[-1:]:
+                if -0.01 <= self._axis.fraction(bucket.mean) <= 1.01:
+                    fraction = self._x(self._centre(index)) / _WIDTH
+                    yield f'<circle class="series-{number % 4}" cx="{fraction:.2%}" cy="{self._y(bucket.mean):.1f}" r="3"/>'
+
+    def _values_beyond(self, buckets: Sequence[Bucket]) -> list[str]:
+        """Names the values that the axis leaves out."""
+        least, greatest = extremes(buckets)
+        found = [f"values of the first steps, up to {self.text(greatest)}"] if self._axis.fraction(greatest) > 1.001 else []
+        found += [f"values of the first steps, down to {self.text(least)}"] if self._axis.fraction(least) < -0.001 else []
+        return found + [
+            f"{level.name}, {self.text(level.value)}" for level in self._chart.levels if not 0 <= self._axis.fraction(level.value) <= 1
+        ]
+
+    def _note(self) -> str:
+        return f'<p class="beyond">Beyond this axis: {escape("; ".join(self._beyond))}.</p>' if self._beyond else ""
 
     def _line(self, buckets: Buckets) -> str:
         parts = []
-        for piece in _pieces(buckets):
+        for piece in pieces(buckets):
             points = [f"{self._x(self._centre(index)):.1f} {self._y(bucket.mean):.1f}" for index, bucket in piece]
             parts.append(f"M{'L'.join(points)}" if len(points) > 1 else f"M{points[0]}h.1")
         return "".join(parts)
 
     def _band(self, buckets: Buckets) -> str:
         parts = []
-        for piece in _pieces(buckets):
+        for piece in pieces(buckets):
             upper = [f"{self._x(self._centre(index)):.1f} {self._y(bucket.greatest):.1f}" for index, bucket in piece]
             lower = [f"{self._x(self._centre(index)):.1f} {self._y(bucket.least):.1f}" for index, bucket in reversed(piece)]
             parts.append(f"M{'L'.join(upper + lower)}z")
@@ -221,12 +269,13 @@ class Drawing:
     def _summary(self) -> str:
         said = []
         for line in self._chart.lines:
-            if buckets := _finite(line.curve.counted):
+            if buckets := finite(line.curve.counted):
                 (first, begin), (last, end) = buckets[0], buckets[-1]
                 name = f"{line.name}: " if line.name else ""
                 said.append(
                     f"{name}{self.text(begin.mean)} at step {self._steps(first)}, {self.text(end.mean)} at step {self._steps(last)}"
                 )
+        said += [f"{level.name}: {self.text(level.value)}" for level in self._chart.levels]
         return f"{self._chart.title} over the steps. {'; '.join(said) or 'No finite value'}. The values are in the table below."
 
     def _centre(self, index: int) -> float:
@@ -239,37 +288,13 @@ class Drawing:
         return round(self._x(step) * _MOST_MARKS / _WIDTH)
 
     def _y(self, value: float) -> float:
-        if self.is_log:
-            fraction = math.log(max(value, self.low * 1e-3) / self.low) / math.log(self.high / self.low)
-        else:
-            fraction = (value - self.low) / (self.high - self.low)
-        return max(-9999.0, min(9999.0, HEIGHT - fraction * (HEIGHT - _TOP)))
+        return max(-9999.0, min(9999.0, HEIGHT - self._axis.fraction(value) * (HEIGHT - _TOP)))
 
 
 def span(curves: Curves) -> tuple[int, int]:
     """Returns the first and the last step of every chart's axis: from 0, unless the record begins much later."""
     first = 0 if curves.first <= 0.2 * curves.last else curves.first
     return first, max(curves.last, first + 1)
-
-
-def _finite(buckets: Buckets) -> list[tuple[int, Bucket]]:
-    return sorted((index, bucket) for index, bucket in buckets.items() if bucket.count)
-
-
-def _pieces(buckets: Buckets) -> Iterator[list[tuple[int, Bucket]]]:
-    """Yields the buckets that one line may join. A line has a gap at values that are not finite, and at a distance between two buckets of
-    more than twice the median."""
-    distances = [after[0] - before[0] for before, after in itertools.pairwise(_finite(buckets))]
-    most = 2 * statistics.median(distances) if distances else 0
-    piece: list[tuple[int, Bucket]] = []
-    for index, bucket in sorted(buckets.items()):
-        if piece and (not bucket.count or index - piece[-1][0] > most):
-            yield piece
-            piece = []
-        if bucket.count:
-            piece.append((index, bucket))
-    if piece:
-        yield piece
 
 
 def _rounded(value: float) -> float:

@@ -6,8 +6,10 @@ therefore bounded, one pass is enough, and the result does not depend on the ord
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -171,6 +173,33 @@ class Curves:
             self.width *= 2
             for curve in self._curves.values():
                 curve.counted, curve.undone = _halved(curve.counted), _halved(curve.undone)
+
+
+def finite(buckets: Buckets) -> list[tuple[int, Bucket]]:
+    """Returns the buckets that have finite values, by index."""
+    return sorted((index, bucket) for index, bucket in buckets.items() if bucket.count)
+
+
+def pieces(buckets: Buckets) -> Iterator[list[tuple[int, Bucket]]]:
+    """Yields the buckets that one line may join. A line has a gap at values that are not finite, and at a distance between two buckets of
+    more than twice the median."""
+    distances = [after[0] - before[0] for before, after in itertools.pairwise(finite(buckets))]
+    most = 2 * statistics.median(distances) if distances else 0
+    piece: list[tuple[int, Bucket]] = []
+    for index, bucket in sorted(buckets.items()):
+        if piece and (not bucket.count or index - piece[-1][0] > most):
+            yield piece
+            piece = []
+        if bucket.count:
+            piece.append((index, bucket))
+    if piece:
+        yield piece
+
+
+def extremes(buckets: Iterable[Bucket]) -> tuple[float, float]:
+    """Returns the least and the greatest value of buckets that have finite values; 0 and 1 where there are none."""
+    found = list(buckets)
+    return min((bucket.least for bucket in found), default=0.0), max((bucket.greatest for bucket in found), default=1.0)
 
 
 def _fill(buckets: Buckets, indexes: NDArray[np.int64], values: NDArray[np.float64]) -> None:

@@ -31,7 +31,7 @@
   const centre = (index) => (index * data.width + end(index)) / 2;
   const share = (index) => Math.max(0, Math.min(1, (centre(index) - data.first) / (data.last - data.first)));
   const steps = (index) => {
-    const [from, to] = [Math.max(1, index * data.width), end(index)].map((step) => step.toLocaleString("en-US"));
+    const [from, to] = [Math.min(end(index), Math.max(1, index * data.width)), end(index)].map((step) => step.toLocaleString("en-US"));
     return from === to ? `step ${from}` : `steps ${from}\u2013${to}`;
   };
 
@@ -74,11 +74,13 @@
       view.chart.lines.forEach((line, number) => {
         const place = line.i.length ? nearest(line.i, index) : -1;
         const there = place >= 0 && Math.abs(line.i[place] - index) <= 1;
-        view.dots[number].setAttribute("visibility", there ? "inherit" : "hidden");
+        const height = there ? vertical(view, line.m[place]) : 0;
+        const inside = height > -4 && height < view.height + 4;  // values of the first steps may lie beyond the axis
+        view.dots[number].setAttribute("visibility", there && inside ? "inherit" : "hidden");
         view.values[number].textContent = there ? written(view.chart, line.m[place]) : "\u2013";
         if (!there) return;
         view.dots[number].setAttribute("cx", at);
-        view.dots[number].setAttribute("cy", vertical(view, line.m[place]).toFixed(1));
+        view.dots[number].setAttribute("cy", height.toFixed(1));
         const name = view.values[number].previousElementSibling.textContent;
         const spread = line.l ? `, from ${written(view.chart, line.l[place])} to ${written(view.chart, line.h[place])}` : "";
         said.push(`${name === "latest" ? "" : `${name} `}${written(view.chart, line.m[place])}${spread}`);
@@ -130,17 +132,39 @@
     });
   }
 
+  // the enlarged picture turns into its neighbours in the same strip, so that one picture can be followed through the steps
   const viewer = document.getElementById("viewer");
-  for (const button of document.querySelectorAll(".enlarge")) {
-    button.addEventListener("click", () => {
-      const from = button.querySelector("img");
-      const to = viewer.querySelector("img");
-      to.src = from.src;
-      to.alt = from.alt;
-      viewer.showModal();
+  if (viewer) {
+    const [previous, next] = viewer.querySelectorAll(".turn");
+    const caption = viewer.querySelector("output");
+    let shown = [], place = 0;
+    const turn = (to) => {
+      place = Math.max(0, Math.min(shown.length - 1, to));
+      const from = shown[place].querySelector("img");
+      const image = viewer.querySelector("img");
+      image.src = from.src;
+      image.alt = caption.textContent = from.alt;
+      previous.disabled = place === 0;
+      next.disabled = place === shown.length - 1;
+    };
+    for (const strip of document.querySelectorAll(".strip")) {
+      const buttons = [...strip.querySelectorAll(".enlarge")];
+      buttons.forEach((button, number) => button.addEventListener("click", () => {
+        shown = buttons;
+        previous.hidden = next.hidden = buttons.length < 2;
+        turn(number);
+        viewer.showModal();
+      }));
+    }
+    previous.addEventListener("click", () => turn(place - 1));
+    next.addEventListener("click", () => turn(place + 1));
+    viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
+    viewer.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      if (event.key === "ArrowLeft") turn(place - 1);
+      else if (event.key === "ArrowRight") turn(place + 1);
     });
   }
-  if (viewer) viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); });
 
   const tools = document.getElementById("event-tools");
   if (tools) {

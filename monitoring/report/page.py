@@ -11,7 +11,7 @@ import hashlib
 import math
 from importlib import resources
 
-from monitoring.report import sections, summary, tables
+from monitoring.report import learning, sections, summary, tables
 from monitoring.report.axes import moment, percent
 from monitoring.report.markup import text
 from monitoring.report.record import Record
@@ -24,7 +24,9 @@ def page(record: Record) -> str:
     """Returns the whole page of a run."""
     style, script = _resource("page.css"), _resource("page.js")
     drawn = sections.drawings(record)
+    drawn_learning = learning.drawings(record, len(drawn))
     parts = [
+        ("learning", "Does it learn", learning.learning_section(record, drawn_learning)),
         ("curves", "Curves", sections.curves_section(record, drawn)),
         ("pictures", "Pictures", sections.pictures_section(record)),
         ("attempts", "Attempts", tables.attempts_section(record)),
@@ -50,7 +52,7 @@ def page(record: Record) -> str:
         f"<main>{_summary(record)}\n{content}</main>\n"
         f"<footer>Read from the run folder at {moment(record.read_at)} UTC. "
         "<code>python launch/report.py RUN</code> writes it anew.</footer>\n"
-        f'<script type="application/json" id="chart-data">{sections.chart_data(record, drawn)}</script>\n'
+        f'<script type="application/json" id="chart-data">{sections.chart_data(record, [*drawn, *drawn_learning])}</script>\n'
         f"<script>{script}</script></body></html>\n"
     )
 

@@ -17,14 +17,16 @@ from typing import Any
 
 import yaml
 
-from monitoring.report import history
+from monitoring.report import evaluations, history
 from monitoring.report.attempts import Attempt, Attempts
 from monitoring.report.curves import Curves
+from monitoring.report.evaluations import Evaluations
 from monitoring.report.lines import Lines, integer, number
 from monitoring.run_files import (
     BATCH_ATTEMPTS,
     CHECKPOINTS,
     COMMIT,
+    EVALUATION,
     EVENTS,
     HISTORY,
     PICTURES,
@@ -38,7 +40,10 @@ __all__ = ["EVENTS", "HISTORY", "SETTINGS", "Record", "kind_of", "read"]
 NEWEST_EVENTS, NEWEST_CHECKPOINTS, NEWEST_BAD_SAMPLES = 1000, 100, 20
 """Events, checkpoints and bad samples that are kept to be shown; the others are only counted."""
 STATES = {"starving": "starving_over", "collapse": "collapse_over", "nonfinite": "nonfinite_over"}
-"""Event that begins a bad state -> event that ends it."""
+"""Event that begins a bad state -> event that ends it. Each attempt reports these states anew."""
+LEARNING = ("not_learning", "learning_again")
+"""Events that begin and end a problem of learning, which a later attempt takes over from the step that it continues from."""
+_MOST_STATES = 50
 _LARGEST_SETTINGS, _LARGEST_FACTS = 1 << 18, 1 << 24  # bytes
 _SILENT_SECONDS = 600.0  # a run that has written nothing for longer does not count as running; saves and slow stores take minutes, too
 
@@ -53,9 +58,10 @@ class Record:
         read_at: time of reading, seconds since 1970.
         attempts: attempts in order; which steps count is decided.
         curves: curves of the history, see `monitoring.report.history`.
+        evaluations: evaluations on held-back pictures.
         events: newest events, the oldest of them first.
         event_counts: number of all events, by kind.
-        states: events that began a bad state which has not ended.
+        states: events that began a bad state which has not ended, by the kind of the event, and by its player or its problem.
         checkpoints: newest events of checkpoints.
         settings: settings of the newest attempt; empty where there are none.
         checkpoint_facts: commit file of the newest checkpoint in the folder; empty where there is none.
@@ -72,6 +78,7 @@ class Record:
     read_at: float
     attempts: list[Attempt] = field(default_factory=list)
     curves: Curves = field(default_factory=Curves)
+    evaluations: Evaluations = field(default_factory=Evaluations)
     events: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=NEWEST_EVENTS))
     event_counts: Counter[str] = field(default_factory=Counter)
     states: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
@@ -133,6 +140,7 @@ def read(folder: Path) -> Record:
     _read_settings(record)
     _read_events(record, attempts)
     _read_history(record, attempts)
+    _read_evaluations(record, attempts)
     _read_quarantine(record)
     _read_batch_system(record)
     if record.last is not None and not record.last.reason and math.isfinite(record.written_at):
@@ -144,7 +152,7 @@ def read(folder: Path) -> Record:
 
 
 def _read_events(record: Record, attempts: Attempts) -> None:
-    lines = Lines(record.folder / EVENTS)
+    lines, learning = Lines(record.folder / EVENTS), deque[Mapping[str, Any]](maxlen=NEWEST_EVENTS)
     for row in lines:
         kind = kind_of(row)
         attempts.add_event(row)
@@ -152,21 +160,36 @@ def _read_events(record: Record, attempts: Attempts) -> None:
         record.event_counts[kind if kind in record.event_counts or len(record.event_counts) < 100 else "others"] += 1
         if kind == "checkpoint":
             record.checkpoints.append(row)
+        elif kind in LEARNING:
+            learning.append(row)
+        elif kind == "start":
+            step = integer(row.get("step")) or 0
+            learning = deque((each for each in learning if (integer(each.get("step")) or 0) <= step), maxlen=NEWEST_EVENTS)
         _follow_state(record, kind, row)
+    for event in learning:
+        _set_state(record, LEARNING[0], str(event.get("problem", "")), event if kind_of(event) == LEARNING[0] else None)
     attempts.settle()
     _note_damage(record, lines, "attempts, checkpoints and the event log are not known")
 
 
 def _follow_state(record: Record, kind: str, row: Mapping[str, Any]) -> None:
-    who = str(row.get("player", ""))[:80]
+    who = str(row.get("player", ""))
     if kind == "start":
-        record.states.clear()  # each attempt reports its states anew
+        record.states.clear()
     elif kind in STATES:
-        record.states[kind, who] = row
+        _set_state(record, kind, who, row)
     else:
         for state, over in STATES.items():
             if kind == over:
-                record.states.pop((state, who), None)
+                _set_state(record, state, who, None)
+
+
+def _set_state(record: Record, kind: str, who: str, row: Mapping[str, Any] | None) -> None:
+    """Sets a bad state, or ends it where there is no row."""
+    if row is None:
+        record.states.pop((kind, who[:80]), None)
+    elif len(record.states) < _MOST_STATES:
+        record.states[kind, who[:80]] = row
 
 
 def _read_history(record: Record, attempts: Attempts) -> None:
@@ -177,6 +200,13 @@ def _read_history(record: Record, attempts: Attempts) -> None:
             f"{EVENTS} has no start of {inferred} attempts whose steps are in {HISTORY}: they are taken to begin at their first steps."
         )
     _note_damage(record, lines, "there are no curves")
+
+
+def _read_evaluations(record: Record, attempts: Attempts) -> None:
+    lines = Lines(record.folder / EVALUATION)
+    record.evaluations = evaluations.read(lines, attempts)
+    if not lines.missing:  # no evaluations, no file
+        _note_damage(record, lines, "")
 
 
 def _read_quarantine(record: Record) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from monitoring.report import pictures
-from monitoring.report.axes import UNKNOWN
+from monitoring.report import learning, pictures
+from monitoring.report.axes import UNKNOWN, figure
 from monitoring.report.charts import Chart, Drawing, Line, span
-from monitoring.report.curves import Buckets, Curves
+from monitoring.report.curves import Buckets, Curves, Name
 from monitoring.report.disclosure import flattened, shown
 from monitoring.report.markup import pairs, section, text
 from monitoring.report.record import Record
@@ -21,7 +22,7 @@ _MOST_SETTINGS = 2000
 def drawings(record: Record) -> list[Drawing]:
     """Returns every chart of a run, in the order of the page."""
     curves = record.curves
-    charts = [Chart(f"{_title(name[1])}: {_name(name[2])} loss", [Line("", curves[name])], may_be_log=True) for name in _losses(curves)]
+    charts = [_loss_chart(record, name) for name in _losses(curves)]
     for player in dict.fromkeys(name[1] for name in curves.names("accuracy")):
         lines = [Line(_name(name[2]), curves[name]) for name in curves.names("accuracy", player)]
         charts.append(Chart(f"{_title(player)}: accuracy", lines[:4], is_fraction=True))
@@ -39,6 +40,17 @@ def drawings(record: Record) -> list[Drawing]:
     restarts = [attempt.start for attempt in record.attempts[1:]]
     taken_back = [(max(each.first, int(each.limit) + 1), each.last) for each in record.attempts if each.undone]
     return [Drawing(chart, curves, restarts, taken_back, number) for number, chart in enumerate(charts)]
+
+
+def _loss_chart(record: Record, name: Name) -> Chart:
+    """Returns the chart of a loss. A run with evaluations has held-back losses and baselines in the one that the evaluations repeat."""
+    title, line = f"{_title(name[1])}: {_name(name[2])} loss", Line("", record.curves[name])
+    if not record.evaluations.rows:
+        return Chart(title, [line], may_be_log=True)
+    if name != next((each for each in record.curves.names("loss") if each[2] == "reconstruction"), None):
+        return Chart(title, [line], may_be_log=True, skips_start=True)
+    lines = [Line("training", record.curves[name]), learning.held_back_line(record)]
+    return Chart(title, lines, may_be_log=True, levels=learning.levels(record.evaluations), skips_start=True)
 
 
 def curves_section(record: Record, drawn: list[Drawing]) -> str:
@@ -71,6 +83,7 @@ def pictures_section(record: Record) -> str:
     """Returns the part with the newest picture grid and a few before it."""
     if not record.pictures:
         return section("pictures", "Pictures", '<p class="empty">No picture grid has been drawn (training.pictures_every).</p>')
+    followed = pictures.follow(record.pictures)
     loaded = pictures.load(pictures.chosen(record.pictures))
     figures = []
     for each in loaded:
@@ -85,9 +98,36 @@ def pictures_section(record: Record) -> str:
     lead = "The newest first." if len(loaded) > 1 else ""
     if len(record.pictures) > len(loaded):
         lead = f"The newest first, then others back to the first one, of {len(record.pictures):,} in the folder pictures."
-    viewer = '<dialog id="viewer" aria-label="Enlarged pictures"><form method="dialog"><button>Close</button></form><img alt=""></dialog>'
+    if followed:
+        lead = f"Single pictures from the first steps to the newest, then whole grids. {lead}".strip()
+    viewer = (
+        '<dialog id="viewer" aria-label="Enlarged pictures"><form method="dialog">'
+        '<button type="button" class="turn" hidden>Previous</button><button type="button" class="turn" hidden>Next</button>'
+        '<output></output><button>Close</button></form><img alt=""></dialog>'
+    )
     strip = f'<div class="strip" tabindex="0" role="region" aria-label="Picture grids">{"".join(figures)}</div>'
-    return section("pictures", "Pictures", strip + viewer, lead)
+    strips = "".join(_strip(each, number) for number, each in enumerate(followed, 1))
+    return section("pictures", "Pictures", strips + strip + viewer, lead)
+
+
+def _strip(followed: pictures.Followed, number: int) -> str:
+    """Returns one picture through the steps: its context, the paintings, its truth."""
+    cells = [(cut, f"painted at step {step:,}", f"step {step:,}") for step, cut in followed.steps.items()]
+    if followed.context is not None:
+        cells.insert(0, (followed.context, "context", "context"))
+    if followed.truth is not None:
+        cells.append((followed.truth, "truth", "truth"))
+    figures = []
+    for cut, what, caption in cells:
+        error = f"L1 {figure(cut.l1, 3)} %" if caption.startswith("step") and math.isfinite(cut.l1) else ""
+        alt = text(f"Picture {number}, {what}{f', {error}' if error else ''}", 200)
+        figures.append(
+            f'<figure class="cut"><button type="button" class="enlarge" aria-label="Enlarge: {alt}">'
+            f'<img src="{cut.url}" width="{cut.width}" height="{cut.height}" alt="{alt}"></button>'
+            f"<figcaption>{caption}<small>{error}</small></figcaption></figure>"
+        )
+    name = f"Picture {number} through the steps"
+    return f'<div class="strip follow" tabindex="0" role="region" aria-label="{name}">{"".join(figures)}</div>'
 
 
 def settings_section(record: Record) -> str:

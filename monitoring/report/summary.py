@@ -11,9 +11,18 @@ from typing import Any
 from monitoring.report.attempts import images
 from monitoring.report.axes import UNKNOWN, duration, figure, moment, percent
 from monitoring.report.curves import Curve
+from monitoring.report.learning import baseline_name, better, reached
 from monitoring.report.lines import integer, number
 from monitoring.report.markup import counted_as, text
 from monitoring.report.record import Record
+
+HEADLINES = {
+    "baseline": "The network is no better than a plain colour",
+    "dead_maps": "Maps of the network are dead",
+    "constant_output": "The painting is the same for every picture",
+    "collapsed_features": "The features have collapsed",
+}
+"""Problem of learning -> part of docs/operations.md."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ def state(record: Record) -> State:
     if last is None:
         return State("unknown", "warn", "The folder does not say what was trained.")
     if last.reason == "finished":
-        return State("finished", "good", f"All {done} are done.")
+        return _finished(record, done)
     if last.failed:
         return State("failed", "bad", f"The run ended after {done}: {text(last.reason)}: {text(last.message)}")
     if last.reason:
@@ -50,6 +59,27 @@ def state(record: Record) -> State:
         return State("running", "live", f"{done} are done{more}.")
     silent = duration(record.read_at - record.written_at)
     return State("silent", "bad", f"{done} are done; the run has written nothing for {silent}, and no end.")
+
+
+def _finished(record: Record, done: str) -> State:
+    """Returns the state of a finished run, which is good only where the run has learnt as far as its evaluations show it."""
+    judged, sentence = record.evaluations.judged, reached(record.evaluations)
+    if judged is not None and judged.beats_baselines is False:
+        but = f"the network paints no better than the {text(baseline_name(judged.stronger))}: {sentence}."
+        if judged.step < (limit := _judge_after(record)):
+            but += f" That may be too early to judge: evaluation.judge_after is {limit:,} steps."
+        return State("finished, baseline not beaten", "warn", f"All {done} are done, but {but}")
+    sentence = f"All {done} are done{f': {sentence}' if sentence else ''}."
+    if problems := sum(kind == "not_learning" for kind, _ in record.states):
+        there = "a problem is" if problems == 1 else f"{problems} problems are"
+        return State("finished, with problems", "warn", f"{sentence} But {there} in the notes below.")
+    return State("finished", "good", sentence)
+
+
+def _judge_after(record: Record) -> int:
+    """Returns the number of steps from which on a run is judged; 0 where the settings don't say."""
+    evaluation = record.settings.get("evaluation")
+    return (integer(evaluation.get("judge_after")) or 0) if isinstance(evaluation, Mapping) else 0
 
 
 def progress(record: Record) -> float:
@@ -71,6 +101,9 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
         found.append(
             (f"{text(title[:1].upper() + title[1:], 60)} loss", figure(end, 3), f"{figure(begin, 3)} in the first tenth of the run")
         )
+    if (judged := record.evaluations.judged) is not None:
+        against = f"{better(judged.gain)} than the {text(baseline_name(judged.stronger))}" if judged.stronger else "no baseline is known"
+        found.append(("Held-back L1", f"{figure(judged.scores.l1, 3)} %", against))
     if curves.names("throughput"):
         found.append(("Images per second", figure(_middle(curves[("throughput",)]), 3), "median, all ranks together"))
     if curves.names("wait"):
@@ -112,6 +145,10 @@ def notes(record: Record) -> list[tuple[str, str]]:
 def _described(kind: str, who: str, row: Mapping[str, Any]) -> str:
     step = integer(row.get("step"))
     since = f" since step {step:,}" if step is not None else ""
+    if kind == "not_learning":
+        message = text(row.get("message") or "The run does not learn", 400).rstrip(".")
+        where = f"docs/operations.md, {HEADLINES[who]}" if who in HEADLINES else "docs/operations.md"
+        return f"{message}{since}: {where}."
     if kind == "starving":
         return f"Ranks wait for data most of the time{since}: docs/operations.md, Data starves."
     if kind == "collapse":

@@ -17,8 +17,8 @@ from monitoring.report.record import Record, kind_of
 
 _ATTEMPTS_BUDGET, _EVENTS_BUDGET, _CHECKPOINTS_BUDGET = 300_000, 600_000, 60_000  # characters
 _MOST_FACTS = 30  # facts of an event that are shown
-_BAD_EVENTS = frozenset({"stall", "checkpoint_failed", "nonfinite", "collapse", "starving"})
-_GOOD_EVENTS = frozenset({"checkpoint", "starving_over", "collapse_over", "nonfinite_over"})
+_BAD_EVENTS = frozenset({"stall", "checkpoint_failed", "nonfinite", "collapse", "starving", "not_learning"})
+_GOOD_EVENTS = frozenset({"checkpoint", "starving_over", "collapse_over", "nonfinite_over", "learning_again"})
 
 
 def attempts_section(record: Record) -> str:

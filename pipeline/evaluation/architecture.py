@@ -71,7 +71,7 @@ def built(layers: Iterable[Layer], weights: Mapping[str, Tensor]) -> nn.Sequenti
             for layer in layers:
                 network.add_module(layer.name, _made(layer))
         network.load_state_dict(dict(weights), assign=True)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise EncoderInvalid(f"the layers and the weights do not fit: {' '.join(str(error).split())}") from error
     return network.eval()
 

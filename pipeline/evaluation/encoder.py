@@ -73,10 +73,14 @@ def read_encoder(path: str | Path, options: Options | None = None, step: int | N
     if text.endswith(".onnx"):
         raise EncoderInvalid(f"{redacted(text)}: ONNX is for other programs. Name the run, or an export as safetensors or as a folder")
     if text.endswith(".safetensors"):
-        return _from_file(text, options)
-    if Store(text, options).size(CONFIG) is not None:
-        return _from_file(f"{text}/{WEIGHTS}", options)
-    return TrainedEncoder(*trained_encoder(text, step, options))
+        found = _from_file(text, options)
+    elif Store(text, options).size(CONFIG) is not None:
+        found = _from_file(f"{text}/{WEIGHTS}", options)
+    else:
+        return TrainedEncoder(*trained_encoder(text, step, options))
+    if step not in (None, found.facts.step):
+        raise EncoderInvalid(f"{redacted(text)}: holds the encoder after {found.facts.step} steps, not {step}. Name the run instead")
+    return found
 
 
 def layers(module: nn.Module) -> list[str]:
@@ -119,7 +123,7 @@ def random_start(facts: EncoderFacts, seed: int) -> nn.Sequential:
 
     Args:
         facts: facts of a trained encoder.
-        seed: seed of the run; `facts.seed` gives the start of the very run that trained the encoder.
+        seed: seed of the run; the seed of the facts gives the start of the very run that trained the encoder.
 
     Raises:
         EncoderInvalid: the recipe of the encoder is not here, or does not know its settings.

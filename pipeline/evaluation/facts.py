@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ class EncoderFacts:
         mean: mean of R, G, B that is subtracted, on the scale 0 to 255.
         divisor: divisor of the centred values.
         fill: R, G, B that stood for missing pixels in training, on the scale 0 to 255.
+        shorter_side: shorter side, in pixels, that a picture is resized to before its middle is cut out: the scale of the training.
         output: maps, height and width of the output.
         recipe: pretext task that the encoder learned by.
         player: network of the recipe that the encoder is a part of.
@@ -127,7 +128,8 @@ class EncoderFacts:
     start: Mapping[str, Any] | None = None
     torch: str = ""
     version: str = ""
-    channels: str = field(default="RGB")
+    shorter_side: int = STORED_SIDE
+    channels: str = "RGB"
 
     @property
     def names(self) -> list[str]:
@@ -137,7 +139,7 @@ class EncoderFacts:
     @property
     def transform(self) -> Transform:
         """The way from pixels to the input."""
-        return Transform(self.side, self.mean, self.divisor, self.fill, self.channels)
+        return Transform(self.side, self.mean, self.divisor, self.fill, self.channels, self.shorter_side)
 
     def to_mapping(self) -> dict[str, Any]:
         """Returns the facts as plain values, for JSON."""
@@ -168,7 +170,7 @@ class EncoderFacts:
                 raise ValueError("layers: the list is empty")
             checked: dict[str, Any] = {
                 **{name: str(values[name]) for name in ("recipe", "player", "layout", "torch", "version", "channels")},
-                **{name: int(values[name]) for name in ("side", "step", "global_batch", "seed")},
+                **{name: int(values[name]) for name in ("side", "shorter_side", "step", "global_batch", "seed")},
                 **{name: _three(values[name], float) for name in ("mean", "fill")},
                 **{name: dict(values[name]) for name in ("method", "data_sets")},
                 **{name: None if values[name] is None else dict(values[name]) for name in ("scores", "start")},
@@ -188,7 +190,8 @@ class EncoderFacts:
             EncoderInvalid: as `from_mapping`.
         """
         try:
-            values = {name: text if name in _TEXTS else json.loads(text) for name, text in texts.items()}
+            known = {"format", *(item.name for item in fields(cls))}  # other programs may add their own
+            values = {name: text if name in _TEXTS else json.loads(text) for name, text in texts.items() if name in known}
         except ValueError as error:
             raise EncoderInvalid(_damaged(where, str(error))) from error
         return cls.from_mapping(values, where)

@@ -108,7 +108,7 @@ def _described(
         data_sets=_fingerprints(checkpoint.facts["position"]),
         scores=scores,
         start=start,
-        torch=str(checkpoint.facts["torch"]),
+        torch=str(checkpoint.facts.get("torch", "")),
         version=environment().get("context-encoders", ""),
     )
     return facts, weights

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.batch_norm import GroupedBatchNorm2d
-from pipeline.model.initialisation import gaussian_start
+from pipeline.model.initialisation import gaussian_start, scale_start
 
 MAPS = (128, 64, 64, 32, 3)
 
@@ -54,6 +54,7 @@ class Decoder(nn.Sequential):
         batch_norm_group: samples that are normalised together.
         initial_std: standard deviation of the initial weights; None scales with the fan-in.
         proportion: factor of the maps, as in the encoder; the picture keeps its 3 channels.
+        output_gain: factor of the initial weights of the last up-convolution.
 
     Raises:
         ValueError: naming the argument.
@@ -67,6 +68,7 @@ class Decoder(nn.Sequential):
         batch_norm_group: int = 64,
         initial_std: float | None = None,
         proportion: Fraction = Fraction(1),
+        output_gain: float = 1.0,
     ) -> None:
         super().__init__()
         if target_size < 1:
@@ -84,3 +86,4 @@ class Decoder(nn.Sequential):
         if target_size != size:
             self.add_module("resize", BilinearResize(size, target_size))
         gaussian_start(self, initial_std)
+        scale_start(self.get_submodule(f"up{len(MAPS)}"), output_gain)

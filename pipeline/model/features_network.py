@@ -25,6 +25,7 @@ class FeaturesNetwork(nn.Module):
         target_size: side of the prediction in pixels.
         initial_std: standard deviation of the initial weights; None scales with the fan-in.
         width: maps of the first convolution, all others in proportion; None is the published network.
+        output_gain: factor of the initial weights of the last up-convolution.
 
     Attributes:
         encoder: part that is kept after pretraining.
@@ -44,13 +45,14 @@ class FeaturesNetwork(nn.Module):
         target_size: int = INPUT_SIZE,
         initial_std: float | None = None,
         width: int | None = None,
+        output_gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.encoder = Encoder(layout, batch_norm, batch_norm_group, pooling, initial_std, width)
         self.bottleneck = Bottleneck(self.encoder.channels, 6, mixing_kernel, dropout)
         gaussian_start(self.bottleneck, initial_std)
         scale = self.encoder.proportion
-        self.decoder = Decoder(self.encoder.channels, target_size, batch_norm, batch_norm_group, initial_std, scale)
+        self.decoder = Decoder(self.encoder.channels, target_size, batch_norm, batch_norm_group, initial_std, scale, output_gain)
 
     def forward(self, context: Tensor, keys: Tensor) -> Tensor:
         """Paints the image.

@@ -41,6 +41,22 @@ def gaussian_start(network: nn.Module, deviation: float | None = None) -> None:
 
 
 @torch.no_grad()
+def scale_start(layer: nn.Module, gain: float) -> None:
+    """Multiplies the initial weights of a layer, so that the untrained network's output is that many times as large.
+
+    Args:
+        layer: convolution or up-convolution whose weights were drawn and whose bias is zero.
+        gain: factor of the weights.
+
+    Raises:
+        ValueError: a gain that is not above zero.
+    """
+    if not gain > 0:
+        raise ValueError(f"output_gain: {gain} is not above 0")
+    layer.get_parameter("weight").mul_(gain)
+
+
+@torch.no_grad()
 def adversarial_start(network: nn.Module) -> None:
     """Draws the initial weights of the inpainting recipe: weights N(0, 0.02), batch-norm gains N(1, 0.02), biases 0."""
     gaussian_start(network, 0.02)

@@ -51,6 +51,9 @@ class FeaturesSettings:
     inpainting."""
     initial_std: Annotated[float, Gt(0)] | None = None
     """Standard deviation of the initial weights; None scales it with the fan-in (He). The paper does not give it."""
+    output_gain: Annotated[float, Gt(0)] = 0.1
+    """Factor of the initial weights of the last up-convolution. At 0.1 an untrained network errs about as much as the mean colour does; at
+    1 almost twice as much, and the first steps at a high rate then kill maps. Also a factor of `initial_std`, where that is given."""
     mixing_kernel: Annotated[int, Ge(1)] = 1
     """Side of the kernel, odd, that mixes the maps after the channel-wise layer. The paper does not give it."""
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.5
@@ -115,6 +118,7 @@ class FeaturesRecipe:
             dropout=settings.dropout,
             target_size=settings.target_size,
             width=settings.width,
+            output_gain=settings.output_gain,
         )
         width = int(JUDGE_WIDTH * network.encoder.proportion)
         pair = AdversarialPair(self.painter, settings, self._distance, lambda pixels: resized(pixels.float(), JUDGED_SIZE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -95,3 +96,15 @@ def test_a_run_without_checkpoints_is_an_error(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "empty").mkdir()
     assert call(monkeypatch, "list", str(tmp_path / "empty")) == 1
     assert "no checkpoints" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", ["checkpoints", "ledger", "export"])
+def test_an_option_of_the_store_without_a_value_is_refused_and_not_repeated(
+    program: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {"checkpoints": ["list", str(run)], "ledger": [str(run)], "export": [str(run), str(run / "encoder")]}[program]
+    monkeypatch.setattr(sys, "argv", [f"launch/{program}.py", *arguments, "--storage", "hunter2"])
+    assert importlib.import_module(f"launch.{program}").main() == 1
+    said = capsys.readouterr().err
+    assert "a --storage option is KEY=VALUE" in said
+    assert "hunter2" not in said

@@ -2,5 +2,5 @@
 
 In: a recipe with its engines, and a choice of pictures (`pipeline.stream.fixed`). Out: a row of `evaluation.jsonl`: errors beside those of
 two baselines, dead maps, the spread of outputs and features, and a small probe. The figures are the same at any number of ranks, and
-making them leaves the training as it was, to the bit. Public names: `evaluation.Evaluation`, `evaluation.open_evaluation`.
+making them leaves the training as it was, to the bit. Public names: `evaluation.Evaluation`, `opening.open_evaluation`.
 """

@@ -16,7 +16,7 @@ _STILL = 1e-6  # a map that varies by less, relative to its largest value, says 
 
 @dataclass
 class Activity:
-    """What a forward pass left behind.
+    """Traces of a forward pass.
 
     Attributes:
         highest, lowest: largest and smallest value of each map over all pictures and places, (maps,), by layer.

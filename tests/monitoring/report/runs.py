@@ -6,13 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
 from monitoring.report import write_run_page
+from pipeline.training.record.grid import save_grid
 
 BEGUN = 1_700_000_000.0
 
@@ -62,6 +66,25 @@ def draw(run: Path, step: int, size: tuple[int, int] = (40, 60)) -> Path:
     return path
 
 
+def draw_grid(run: Path, step: int, truth: Tensor, prediction: Tensor | float = 0.5, dropped: bool = True) -> Path:
+    """Draws a grid as training does.
+
+    Args:
+        run: run folder.
+        step: step of the grid.
+        truth: pictures, float (n, 3, H, W).
+        prediction: paintings of the same shape, or a grey.
+        dropped: the lower half of each picture is dropped; else nothing is.
+    """
+    mask = torch.zeros_like(truth[:, :1], dtype=torch.bool)
+    mask[:, :, truth.shape[2] // 2 :] = dropped
+    painted = prediction if isinstance(prediction, Tensor) else torch.full_like(truth, prediction)
+    path = run / "pictures" / f"step_{step:09d}.png"
+    paintings = SimpleNamespace(context=truth, prediction=painted, truth=truth, mask=mask)
+    save_grid(path, paintings, (100 * (painted - truth).abs().flatten(1).mean(1)).tolist())
+    return path
+
+
 class Page(HTMLParser):
     """The elements and the text of a page."""
 
@@ -93,3 +116,38 @@ class Page(HTMLParser):
 def written(run: Path) -> Page:
     """Writes the page of a run and reads it."""
     return Page(write_run_page(run).path)
+
+
+BASELINES = {
+    "constant": {"loss": 0.474, "l1": 11.9, "l2": 2.9, "psnr": 15.1},
+    "visible_mean": {"loss": 0.395, "l1": 9.9, "l2": 2.3, "psnr": 16.9},
+}
+
+
+def evaluation_row(step: int, loss: float, attempt: int = 1, **more: Any) -> dict[str, Any]:
+    """Returns a line of the evaluations of a run."""
+    return {
+        "step": step,
+        "attempt": attempt,
+        "pictures": 256,
+        "loss": loss,
+        "l1": 25 * loss,
+        "l2": 6 * loss,
+        "psnr": 18.2,
+        "baselines": BASELINES,
+        "gain": 1 - loss / 0.395,
+        "maps": {"relu1": 96, "relu5": 256},
+        "dead_maps": {"relu1": 0, "relu5": 0},
+        "output_spread": 0.41,
+        "feature_dimensions": 12.3,
+        "feature_spread": 0.7,
+        "probe": {"classes": 40, "chance": 0.03, "knn": 0.21, "ridge": 0.3},
+        "seconds": 1.2,
+        **more,
+    }
+
+
+def write_evaluations(run: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes the evaluations of a run folder."""
+    (run / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run

@@ -7,13 +7,14 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from monitoring.report.disclosure import flattened, shown
-from tests.monitoring.report.runs import BEGUN, history_row, start, write_run, written
+from tests.monitoring.report.runs import BEGUN, evaluation_row, history_row, start, write_evaluations, write_run, written
 
 SECRET = "sup3r-Secr3t-0815"
 SECRETS = [
@@ -160,6 +161,11 @@ def test_no_text_of_a_run_becomes_markup(tmp_path: Path) -> None:
     history = [history_row(step, 1, losses=losses, gradient_norms={evil: 1.0, "b": 2.0}) for step in (1, 2)]
     run = write_run(tmp_path / evil.replace("/", "|"), events, history, **{evil: {evil: evil}})
     (run / "quarantine.jsonl").write_text(json.dumps(dict.fromkeys(("name", "shard", "cause", "reason"), evil)) + "\n")
+    named: dict[str, Any] = {"baselines": {evil: {"loss": 0.5}, "b": evil}, "maps": {evil: 3}, "dead_maps": {evil: 1}, "probe": evil}
+    write_evaluations(run, [evaluation_row(step, 0.4, **named) for step in (0, 2)])
+    with open(run / "events.jsonl", "a") as file:
+        file.write(json.dumps({"event": "not_learning", "problem": evil, "message": evil, "step": 1}) + "\n")
+        file.write(json.dumps({"event": "not_learning", "problem": [evil], "step": evil}) + "\n")
     (run / "pictures").mkdir()
     (run / "pictures" / "step_000000001.png").write_bytes(evil.encode())
     plain = written(write_run(tmp_path / "plain", [start(1, 0)], [history_row(1, 1)]))

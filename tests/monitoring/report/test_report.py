@@ -9,16 +9,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitoring.report import write_run_page
 from monitoring.report.lines import LONGEST_LINE, Lines
 from monitoring.report.page import LARGEST
-from monitoring.report.pictures import MOST_PICTURES
+from monitoring.report.pictures import MOST_FOLLOWED, MOST_PICTURES, MOST_STEPS
 from monitoring.report.record import NEWEST_EVENTS, read
 from pipeline.training.record.run_folder import RunFolder
-from tests.monitoring.report.runs import BEGUN, Page, draw, history_row, start, write_run, written
+from tests.monitoring.report.runs import (
+    BEGUN,
+    Page,
+    draw,
+    draw_grid,
+    evaluation_row,
+    history_row,
+    start,
+    write_evaluations,
+    write_run,
+    written,
+)
 
 
 def test_steps_that_were_taken_back_are_marked_and_count_nowhere(run: Path) -> None:
@@ -66,7 +78,12 @@ def test_the_largest_run_stays_below_five_megabytes(tmp_path: Path) -> None:
     ]
     sections = {f"section {number}": {f"key {key}": "<&>" * 90 for key in range(10)} for number in range(50)}
     run = write_run(tmp_path / "run", events, history, **sections)
-    first = draw(run, 0, (800, 600))
+    layers = {f"layer & {number}": 9 for number in range(100)}
+    baselines = {f"<baseline> {number}" * 9: {"loss": 0.3 + number} for number in range(9)}
+    more: dict[str, Any] = {"maps": layers, "dead_maps": layers, "baselines": baselines}
+    rows = [evaluation_row(step, float(spread[step % 700]), 1000, **more) for step in range(1000)]
+    write_evaluations(run, rows)
+    first = draw_grid(run, 0, torch.rand(4, 3, 144, 144, generator=torch.Generator().manual_seed(0)))
     for step in range(1, 1000):
         os.link(first, run / "pictures" / f"step_{step:09d}.png")
     with open(run / "quarantine.jsonl", "w") as file:
@@ -77,7 +94,8 @@ def test_the_largest_run_stays_below_five_megabytes(tmp_path: Path) -> None:
     report = write_run_page(run)
     assert report.bytes < LARGEST
     source = report.path.read_text(encoding="utf-8")
-    assert source.count("<img ") == MOST_PICTURES + 1, "and the empty image of the viewer"
+    followed = MOST_FOLLOWED * (MOST_STEPS + 2)
+    assert source.count("<img ") == MOST_PICTURES + followed + 1, "and the empty image of the viewer"
     assert 100 < source.count('class="kind"') <= NEWEST_EVENTS
     assert "earlier attempts are not listed" in source
     assert "older ones are in events.jsonl" in source
@@ -139,19 +157,41 @@ KEYS = [
     "reason",
     "message",
 ]
-KINDS = st.sampled_from(["start", "end", "checkpoint", "stall", "collapse", "restart", "starving"])
+KINDS = st.sampled_from(["start", "end", "checkpoint", "stall", "collapse", "restart", "starving", "not_learning", "learning_again"])
+SCORES = st.dictionaries(st.sampled_from(["loss", "l1", "l2", "psnr", "chance", "knn", "ridge", "classes"]), JSON | st.floats(), max_size=5)
+EVALUATIONS = st.fixed_dictionaries(
+    {"step": st.integers(0, 9) | JSON, "loss": st.floats() | JSON},
+    optional={
+        "attempt": st.integers(0, 3) | JSON,
+        "baselines": st.dictionaries(st.text(max_size=4), SCORES | JSON, max_size=3) | JSON,
+        "maps": st.dictionaries(st.sampled_from("ab"), st.integers(-1, 9) | JSON) | JSON,
+        "dead_maps": st.dictionaries(st.sampled_from("ab"), st.integers(-1, 9) | JSON) | JSON,
+        "probe": SCORES | JSON,
+        "pictures": JSON,
+        "feature_spread": st.floats() | JSON,
+    },
+)
 ROWS = st.dictionaries(st.sampled_from([*KEYS, "position", "player", "bytes", "images_per_second", "versions"]), JSON, max_size=8)
 
 
 @settings(max_examples=50)
-@given(st.lists(st.tuples(ROWS, KINDS), max_size=6), st.lists(ROWS, max_size=6), JSON | st.binary(max_size=40))
+@given(
+    st.lists(st.tuples(ROWS, KINDS), max_size=6),
+    st.lists(ROWS, max_size=6),
+    st.lists(EVALUATIONS, max_size=6),
+    JSON | st.binary(max_size=40),
+)
 def test_any_content_of_the_files_gives_a_page(
-    tmp_path_factory: pytest.TempPathFactory, events: list[tuple[dict[str, Any], str]], history: list[dict[str, Any]], kept: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    events: list[tuple[dict[str, Any], str]],
+    history: list[dict[str, Any]],
+    evaluations: list[dict[str, Any]],
+    kept: Any,
 ) -> None:
     run = tmp_path_factory.mktemp("run")
     named = [{**row, "event": kind} if len(row) % 3 else row for row, kind in events]
     stepped = [{"step": step, "attempt": 1, **row} for step, row in enumerate(history, 1)]
-    for name, rows in (("events", named), ("history", stepped), ("quarantine", history)):
+    for name, rows in (("events", named), ("history", stepped), ("quarantine", history), ("evaluation", evaluations)):
         (run / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "config.yaml").write_bytes(kept if isinstance(kept, bytes) else json.dumps(kept).encode())
     page = written(run)

@@ -12,8 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from launch.local.object_store import SeaweedFS
 from pipeline.evaluation.encoder import EncoderInvalid, layer_outputs, layers, load_encoder, random_start, read_encoder
 from pipeline.evaluation.export import export_encoder
+from shards.store import Store
 from tests.pipeline.evaluation.runs import FINGERPRINT, KINDS, pictures, write_run, write_scores
 
 
@@ -98,6 +100,12 @@ def test_the_facts_say_how_the_encoder_was_trained_and_what_it_scored(tmp_path: 
     assert b"secret" not in (tmp_path / "encoder.safetensors").read_bytes()
 
 
+def test_the_facts_name_each_data_set_of_a_mixture(tmp_path: Path) -> None:
+    position = {"faces.epoch": 0, "faces.data_set": 1, "faces.seed": 7, "places.epoch": 2, "places.data_set": 0x20}
+    write_run(tmp_path, "torchvision", position=position)
+    assert read_encoder(tmp_path).facts.data_sets == {"faces": f"{1:016x}", "places": f"{0x20:016x}"}
+
+
 def test_the_transform_scales_pixels_and_takes_pictures_of_any_size(exported: Path, tmp_path: Path) -> None:
     _, transform = load_encoder(exported)
     grey = torch.full((1, 227, 227, 3), 117, dtype=torch.uint8)
@@ -162,3 +170,19 @@ def test_files_that_are_no_encoders_are_refused(tmp_path: Path) -> None:
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "bare.safetensors")
     with pytest.raises(EncoderInvalid, match="holds no encoder"):
         load_encoder(tmp_path / "bare.safetensors")
+
+
+def test_an_encoder_is_loaded_from_a_bucket(s3: SeaweedFS, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "torchvision")
+    export_encoder(str(tmp_path / "run"), tmp_path / "encoder")
+    s3.make_bucket("encoders")
+    store = Store("s3://encoders", s3.options)
+    for path in (path for folder in ("encoder", "run") for path in (tmp_path / folder).rglob("*") if path.is_file()):
+        store.upload(path, str(path.relative_to(tmp_path)))
+    expected = read_encoder(tmp_path / "encoder").weights
+    for name in ("encoder", "encoder/encoder.safetensors", "run/checkpoints"):
+        found = read_encoder(f"s3://encoders/{name}", s3.options)
+        assert found.facts.step == 20
+        assert all(found.weights[each].equal(expected[each]) for each in expected)
+    with pytest.raises(EncoderInvalid, match="no such file"):
+        load_encoder("s3://encoders/none.safetensors", s3.options)

@@ -51,6 +51,25 @@ def test_up_convolutions_double_the_size_to_161() -> None:
     assert [name for name in shapes if name.startswith("relu")] == ["relu1", "relu2", "relu3", "relu4"]
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_untrained_output_is_as_large_as_the_output_gain_asks(batch_norm: bool) -> None:
+    context, keys = samples(4)
+    painted = []
+    for gain in (1.0, 0.1):
+        torch.manual_seed(5)
+        network = FeaturesNetwork(batch_norm=batch_norm, batch_norm_group=2, width=12, output_gain=gain)
+        painted.append(network.eval()(0.5 * context, keys).detach())
+    assert torch.allclose(painted[1], 0.1 * painted[0], atol=1e-6)
+    assert painted[1].std() < 0.25, "small beside mean-centred pixels, whose deviation is about 0.5"
+    last = FeaturesNetwork(width=12, output_gain=0.1).decoder.get_parameter("up5.weight")
+    assert float(last.detach().std()) == pytest.approx(0.1 * (2 * 4 / (25 * 4)) ** 0.5, rel=0.2)
+
+
+def test_an_output_gain_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="output_gain: 0 is not above 0"):
+        FeaturesNetwork(width=12, output_gain=0)
+
+
 @pytest.mark.parametrize("target", [71, 161, 227])
 def test_the_target_size_is_a_setting(target: int) -> None:
     context, keys = samples(1)

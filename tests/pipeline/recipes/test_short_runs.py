@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from pipeline import recipes
 from pipeline.config import parse
-from pipeline.model.encoder import Encoder
 from pipeline.evaluation.export import export_encoder
+from pipeline.model.encoder import Encoder
 from pipeline.training.loop import pretrain
 from pipeline.training.supervision.interruption import Interruption
 from tests.conftest import ROOT

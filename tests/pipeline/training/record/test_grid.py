@@ -273,7 +273,7 @@ def test_a_viewer_never_sees_half_a_picture(tmp_path: Path) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    for _ in range(10):
+    for _ in range(4):
         save_grid(path, pictures)
     done.set()
     watcher.join()

@@ -1,0 +1,219 @@
+"""The evaluations of a run on held-back pictures, read in one pass and bounded memory.
+
+A line of `evaluation.jsonl` counts if its step counts, by the rule of `monitoring.run_files.last_counted_steps`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from monitoring.report.attempts import Attempts
+from monitoring.report.curves import Bucket, Curve, Curves
+from monitoring.report.lines import Lines, integer, number
+
+MOST_EVALUATIONS = 240
+"""Largest number of evaluations that are kept of a run; of more, every second, fourth, ... one and the newest are."""
+_MOST_BASELINES, _MOST_LAYERS = 4, 64
+_LARGEST = 1e30  # larger figures count as infinite
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures of paintings over the dropped pixels of the held-back pictures; NaN where one is not known.
+
+    Attributes:
+        loss: reconstruction loss, in the unit of the training's.
+        l1, l2: mean absolute and squared error in per cent.
+        psnr: peak signal-to-noise ratio in dB.
+    """
+
+    loss: float = math.nan
+    l1: float = math.nan
+    l2: float = math.nan
+    psnr: float = math.nan
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Accuracy of two small classifiers on the frozen features, as fractions.
+
+    Attributes:
+        classes: number of classes.
+        chance: accuracy of a guess, which is the fraction of the largest class.
+        knn, ridge: accuracy by the nearest neighbours, and by a ridge regression.
+    """
+
+    classes: int
+    chance: float
+    knn: float
+    ridge: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation.
+
+    Attributes:
+        step: steps of the run that were done; 0 is the random start.
+        pictures: number of held-back pictures.
+        scores: figures of the network.
+        baselines: figures of the baselines, by name.
+        layers: (name, maps, dead maps) of each layer.
+        output_spread: deviation over pictures of the mean painted colour, over that of the truth.
+        feature_dimensions: participation ratio of the features.
+        feature_spread: mean distance of the features from their mean, over their mean length.
+        probe: probe of the features; None where labels are not known.
+        seconds: duration of the evaluation.
+    """
+
+    step: int
+    pictures: int = 0
+    scores: Scores = field(default_factory=Scores)
+    baselines: Mapping[str, Scores] = field(default_factory=dict)
+    layers: tuple[tuple[str, int, int], ...] = ()
+    output_spread: float = math.nan
+    feature_dimensions: float = math.nan
+    feature_spread: float = math.nan
+    probe: Probe | None = None
+    seconds: float = math.nan
+
+    @property
+    def stronger(self) -> str:
+        """Name of the baseline with the smaller L1, which decides whether the run learns; empty where there is none."""
+        errors = {name: scores.l1 for name, scores in self.baselines.items() if math.isfinite(scores.l1)}
+        return min(errors, key=errors.__getitem__, default="")
+
+    @property
+    def gain(self) -> float:
+        """Fraction of the stronger baseline's L1 that the network has taken away; negative where the network is worse, else NaN."""
+        l1 = self.baselines[self.stronger].l1 if self.stronger else math.nan
+        return 1 - self.scores.l1 / l1 if l1 > 0 else math.nan
+
+    @property
+    def beats_baselines(self) -> bool | None:
+        """True where the network's L1 is below that of every baseline; None where no baseline is known."""
+        return self.scores.l1 < self.baselines[self.stronger].l1 if self.stronger else None
+
+    @property
+    def dead(self) -> float:
+        """Fraction of the maps of all layers that are dead; NaN where no maps are known."""
+        maps = sum(maps for _, maps, _ in self.layers)
+        return sum(dead for _, _, dead in self.layers) / maps if maps else math.nan
+
+
+@dataclass
+class Evaluations:
+    """Evaluations of a run whose steps count.
+
+    Attributes:
+        rows: evaluations by step; of a long run, evenly thinned.
+        count: number of evaluations that count.
+        undone: number of evaluations of steps that a later attempt took back.
+        start: evaluation of the random start; None where there is none.
+        newest: evaluation of the greatest step; None where there is none.
+        best: evaluation with the smallest L1; None where no L1 is finite.
+    """
+
+    rows: list[Evaluation] = field(default_factory=list)
+    count: int = 0
+    undone: int = 0
+    start: Evaluation | None = None
+    newest: Evaluation | None = None
+    best: Evaluation | None = None
+
+    @property
+    def judged(self) -> Evaluation | None:
+        """The newest evaluation of a network that has been trained; None where there is none."""
+        return self.newest if self.newest is not None and self.newest.step else None
+
+    def curve(self, curves: Curves, value: Callable[[Evaluation], float]) -> Curve:
+        """Returns one figure over the steps, in the buckets of a run's other curves."""
+        found = Curve()
+        for row in self.rows:
+            figure = value(row)
+            if abs(figure) < _LARGEST:  # false for NaN
+                index = min(row.step // curves.width, curves.top)
+                found.counted.setdefault(index, Bucket()).join(Bucket(1, figure, figure, figure))
+                found.latest = figure
+        return found
+
+
+def read(lines: Lines, attempts: Attempts) -> Evaluations:
+    """Reads the evaluations of a run.
+
+    Args:
+        lines: lines of `evaluation.jsonl`; those without a step and a loss are counted as damaged.
+        attempts: attempts of the run, whose steps are decided.
+    """
+    found, kept, odd, distance = Evaluations(), dict[int, tuple[int, Evaluation]](), 0, 1
+    for line in lines:
+        step, attempt = integer(line.get("step")), integer(line.get("attempt"))
+        if step is None or "loss" not in line:
+            odd += 1
+            continue
+        if attempt is not None and attempt in attempts and step > attempts[attempt].limit:
+            found.undone += 1
+            continue
+        row = _evaluation(step, line)
+        kept.pop(step, None)  # an attempt may evaluate again the step that it continues from
+        if found.count % distance == 0:
+            kept[step] = found.count, row
+        found.count += 1
+        while len(kept) >= MOST_EVALUATIONS:
+            distance *= 2
+            kept = {each: (place, other) for each, (place, other) in kept.items() if place % distance == 0}
+        if found.newest is None or step >= found.newest.step:
+            found.newest = row
+        if step == 0:
+            found.start = row
+        if row.scores.l1 < (found.best.scores.l1 if found.best else math.inf):
+            found.best = row
+    lines.damaged += odd
+    if found.newest is not None:
+        kept[found.newest.step] = found.count, found.newest
+    found.rows = [kept[step][1] for step in sorted(kept)]
+    return found
+
+
+def _evaluation(step: int, line: Mapping[str, Any]) -> Evaluation:
+    baselines, probe = line.get("baselines"), line.get("probe")
+    named = islice(baselines.items(), _MOST_BASELINES) if isinstance(baselines, Mapping) else ()
+    return Evaluation(
+        step,
+        integer(line.get("pictures")) or 0,
+        _scores(line),
+        {str(name): _scores(scores) for name, scores in named if isinstance(scores, Mapping)},
+        _layers(line.get("maps"), line.get("dead_maps")),
+        _figure(line, "output_spread"),
+        _figure(line, "feature_dimensions"),
+        _figure(line, "feature_spread"),
+        _probe(probe) if isinstance(probe, Mapping) else None,
+        _figure(line, "seconds"),
+    )
+
+
+def _scores(scores: Mapping[str, Any]) -> Scores:
+    return Scores(*(_figure(scores, key) for key in ("loss", "l1", "l2", "psnr")))
+
+
+def _layers(maps: object, dead: object) -> tuple[tuple[str, int, int], ...]:
+    if not isinstance(maps, Mapping) or not isinstance(dead, Mapping):
+        return ()
+    counts = [(str(name), integer(count), integer(dead.get(name))) for name, count in islice(maps.items(), _MOST_LAYERS)]
+    return tuple((name, count, lost) for name, count, lost in counts if count and lost is not None and lost <= count)
+
+
+def _probe(probe: Mapping[str, Any]) -> Probe:
+    return Probe(integer(probe.get("classes")) or 0, *(_figure(probe, key) for key in ("chance", "knn", "ridge")))
+
+
+def _figure(values: Mapping[str, Any], key: str) -> float:
+    """Returns a figure of a row; NaN where it is none, and infinity where it is larger than any that can be drawn."""
+    value = number(values.get(key))
+    if value is None:
+        return math.nan
+    return value if abs(value) < _LARGEST or math.isnan(value) else math.copysign(math.inf, value)

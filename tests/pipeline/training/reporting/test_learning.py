@@ -1,0 +1,123 @@
+"""Rows of evaluations in; sentences, events and metrics out, each change of state once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from monitoring.metrics.run_metrics import RunMetrics
+from monitoring.run_files import EVALUATION, EVENTS
+from pipeline.config import EvaluationConfig
+from pipeline.training.record.run_folder import RunFolder, read_lines
+from pipeline.training.reporting.learning import Learning, problems, sentence, stronger_baseline
+
+WELL: dict[str, Any] = {
+    "step": 1000,
+    "attempt": 1,
+    "pictures": 80,
+    "loss": 0.36,
+    "l1": 18.0,
+    "l2": 5.0,
+    "psnr": 13.5,
+    "baselines": {
+        "constant": {"loss": 0.47, "l1": 24.0, "l2": 8.0, "psnr": 11.5},
+        "visible_mean": {"loss": 0.4, "l1": 20.0, "l2": 6.0, "psnr": 12.8},
+    },
+    "gain": 0.1,
+    "maps": {"relu1": 12, "relu2": 32},
+    "dead_maps": {"relu1": 0, "relu2": 16},
+    "output_spread": 0.6,
+    "feature_dimensions": 9.0,
+    "feature_spread": 0.4,
+    "probe": None,
+    "seconds": 1.0,
+}
+ILL = {
+    "baseline": {"gain": -0.2, "l1": 24.0},
+    "dead_maps": {"dead_maps": {"relu1": 0, "relu2": 17}},
+    "constant_output": {"output_spread": 0.01},
+    "collapsed_features": {"feature_dimensions": 1.2},
+}
+
+
+@contextmanager
+def learning(folder: Path, judge_after: int = 1000) -> Iterator[tuple[Learning, list[str], RunMetrics]]:
+    said: list[str] = []
+    metrics = RunMetrics("run", 0, 1, "node")
+    with closing(RunFolder(folder, writes=True)) as run:
+        yield Learning(EvaluationConfig(judge_after=judge_after), run, metrics, said.append), said, metrics
+
+
+def reported(folder: Path) -> list[tuple[str, str]]:
+    return [(row["event"], row["problem"]) for row in read_lines(folder / EVENTS)]
+
+
+def shown(metrics: RunMetrics, problem: str) -> float:
+    lines = generate_latest(metrics.registry).decode().splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith("context_encoder_not_learning") and problem in line)
+
+
+def test_the_stronger_baseline_is_the_one_to_beat() -> None:
+    assert stronger_baseline(WELL) == "visible_mean"
+    assert sentence(WELL) == "held back L1 18 %, visible mean 20 %: 10% better"
+    assert sentence({**WELL, **ILL["baseline"]}) == "held back L1 24 %, visible mean 20 %: 20% worse"
+    assert sentence({**WELL, "gain": math.nan, "l1": math.nan}).endswith("no number")
+    probe = {"classes": 40, "chance": 0.03, "knn": 0.09, "ridge": 0.14}
+    assert sentence({**WELL, "probe": probe}).endswith("labels by k-NN 9%, by ridge 14% (the largest of 40 classes: 3%)")
+    assert problems(WELL) == {}, "half of a layer's maps may be dead"
+
+
+@pytest.mark.parametrize("problem", ILL)
+def test_each_problem_is_reported_once_and_its_end_too(problem: str, tmp_path: Path) -> None:
+    ill = {**WELL, **ILL[problem]}
+    assert list(problems(ill)) == [problem]
+    with learning(tmp_path) as (watch, said, metrics):
+        watch.resume(0)
+        assert shown(metrics, problem) == 0
+        watch.add({**ill, "step": 999})
+        assert (reported(tmp_path), shown(metrics, problem)) == ([], 0), "too early"
+        watch.add(ill)
+        watch.add({**ill, "step": 2000})
+        assert reported(tmp_path) == [("not_learning", problem)]
+        assert shown(metrics, problem) == 1
+        assert problems(ill)[problem] in said[2]
+        assert "not learning: " in watch.conclusion()
+        watch.add({**WELL, "step": 3000})
+        assert reported(tmp_path) == [("not_learning", problem), ("learning_again", problem)]
+        assert shown(metrics, problem) == 0
+        assert "not learning" not in watch.conclusion()
+    assert [row["step"] for row in read_lines(tmp_path / EVALUATION)] == [999, 1000, 2000, 3000]
+
+
+def test_a_network_that_gives_no_numbers_is_reported(tmp_path: Path) -> None:
+    broken = {**WELL, **dict.fromkeys(("loss", "l1", "gain", "output_spread", "feature_dimensions"), math.nan)}
+    assert set(problems(broken)) == {"baseline", "constant_output", "collapsed_features"}
+    with learning(tmp_path) as (watch, _, _):
+        watch.add(broken)
+
+
+def test_an_attempt_takes_over_what_was_reported_before_it(tmp_path: Path) -> None:
+    with learning(tmp_path) as (watch, _, _):
+        watch.add({**WELL, "step": 0, "l1": 40.0, "gain": -1.0})
+        watch.add({**WELL, **ILL["baseline"]})
+        watch.add({**WELL, "step": 2000})  # undone: the next attempt continues from step 1000
+    with learning(tmp_path) as (watch, said, metrics):
+        watch.resume(1000)
+        assert (watch.has(1000), watch.has(2000)) == (True, False)
+        assert shown(metrics, "baseline") == 1
+        watch.add({**WELL, **ILL["baseline"], "step": 2000, "attempt": 2})
+        assert len(said) == 1, "no second report of the same problem"
+        assert watch.conclusion().startswith("held back L1 24 %, visible mean 20 %: 20% worse; the random start had 40 % (after step 2000")
+
+
+def test_a_run_that_ends_before_it_is_judged_says_so(tmp_path: Path) -> None:
+    with learning(tmp_path) as (watch, _, _):
+        assert watch.conclusion() == ""
+        watch.add({**WELL, **ILL["baseline"], "step": 10})
+        assert watch.conclusion().endswith("too early to judge: evaluation.judge_after is 1000 steps")
