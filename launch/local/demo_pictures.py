@@ -111,9 +111,9 @@ def recoloured(crop: Pixels, random: np.random.Generator) -> Pixels:
     """Turns the hues of a crop and changes its brightness, because a network that has seen the few colours of a few photographs paints no
     others into a hole."""
     if random.random() < _TURNED:
-        hue, saturation, value = Image.fromarray(crop).convert("HSV").split()
-        turned = hue.point([(each + turn) % 256 for turn in (int(random.integers(256)),) for each in range(256)])
-        crop = np.asarray(Image.merge("HSV", (turned, saturation, value)).convert("RGB"))
+        colours = np.array(Image.fromarray(crop).convert("HSV"))
+        colours[..., 0] += np.uint8(random.integers(256))  # hues are a circle of 256
+        crop = np.asarray(Image.fromarray(colours, "HSV").convert("RGB"))
     return np.clip(crop * np.exp(random.uniform(-_DARKER, _BRIGHTER)), 0, 255).astype(np.uint8)
 
 
