@@ -31,6 +31,8 @@ FEWEST = 80
 """Pictures of a data set below which a run holds none back."""
 MOST_OF_A_CLASS = 100
 """Pictures of a class of one's own that the probe takes, so that it ends within minutes."""
+OUTPUT = "relu5"
+"""Layer that the encoder of the inpainting recipe ends with."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,8 @@ def training_command(data: DemoData, run: Path, steps: int, cache: Path) -> list
 
 
 def probe_command(data: DemoData, run: Path) -> list[str]:
-    """The command that judges the encoder beside its random start."""
-    options = ["--classifiers", "ridge", "--limit", str(MOST_OF_A_CLASS), "--out", str(run / PROBE)]
+    """The command that judges the output of the encoder beside that of its random start."""
+    options = ["--layers", OUTPUT, "--classifiers", "neighbours", "ridge", "--limit", str(MOST_OF_A_CLASS), "--out", str(run / PROBE)]
     return [sys.executable, "launch/evaluate.py", "probe", str(run), "--labelled", data.labelled, *options]
 
 
@@ -157,7 +159,7 @@ def call(command: list[str], environment: dict[str, str]) -> None:
         process.wait()
         raise SystemExit("interrupted: make demo continues from the last checkpoint") from None
     if code:
-        raise SystemExit(f"error: that command ended with {code}; its messages are above. Remove .demo to start anew")
+        raise SystemExit(f"error: that command ended with {code}; its messages are above. Without the demo's folder it starts anew")
 
 
 class Scraper(threading.Thread):

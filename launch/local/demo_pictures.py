@@ -114,7 +114,8 @@ def recoloured(crop: Pixels, random: np.random.Generator) -> Pixels:
         colours = np.array(Image.fromarray(crop).convert("HSV"))
         colours[..., 0] += np.uint8(random.integers(256))  # hues are a circle of 256
         crop = np.asarray(Image.fromarray(colours, "HSV").convert("RGB"))
-    return np.clip(crop * np.exp(random.uniform(-_DARKER, _BRIGHTER)), 0, 255).astype(np.uint8)
+    factor = math.exp(random.uniform(-_DARKER, _BRIGHTER))
+    return np.asarray(np.clip(crop * factor, 0, 255), np.uint8)
 
 
 def grey_tiles(picture: Pixels, random: np.random.Generator, most: int = 100) -> list[Pixels]:

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROBE = "probe.json"
 """Name of the probe's figures in the run folder."""
 _BASELINES = {"visible_mean": "mean of the visible part", "constant": "one constant colour"}
+_CLASSIFIERS = {"neighbours": "nearest neighbours", "ridge": "ridge regression"}
+_CHOSEN = "chosen layer"
 _PUBLISHED = {"width": 64, "bottleneck": 4000}
 
 
@@ -145,14 +147,27 @@ def probe(file: Path, step: int, task: str) -> str:
     """
     if not file.exists() or (found := json.loads(file.read_text()))["encoder"]["step"] != step:
         return "none, because the pictures have no labels"
-    accuracy = {
-        row["features"].partition(",")[0]: row["accuracy"][0] for row in found["accuracies"] if row["layer"] in ("chosen layer", "")
-    }
-    beside = next(row for row in found["differences"] if row["layer"] == "chosen layer" and row["to"] == "random start")
-    points = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*(100 * each for each in beside["difference"]))
     pictures = found["pictures"]
+    lines = [f"{task}; {pictures['count']:,} pictures of {len(pictures['classes'])} classes, frozen output of the encoder"]
+    lines += [compared(found, classifier, name) for classifier, name in _CLASSIFIERS.items()]
+    return "\n             ".join([*lines, f"all figures: {file}"])
+
+
+def compared(found: Mapping[str, Any], classifier: str, name: str) -> str:
+    """The accuracies of one classifier, and the difference to the random start with its interval.
+
+    Args:
+        found: figures of a probe.
+        classifier: name of the classifier in these figures.
+        name: name of the classifier for a person.
+    """
+    rows = [row for row in found["accuracies"] if row["classifier"] == classifier and row["layer"] in (_CHOSEN, "")]
+    accuracy = {row["features"].partition(",")[0]: row["accuracy"][0] for row in rows}
+    beside = next(
+        row for row in found["differences"] if (row["classifier"], row["layer"], row["to"]) == (classifier, _CHOSEN, "random start")
+    )
+    points = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*(100 * each for each in beside["difference"]))
     return (
-        f"{task}: encoder {accuracy['encoder']:.1%}, its random start {accuracy['random start']:.1%}, "
-        f"mean colour {accuracy['mean colour']:.1%}\n             {points} to the random start (95 %): {beside['verdict']}; ridge on "
-        f"frozen features, {pictures['count']:,} pictures of {len(pictures['classes'])} classes; all figures: {file}"
+        f"by {name}: {accuracy['encoder']:.1%}, random start {accuracy['random start']:.1%}, mean colour "
+        f"{accuracy['mean colour']:.1%}; to the random start {points} (95 %): {beside['verdict']}"
     )

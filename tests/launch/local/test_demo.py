@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch.local.demo import own_data, steps_to_reach
+from launch.local.demo import DemoData, own_data, probe_command, steps_to_reach
 from launch.local.demo_pictures import SIDE, TILE, TRAINED_SIDE, cut_pictures, divided, grey_tiles, shipped_photographs
-from launch.local.demo_summary import demo_setting, demo_settings, held_back, network, probe, summary, weights
+from launch.local.demo_summary import PROBE, demo_setting, demo_settings, held_back, network, probe, summary, weights
 from launch.local.object_store import SeaweedFS
 from monitoring.run_files import CHECKPOINTS, EVALUATION, HISTORY, PICTURES, step_name
 from pipeline.training.record.run_folder import read_lines
 from tests.datasets import photographs, write_dataset
-from tests.launching import clean_environment, setting_list, train_in_turn
+from tests.launching import clean_environment, run_program, setting_list, train_in_turn
 
 BASELINES = {"constant": {"l1": 24.0, "psnr": 12.0}, "visible_mean": {"l1": 12.0, "psnr": 19.5}}
 
@@ -118,6 +119,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "problem"),
     [
@@ -153,6 +155,26 @@ def test_the_demo_fails_where_something_is_missing(
     code = summary(run, 0, tmp_path / "metrics.txt", "elsewhere", "which", 60.0)
     assert capsys.readouterr().err == (f"error: {problem}\n" if problem else "")
     assert code == bool(problem)
+
+
+@pytest.mark.slow
+def test_the_encoder_is_probed_beside_its_random_start(trained: Path, tmp_path: Path) -> None:
+    """The command of the demo itself, on tiles of two pictures that a colour can't tell apart: its figures are what the demo shows."""
+    random = np.random.default_rng(0)
+    fine = random.integers(0, 256, (240, 240, 3), dtype=np.uint8)
+    coarse = fine[:60, :60].repeat(4, axis=0).repeat(4, axis=1)
+    sets = cut_pictures(tmp_path / "pictures", {}, {"fine": fine, "coarse": coarse})
+    data = DemoData("shipped", "", "", str(sets.labelled), "elsewhere", "which picture")
+    command = probe_command(data, tmp_path)
+    command[command.index(str(tmp_path))] = str(trained)
+    done = run_program(*command[1:])
+    assert done.returncode == 0, done.stderr
+    first, neighbours, ridge, files = probe(tmp_path / PROBE, 2, data.task).split("\n")
+    assert first == "which picture; 50 pictures of 2 classes, frozen output of the encoder"
+    for line, name in ((neighbours, "nearest neighbours"), (ridge, "ridge regression")):
+        assert re.search(rf"by {name}: [\d.]+%, random start [\d.]+%, mean colour [\d.]+%; to the random start [+-]", line), line
+        assert line.endswith("too few pictures")
+    assert files.endswith(str(tmp_path / PROBE))
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
