@@ -71,7 +71,7 @@ world size   {", ".join(sorted(worlds))} (from the metrics)
 loss         {first:.4f} -> {last:.4f} (mean of the first and of the last tenth of all steps)
 held back    {held_back(rows, step, origin)}
 probe        {probe(run / PROBE, step, task)}
-pictures     {grids[-1] if grids else "none"}: holes of held-back pictures, filled
+pictures     {f"{grids[-1]}: holes of held-back pictures, filled" if grids else "none yet"}
 checkpoint   {run / CHECKPOINTS / folder_name(step)} ({size / 1e6:.0f} MB, every byte verified)
 report       {run / "report.html"}
 metrics      {metrics} (while it trains, the addresses are in {run / TARGETS})
