@@ -31,6 +31,8 @@ FEWEST = 80
 """Pictures of a data set below which a run holds none back."""
 MOST_OF_A_CLASS = 100
 """Pictures of a class of one's own that the probe takes, so that it ends within minutes."""
+NEIGHBOURS = ("1", "5", "20", "50", "100")
+"""Numbers of neighbours to choose from: a random start needs many."""
 OUTPUT = "relu5"
 """Layer that the encoder of the inpainting recipe ends with."""
 
@@ -139,7 +141,8 @@ def training_command(data: DemoData, run: Path, steps: int, cache: Path) -> list
 
 def probe_command(data: DemoData, run: Path) -> list[str]:
     """The command that judges the output of the encoder beside that of its random start."""
-    options = ["--layers", OUTPUT, "--classifiers", "neighbours", "ridge", "--limit", str(MOST_OF_A_CLASS), "--out", str(run / PROBE)]
+    options = ["--layers", OUTPUT, "--classifiers", "neighbours", "ridge", "--knn", *NEIGHBOURS, "--limit", str(MOST_OF_A_CLASS)]
+    options += ["--out", str(run / PROBE)]
     return [sys.executable, "launch/evaluate.py", "probe", str(run), "--labelled", data.labelled, *options]
 
 
