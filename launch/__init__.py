@@ -3,6 +3,8 @@
     pretrain      trains a recipe (started by `accelerate launch`)
     checkpoints   lists, verifies, prunes or releases the checkpoints of a run
     export        writes the encoder of a checkpoint to a file
+    embed         writes the features of a whole data set
+    evaluate      judges an encoder: probe, classifiers on its frozen features
     ledger        proves what a run trained on
     report        writes a run as one HTML page
     configs/      settings of the paper's experiments; accelerate/: configurations of the launcher

@@ -14,7 +14,7 @@ import numpy as np
 
 from shards.build.sources import open_source
 from shards.build.sources.reading import read_pictures
-from shards.console import printable
+from shards.console import exit_code, printable
 from shards.dataset.manifest import NAME
 from shards.errors import ExplainedError
 from shards.store import Options, Store
@@ -68,13 +68,19 @@ class Progress:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 1 for an error that it explains, 130 after an interrupt."""
+    """Runs one command; returns 1 for an error that it explains, 130 after Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python launch/evaluate.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_probe(commands)
     options = parser.parse_args(arguments)
+    return exit_code(lambda: _run(options), "Nothing was written")
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         return int(options.run(options))
+    except BrokenPipeError:
+        raise
     except (ExplainedError, OSError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 1
@@ -83,9 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error.name} is not installed: pip install 'context-encoders[evaluate]'", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted. Nothing was written", file=sys.stderr)
-        return 130
 
 
 def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -102,7 +105,9 @@ def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--classifiers", nargs="+", choices=["ridge", "logistic", "neighbours"], default=["ridge", "logistic", "neighbours"], metavar="NAME"
     )
     parser.add_argument("--folds", type=int, default=5, help="folds of the cross-validation (default: 5)")
-    parser.add_argument("--knn", type=int, nargs="+", default=[1, 5, 20], metavar="K", help="numbers of neighbours (default: 1 5 20)")
+    parser.add_argument(
+        "--knn", type=int, nargs="+", default=[1, 5, 20, 100], metavar="K", help="numbers of neighbours (default: 1 5 20 100)"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="most pictures of a class (default: all)")
     parser.add_argument(
         "--random-starts", type=int, default=1, metavar="N", help="random starts, each of which is to be beaten (default: 1)"

@@ -129,7 +129,9 @@ class Drawing:
         for line in self._chart.lines:
             buckets = finite(line.curve.counted)
             entry: dict[str, Any] = {"i": [index for index, _ in buckets], "m": [_rounded(bucket.mean) for _, bucket in buckets]}
-            if wide:
+            if line.has_points:
+                entry["p"] = 1
+            elif wide:
                 entry["l"] = [_rounded(bucket.least) for _, bucket in buckets]
                 entry["h"] = [_rounded(bucket.greatest) for _, bucket in buckets]
             lines.append(entry)
@@ -158,7 +160,8 @@ class Drawing:
             fraction = self._x(tick) / _WIDTH
             side = " start" if fraction < 0.03 else " end" if fraction > 0.94 else ""
             parts.append(f'<text class="step{side}" x="{fraction:.2%}" y="{HEIGHT + 15}">{short(tick)}</text>')
-        parts += [*self._marks(), *self._levels()]
+        lines, names = self._levels()
+        parts += [*self._marks(), *lines]
         curves = []
         for number, line in enumerate(self._chart.lines):
             name = f"series-{number % 4}"
@@ -172,7 +175,7 @@ class Drawing:
             f'<svg class="curves" width="100%" height="{HEIGHT}" viewBox="0 0 {_WIDTH:.0f} {HEIGHT}" preserveAspectRatio="none">'
             f"{''.join(curves)}</svg>"
         )
-        parts += self._points()
+        parts += [*self._points(), *names]
         return f'<svg width="100%" height="{HEIGHT + _LABELS}" aria-hidden="true">{"".join(parts)}</svg>'
 
     def _marks(self) -> Iterator[str]:
@@ -191,16 +194,17 @@ class Drawing:
             fraction = self._x(self._centre(index)) / _WIDTH
             yield f'<line class="nonfinite" x1="{fraction:.2%}" x2="{fraction:.2%}" y1="{HEIGHT - 8}" y2="{HEIGHT}"/>'
 
-    def _levels(self) -> Iterator[str]:
-        """Draws the levels that are on the axis, each with its name at the right, above the line unless another name is there."""
-        taken: list[float] = []
+    def _levels(self) -> tuple[list[str], list[str]]:
+        """Draws the levels that are on the axis: their lines, and their names at the right, above the line unless another name is there."""
+        lines, names, taken = list[str](), list[str](), list[float]()
         for level in sorted(self._chart.levels, key=lambda level: -level.value):
             if 0 <= self._axis.fraction(level.value) <= 1:
                 height = self._y(level.value)
                 foot = next((foot for foot in (height - 4, height + 12) if all(abs(foot - other) >= _LABEL for other in taken)), height - 4)
                 taken.append(foot)
-                yield f'<line class="level" x1="0" x2="100%" y1="{height:.1f}" y2="{height:.1f}"/>'
-                yield f'<text class="level" x="100%" y="{foot:.1f}">{escape(level.name)} {self.text(level.value)}</text>'
+                lines.append(f'<line class="level" x1="0" x2="100%" y1="{height:.1f}" y2="{height:.1f}"/>')
+                names.append(f'<text class="level" x="100%" y="{foot:.1f}">{escape(level.name)} {self.text(level.value)}</text>')
+        return lines, names
 
     def _points(self) -> Iterator[str]:
         """Draws a point at the end of each line, and at each value of the lines that have points."""
@@ -263,7 +267,7 @@ class Drawing:
 
     def _steps(self, index: int) -> str:
         first, last = self._curves.steps(index)
-        first = min(last, max(1, first))
+        first = min(last, max(0 if any(line.has_points for line in self._chart.lines) else 1, first))  # 0 is the random start
         return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
     def _summary(self) -> str:

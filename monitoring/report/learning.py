@@ -140,7 +140,7 @@ def _scores_table(newest: Evaluation, evaluations: Evaluations) -> str:
 def _evaluation_row(name: str, evaluation: Evaluation) -> str:
     if not evaluation.stronger:
         return _scores_row(name, evaluation.scores, "")
-    mood = "good" if evaluation.beats_baselines else "warn"
+    mood = "good" if evaluation.beats_baselines else "warn" if evaluation.step else ""  # a random start is no fault
     return _scores_row(name, evaluation.scores, f'<span class="dot {mood}"></span>{better(evaluation.gain)}')
 
 
@@ -180,7 +180,7 @@ def _layers_table(now: Evaluation, start: Evaluation | None) -> str:
         first = f"{before[name]:,}" if name in before else UNKNOWN
         rows.append(row(text(name, 60), figure_cell(f"{maps:,}"), figure_cell(first), figure_cell(f"{dead:,}"), share))
     head = ("layer", ">maps", ">dead at the start", f">dead at step {now.step:,}", "part of the layer")
-    hint = '<p class="hint">A dead map fires on none of the held-back pictures: docs/operations.md, Maps of the network are dead.</p>'
+    hint = '<p class="hint">A dead map gives the same for every held-back picture: docs/operations.md, Maps of the network are dead.</p>'
     return f"<h3>Dead maps</h3>{hint}{table(head, rows, 'Dead maps by layer')}"
 
 

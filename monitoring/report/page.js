@@ -30,8 +30,8 @@
   const end = (index) => (index >= data.top ? data.last : (index + 1) * data.width - 1);
   const centre = (index) => (index * data.width + end(index)) / 2;
   const share = (index) => Math.max(0, Math.min(1, (centre(index) - data.first) / (data.last - data.first)));
-  const steps = (index) => {
-    const [from, to] = [Math.min(end(index), Math.max(1, index * data.width)), end(index)].map((step) => step.toLocaleString("en-US"));
+  const steps = (index, least = 1) => {  // evaluations begin at step 0, the random start
+    const [from, to] = [Math.min(end(index), Math.max(least, index * data.width)), end(index)].map((step) => step.toLocaleString("en-US"));
     return from === to ? `step ${from}` : `steps ${from}\u2013${to}`;
   };
 
@@ -73,17 +73,18 @@
       const said = [];
       view.chart.lines.forEach((line, number) => {
         const place = line.i.length ? nearest(line.i, index) : -1;
-        const there = place >= 0 && Math.abs(line.i[place] - index) <= 1;
+        const there = place >= 0 && (line.p || Math.abs(line.i[place] - index) <= 1);  // of evaluations, the nearest one
         const height = there ? vertical(view, line.m[place]) : 0;
         const inside = height > -4 && height < view.height + 4;  // values of the first steps may lie beyond the axis
         view.dots[number].setAttribute("visibility", there && inside ? "inherit" : "hidden");
         view.values[number].textContent = there ? written(view.chart, line.m[place]) : "\u2013";
         if (!there) return;
-        view.dots[number].setAttribute("cx", at);
+        view.dots[number].setAttribute("cx", line.p ? `${(100 * share(line.i[place])).toFixed(2)}%` : at);
         view.dots[number].setAttribute("cy", height.toFixed(1));
         const name = view.values[number].previousElementSibling.textContent;
         const spread = line.l ? `, from ${written(view.chart, line.l[place])} to ${written(view.chart, line.h[place])}` : "";
-        said.push(`${name === "latest" ? "" : `${name} `}${written(view.chart, line.m[place])}${spread}`);
+        const where = line.p ? ` at ${steps(line.i[place], 0)}` : "";
+        said.push(`${name === "latest" ? "" : `${name} `}${written(view.chart, line.m[place])}${spread}${where}`);
       });
       if (view === active) {
         view.plot.setAttribute("aria-valuenow", Math.round(centre(index)));

@@ -67,6 +67,8 @@ def curves_section(record: Record, drawn: list[Drawing]) -> str:
         lead += " Thin vertical lines: restarts."
     if any(bucket.nonfinite for name in record.curves.names() for bucket in record.curves[name].counted.values()):
         lead += " Red marks at the bottom: values that are not finite."
+    if record.evaluations.rows:
+        lead += " Circles: evaluations on held-back pictures. Dashed lines: baselines."
     hint = "Point at a curve, or reach it with Tab and move with the arrow keys, to read values of the same step everywhere."
     charts = "".join(each.html() for each in drawn)
     return section("curves", "Curves", f'<p class="hint">{hint}</p><div class="charts">{charts}</div>', lead)

@@ -66,6 +66,8 @@ def _finished(record: Record, done: str) -> State:
     judged, sentence = record.evaluations.judged, reached(record.evaluations)
     if judged is not None and judged.beats_baselines is False:
         but = f"the network paints no better than the {text(baseline_name(judged.stronger))}: {sentence}."
+        if (best := record.evaluations.best) is not None and best.beats_baselines:
+            but += f" It was {better(best.gain)} at step {best.step:,}."
         if judged.step < (limit := _judge_after(record)):
             but += f" That may be too early to judge: evaluation.judge_after is {limit:,} steps."
         return State("finished, baseline not beaten", "warn", f"All {done} are done, but {but}")

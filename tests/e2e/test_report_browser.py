@@ -46,6 +46,7 @@ SETTINGS = [
     *("--recipe", "inpainting", "--method.width", "16", "--method.bottleneck", "64", "--method.batch_norm_group", "4"),
     *("--training.global_batch", "8", "--training.micro_batch", "4", "--training.pictures", "4"),
     *("--training.pictures_every", str(EVERY), "--checkpoint.every", str(EVERY), "--schedule.warmup_steps", str(EVERY)),
+    *("--evaluation.every", str(EVERY)),
 ]
 QUERIES = ["avg by (player, part) (context_encoder_loss)", "sum by (rank) (context_encoder_images_per_second)"]
 
@@ -157,6 +158,10 @@ def test_the_report_opens_without_a_network_and_shows_the_run(trained: Trained) 
             assert length >= width > 900, "over the whole width"
             assert count == trained.steps if trained.steps < MOST_BUCKETS else count >= MOST_BUCKETS // 2, "one a step, or a few of them"
         assert page.locator("#curves path.undone").count() == 11
+        assert page.locator("#curves text.level").all_inner_texts() or page.locator("#curves .beyond").count(), "the baselines"
+        said = r"held-back L1 [\d.]+ %, (visible mean|one colour) [\d.]+ %: ([\d.]+ % (better|worse)|no better); random start [\d.]+ %"
+        assert re.search(said, page.locator(".sentence").inner_text())
+        assert page.locator("#learning figure.chart").count() >= 1
         loaded = page.evaluate("[...document.querySelectorAll('.grid img')].map(image => image.complete && image.naturalWidth)")
         assert len(loaded) == 6
         assert all(width > 100 for width in loaded)
@@ -169,9 +174,11 @@ def test_the_report_opens_without_a_network_and_shows_the_run(trained: Trained) 
         keep(page, "report.png")
         keep(page, "report-whole.png", full_page=True)
         keep(page.locator("#attempts"), "report-attempts.png", margin=30)
+        keep(page.locator(".follow").nth(1), "report-picture.png", margin=30)
         read_values(page)
         filter_events(page)
         enlarge_a_picture(page)
+        follow_a_picture(page)
         assert visit.errors == []
         assert visit.requests == [report.as_uri()]
 
@@ -219,6 +226,25 @@ def enlarge_a_picture(page: Page) -> None:
     page.locator(".enlarge").first.click()
     assert page.locator("#viewer img").is_visible()
     page.get_by_role("button", name="Close").click()
+    assert not page.locator("#viewer img").is_visible()
+
+
+def follow_a_picture(page: Page) -> None:
+    """From the context through the steps to the truth, with the keyboard and with the buttons."""
+    strips = page.locator(".follow")
+    assert strips.count() == 4, "training.pictures"
+    assert page.evaluate("[...document.querySelectorAll('.follow img')].every(image => image.complete && image.naturalWidth === 128)")
+    pictures = strips.first.locator(".enlarge")
+    caption = page.locator("#viewer output")
+    pictures.first.click()
+    assert caption.inner_text() == "Picture 1, context"
+    assert page.get_by_role("button", name="Previous").is_disabled()
+    page.keyboard.press("ArrowRight")
+    assert re.fullmatch(r"Picture 1, painted at step \d+, L1 [\d.]+ %", caption.inner_text())
+    for _ in range(pictures.count() - 2):
+        page.get_by_role("button", name="Next").click()
+    assert caption.inner_text() == "Picture 1, truth"
+    page.keyboard.press("Escape")
     assert not page.locator("#viewer img").is_visible()
 
 

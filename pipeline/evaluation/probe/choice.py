@@ -36,17 +36,18 @@ def best_of(errors: Sequence[float]) -> int:
     return int(np.argmin(np.asarray(errors)))
 
 
-def end_of_grid(errors: Sequence[float]) -> End:
+def end_of_grid(errors: Sequence[float], least: float = 0.0) -> End:
     """The end at which the smallest error lies, if it is smaller there than beside it by more than a thousandth; empty otherwise.
 
     Args:
         errors: errors of a grid of ascending values.
+        least: least difference between the end and its neighbour that counts, where a thousandth of the error is less.
     """
     best = best_of(errors)
     if len(errors) < 2 or 0 < best < len(errors) - 1:
         return ""
     beside = errors[1] if best == 0 else errors[-2]
-    if beside - errors[best] <= _MATTERS * abs(beside):
+    if beside - errors[best] <= max(least, _MATTERS * abs(beside)):
         return ""
     return "lower" if best == 0 else "upper"
 

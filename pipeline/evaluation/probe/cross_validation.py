@@ -15,6 +15,7 @@ from pipeline.evaluation.probe.choice import End, Outcome, chosen_layer
 from pipeline.evaluation.probe.coordinates import coordinates
 from pipeline.evaluation.probe.folds import Fold, inner_folds
 from pipeline.evaluation.probe.table import FeatureTable, Standardised
+from pipeline.evaluation.probe.threads import threads_for
 
 CLASSIFIERS = ("ridge", "logistic", "neighbours")
 """Classifiers in the order of the report."""
@@ -66,7 +67,8 @@ class Protocol:
 
     def judge(self, table: FeatureTable) -> dict[str, Judged]:
         """Cross-validates every classifier on a table of features; returns the answers by the classifier's name."""
-        outcomes = [self._outcomes(table, fold) for fold in self.folds]
+        with threads_for(len(table) * table.width):
+            outcomes = [self._outcomes(table, fold) for fold in self.folds]
         found = {}
         for name in self.classifiers:
             answers = [each[name] for each in outcomes]
@@ -91,7 +93,7 @@ class Protocol:
             if "ridge" in self.classifiers:
                 found["ridge"] = ridge.classify(pictures, learnt, self.classes, inner)
             if "logistic" in self.classifiers:
-                found["logistic"] = logistic.classify(pictures, learnt, self.classes, inner)
+                found["logistic"] = logistic.classify(pictures, learnt, inner)
         if "neighbours" in self.classifiers:
             found["neighbours"] = neighbours.classify(features, fold.training, fold.test, self.labels, self.classes, self.ks)
         return found

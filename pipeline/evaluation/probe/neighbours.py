@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.evaluation.probe.choice import Outcome, best_of
 from pipeline.evaluation.probe.table import Standardised, chunk_rows
 
-NEIGHBOURS = (1, 5, 20)
+NEIGHBOURS = (1, 5, 20, 100)
 """Numbers of neighbours that are tried by default."""
 TEMPERATURE = 0.07
 _QUERIES = 8192

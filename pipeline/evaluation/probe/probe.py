@@ -62,6 +62,12 @@ class ProbeSettings:
             raise ProbeError(f"--random-starts {self.random_starts}: give 1 or more, because a probe means nothing without")
         if not 0 <= self.seed < 2**32:
             raise ProbeError(f"--seed {self.seed}: give a number from 0 to 2**32-1")
+        if self.scratch is not None and not self.scratch.is_dir():
+            raise ProbeError(f"--scratch {self.scratch}: is no folder. Make it first, or name another one")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ProbeError(f"--device {self.device}: {str(error).splitlines()[0]}") from error
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,8 @@ def probe(
         EncoderInvalid: no layer of a name, or a recipe that is not here and whose random start can't be made.
     """
     trained = encoder.module()
-    layers = settings.layers or tuple(encoders.layers(trained))
+    places = {name: place for place, (name, _) in enumerate(trained.named_children())}  # an unknown name is refused with the first batch
+    layers = sorted(set(settings.layers or encoders.layers(trained)), key=lambda name: places.get(name, -1))
     seeds = range(encoder.facts.seed, encoder.facts.seed + settings.random_starts)
     starts = [Source(f"random start, seed {seed}", encoders.random_start(encoder.facts, seed)) for seed in seeds]
     chosen = choose(pictures, settings.folds, settings.limit, settings.seed)

@@ -121,7 +121,8 @@ def as_text(values: Mapping[str, Any], name: str, labelled: str) -> str:
     folds = settings["test_folds"]
     lines = [
         f"probe of {name}: {encoder['recipe']}, step {encoder['step']:,}",
-        f"on {labelled}: {pictures['count']:,} pictures, {len(pictures['classes'])} classes, the largest {_percent(pictures['chance'])} %",
+        f"on {labelled}: {pictures['count']:,} pictures, {len(pictures['classes'])} classes; naming the largest class is right on "
+        f"{_percent(pictures['chance'])} %",
         f"{settings['folds']} stratified folds of {min(folds):,} to {max(folds):,} pictures, seed {settings['seed']}; "
         "every figure is the percentage of pictures classified rightly by classifiers that never saw them",
         *(f"note: {note}" for note in pictures["notes"]),

@@ -13,8 +13,8 @@ from pipeline.evaluation.probe.intervals import Interval, difference
 
 Verdict = Literal["better", "not distinguishable", "worse", "too few pictures"]
 SMALLEST_GAIN = 0.04
-"""Half-width of an interval above which it says nothing: published probes of context encoders are 1 to 4 points above random starts
-(table of Zhang et al. 2017, arXiv:1611.09842)."""
+"""Half-width of an interval around 0 above which it says nothing: published probes of context encoders are 1 to 4 points above those of
+random starts (Zhang et al. 2017, arXiv:1611.09842)."""
 FEWEST_PICTURES = 1000
 """Pictures below which there is no verdict: the difference of two classifiers that disagree on four pictures of ten is known to 3.9 points
 with 1,000 pictures, and to 8.4 points with 220."""
@@ -49,12 +49,14 @@ def compare(right: NDArray[np.bool_], others: Sequence[NDArray[np.bool_]], compa
     found = [difference(right, other, 1 - 0.05 / comparisons) for other in others]
     hardest = min(found, key=lambda each: each.value)
     verdict: Verdict = "not distinguishable"
-    if too_few or max(difference(right, other).half_width for other in others) > SMALLEST_GAIN:
+    if too_few:
         verdict = "too few pictures"
     elif all(each.lower > 0 for each in found):
         verdict = "better"
     elif all(each.upper < 0 for each in found):
         verdict = "worse"
+    elif max(difference(right, other).half_width for other in others) > SMALLEST_GAIN:
+        verdict = "too few pictures"
     return Comparison(hardest, verdict)
 
 

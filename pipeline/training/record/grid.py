@@ -16,7 +16,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from monitoring.run_files import GRID_TEXT
+from pipeline.recipes.player import Paintings
 from pipeline.training.record.grid_layout import GridLayout
 from shards.local_files import whole_file
 
@@ -39,39 +40,18 @@ _HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)
 _NOTES = {"context": "hole hatched", "prediction": "raw output", "pasted": "in the hole", "truth": "", "error": ""}
 
 
-class Paintings(Protocol):
-    """Pictures and what a network painted; `pipeline.recipes.player.Paintings` is one."""
-
-    @property
-    def context(self) -> Tensor:
-        """Input of the network, float (n, 3, H, W) in [0, 1]."""
-
-    @property
-    def prediction(self) -> Tensor:
-        """Output of the network, float (n, 3, H, W) in [0, 1]."""
-
-    @property
-    def truth(self) -> Tensor:
-        """Pictures as they are, float (n, 3, H, W) in [0, 1]."""
-
-    @property
-    def mask(self) -> Tensor:
-        """Mask, bool (n, 1, H, W), True where pixels were dropped."""
-
-
 def save_grid(path: Path, paintings: Paintings, l1: Sequence[float] = (), baseline_l1: Sequence[float] = (), title: str = "") -> None:
     """Writes one PNG.
 
     Args:
         path: path of the file; its folder is made when missing.
-        paintings: pictures to draw, on any device. Heights and widths may differ: smaller ones are enlarged to the largest, by repeating
-            pixels where both are whole multiples, else bilinearly. Values outside [0, 1] are clipped, non-finite values are magenta.
+        paintings: pictures to draw, on any device. Values outside [0, 1] are clipped, non-finite values are magenta.
         l1: mean absolute error of each row over its dropped pixels, in per cent, printed beside the row; empty for none.
         baseline_l1: error of the mean colour of each row's visible part, in per cent, printed below the row's own; empty for none.
         title: line above the columns, such as the step and the origin of the pictures; empty for none.
 
     Raises:
-        ValueError: a tensor has another shape or dtype, the numbers of rows differ, or there are no rows.
+        ValueError: a tensor has another shape or dtype than the truth asks for, the numbers of rows differ, or there are no rows.
         OSError: the file can't be written.
     """
     rows = _check(paintings, l1, baseline_l1)
@@ -104,7 +84,7 @@ def save_grid(path: Path, paintings: Paintings, l1: Sequence[float] = (), baseli
 def _check(paintings: Paintings, l1: Sequence[float], baseline_l1: Sequence[float]) -> int:
     """Returns the number of rows, or raises a ValueError that names the tensor."""
     rows = len(paintings.truth)
-    for name in ("context", "prediction", "truth", "mask"):
+    for name in ("truth", "context", "prediction", "mask"):
         tensor: Tensor = getattr(paintings, name)
         channels, kind = (1, "bool") if name == "mask" else (3, "float")
         fits = tensor.dtype == torch.bool if name == "mask" else tensor.is_floating_point()
@@ -112,6 +92,8 @@ def _check(paintings: Paintings, l1: Sequence[float], baseline_l1: Sequence[floa
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} is not {kind} (n, {channels}, H, W)")
         if len(tensor) != rows:
             raise ValueError(f"{name} has {len(tensor)} pictures, truth {rows}")
+        if tensor.shape[2:] != paintings.truth.shape[2:]:
+            raise ValueError(f"{name} has pictures of {tuple(tensor.shape[2:])} pixels, truth of {tuple(paintings.truth.shape[2:])}")
     for name, figures in (("l1", l1), ("baseline_l1", baseline_l1)):
         if len(figures) not in (0, rows):
             raise ValueError(f"{name} has {len(figures)} figures for {rows} pictures")
@@ -120,10 +102,8 @@ def _check(paintings: Paintings, l1: Sequence[float], baseline_l1: Sequence[floa
 
 def _columns(paintings: Paintings) -> dict[str, Tensor]:
     """Returns the columns by name, uint8 (n, height, width, 3) on the CPU."""
-    tensors = [each.detach().cpu() for each in (paintings.context, paintings.prediction, paintings.truth, paintings.mask)]
-    size = max(each.shape[2] for each in tensors), max(each.shape[3] for each in tensors)
-    context, prediction, truth = (_resized(each.float(), size) for each in tensors[:3])
-    mask = F.interpolate(tensors[3].float(), size, mode="nearest") > 0
+    context, prediction, truth = (each.detach().float().cpu() for each in (paintings.context, paintings.prediction, paintings.truth))
+    mask = paintings.mask.cpu()
     if not mask.any():
         return {
             "context": _pixels(context),
@@ -134,22 +114,12 @@ def _columns(paintings: Paintings) -> dict[str, Tensor]:
     judged = mask | ~mask.flatten(1).any(1).view(-1, 1, 1, 1)  # a row without a hole is judged everywhere
     outline = (F.max_pool2d(mask.float(), 3, stride=1, padding=1) > 0) & ~mask
     return {
-        "context": _marked(_marked(_pixels(context), mask & _stripes(size)), outline),
+        "context": _marked(_marked(_pixels(context), mask & _stripes(mask.shape[2], mask.shape[3])), outline),
         "prediction": _marked(_pixels(prediction), outline),
         "pasted": _marked(_pixels(torch.where(judged, prediction, truth)), outline),
         "truth": _pixels(truth),
         "error": _heat(prediction, truth, judged),
     }
-
-
-def _resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Enlarges pictures to a height and width. Non-finite values stay where they are."""
-    if pictures.shape[2:] == size:
-        return pictures
-    is_multiple = size[0] % pictures.shape[2] == 0 and size[1] % pictures.shape[3] == 0
-    broken = F.interpolate((~pictures.isfinite()).float(), size, mode="nearest") > 0
-    finite = torch.where(pictures.isfinite(), pictures, 0.0)
-    return F.interpolate(finite, size, mode="nearest" if is_multiple else "bilinear").masked_fill(broken, math.nan)
 
 
 def _pixels(pictures: Tensor) -> Tensor:
@@ -176,10 +146,10 @@ def _palette() -> Tensor:
     return F.interpolate(anchors, 256, mode="linear", align_corners=True)[0].T.round().to(torch.uint8)
 
 
-def _stripes(size: tuple[int, int]) -> Tensor:
+def _stripes(height: int, width: int) -> Tensor:
     """Returns a diagonal hatching, bool (height, width), of which about a quarter is True."""
-    period = max(6, min(size) // 14)
-    diagonal = torch.arange(size[0])[:, None] + torch.arange(size[1])
+    period = max(6, min(height, width) // 14)
+    diagonal = torch.arange(height)[:, None] + torch.arange(width)
     return diagonal % period < max(1, period // 4)
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from monitoring.report import write_run_page
+from pipeline.recipes.player import Paintings
 from pipeline.training.record.grid import save_grid
 
 BEGUN = 1_700_000_000.0
@@ -80,7 +80,7 @@ def draw_grid(run: Path, step: int, truth: Tensor, prediction: Tensor | float = 
     mask[:, :, truth.shape[2] // 2 :] = dropped
     painted = prediction if isinstance(prediction, Tensor) else torch.full_like(truth, prediction)
     path = run / "pictures" / f"step_{step:09d}.png"
-    paintings = SimpleNamespace(context=truth, prediction=painted, truth=truth, mask=mask)
+    paintings = Paintings(truth, painted, truth, mask)
     save_grid(path, paintings, (100 * (painted - truth).abs().flatten(1).mean(1)).tolist())
     return path
 

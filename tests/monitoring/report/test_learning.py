@@ -78,6 +78,11 @@ def test_a_finished_run_that_beats_no_baseline_is_not_green(tmp_path: Path, loss
     assert "too early to judge: evaluation.judge_after is 1,000 steps" in written(tmp_path / "run").source
 
 
+def test_a_run_that_was_better_once_says_when(tmp_path: Path) -> None:
+    assert "It was 11 % better at step 50." in written(finished(tmp_path / "run", 0.352, 0.41)).source
+    assert "It was" not in written(finished(tmp_path / "never", 0.42, 0.41)).source
+
+
 def test_the_random_start_alone_is_no_verdict(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [start(1, 0), END], [painted_row(step, 0.5) for step in range(1, 101)])
     page = written(write_evaluations(run, [START]))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from pipeline.evaluation.probe.neighbours import Neighbours, nearest, unit_rows, vote
+from tests.conftest import ROOT
 
 
 def chunks(rows: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -68,3 +72,16 @@ def test_votes_by_hand() -> None:
     labels = torch.tensor([0, 1, 1, 0, 2])
     assert vote(found, labels, 3, 3).tolist() == [2, 1, 1]  # of equal votes the lower class
     assert vote(found, labels, 3, 1).tolist() == [2, 2, 2]
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_a_search_of_its_own_process() -> None:
+    sizes = ("--queries", "64", "--database", "700", "--values", "48")
+    command = [sys.executable, "-m", "benchmarks.neighbours", *sizes]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that wait for each other would take most of the time
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "700 of 700 vectors" in done.stderr
+    row = done.stdout.splitlines()[-1]
+    assert row.startswith("| 64 | 700 | 48 | ")
+    assert row.endswith("GB (6 GB) | 20, 0 |")

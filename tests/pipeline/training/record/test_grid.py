@@ -17,19 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from monitoring.run_files import GRID_TEXT
+from pipeline.recipes.player import Paintings
 from pipeline.training.record.grid import HOLE, NON_FINITE, UNJUDGED, save_grid
 
 Pixels = NDArray[np.uint8]
-
-
-@dataclass
-class Painted:
-    """What a recipe gives to be drawn."""
-
-    context: Tensor
-    prediction: Tensor
-    truth: Tensor
-    mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,11 +63,11 @@ def square_hole(n: int, height: int = 64, width: int = 96) -> Tensor:
     return mask
 
 
-def painted(n: int = 3, mask: Tensor | None = None) -> Painted:
+def painted(n: int = 3, mask: Tensor | None = None) -> Paintings:
     """Ramps with a grey context where pixels are dropped; the prediction is upside down."""
     truth = ramp(n, 64, 96)
     mask = square_hole(n) if mask is None else mask
-    return Painted(truth.masked_fill(mask, 0.5), truth.flip(2), truth, mask)
+    return Paintings(truth.masked_fill(mask, 0.5), truth.flip(2), truth, mask)
 
 
 def is_marked(cell: Pixels) -> NDArray[np.bool_]:
@@ -125,7 +116,7 @@ def test_without_a_dropped_pixel_nothing_is_marked_and_all_is_judged(tmp_path: P
 def test_the_error_has_one_scale_for_every_grid(tmp_path: Path) -> None:
     def heat(error: float) -> tuple[Pixels, Pixels]:
         truth = torch.full((1, 3, 64, 96), 0.25)
-        save_grid(tmp_path / "grid.png", Painted(truth, truth + error, truth, square_hole(1)))
+        save_grid(tmp_path / "grid.png", Paintings(truth, truth + error, truth, square_hole(1)))
         (cell,) = read(tmp_path / "grid.png").cells("error")
         hole = square_hole(1)[0, 0].numpy()
         assert len(np.unique(cell[hole], axis=0)) == 1
@@ -140,7 +131,7 @@ def test_the_error_has_one_scale_for_every_grid(tmp_path: Path) -> None:
 
 def test_the_columns_have_their_names_on_top(tmp_path: Path) -> None:
     white = torch.ones(2, 3, 64, 96)
-    save_grid(tmp_path / "grid.png", Painted(white, white, white, torch.zeros(2, 1, 64, 96, dtype=torch.bool)))
+    save_grid(tmp_path / "grid.png", Paintings(white, white, white, torch.zeros(2, 1, 64, 96, dtype=torch.bool)))
     grid = read(tmp_path / "grid.png")
     dark: NDArray[np.bool_] = np.all(grid.sheet < 128, axis=2)
     top = grid.places["rows"][0]["top"]
@@ -152,7 +143,7 @@ def test_the_columns_have_their_names_on_top(tmp_path: Path) -> None:
 
 def test_tiny_pictures_make_room_for_their_names(tmp_path: Path) -> None:
     tiny = torch.zeros(1, 3, 8, 8)
-    save_grid(tmp_path / "grid.png", Painted(tiny, tiny, tiny, torch.ones(1, 1, 8, 8, dtype=torch.bool)), [5.0], [6.0], "step 1,000")
+    save_grid(tmp_path / "grid.png", Paintings(tiny, tiny, tiny, torch.ones(1, 1, 8, 8, dtype=torch.bool)), [5.0], [6.0], "step 1,000")
     grid = read(tmp_path / "grid.png")
     lefts = [each["left"] for each in grid.places["columns"]]
     assert lefts[1] - lefts[0] > 30
@@ -188,27 +179,11 @@ def test_a_row_is_recognised_by_its_truth(tmp_path: Path) -> None:
     assert len(set(first)) == 3
 
 
-def test_smaller_pictures_are_enlarged_to_the_largest(tmp_path: Path) -> None:
-    small, large, odd = ramp(1, 32, 48), ramp(1, 64, 96), torch.full((1, 3, 50, 70), 128 / 255)
-    mask = torch.zeros(1, 1, 32, 48, dtype=torch.bool)
-    mask[:, :, 4:8] = True
-    save_grid(tmp_path / "grid.png", Painted(odd, small, large, mask))
-    grid = read(tmp_path / "grid.png")
-    hole = np.zeros((64, 96), bool)
-    hole[8:16] = True
-    expected = as_bytes(small[0]).repeat(2, axis=0).repeat(2, axis=1)
-    np.testing.assert_array_equal(grid.cells("pasted")[0][hole], expected[hole])
-    np.testing.assert_array_equal(grid.cells("truth")[0], as_bytes(large[0]))
-    (context,) = grid.cells("context")
-    assert set(context[~is_marked(context)].ravel().tolist()) == {128}
-
-
-@pytest.mark.parametrize("size", [(64, 96), (32, 48), (40, 60)])
-def test_numbers_that_are_no_colour_are_magenta_and_stay_where_they_are(tmp_path: Path, size: tuple[int, int]) -> None:
-    grey, truth = torch.full((1, 3, *size), 0.5), torch.zeros(1, 3, 64, 96)
-    grey[0, 0, : size[0] // 2, : size[1] // 2] = float("nan")  # in one channel only
-    grey[0, 1, size[0] // 2 :, size[1] // 2 :] = float("inf")
-    save_grid(tmp_path / "grid.png", Painted(truth, grey, truth, torch.zeros(1, 1, 64, 96, dtype=torch.bool)))
+def test_numbers_that_are_no_colour_are_magenta_and_stay_where_they_are(tmp_path: Path) -> None:
+    grey, truth = torch.full((1, 3, 64, 96), 0.5), torch.zeros(1, 3, 64, 96)
+    grey[0, 0, :32, :48] = float("nan")  # in one channel only
+    grey[0, 1, 32:, 48:] = float("inf")
+    save_grid(tmp_path / "grid.png", Paintings(truth, grey, truth, torch.zeros(1, 1, 64, 96, dtype=torch.bool)))
     for name in ("prediction", "error"):
         (cell,) = read(tmp_path / "grid.png").cells(name)
         magenta = (cell == NON_FINITE).all(axis=2)
@@ -226,7 +201,7 @@ def test_values_outside_the_range_are_cut_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_any_float_with_a_gradient_can_be_shown_and_is_not_changed(tmp_path: Path, dtype: torch.dtype) -> None:
     pictures = torch.full((1, 3, 64, 96), 2.0, dtype=dtype, requires_grad=True)
-    save_grid(tmp_path / "grid.png", Painted(pictures * 0.5, pictures * 0.5, pictures * 0.25, square_hole(1)))
+    save_grid(tmp_path / "grid.png", Paintings(pictures * 0.5, pictures * 0.5, pictures * 0.25, square_hole(1)))
     (cell,) = read(tmp_path / "grid.png").cells("prediction")
     assert (cell[~is_marked(cell)] == 255).all()
     assert (pictures == 2).all()
@@ -237,7 +212,7 @@ def test_any_float_with_a_gradient_can_be_shown_and_is_not_changed(tmp_path: Pat
 def test_pictures_on_a_gpu_can_be_shown(tmp_path: Path) -> None:
     here = painted()
     save_grid(tmp_path / "cpu.png", here)
-    save_grid(tmp_path / "gpu.png", Painted(here.context.cuda(), here.prediction.cuda(), here.truth.cuda(), here.mask.cuda()))
+    save_grid(tmp_path / "gpu.png", Paintings(here.context.cuda(), here.prediction.cuda(), here.truth.cuda(), here.mask.cuda()))
     np.testing.assert_array_equal(read(tmp_path / "cpu.png").sheet, read(tmp_path / "gpu.png").sheet)
 
 
@@ -249,7 +224,8 @@ def test_pictures_on_a_gpu_can_be_shown(tmp_path: Path) -> None:
         ({"truth": torch.zeros(0, 3, 8, 8)}, "truth"),
         ({"prediction": torch.zeros(3, 3, 8, 8, dtype=torch.uint8)}, "prediction: torch.uint8"),
         ({"mask": torch.zeros(3, 1, 8, 8)}, "mask: .* is not bool"),
-        ({"context": torch.zeros(2, 3, 8, 8)}, "context has 2 pictures, truth 3"),
+        ({"context": torch.zeros(2, 3, 64, 96)}, "context has 2 pictures, truth 3"),
+        ({"prediction": torch.zeros(3, 3, 32, 96)}, r"prediction has pictures of \(32, 96\) pixels, truth of \(64, 96\)"),
     ],
 )
 def test_what_is_no_painting_is_an_error_that_names_the_tensor(tmp_path: Path, wrong: dict[str, Tensor], message: str) -> None:
@@ -263,7 +239,7 @@ def test_what_is_no_painting_is_an_error_that_names_the_tensor(tmp_path: Path, w
 def test_a_viewer_never_sees_half_a_picture(tmp_path: Path) -> None:
     path = tmp_path / "pictures" / "grid.png"
     noise = torch.rand(4, 3, 64, 96, generator=torch.Generator().manual_seed(1))
-    pictures = Painted(noise, noise, noise, square_hole(4))
+    pictures = Paintings(noise, noise, noise, square_hole(4))
     save_grid(path, pictures)
     done, seen = threading.Event(), list[tuple[int, ...]]()
 
@@ -301,8 +277,8 @@ def test_real_photographs_are_legible_beside_their_reconstruction(tmp_path: Path
     files = sorted((data_folder / "imagenet_sample").glob("*.JPEG"))[:3]
     truth = torch.stack([torch.from_numpy(np.array(Image.open(file).convert("RGB").resize((96, 64)))) for file in files])
     truth = truth.permute(0, 3, 1, 2) / 255
-    coarse = torch.nn.functional.avg_pool2d(truth, 4)
-    save_grid(tmp_path / "grid.png", Painted(truth.masked_fill(square_hole(3), 0.45), coarse, truth, square_hole(3)))
+    coarse = torch.nn.functional.avg_pool2d(truth, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    save_grid(tmp_path / "grid.png", Paintings(truth.masked_fill(square_hole(3), 0.45), coarse, truth, square_hole(3)))
     grid = read(tmp_path / "grid.png")
     for row, (prediction, original) in enumerate(zip(grid.cells("prediction"), grid.cells("truth"), strict=True)):
         np.testing.assert_array_equal(original, as_bytes(truth[row]))

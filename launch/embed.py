@@ -1,0 +1,34 @@
+"""Writes the features of a whole data set: accelerate launch launch/embed.py ENCODER --data.shards URL [--SETTING VALUE ...] OUT.parquet"""
+
+from __future__ import annotations
+
+from pipeline.training.supervision import stacks
+from pipeline.training.supervision.interruption import Interruption
+
+interruption = Interruption()
+stacks.answer()
+interruption.install()  # before the imports below take their seconds, in which a signal must not meet the default handler
+
+import os  # noqa: E402
+import sys  # noqa: E402
+
+from pipeline.evaluation.embedding.settings import check_launcher, parse  # noqa: E402
+from pipeline.training.failures import exit_with_message  # noqa: E402
+
+
+def main() -> int:
+    """Reads the settings, embeds, and prints the outcome; returns 130 where a signal ended the work before the output was whole."""
+    with exit_with_message():
+        config = parse(sys.argv[1:], description=__doc__ or "")
+        check_launcher(config, os.environ)
+        from pipeline.evaluation.embed import Rank, embed  # noqa: PLC0415 - says itself what is missing without the extra `embed`
+
+        rank = Rank.of_environment(os.environ)
+        outcome = embed(config, rank, interruption)
+        if rank.number == 0 or not outcome.finished:
+            print(outcome.sentence, flush=True)
+    return 0 if outcome.finished else 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
