@@ -39,7 +39,7 @@ OUTPUT = "relu5"
 
 @dataclass(frozen=True)
 class DemoData:
-    """What one demo trains on, is evaluated on, and is probed with.
+    """The data of one demo: to train on, to evaluate on, and to probe with.
 
     Attributes:
         name: name of the run.
