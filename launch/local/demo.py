@@ -1,4 +1,4 @@
-"""The main job end to end on this machine: pictures, shards in an S3 server, two ranks that train from it, a checkpoint, metrics, grids.
+"""The main job end to end on this machine: pictures, shards in an S3 server, two ranks that train from it, held-back pictures, a probe.
 
 `make demo` runs it as `python -m launch.local.demo`. Everything goes into `.demo/`; a second call builds nothing anew and continues from
 the last checkpoint.
@@ -12,23 +12,50 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import yaml
-from PIL import Image
-
+from launch.local.demo_pictures import cut_pictures, other_pictures, shipped_photographs
+from launch.local.demo_summary import PROBE, demo_setting, newest_step, summary
 from launch.local.object_store import SeaweedFS
-from monitoring.run_files import CHECKPOINTS, EVENTS, HISTORY, PICTURES, SETTINGS, TARGETS, Lines
-from pipeline.training.checkpoint.retention import Retention
-from pipeline.training.checkpoint.store import folder_name, verify
+from monitoring.run_files import TARGETS
+from shards.dataset.manifest import load
 from shards.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-CROP = 288  # pixels; the builder shrinks them to 256
+FEWEST = 80
+"""Pictures of a data set below which a run holds none back."""
+MOST_OF_A_CLASS = 100
+"""Pictures of a class of one's own that the probe takes, so that it ends within minutes."""
+NEIGHBOURS = ("1", "5", "20", "50", "100")
+"""Numbers of neighbours to choose from: a random start needs many."""
+OUTPUT = "relu5"
+"""Layer that the encoder of the inpainting recipe ends with."""
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """The data of one demo: to train on, to evaluate on, and to probe with.
+
+    Attributes:
+        name: name of the run.
+        shards: URL of the data set that is trained on.
+        held_back: URL of the data set of held-back pictures; empty where the run itself holds a part of `shards` back.
+        labelled: folder or URL of pictures with labels; empty where there are none.
+        origin: where the held-back pictures come from, for a person.
+        task: what the probe is asked, for a person.
+    """
+
+    name: str
+    shards: str
+    held_back: str
+    labelled: str
+    origin: str
+    task: str
 
 
 def main() -> int:
@@ -42,74 +69,87 @@ def main() -> int:
         "--steps", type=int, default=0, help="steps to train in this call (default: the number in launch/configs/demo.yaml)"
     )
     arguments = parser.parse_args()
+    began = time.monotonic()
     folder: Path = arguments.folder.resolve()
-    # other pictures are another data set, so they get a run of their own
-    name = "shipped" if arguments.images is None else f"own-{zlib.crc32(str(arguments.images.resolve()).encode()):08x}"
-    pictures = arguments.images.resolve() if arguments.images else cut_pictures(folder / "pictures")
     with SeaweedFS(folder / "store") as server:
         print(f"object store: {server.endpoint} (SeaweedFS, loopback only)", flush=True)
         environment = {**os.environ, **server.environment}
         if "demo" not in {bucket.rstrip("/") for bucket in Store("s3://", server.options).fs.ls("", refresh=True)}:
             server.make_bucket("demo")
-        url = f"s3://demo/{name}"
-        call([sys.executable, "-m", "shards", "build", str(pictures), url, "--shard-size", "64"], environment)
-        run = folder / f"run-{name}"
+        data = shipped_data(folder, environment) if arguments.images is None else own_data(arguments.images.resolve(), server, environment)
+        run = folder / f"run-{data.name}"
         before = newest_step(run)
         steps = before + arguments.steps if arguments.steps else steps_to_reach(before)
-        launch = [
-            str(Path(sys.executable).parent / "accelerate"),
-            "launch",
-            "--config_file",
-            "launch/accelerate/cpu.yaml",
-            "launch/pretrain.py",
-        ]
-        settings = ["--config", "launch/configs/demo.yaml", "--data.shards", url, "--run", str(run), "--training.steps", str(steps)]
-        settings += ["--data.cache", str(folder / "cache")]
         scraper = Scraper(run)
         with scraper:
-            call([*launch, *settings], environment)
-        return summary(run, before, scraper.path)
+            call(training_command(data, run, steps, folder / "cache"), environment)
+        if data.labelled:
+            call(probe_command(data, run), environment)
+        return summary(run, before, scraper.path, data.origin, data.task, time.monotonic() - began)
 
 
-def cut_pictures(folder: Path) -> Path:
-    """Cuts the photographs that scikit-learn and scikit-image ship into some hundred crops, one folder a photograph."""
-    if (folder / "done").exists():
-        return folder
-    from skimage import data  # noqa: PLC0415 (only the pictures that ship with the test packages need it)
-    from sklearn.datasets import load_sample_images  # noqa: PLC0415
+def shipped_data(folder: Path, environment: dict[str, str]) -> DemoData:
+    """Cuts the photographs that ship with scikit-image and scikit-learn, and builds a data set of each part."""
+    sets = cut_pictures(folder / "pictures", shipped_photographs(), other_pictures())
+    trained_on, held_back = "s3://demo/trained-on", "s3://demo/held-back"
+    for pictures, url in ((sets.trained_on, trained_on), (sets.held_back, held_back)):
+        build(pictures, url, environment, "--resize", "none")
+    return DemoData(
+        "shipped",
+        trained_on,
+        held_back,
+        str(sets.labelled),
+        "the right third of each photograph, of which no pixel was trained on",
+        "which picture a small grey tile was cut from, none of which was trained on",
+    )
 
-    samples = load_sample_images()
-    sources = {Path(name).stem: image for name, image in zip(samples.filenames, samples.images, strict=True)}
-    sources |= {"astronaut": data.astronaut(), "cat": data.chelsea(), "coffee": data.coffee(), "rocket": data.rocket()}
-    random = np.random.default_rng(0)
-    count = 0
-    for name, source in sources.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for number in range(64):
-            top, left = (int(random.integers(0, size - CROP + 1)) for size in source.shape[:2])
-            crop = Image.fromarray(source[top : top + CROP, left : left + CROP])
-            crop.save(folder / name / f"{number:03d}.jpg", quality=92)
-            count += 1
-    (folder / "done").touch()
-    print(f"pictures: {count} crops of {len(sources)} photographs in {folder}", flush=True)
-    return folder
+
+def own_data(images: Path, server: SeaweedFS, environment: dict[str, str]) -> DemoData:
+    """Builds a data set of a person's own pictures, a part of which the run holds back."""
+    # other pictures are another data set, so they get a run of their own
+    name = f"own-{zlib.crc32(str(images).encode()):08x}"
+    url = f"s3://demo/{name}"
+    build(images, url, environment)
+    manifest = load(url, server.options)
+    if manifest.total_samples < FEWEST:
+        raise SystemExit(
+            f"error: {images} has {manifest.total_samples} pictures that can be read, and the demo holds some back to judge what it "
+            f"paints: give it {FEWEST} or more"
+        )
+    labelled = url if len(manifest.classes) > 1 else ""
+    return DemoData(name, url, "", labelled, "a part of your pictures", "which folder a picture is from, trained on without this label")
+
+
+def build(pictures: Path, url: str, environment: dict[str, str], *options: str) -> None:
+    """Builds a data set of a folder; does nothing where it is built already."""
+    call([sys.executable, "-m", "shards", "build", str(pictures), url, "--shard-size", "256", *options], environment)
+
+
+def training_command(data: DemoData, run: Path, steps: int, cache: Path) -> list[str]:
+    """The command that trains, on two processes."""
+    launch = [
+        str(Path(sys.executable).parent / "accelerate"),
+        "launch",
+        "--config_file",
+        "launch/accelerate/cpu.yaml",
+        "launch/pretrain.py",
+    ]
+    settings = ["--config", "launch/configs/demo.yaml", "--data.shards", data.shards, "--run", str(run), "--training.steps", str(steps)]
+    settings += ["--data.cache", str(cache)]
+    return [*launch, *settings, *(["--evaluation.shards", data.held_back] if data.held_back else [])]
+
+
+def probe_command(data: DemoData, run: Path) -> list[str]:
+    """The command that judges the output of the encoder beside that of its random start."""
+    options = ["--layers", OUTPUT, "--classifiers", "neighbours", "ridge", "--knn", *NEIGHBOURS, "--limit", str(MOST_OF_A_CLASS)]
+    options += ["--out", str(run / PROBE)]
+    return [sys.executable, "launch/evaluate.py", "probe", str(run), "--labelled", data.labelled, *options]
 
 
 def steps_to_reach(before: int) -> int:
     """The number of steps in the configuration, or as many more where these are done."""
     steps = demo_setting("steps")
     return steps if before < steps else before + steps
-
-
-def demo_setting(name: str) -> int:
-    """A training setting of launch/configs/demo.yaml."""
-    return int(yaml.safe_load((ROOT / "launch/configs/demo.yaml").read_text())["training"][name])
-
-
-def newest_step(run: Path) -> int:
-    """The step of the newest checkpoint; 0 where there is none."""
-    steps = Retention(Store(str(run / CHECKPOINTS))).steps()
-    return steps[-1] if steps else 0
 
 
 def call(command: list[str], environment: dict[str, str]) -> None:
@@ -122,7 +162,7 @@ def call(command: list[str], environment: dict[str, str]) -> None:
         process.wait()
         raise SystemExit("interrupted: make demo continues from the last checkpoint") from None
     if code:
-        raise SystemExit(f"error: that command ended with {code}; its messages are above")
+        raise SystemExit(f"error: that command ended with {code}; its messages are above. Without the demo's folder it starts anew")
 
 
 class Scraper(threading.Thread):
@@ -154,45 +194,6 @@ class Scraper(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self.join()
-
-
-def summary(run: Path, before: int, metrics: Path) -> int:
-    """Prints how the loss moved and where everything is; returns 1 where something is missing.
-
-    Args:
-        run: the run folder.
-        before: step of the newest checkpoint before this call.
-        metrics: file with the newest metrics of every rank.
-    """
-    history = {row["step"]: row["losses"]["context_encoder"]["total"] for row in Lines(run / HISTORY)}
-    losses = [history[step] for step in sorted(history)]
-    tenth = max(1, len(losses) // 10)
-    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
-    step = newest_step(run)
-    size = verify(Store(str(run / CHECKPOINTS)), step)
-    grids = sorted((run / PICTURES).glob("*.png"))
-    worlds = {line.rpartition(" ")[2] for line in metrics.read_text().splitlines() if line.startswith("context_encoder_world_size{")}
-    print(
-        f"""
-steps        {before} -> {step}
-world size   {", ".join(sorted(worlds))} (from the metrics)
-loss         {first:.4f} -> {last:.4f} (mean of the first and of the last tenth of all steps)
-checkpoint   {run / CHECKPOINTS / folder_name(step)} ({size / 1e6:.0f} MB, every byte verified)
-pictures     {grids[-1] if grids else "none"}
-metrics      {metrics} (while it trains, the addresses are in {run / TARGETS})
-history      {run / HISTORY}, events: {run / EVENTS}, settings: {run / SETTINGS}
-again        make demo continues from here; rm -r {run.parent} starts anew"""
-    )
-    problems = []
-    if not last < first:
-        problems.append("the loss did not fall")
-    if worlds != {"2.0"}:
-        problems.append("the metrics do not show two ranks")
-    if not grids and step >= demo_setting("pictures_every"):
-        problems.append("no picture was drawn")
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 1 if problems else 0
 
 
 if __name__ == "__main__":
