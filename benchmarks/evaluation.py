@@ -10,9 +10,11 @@ Markdown table.
 from __future__ import annotations
 
 import argparse
+import io
 import statistics
 import tempfile
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +72,10 @@ def main() -> None:
     print("| configuration | steps between evaluations | pictures | CPU s a step | CPU s an evaluation | share | at most 2 % |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        if shards(["build", str(arguments.pictures), f"{folder}/shards", "--resize", "350"]):
-            raise SystemExit("the pictures could not be built into shards")
+        with redirect_stderr(io.StringIO()) as said, redirect_stdout(io.StringIO()):
+            code = shards(["build", str(arguments.pictures), f"{folder}/shards", "--resize", "350"])
+        if code:
+            raise SystemExit(said.getvalue())
         for name, steps in CONFIGS.items():
             settings = ["--config", name, "--data.shards", f"{folder}/shards", "--training.precision", "fp32", "--training.threads", "1"]
             settings += ["--data.threads", "1", "--monitoring.enabled", "False", "--training.pictures_every", "0"]

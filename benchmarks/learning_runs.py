@@ -13,7 +13,7 @@ import io
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_noise(folder / "noise", 160)
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
             shards(["build", str(arguments.pictures), str(folder / "photographs"), "--resize", "256"])
             shards(["build", str(folder / "noise"), str(folder / "noisy")])
         for number, (name, data, settings) in enumerate(_runs(folder / "photographs", folder / "noisy")):
