@@ -100,7 +100,7 @@ def shipped_data(folder: Path, environment: dict[str, str]) -> DemoData:
         held_back,
         str(sets.labelled),
         "the right third of each photograph, of which no pixel was trained on",
-        "which picture a small grey tile was cut from, none of which was trained on",
+        "which picture a small tile in changed colours was cut from, none of which was trained on",
     )
 
 

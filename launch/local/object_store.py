@@ -30,6 +30,7 @@ _PORTS = (
     *("s3.port", "s3.port.grpc", "admin.port", "admin.port.grpc"),
 )
 _READY_SECONDS = 60.0
+_TAKEN, _TRIES = b"address already in use", 3
 # Each bucket takes a volume of its own. By default the server allows as many volumes as the free disk could hold full ones, so a disk with
 # little room would refuse the fifty-ninth bucket, however small all of them are. A write to a full disk still fails, and acknowledged data
 # stay.
@@ -52,9 +53,13 @@ class SeaweedFS:
         self.folder = Path(folder).resolve()
         self.key, self.secret = "admin" + secrets.token_hex(8), secrets.token_hex(20)
         self.reader_key, self.reader_secret = "reader" + secrets.token_hex(8), secrets.token_hex(20)
+        self._choose_ports()
+        self._was_ready = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _choose_ports(self) -> None:
         self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def options(self) -> dict[str, str]:
@@ -77,6 +82,14 @@ class SeaweedFS:
         return self._process.pid if self._process else None
 
     def __enter__(self) -> SeaweedFS:
+        for _ in range(_TRIES - 1):
+            try:
+                return self.start()
+            except StoreError:
+                log = self.folder / "log"
+                if self._was_ready or not log.exists() or _TAKEN not in log.read_bytes():
+                    raise
+                self._choose_ports()  # another program took one of them meanwhile
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -168,7 +181,9 @@ class SeaweedFS:
                     problem = str(error)
             if answers:
                 try:
-                    return self._round_trip()
+                    self._round_trip()
+                    self._was_ready = True
+                    return
                 except OSError as error:  # volumes register a moment after the gateway answers
                     problem = str(error)
             time.sleep(0.05)

@@ -61,6 +61,24 @@ def test_a_crash_loses_nothing_that_was_acknowledged_and_a_stop_leaves_nothing_b
     assert not [path for port in ports for path in Path("/tmp").glob(f"seaweedfs*-{port}.sock")]  # noqa: S108
 
 
+@pytest.mark.slow
+def test_a_port_that_another_program_took_meanwhile_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server itself looks for ports that are taken, but another program may come between that and its listening."""
+    server, start, first = SeaweedFS(tmp_path), SeaweedFS.start, list[str]()
+
+    def taken_once(self: SeaweedFS) -> SeaweedFS:
+        if not first:
+            first.append(self.endpoint)
+            (tmp_path / "log").write_text("s3 failed to listen on grpc port 1: listen tcp 127.0.0.1:1: bind: address already in use")
+            raise StoreError("the S3 server did not become ready")
+        return start(self)
+
+    monkeypatch.setattr(SeaweedFS, "start", taken_once)
+    with server:
+        assert server.endpoint != first[0]
+        assert server.make_bucket("here") == "s3://here"
+
+
 def test_a_missing_binary_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(shutil, "which", lambda name: None)
