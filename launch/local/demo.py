@@ -140,9 +140,9 @@ def training_command(data: DemoData, run: Path, steps: int, cache: Path) -> list
 
 
 def probe_command(data: DemoData, run: Path) -> list[str]:
-    """The command that judges the output of the encoder beside that of its random start."""
+    """The command that judges the output of the encoder beside that of random starts, its own among them."""
     options = ["--layers", OUTPUT, "--classifiers", "neighbours", "ridge", "--knn", *NEIGHBOURS, "--limit", str(MOST_OF_A_CLASS)]
-    options += ["--out", str(run / PROBE)]
+    options += ["--random-starts", "3", "--out", str(run / PROBE)]
     return [sys.executable, "launch/evaluate.py", "probe", str(run), "--labelled", data.labelled, *options]
 
 

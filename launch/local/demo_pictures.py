@@ -80,14 +80,14 @@ def cut_pictures(
     finished = folder / "cut"
     if finished.exists():
         return sets
-    random = np.random.default_rng(0)
+    random, hues = np.random.default_rng(0), np.random.default_rng(1)
     for name, photograph in photographs.items():
         left, right = divided(photograph)
         save(sets.trained_on / name, [recoloured(random_crop(left, TRAINED_SIDE, random), random) for _ in range(trained_on)])
         save(sets.held_back / name, [random_crop(right, SIDE, random) for _ in range(held_back)])
-        save(sets.labelled / name, [recoloured(tile, random) for tile in tiles(right, random)])
+        save(sets.labelled / name, [recoloured(tile, hues) for tile in tiles(right, random)])
     for name, picture in others.items():
-        save(sets.labelled / name, [recoloured(tile, random) for tile in tiles(picture, random)])
+        save(sets.labelled / name, [recoloured(tile, hues) for tile in tiles(picture, random)])
     finished.touch()
     return sets
 

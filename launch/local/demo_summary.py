@@ -154,7 +154,7 @@ def probe(file: Path, step: int, task: str) -> str:
 
 
 def compared(found: Mapping[str, Any], classifier: str, name: str) -> str:
-    """The accuracies of one classifier, and the difference to the random start with its interval.
+    """The accuracies of one classifier, and the difference to the best of some random starts with its interval.
 
     Args:
         found: figures of a probe.
@@ -162,12 +162,15 @@ def compared(found: Mapping[str, Any], classifier: str, name: str) -> str:
         name: name of the classifier for a person.
     """
     rows = [row for row in found["accuracies"] if row["classifier"] == classifier and row["layer"] in (_CHOSEN, "")]
-    accuracy = {row["features"].partition(",")[0]: row["accuracy"][0] for row in rows}
+    accuracy: dict[str, float] = {}
+    for row in rows:
+        kind = row["features"].partition(",")[0]
+        accuracy[kind] = max(row["accuracy"][0], accuracy.get(kind, 0.0))
     beside = next(
         row for row in found["differences"] if (row["classifier"], row["layer"], row["to"]) == (classifier, _CHOSEN, "random start")
     )
     points = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*(100 * each for each in beside["difference"]))
     return (
-        f"by {name}: {accuracy['encoder']:.1%}, random start {accuracy['random start']:.1%}, mean colour "
-        f"{accuracy['mean colour']:.1%}; to the random start {points} (95 %): {beside['verdict']}"
+        f"by {name}: {accuracy['encoder']:.1%}, best random start {accuracy['random start']:.1%}, mean colour "
+        f"{accuracy['mean colour']:.1%}; to the best random start {points} (95 %): {beside['verdict']}"
     )

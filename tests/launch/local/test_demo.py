@@ -38,7 +38,7 @@ def test_no_pixel_of_a_held_back_crop_is_trained_on(tmp_path: Path) -> None:
     assert max(picture.max() for picture in seen["trained-on"]) <= 2, "JPEG alone may change black"
     assert min(picture.min() for picture in seen["held-back"]) >= 253
     labelled = [np.asarray(Image.open(file)) for file in (sets.labelled / "photograph").iterdir()]
-    assert min(picture.min() for picture in labelled) >= 253, "a labelled tile is of the held-back third"
+    assert min(picture.min() for picture in labelled) >= 160, "a labelled tile is of the held-back third, darker at most"
 
 
 def test_crops_are_the_same_each_time_and_cut_once(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_the_encoder_is_probed_beside_its_random_start(trained: Path, tmp_path: 
     first, neighbours, ridge, files = probe(tmp_path / PROBE, 2, data.task).split("\n")
     assert first == "which picture; 50 pictures of 2 classes, frozen output of the encoder"
     for line, name in ((neighbours, "nearest neighbours"), (ridge, "ridge regression")):
-        assert re.search(rf"by {name}: [\d.]+%, random start [\d.]+%, mean colour [\d.]+%; to the random start [+-]", line), line
+        assert re.search(rf"by {name}: [\d.]+%, best random start [\d.]+%, mean colour [\d.]+%; to the best random start [+-]", line), line
         assert line.endswith("too few pictures")
     assert files.endswith(str(tmp_path / PROBE))
 
