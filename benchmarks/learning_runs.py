@@ -31,18 +31,19 @@ NARROW = ["--recipe", "features", "--method.width", "12", "--data.threads", "1",
 NARROW += ["--evaluation.held_back", "0.1", "--evaluation.pictures", "80", "--method.mask.kind", "block"]
 LEARNS = [
     *("--training.global_batch", "16", "--training.micro_batch", "16", "--training.steps", "200"),
-    *("--evaluation.every", "40", "--evaluation.judge_after", "160"),
+    *("--evaluation.every", "40", "--evaluation.judge_after", "120"),
     *("--method.batch_norm", "True", "--method.batch_norm_group", "8", "--method.dropout", "0"),
     *("--method.optimiser.learning_rate", "4e-3", "--schedule.warmup_steps", "25", "--schedule.kind", "cosine"),
 ]
-SHORT = ["--training.global_batch", "8", "--training.micro_batch", "8", "--training.steps", "60"]
-SHORT += ["--evaluation.every", "30", "--evaluation.judge_after", "30"]
+JUDGED = ["--training.steps", "120", "--evaluation.every", "120"]
+"""All runs are judged after 120 steps."""
+SHORT = ["--training.global_batch", "8", "--training.micro_batch", "8", "--evaluation.judge_after", "120", *JUDGED]
 FAILS = {
     "rate too high": [*SHORT, "--method.optimiser.learning_rate", "0.1", "--method.output_gain", "1"],
     "dead maps": [*SHORT, "--method.optimiser.learning_rate", "0.01", "--method.output_gain", "1"],
     "constant output": [*SHORT, "--method.optimiser.learning_rate", "1e-4"],
     "frozen by weight decay": [*SHORT, "--method.optimiser.learning_rate", "1e-3", "--method.optimiser.weight_decay", "200"],
-    "noise with labels of noise": [*LEARNS, "--training.steps", "60", "--evaluation.every", "30", "--evaluation.judge_after", "30"],
+    "noise with labels of noise": [*LEARNS, *JUDGED],
 }
 """Settings of runs that do not learn; the last is for pictures of noise in folders drawn at random."""
 NOISE = "noise with labels of noise"

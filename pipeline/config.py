@@ -169,7 +169,8 @@ class EvaluationConfig:
     """Evaluation on pictures that are never trained on, while the run goes on. See docs/learning.md."""
 
     every: Annotated[int, Ge(0)] = 1000
-    """Steps between two evaluations; one more is made before the first step and one after the last. 0 evaluates nothing."""
+    """Steps between two evaluations; one more is made before the first step and one after the last. 0 evaluates nothing, but pictures
+    are held back all the same."""
     held_back: Annotated[float, Interval(ge=0, le=0.5)] = 0.01
     """Fraction of every data set that is held back from training: at least 256 pictures or a tenth, at most 50,000, none of fewer than 80
     pictures. A run keeps the pictures that it began with. Not used with evaluation.shards."""

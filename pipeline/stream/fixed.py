@@ -5,6 +5,7 @@ In: opened data sets and the ids of samples in each. Out: `FixedSamples` of any 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -58,6 +59,7 @@ class FixedChoice:
     Attributes:
         count: number of chosen samples.
         classes: number of classes of their labels; 0 where the data sets have no labels, or do not share their classes.
+        digest: hexadecimal digits that differ between choices of other samples, crops or masks.
     """
 
     def __init__(
@@ -72,8 +74,20 @@ class FixedChoice:
         ends = np.cumsum([len(each) for each in ids])
         self._of = np.searchsorted(ends, shuffled, side="right")
         self._ids = np.concatenate(ids)[shuffled] if total else np.empty(0, np.int64)
+        self.digest = self._digest()
         names = {dataset.manifest.classes for dataset in datasets}
         self.classes = len(names.pop()) if len(names) == 1 else 0
+
+    def _digest(self) -> str:
+        data, size = self._config.data, self._config.image_size
+        mask = np.zeros((size, size), np.bool_)
+        if self._config.mask is not None:
+            self._config.mask.draw(0, mask)  # masks of other settings differ already for this key
+        facts = [size, data.crop, data.flip, *((dataset.manifest.fingerprint, dataset.seed) for dataset in self._datasets)]
+        seen = hashlib.sha256(repr(facts).encode())
+        for part in (mask, self._of.astype(np.int64), self._ids):
+            seen.update(part.tobytes())
+        return seen.hexdigest()[:16]
 
     def read(self, numbers: Sequence[int]) -> tuple[FixedSamples, list[BadSample]]:
         """Reads samples and draws their crops and masks.

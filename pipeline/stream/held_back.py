@@ -1,8 +1,9 @@
-"""The samples of a data set that a run never trains on, so that it can be evaluated on them: a pure function of (manifest, seed).
+"""The samples of a data set that a run never trains on, so that it can be evaluated on them: a pure function of the manifest.
 
 The ids of a data set are cut into as many equal strata as samples are held back, and a key draws one sample of each stratum. So the
 held-back samples spread evenly over shards and classes, and finding them costs as much as there are of them, however large the data set
-is. All other samples are numbered densely; the order of a run is made of those numbers.
+is. All other samples are numbered densely; the order of a run is made of those numbers. The seed of a run plays no part, so that runs with
+other seeds are judged on the same pictures, and a data set that a mixture names twice holds back the same ones under both names.
 """
 
 from __future__ import annotations
@@ -34,19 +35,18 @@ def held_back_count(total: int, fraction: float) -> int:
     return min(max(math.ceil(fraction * total), min(_WANTED, total // 10)), _MOST)
 
 
-def held_back_ids(total: int, seed: int, count: int) -> NDArray[np.int64]:
+def held_back_ids(manifest: Manifest, count: int) -> NDArray[np.int64]:
     """Draws the held-back samples of a data set.
 
     Args:
-        total: samples of the data set.
-        seed: seed of the data set.
-        count: number of samples to draw, at most `total`.
+        manifest: manifest of the data set.
+        count: number of samples to draw, at most all of them.
 
     Returns:
         int64 (count,), ids of the samples, ascending.
     """
-    edges = np.arange(count + 1, dtype=np.int64) * total // max(1, count)  # below 2**63 for 50,000 samples of 10**14
-    draws = sample_keys(key_of(seed, _HELD_BACK) >> 1, 0, np.arange(count))
+    edges = np.arange(count + 1, dtype=np.int64) * manifest.total_samples // max(1, count)  # below 2**63 for 50,000 samples of 10**14
+    draws = sample_keys(key_of(manifest.fingerprint, _HELD_BACK) >> 1, 0, np.arange(count))
     found: NDArray[np.int64] = edges[:-1] + (draws % np.diff(edges).astype(np.uint64)).astype(np.int64)
     return found
 
@@ -56,16 +56,15 @@ class TrainedSamples:
 
     Args:
         manifest: manifest of the data set.
-        seed: seed of the data set.
         held_back: number of samples that are held back.
 
     Attributes:
         held_back: ids of the held-back samples, int64 (held_back,), ascending.
     """
 
-    def __init__(self, manifest: Manifest, seed: int, held_back: int = 0) -> None:
+    def __init__(self, manifest: Manifest, held_back: int = 0) -> None:
         self.manifest = manifest
-        self.held_back = held_back_ids(manifest.total_samples, seed, held_back)
+        self.held_back = held_back_ids(manifest, held_back) if held_back else np.empty(0, np.int64)
         self._before = self.held_back - np.arange(held_back)  # trained samples before each held-back one
 
     @property

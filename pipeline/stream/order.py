@@ -74,7 +74,7 @@ class SampleOrder:
         if global_batch < 1 or lanes < 1 or shuffle_block < 1:
             raise OrderError(f"global_batch {global_batch}, lanes {lanes} and shuffle_block {shuffle_block} must be 1 or more")
         self.manifest = manifest
-        self.samples = TrainedSamples(manifest, seed, held_back)
+        self.samples = TrainedSamples(manifest, held_back)
         self.seed = seed
         self.global_batch_size = global_batch
         self.lanes = math.gcd(lanes, global_batch)
@@ -85,9 +85,10 @@ class SampleOrder:
         self.lane_length = -(-self.samples.total // self.lanes) if tail == "pad" else self.samples.total // self.lanes
         """Samples of a lane in an epoch."""
         if not self.batches_per_epoch():
+            beside, lower = (f" beside {held_back} that are held back", " or evaluation.held_back") if held_back else ("", "")
             raise OrderError(
-                f"the data set holds {self.samples.total} samples{f' beside {held_back} that are held back' if held_back else ''}, "
-                f"less than one global batch of {global_batch}: lower training.global_batch, or set data.tail to pad"
+                f"the data set holds {self.samples.total} samples{beside}, less than one global batch of {global_batch}: "
+                f"lower training.global_batch{lower}, or set data.tail to pad"
             )
         self._lock = threading.RLock()
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()

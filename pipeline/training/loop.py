@@ -88,7 +88,7 @@ class Run:
         engines: networks and optimisers, in the order of their turns.
         train_step: trains the engines on a batch.
         reporter: console, history and metrics.
-        evaluation: evaluation on held-back pictures; None where there are none.
+        evaluation: evaluation on held-back pictures, or a sentence about why there is none.
     """
 
     config: Config[Any]
@@ -101,7 +101,7 @@ class Run:
     engines: Sequence[Engine]
     train_step: TrainStep
     reporter: Reporter
-    evaluation: Evaluation | None
+    evaluation: Evaluation | str
 
 
 @dataclass
@@ -216,14 +216,14 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
 
 def _resume(run: Run, found: Checkpoint | None) -> State:
     """Reports the start of this attempt, and returns the state that it continues from."""
-    run.reporter.begin(found, run.train_step.largest_slice)
+    run.reporter.begin(found, run.train_step.largest_slice, run.evaluation)
     return State(found.step, found.step) if found is not None else State()
 
 
 def _evaluate_start(run: Run, state: State) -> None:
     """Evaluates the random start, or the checkpoint of an attempt that was stopped where an evaluation was due."""
     every = run.config.evaluation.every
-    due = every > 0 and state.step % every == 0 and state.step < run.config.training.steps
+    due = every > 0 and (state.step % every == 0 or state.step >= run.config.training.steps)
     if run.world.broadcast(due and not run.reporter.learning.has(state.step)):
         run.watchdog.note_startup("evaluating on held-back pictures")
         _evaluate(run, state)
@@ -231,7 +231,7 @@ def _evaluate_start(run: Run, state: State) -> None:
 
 def _evaluate(run: Run, state: State) -> None:
     """Evaluates the networks on held-back pictures, where there are any."""
-    if run.evaluation is None:
+    if isinstance(run.evaluation, str):
         return
     if state.step > 0:
         run.watchdog.at("evaluation", state.step)
@@ -240,7 +240,7 @@ def _evaluate(run: Run, state: State) -> None:
 
 def _draw(run: Run, state: State, batch: Batch) -> None:
     """Draws a picture grid: of the same held-back pictures each time, or of the batch where nothing is held back."""
-    if run.evaluation is None:
+    if isinstance(run.evaluation, str):
         run.reporter.pictures(state.step, sheet_of(run.train_step.paintings(batch), "pictures of this batch"))
     else:
         run.watchdog.at("evaluation", state.step)

@@ -30,7 +30,7 @@ def train_command(samples: int, url: str, storage: Mapping[str, str], gpu: bool)
     if samples < FEWEST:
         return ""
     large = samples >= LARGE
-    words = ["accelerate", "launch"]
+    words = shlex.split("accelerate launch")
     if large or not gpu:
         words += ["--config_file", f"launch/accelerate/{'node' if large else 'cpu'}.yaml"]
     words += ["launch/pretrain.py", "--config", LARGE_CONFIG if large else SMALL_CONFIG, "--data.shards", redacted(url)]

@@ -16,7 +16,7 @@ from shards.store import Store
 from shards.tar.samples import scan
 from tests.launching import launch, setting_list
 
-ONE_PICTURE = ["--training.global_batch", "1", "--method.optimiser.learning_rate", "1e-3"]
+ONE_PICTURE = ["--training.global_batch", "1", "--method.optimiser.learning_rate", "1e-3", "--method.output_gain", "1"]
 INPAINTING = ["--training.global_batch", "4", "--method.batch_norm_group", "4", "--method.width", "8", "--method.bottleneck", "32"]
 NARROW = ["--method.width", "12"]  # an eighth of the published network
 TRAINED = [

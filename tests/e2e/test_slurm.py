@@ -96,6 +96,7 @@ def settings(shards: Path) -> dict[str, Any]:
         "method": {"width": 8, "bottleneck": 16, "batch_norm_group": 2},
         "training": {"steps": 100_000, "global_batch": 8, "micro_batch": 4, "log_every": 1, "pictures_every": 0},
         "data": {"shards": str(shards), "threads": 1},
+        "evaluation": {"held_back": 0.0},  # so that every epoch holds every sample
         "checkpoint": {"every": 50},
         "monitoring": {"port": 0},
     }

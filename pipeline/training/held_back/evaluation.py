@@ -70,11 +70,17 @@ class Evaluation:
             chunk: self._reading.submit(self._read, chunk) for chunk in sorted({*self._own, *self._sheet})
         }
 
-    def __call__(self) -> dict[str, Any]:
+    @property
+    def digest(self) -> str:
+        """Digits that differ between evaluations on other pictures, crops or masks, whose figures can't be compared."""
+        return self._choice.digest
+
+    def __call__(self) -> dict[str, Any] | None:
         """Evaluates the networks as they are; every rank must call it.
 
         Returns:
-            A row of `evaluation.jsonl` without `step` and `attempt`, the same on every rank; see docs/learning.md.
+            A row of `evaluation.jsonl` without `step` and `attempt`, the same on every rank; see docs/learning.md. None if no picture can
+            be read.
 
         Raises:
             ShardError: a shard of the pictures can't be read.
@@ -87,9 +93,11 @@ class Evaluation:
                 self._measure(chunk, networks, tables)
         found = tables.sum(self._world)
         readable = found["readable"] > 0
+        if not readable.any():
+            return None
         if not self._baselines:
             self._baselines = self._measure_baselines(found["visible"][readable].mean(0), readable)
-        row: dict[str, Any] = {"pictures": int(readable.sum())}
+        row: dict[str, Any] = {"pictures": int(readable.sum()), "choice": self.digest}
         row |= dict(zip(_FIGURES, found["figures"][readable].mean(0).tolist(), strict=True))
         row["baselines"] = self._baselines
         row["gain"] = 1 - row["l1"] / min(each["l1"] for each in self._baselines.values())
@@ -101,7 +109,7 @@ class Evaluation:
         """Paints `training.pictures` pictures for a grid, the same in every grid of a run; every rank must call it.
 
         Returns:
-            The pictures, on rank 0; None on the other ranks.
+            The pictures, on rank 0; None on the other ranks, and if none can be read.
         """
         parts: list[Paintings] = []
         readable: list[Tensor] = []
@@ -114,6 +122,8 @@ class Evaluation:
         if not self._world.is_first:
             return None
         shown = torch.cat(readable).nonzero().flatten()[: self._training.pictures]
+        if not len(shown):
+            return None
         columns = (torch.cat([getattr(part, name).cpu() for part in parts])[shown] for name in ("context", "prediction", "truth", "mask"))
         return sheet_of(Paintings(*columns), "pictures that are not trained on")
 

@@ -14,11 +14,17 @@ from pipeline.stream.loader import StreamLoader
 from pipeline.training.engine.engine import Engine
 from pipeline.training.held_back.evaluation import Evaluation
 from pipeline.training.ranks.world import World
+from shards.errors import ExplainedError
+from shards.urls import redacted
+
+
+class EvaluationError(ExplainedError):
+    """The pictures to evaluate on can't be used; the message says why and what to do."""
 
 
 def open_evaluation(
     stack: ExitStack, config: Config[Any], recipe: Recipe, engines: Sequence[Engine], world: World, loader: StreamLoader
-) -> Evaluation | None:
+) -> Evaluation | str:
     """Opens the evaluation of a run, on every rank, and begins to read its pictures.
 
     Args:
@@ -30,24 +36,32 @@ def open_evaluation(
         loader: loader of the run, at the position that the run continues from.
 
     Returns:
-        The evaluation; None if the run is not evaluated, or there is no picture to evaluate on.
+        The evaluation, or a sentence about why the run has none.
 
     Raises:
-        ShardError: the data set of `evaluation.shards` can't be read.
+        EvaluationError: the data set of `evaluation.shards` is one that is trained on.
+        ShardError: it can't be read.
     """
     settings = config.evaluation
     if not settings.every:
-        return None
+        return "evaluation.every is 0"
     choice: FixedChoice
     if settings.shards:
         source, first_id = SourceConfig(shards=settings.shards), loader.total_samples
         dataset = Dataset("", source, config.data, config.seed, first_id, loader.counters)
         stack.callback(dataset.close)
+        if any(dataset.manifest.fingerprint == each.manifest.fingerprint for each in loader.datasets):
+            raise EvaluationError(
+                f"evaluation.shards: {redacted(settings.shards)} is trained on as well, so it says nothing about other pictures. Name "
+                "another data set, or leave the setting out: then a part of the pictures is held back"
+            )
         choice = choice_of(loader, dataset, settings.pictures)
     else:
         choice = held_back_choice(loader, settings.pictures)
     if not choice.count:
-        return None
+        if not settings.held_back:
+            return "evaluation.held_back is 0 and evaluation.shards names no data set"
+        return "the run holds no pictures back, because it began so or its data sets have fewer than 80 pictures; see evaluation.shards"
     evaluation = Evaluation(recipe, engines, world, config.training, choice, loader.quarantine.add)
     stack.callback(evaluation.close)
     return evaluation

@@ -6,6 +6,7 @@ A problem is an event in the run folder, a line on the console and a metric, onc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ NAMES = {"constant": "one colour", "visible_mean": "visible mean"}
 _MOST_DEAD = 0.5  # fraction of a layer's maps
 _LEAST_SPREAD = 0.05  # deviation of the mean painted colour, over that of the truth
 _LEAST_DIMENSIONS = 1.5  # participation ratio of the features
+_LEAST_FEATURE_SPREAD = 0.01  # distance of features from their mean, over their length
+_FEWEST = 8  # pictures that say anything about what differs between pictures
 ADVICE = "A lower learning rate, a longer warm-up, clipping or batch-norm help; docs/learning.md says which"
 
 
@@ -44,6 +47,12 @@ def sentence(row: Mapping[str, Any]) -> str:
     return found
 
 
+def _beside(row: Mapping[str, Any]) -> str:
+    """The figures of the random start, for a person."""
+    probe = row.get("probe")
+    return f"{row['l1']:.4g} %" + (f", k-NN {probe['knn']:.0%}, ridge {probe['ridge']:.0%}" if probe is not None else "")
+
+
 def problems(row: Mapping[str, Any]) -> dict[str, str]:
     """Finds what is wrong with the networks of an evaluation.
 
@@ -61,6 +70,8 @@ def problems(row: Mapping[str, Any]) -> dict[str, str]:
             f"The paintings are no better than {what}: L1 {row['l1']:.4g} % against {row['baselines'][name]['l1']:.4g} %, so the "
             "encoder has learned little"
         )
+    if row["pictures"] < _FEWEST:
+        return found
     maps, dead = row["maps"], row["dead_maps"]
     dying = [f"{dead[layer]} of {maps[layer]} in {layer}" for layer in maps if dead[layer] > _MOST_DEAD * maps[layer]]
     if dying:
@@ -70,9 +81,11 @@ def problems(row: Mapping[str, Any]) -> dict[str, str]:
             f"The paintings have nearly the same colour whatever the picture: it deviates by {row['output_spread']:.1%} of what the "
             "true colours do"
         )
-    if not row.get("feature_dimensions", _LEAST_DIMENSIONS) >= _LEAST_DIMENSIONS:
+    dimensions, spread = row.get("feature_dimensions", math.inf), row.get("feature_spread", math.inf)
+    if not (dimensions >= _LEAST_DIMENSIONS and spread >= _LEAST_FEATURE_SPREAD):
         found["collapsed_features"] = (
-            f"The features have collapsed: those of all pictures lie in {row['feature_dimensions']:.1f} dimensions, nearly on one line"
+            f"The features have collapsed: those of all pictures lie in {dimensions:.1f} dimensions, at {spread:.1%} of their length from "
+            "their mean"
         )
     return found
 
@@ -91,11 +104,23 @@ class Learning:
         self._settings, self._folder, self._metrics, self._say = settings, folder, metrics, say
         self._rows: dict[int, Mapping[str, Any]] = {}
         self._found: dict[str, str] = {}
+        self._choice = self._why_not = ""
 
-    def resume(self, step: int) -> None:
-        """Takes over the evaluations of earlier attempts up to a step; what they reported is not reported again."""
-        rows = Lines(self._folder.path / EVALUATION)
-        self._rows = {int(row["step"]): row for row in rows if "step" in row and row["step"] <= step}
+    def not_evaluated(self, why: str) -> None:
+        """Says that the run is not evaluated, now and in the conclusion."""
+        self._why_not = f"not evaluated on pictures that are not trained on: {why}"
+        self._say(self._why_not)
+
+    def resume(self, step: int, choice: str) -> None:
+        """Takes over the evaluations of earlier attempts up to a step; what they reported is not reported again.
+
+        Args:
+            step: step that the attempt continues from. At 0 nothing is taken over, because the networks may be others.
+            choice: digest of the pictures of this attempt. Evaluations on others are not taken over.
+        """
+        self._choice = choice
+        rows = Lines(self._folder.path / EVALUATION) if step else ()
+        self._rows = {int(row["step"]): row for row in rows if row.get("choice") == choice and row["step"] <= step}
         if self._rows:
             last = max(self._rows)
             self._metrics.evaluation(self._rows[last])
@@ -131,14 +156,14 @@ class Learning:
     def conclusion(self) -> str:
         """Says, for the end of a run, what the newest evaluation found beside baseline and random start; empty without an evaluation."""
         if not self._rows:
-            return ""
+            return self._why_not
         last = self._rows[max(self._rows)]
         start = self._rows.get(0)
-        beside = f"; the random start had {start['l1']:.4g} %" if start is not None and last["step"] > 0 else ""
+        beside = f"; the random start had {_beside(start)}" if start is not None and last["step"] > 0 else ""
         lines = [f"{sentence(last)}{beside} (after step {last['step']}, {last['pictures']} pictures that were not trained on)"]
         found = self._judged(last)
         lines += [f"not learning: {found[problem]}. {ADVICE}" for problem in PROBLEMS if problem in found]
-        if not last["gain"] > 0 and not found:
+        if not last["gain"] > 0 and not found and last["step"] < self._settings.judge_after:
             lines.append(f"too early to judge: evaluation.judge_after is {self._settings.judge_after} steps")
         return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from pipeline.config import Config, to_mapping
 from pipeline.recipes.player import Player
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.training.checkpoint.store import Checkpoint, SaveOutcome
+from pipeline.training.held_back.evaluation import Evaluation
 from pipeline.training.held_back.sheet import Sheet
 from pipeline.training.phases import StepTimes
 from pipeline.training.ranks.world import World
@@ -101,12 +102,13 @@ class Reporter:
         if self._world.is_first:
             self._progress.message(text)
 
-    def begin(self, found: Checkpoint | None, largest_slice: int) -> None:
+    def begin(self, found: Checkpoint | None, largest_slice: int, evaluation: Evaluation | str) -> None:
         """Reports the start of this attempt: lines on the console, `config.yaml`, and the event `start`.
 
         Args:
             found: checkpoint that the run continues from; None for a new run.
             largest_slice: samples of the rank that has most of a global batch.
+            evaluation: evaluation of the run, or a sentence about why it has none.
         """
         config, size, step = self._config, self._world.size, found.step if found else 0
         slices = "" if size == 1 else f" in slices of up to {largest_slice}"
@@ -121,8 +123,10 @@ class Reporter:
             for change in changed_settings(found.facts["config"], to_mapping(config)):
                 self.say(f"changed since the checkpoint: {change}")
         self._folder.write_config(to_mapping(config))
-        if self._world.is_first:
-            self.learning.resume(step)
+        if self._world.is_first and isinstance(evaluation, str):
+            self.learning.not_evaluated(evaluation)
+        elif self._world.is_first and not isinstance(evaluation, str):
+            self.learning.resume(step, evaluation.digest)
         self._folder.event(
             "start",
             attempt=self._attempt,
@@ -210,14 +214,16 @@ class Reporter:
         self._folder.history(rows)
         return last
 
-    def evaluation(self, step: int, found: Mapping[str, Any]) -> None:
+    def evaluation(self, step: int, found: Mapping[str, Any] | None) -> None:
         """Reports an evaluation on held-back pictures, on rank 0.
 
         Args:
             step: steps of the run that are done.
-            found: figures of the evaluation, as `Evaluation` returns them.
+            found: figures of the evaluation, as `Evaluation` returns them; None if no picture could be read.
         """
-        if self._world.is_first:
+        if found is None:
+            self.say(f"step {step}: none of the held-back pictures can be read; {self._folder.quarantine} names them")
+        elif self._world.is_first:
             self.learning.add({"step": step, "attempt": self._attempt, **found})
 
     def pictures(self, step: int, sheet: Sheet | None) -> None:

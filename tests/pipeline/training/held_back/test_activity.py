@@ -83,3 +83,17 @@ def test_a_probe_without_enough_labels_says_nothing() -> None:
     same = small_probe(torch.ones(20, 4), torch.arange(20) % 2)
     assert same is not None
     assert same["ridge"] == pytest.approx(0.5), "features that don't vary give the guess"
+
+
+def test_a_picture_does_not_predict_its_own_label(draw: random.Random) -> None:
+    """Groups of six pictures with two labels, three each: without itself, a picture's neighbours are two of its own and three others."""
+    numbers = np.random.default_rng(draw.randrange(2**32))
+    centres = np.eye(8).repeat(6, axis=0)
+    features = centres + 1e-3 * numbers.normal(size=centres.shape)
+    grouped = small_probe(torch.from_numpy(features), torch.arange(48) // 3 % 2)
+    assert grouped is not None
+    assert grouped["knn"] == 0.0
+    # as many values as ridge regression needs to learn any labels by heart
+    noise = small_probe(torch.from_numpy(numbers.normal(size=(60, 600))), torch.from_numpy(numbers.permutation(np.arange(60) % 2)))
+    assert noise is not None
+    assert noise["ridge"] < 0.8

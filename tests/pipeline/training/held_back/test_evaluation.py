@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from monitoring.run_files import EVALUATION, EVENTS, HISTORY
 from pipeline import recipes
 from pipeline.config import parse
+from pipeline.recipes.inpainting import InpaintingRecipe
+from pipeline.recipes.player import Networks, Views
 from pipeline.stream.fixed import held_back_choice
+from pipeline.stream.held_back import held_back_ids
 from pipeline.stream.loader import StreamConfig, StreamLoader
 from pipeline.training.checkpoint.store import read
+from pipeline.training.held_back.opening import EvaluationError
 from pipeline.training.loop import Outcome, pretrain
 from pipeline.training.record.ledger import account
 from pipeline.training.record.run_folder import read_lines
@@ -41,6 +46,23 @@ RECIPES = {
 @pytest.fixture(scope="module")
 def shards(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     return made_once("evaluated", lambda folder: write_dataset(folder, photographs(120, 140, 160), [70, 50]))
+
+
+@pytest.fixture(scope="module")
+def damaged(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The same pictures, of which one that is held back is damaged."""
+
+    def fill(folder: Path) -> None:
+        pictures = photographs(120, 140, 160)
+        whole = write_dataset(folder / "whole", pictures, [70, 50])
+        for number in range(120):  # which pictures are held back depends on the bytes of all of them
+            changed = [*pictures[:number], pictures[number][:300], *pictures[number + 1 :]]
+            manifest = write_dataset(folder / "damaged", changed, [70, 50])
+            if number in held_back_ids(manifest, 36):
+                break
+        assert whole.total_samples == 120
+
+    return made_once("damaged", fill) / "damaged"
 
 
 def train(shards: Path, run: Path, steps: int, *more: str) -> Outcome:
@@ -76,18 +98,20 @@ def test_weights_with_and_without_evaluation_are_equal_to_the_bit(recipe: str, s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["features", "inpainting", "autoencoder"])
-def test_baselines_are_what_one_colour_scores(recipe: str, shards: Path, tmp_path: Path) -> None:
+def test_baselines_are_what_one_colour_scores(recipe: str, damaged: Path, tmp_path: Path) -> None:
     """Computed once more from the pictures themselves, with NumPy."""
-    outcome = train(shards, tmp_path, 1, *RECIPES[recipe])
+    outcome = train(damaged, tmp_path, 1, *RECIPES[recipe], "--data.max_bad_fraction", "0.1")
     row = evaluations(tmp_path)[1]
-    config = parse(recipes.SETTINGS, ["--data.shards", str(shards), *RECIPES[recipe]])
+    config = parse(recipes.SETTINGS, ["--data.shards", str(damaged), *RECIPES[recipe]])
     made = recipes.make(config.recipe, config.method, 0)
     stream = StreamConfig(config.data, made.image_size, config.training.global_batch, mask=made.mask, held_back=0.3)
     with StreamLoader(stream) as loader:
         choice = held_back_choice(loader, 256)
-        samples, _ = choice.read(range(choice.count))
-    assert row["pictures"] == 36
-    pixels, masks = samples.images.double().numpy() / 255, samples.masks.numpy()
+        samples, bad = choice.read(range(choice.count))
+    assert [error.sample_id for error in bad] == [row["sample_id"] for row in read_lines(tmp_path / "quarantine.jsonl")]
+    readable = samples.readable.numpy()
+    assert row["pictures"] == readable.sum() == 35
+    pixels, masks = samples.images.double().numpy()[readable] / 255, samples.masks.numpy()[readable]
     visible = [picture[~mask].mean(0) for picture, mask in zip(pixels, masks, strict=True)]
     for name, colours in (("visible_mean", visible), ("constant", [np.mean(visible, 0)] * len(visible))):
         judged = [picture[mask if mask.any() else ~mask] for picture, mask in zip(pixels, masks, strict=True)]
@@ -145,6 +169,67 @@ def test_the_ledger_finds_a_held_back_sample_among_those_that_were_trained_on(sh
 
 
 @pytest.mark.slow
+def test_networks_are_in_evaluation_mode_and_the_probe_sees_whole_pictures(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint, views = InpaintingRecipe.paint, InpaintingRecipe.views
+    training, masked = set[bool](), list[bool]()
+
+    def noted_paint(self: InpaintingRecipe, seen: Views, networks: Networks) -> Tensor:
+        training.update(network.training for network in networks.values())
+        return paint(self, seen, networks)
+
+    def noted_views(self: InpaintingRecipe, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> Views:
+        if not torch.is_grad_enabled() and len(images) > 8:  # more than a batch: a chunk of the evaluation
+            masked.append(bool(masks.any()))
+        return views(self, images, masks, labels, keys)
+
+    monkeypatch.setattr(InpaintingRecipe, "paint", noted_paint)
+    monkeypatch.setattr(InpaintingRecipe, "views", noted_views)
+    train(shards, tmp_path, 1, *RECIPES["inpainting"])
+    assert training == {False}
+    assert masked.count(False) == 2, "one chunk of more than a batch, before and after the step"
+
+
+def test_a_data_set_that_is_trained_on_is_refused(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="is trained on as well"):
+        train(shards, tmp_path, 1, *RECIPES["inpainting"], "--evaluation.shards", str(shards))
+
+
+@pytest.mark.slow
+def test_pictures_none_of_which_can_be_read_leave_the_run_without_figures(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path / "own", [picture[:200] for picture in photographs(3, 140, 160)], [3])
+    settings = [*RECIPES["inpainting"], "--evaluation.shards", str(tmp_path / "own"), "--data.max_bad_fraction", "1"]
+    assert train(shards, tmp_path / "run", 1, *settings, "--training.pictures_every", "1").finished
+    assert "none of the held-back pictures can be read" in capsys.readouterr().err
+    assert not (tmp_path / "run" / EVALUATION).exists()
+    quarantined = {row["sample_id"] for row in read_lines(tmp_path / "run" / "quarantine.jsonl")}
+    assert quarantined == {120, 121, 122}, "ids behind those of the training set, so that no picture of it is taken for a bad one"
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_with_a_signal_in_its_last_step_is_evaluated_by_the_next_call(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, interruption = Reporter.step, Interruption()
+
+    def stopped(self: Reporter, facts: StepFacts) -> None:
+        step(self, facts)
+        interruption._requested = "SIGTERM"
+
+    monkeypatch.setattr(Reporter, "step", stopped)
+    settings = ["--data.shards", str(shards), "--run", str(tmp_path), "--training.steps", "2", "--data.threads", "1"]
+    settings += ["--monitoring.enabled", "False", "--training.pictures_every", "0", *RECIPES["inpainting"]]
+    assert pretrain(parse(recipes.SETTINGS, settings), interruption).finished
+    assert sorted(evaluations(tmp_path)) == [0]
+    monkeypatch.setattr(Reporter, "step", step)
+    assert "after step 2" in pretrain(parse(recipes.SETTINGS, settings), Interruption()).learned
+    assert sorted(evaluations(tmp_path)) == [0, 2]
+
+
+@pytest.mark.slow
 def test_a_data_set_of_its_own_leaves_the_training_set_whole(shards: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path / "own", photographs(10, 140, 160), [10])
     train(shards, tmp_path / "run", 2, *RECIPES["inpainting"], "--evaluation.shards", str(tmp_path / "own"))
@@ -155,5 +240,5 @@ def test_a_data_set_of_its_own_leaves_the_training_set_whole(shards: Path, tmp_p
 def test_a_set_that_can_spare_none_is_not_evaluated(tmp_path: Path) -> None:
     write_dataset(tmp_path / "few", photographs(20, 140, 160), [20])
     outcome = train(tmp_path / "few", tmp_path / "run", 1, *RECIPES["inpainting"])
-    assert outcome.learned == ""
+    assert "not evaluated on pictures that are not trained on: the run holds no pictures back" in outcome.learned
     assert not (tmp_path / "run" / EVALUATION).exists()

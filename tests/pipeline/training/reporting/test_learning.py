@@ -21,6 +21,7 @@ WELL: dict[str, Any] = {
     "step": 1000,
     "attempt": 1,
     "pictures": 80,
+    "choice": "these",
     "loss": 0.36,
     "l1": 18.0,
     "l2": 5.0,
@@ -44,6 +45,8 @@ ILL = {
     "constant_output": {"output_spread": 0.01},
     "collapsed_features": {"feature_dimensions": 1.2},
 }
+LENGTHS = {"feature_spread": 0.005}
+"""Features that have collapsed onto a point, in however many dimensions."""
 
 
 @contextmanager
@@ -71,6 +74,33 @@ def test_the_stronger_baseline_is_the_one_to_beat() -> None:
     probe = {"classes": 40, "chance": 0.03, "knn": 0.09, "ridge": 0.14}
     assert sentence({**WELL, "probe": probe}).endswith("labels by k-NN 9%, by ridge 14% (the largest of 40 classes: 3%)")
     assert problems(WELL) == {}, "half of a layer's maps may be dead"
+    assert list(problems({**WELL, **LENGTHS})) == ["collapsed_features"]
+
+
+def test_a_few_pictures_say_nothing_about_how_pictures_differ() -> None:
+    """Features of two pictures lie on a line whatever the network."""
+    ill = {**WELL, **ILL["dead_maps"], **ILL["constant_output"], **ILL["collapsed_features"]}
+    assert problems({**ill, "pictures": 7}) == {}
+    assert len(problems({**ill, "pictures": 8})) == 3
+    assert list(problems({**ill, **ILL["baseline"], "pictures": 1})) == ["baseline"]
+
+
+def test_figures_of_other_pictures_or_networks_are_not_taken_over(tmp_path: Path) -> None:
+    with learning(tmp_path) as (watch, _, _):
+        watch.add({**WELL, "step": 0, "l1": 40.0})
+        watch.add(WELL)
+    for step, choice in ((1000, "others"), (0, "these")):  # other pictures; a run that begins anew, perhaps with other networks
+        with learning(tmp_path) as (watch, _, _):
+            watch.resume(step, choice)
+            assert not watch.has(0)
+            watch.add({**WELL, "step": 2000, "choice": choice})
+            assert "random start" not in watch.conclusion()
+
+
+def test_a_run_without_an_evaluation_says_why(tmp_path: Path) -> None:
+    with learning(tmp_path) as (watch, said, _):
+        watch.not_evaluated("evaluation.every is 0")
+        assert said == [watch.conclusion()] == ["not evaluated on pictures that are not trained on: evaluation.every is 0"]
 
 
 @pytest.mark.parametrize("problem", ILL)
@@ -78,7 +108,7 @@ def test_each_problem_is_reported_once_and_its_end_too(problem: str, tmp_path: P
     ill = {**WELL, **ILL[problem]}
     assert list(problems(ill)) == [problem]
     with learning(tmp_path) as (watch, said, metrics):
-        watch.resume(0)
+        watch.resume(0, "these")
         assert shown(metrics, problem) == 0
         watch.add({**ill, "step": 999})
         assert (reported(tmp_path), shown(metrics, problem)) == ([], 0), "too early"
@@ -108,16 +138,18 @@ def test_an_attempt_takes_over_what_was_reported_before_it(tmp_path: Path) -> No
         watch.add({**WELL, **ILL["baseline"]})
         watch.add({**WELL, "step": 2000})  # undone: the next attempt continues from step 1000
     with learning(tmp_path) as (watch, said, metrics):
-        watch.resume(1000)
+        watch.resume(1000, "these")
         assert (watch.has(1000), watch.has(2000)) == (True, False)
         assert shown(metrics, "baseline") == 1
         watch.add({**WELL, **ILL["baseline"], "step": 2000, "attempt": 2})
         assert len(said) == 1, "no second report of the same problem"
         assert watch.conclusion().startswith("held back L1 24 %, visible mean 20 %: 20% worse; the random start had 40 % (after step 2000")
+        probe = {"classes": 40, "chance": 0.03, "knn": 0.09, "ridge": 0.14}
+        watch.add({**WELL, "step": 0, "l1": 40.0, "probe": probe})
+        assert "the random start had 40 %, k-NN 9%, ridge 14% (after" in watch.conclusion()
 
 
 def test_a_run_that_ends_before_it_is_judged_says_so(tmp_path: Path) -> None:
     with learning(tmp_path) as (watch, _, _):
-        assert watch.conclusion() == ""
         watch.add({**WELL, **ILL["baseline"], "step": 10})
         assert watch.conclusion().endswith("too early to judge: evaluation.judge_after is 1000 steps")
