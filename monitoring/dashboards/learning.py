@@ -42,9 +42,8 @@ def _loss() -> Builder:
         Text(
             "Held-back loss and baselines",
             "Loss on pictures that are never trained on: of the network, of one constant colour, and of the mean colour of each picture's "
-            "own visible part. A network that learns is below both baselines.",
-            "Above the lower baseline for long: the network has learned no more than a colour. Falling loss in training beside a rising "
-            "one here: the network learns its pictures by heart.",
+            "own visible part. Falling like the loss in training is good. The run is judged by its L1, which is in two of the next panels.",
+            "Falling loss in training beside a rising one here: the network learns its pictures by heart.",
             _BASELINE,
         ),
         [Query(_by("of", "held_back_loss"), "{{of}} ({{run}})")],
@@ -58,7 +57,7 @@ def _gain() -> Builder:
     return curves(
         Text(
             "Gain over the stronger baseline",
-            "Fraction of the stronger baseline's held-back loss that the network has taken away. Above the line at 0 and rising is good.",
+            "Fraction of the stronger baseline's held-back L1 that the network has taken away. Above the line at 0 and rising is good.",
             "Below 0: a plain colour paints better than the network does.",
             _BASELINE,
         ),
@@ -73,14 +72,15 @@ def _gain() -> Builder:
 def _pixels() -> Builder:
     return curves(
         Text(
-            "Error and PSNR of dropped pixels",
-            "Over the dropped pixels of held-back pictures, network and baselines. Left: mean absolute error, where 100 % is white for "
-            "black. Right: peak signal-to-noise ratio. A lower error and a higher ratio than the baselines' are good.",
-            "The error falls and the ratio does not rise: a few pixels are far off. Look at RUN/pictures/.",
+            "L1 and PSNR of dropped pixels",
+            "Over the dropped pixels of held-back pictures, network and baselines. Left: mean absolute error (L1), where 100 % is white "
+            "for black. Right: peak signal-to-noise ratio. An L1 below that of both baselines and a higher ratio are good.",
+            "Above the lower baseline's L1 for long: the network has learned no more than a colour. The L1 falls and the ratio does not "
+            "rise: a few pixels are far off. Look at RUN/pictures/.",
             _BASELINE,
         ),
         [
-            Query(_by("of", "held_back_absolute_error_ratio"), "error, {{of}} ({{run}})"),
+            Query(_by("of", "held_back_absolute_error_ratio"), "L1, {{of}} ({{run}})"),
             Query(_by("of", "held_back_psnr_decibels"), "PSNR, {{of}} ({{run}})"),
         ],
         "percentunit",
@@ -128,7 +128,8 @@ def _spreads() -> Builder:
             "Left: spread of the mean painted colour over held-back pictures, relative to that of the true colour; and distance of the "
             "features from their mean, relative to their length. Right: dimensions in which the features vary. Well above 0, and "
             "dimensions well above 1, are good.",
-            "A painted spread near 0: the same painting for every picture. Features near 0, or near 1 dimension: they have collapsed.",
+            "A painted spread below 5 %: the same painting for every picture. Features below 1 %, or below 1.5 dimensions: they have "
+            "collapsed.",
             _OUTPUT,
         ),
         [

@@ -181,7 +181,7 @@ DEFINITIONS = (
     _evaluated("held_back_loss", "Loss on held-back pictures, of the network and of each baseline", "of", PAINTERS),
     _evaluated("held_back_absolute_error_ratio", "Mean absolute error (L1) of dropped pixels, where 1 is white for black", "of", PAINTERS),
     _evaluated("held_back_psnr_decibels", "Peak signal-to-noise ratio of dropped pixels, mean over held-back pictures", "of", PAINTERS),
-    _evaluated("held_back_gain_ratio", "Fraction of the stronger baseline's held-back loss that the network takes away, negative if worse"),
+    _evaluated("held_back_gain_ratio", "Fraction of the stronger baseline's held-back L1 that the network takes away, negative if worse"),
     _evaluated("dead_maps_ratio", "Fraction of a layer's maps that fire on no held-back picture", "layer", most=16),
     _evaluated("output_spread_ratio", "Spread over held-back pictures of the mean painted colour, relative to the true colour's"),
     _evaluated("feature_dimensions", "Dimensions in which features of held-back pictures vary (participation ratio, 1 is collapsed)"),

@@ -1,6 +1,7 @@
 """The evaluations of a run on held-back pictures, read in one pass and bounded memory.
 
-A line of `evaluation.jsonl` counts if its step counts, by the rule of `monitoring.run_files.last_counted_steps`.
+A line of `evaluation.jsonl` counts if its step counts, by the rule of `monitoring.run_files.last_counted_steps`. Figures are compared only
+with those on the same choice of pictures, and of several lines of one step the last counts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from monitoring.report.lines import Lines, integer, number
 MOST_EVALUATIONS = 240
 """Largest number of evaluations that are kept of a run; of more, every second, fourth, ... one and the newest are."""
 _MOST_BASELINES, _MOST_LAYERS = 4, 64
+_MOST_CHOICES, _LONGEST_CHOICE = 16, 200  # choices of pictures that a run has, and letters of a digest
 _LARGEST = 1e30  # larger figures count as infinite
 
 
@@ -68,6 +70,7 @@ class Evaluation:
         feature_spread: mean distance of the features from their mean, over their mean length.
         probe: probe of the features; None where labels are not known.
         seconds: duration of the evaluation.
+        choice: digest of the pictures; empty where the line has none. Only figures of equal digests are compared.
     """
 
     step: int
@@ -80,6 +83,7 @@ class Evaluation:
     feature_spread: float = math.nan
     probe: Probe | None = None
     seconds: float = math.nan
+    choice: str = ""
 
     @property
     def stronger(self) -> str:
@@ -107,12 +111,13 @@ class Evaluation:
 
 @dataclass
 class Evaluations:
-    """Evaluations of a run whose steps count.
+    """Evaluations of a run whose steps count, on the pictures of the newest one.
 
     Attributes:
         rows: evaluations by step; of a long run, evenly thinned.
         count: number of evaluations that count.
         undone: number of evaluations of steps that a later attempt took back.
+        others: number of evaluations on another choice of pictures, which are left out everywhere else.
         start: evaluation of the random start; None where there is none.
         newest: evaluation of the greatest step; None where there is none.
         best: evaluation with the smallest L1; None where no L1 is finite.
@@ -121,6 +126,7 @@ class Evaluations:
     rows: list[Evaluation] = field(default_factory=list)
     count: int = 0
     undone: int = 0
+    others: int = 0
     start: Evaluation | None = None
     newest: Evaluation | None = None
     best: Evaluation | None = None
@@ -149,7 +155,8 @@ def read(lines: Lines, attempts: Attempts) -> Evaluations:
         lines: lines of `evaluation.jsonl`; those without a step and a loss are counted as damaged.
         attempts: attempts of the run, whose steps are decided.
     """
-    found, kept, odd, distance = Evaluations(), dict[int, tuple[int, Evaluation]](), 0, 1
+    found, kept, odd, place, distance = Evaluations(), dict[int, tuple[int, Evaluation]](), 0, 0, 1
+    tallies: dict[str, _Tally] = {}
     for line in lines:
         step, attempt = integer(line.get("step")), integer(line.get("attempt"))
         if step is None or "loss" not in line:
@@ -160,23 +167,48 @@ def read(lines: Lines, attempts: Attempts) -> Evaluations:
             continue
         row = _evaluation(step, line)
         kept.pop(step, None)  # an attempt may evaluate again the step that it continues from
-        if found.count % distance == 0:
-            kept[step] = found.count, row
-        found.count += 1
+        if place % distance == 0:
+            kept[step] = place, row
+        place += 1
         while len(kept) >= MOST_EVALUATIONS:
             distance *= 2
-            kept = {each: (place, other) for each, (place, other) in kept.items() if place % distance == 0}
+            kept = {each: (number, other) for each, (number, other) in kept.items() if number % distance == 0}
         if found.newest is None or step >= found.newest.step:
+            if found.newest is not None and step > found.newest.step:
+                _tally(tallies, found.newest.choice).settle(found.newest)
             found.newest = row
+        else:
+            _tally(tallies, row.choice).settle(row)
         if step == 0:
             found.start = row
-        if row.scores.l1 < (found.best.scores.l1 if found.best else math.inf):
-            found.best = row
+        _tally(tallies, row.choice).count += 1
     lines.damaged += odd
     if found.newest is not None:
-        kept[found.newest.step] = found.count, found.newest
-    found.rows = [kept[step][1] for step in sorted(kept)]
+        kept[found.newest.step] = place, found.newest
+        tally = _tally(tallies, found.newest.choice)
+        tally.settle(found.newest)
+        found.count, found.others, found.best = tally.count, place - tally.count, tally.best
+        found.start = found.start if found.start is not None and found.start.choice == found.newest.choice else None
+        found.rows = [kept[step][1] for step in sorted(kept) if kept[step][1].choice == found.newest.choice]
     return found
+
+
+@dataclass
+class _Tally:
+    """Number of the evaluations on one choice of pictures, and the one with the smallest L1 of those that no later line replaces."""
+
+    count: int = 0
+    best: Evaluation | None = None
+
+    def settle(self, row: Evaluation) -> None:
+        if row.scores.l1 < (self.best.scores.l1 if self.best else math.inf):  # false for NaN
+            self.best = row
+
+
+def _tally(tallies: dict[str, _Tally], choice: str) -> _Tally:
+    if choice not in tallies and len(tallies) >= _MOST_CHOICES:
+        del tallies[next(iter(tallies))]
+    return tallies.setdefault(choice, _Tally())
 
 
 def _evaluation(step: int, line: Mapping[str, Any]) -> Evaluation:
@@ -193,6 +225,7 @@ def _evaluation(step: int, line: Mapping[str, Any]) -> Evaluation:
         _figure(line, "feature_spread"),
         _probe(probe) if isinstance(probe, Mapping) else None,
         _figure(line, "seconds"),
+        str(line.get("choice") or "")[:_LONGEST_CHOICE],
     )
 
 

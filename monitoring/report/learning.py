@@ -18,6 +18,7 @@ _MEANINGS = {
     "visible_mean": "the mean colour of the picture's visible part in its hole",
 }
 _MANY_DEAD = 0.5  # fraction of a layer's maps, as in the event not_learning
+_FEW_PICTURES = 8  # fewer judge neither maps nor spreads nor features, as in the event
 
 
 def baseline_name(name: str) -> str:
@@ -106,6 +107,8 @@ def learning_section(record: Record, drawn: Sequence[Drawing]) -> str:
     lead = lead[:1].upper() + lead[1:]
     lead += f"{counted_as(evaluations.count, 'evaluation', 'evaluations')} on {counted_as(newest.pictures, 'picture', 'pictures')}"
     lead += f" that the run never trains on, with the same masks each time; the newest took {duration(newest.seconds)}."
+    if evaluations.others:
+        lead += f" Without {counted_as(evaluations.others, 'evaluation', 'evaluations')} on other pictures, because those figures differ."
     if evaluations.undone:
         lead += f" Without {counted_as(evaluations.undone, 'evaluation', 'evaluations')} of steps that were taken back."
     charts = f'<div class="charts">{"".join(each.html() for each in drawn)}</div>' if drawn else ""
@@ -173,9 +176,9 @@ def _layers_table(now: Evaluation, start: Evaluation | None) -> str:
     if not now.layers:
         return ""
     before = {name: dead for name, _, dead in start.layers} if start is not None else {}
-    rows = []
+    rows, judged = [], now.pictures >= _FEW_PICTURES
     for name, maps, dead in now.layers:
-        mood = "warn" if dead > _MANY_DEAD * maps else "good" if not dead else ""
+        mood = "good" if not dead else "warn" if judged and dead > _MANY_DEAD * maps else ""
         share = f'<td><span class="dot {mood}"></span>{percent(dead / maps)}</td>'
         first = f"{before[name]:,}" if name in before else UNKNOWN
         rows.append(row(text(name, 60), figure_cell(f"{maps:,}"), figure_cell(first), figure_cell(f"{dead:,}"), share))

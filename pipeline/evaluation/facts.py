@@ -104,7 +104,7 @@ class EncoderFacts:
         seed: seed of the run.
         data_sets: fingerprint of each data set in 16 hexadecimal digits, by its name in data.sources; by "" where there is one.
         scores: row of the newest evaluation on held-back pictures up to this step, as in the run's evaluation.jsonl; None without one.
-        start: row of the evaluation at step 0, the random start; None without one.
+        start: row of the evaluation at step 0, the random start; None without one on the pictures of `scores`.
         torch: version of torch that trained.
         version: version of this package that exported.
         channels: order of the channels, always RGB.

@@ -124,7 +124,13 @@ def _fingerprints(position: Mapping[str, int]) -> dict[str, str]:
 
 
 def _rows(run: Path, step: int) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """The newest evaluation up to a step, and the one of the random start; a later line of a step replaces an earlier one."""
+    """The newest evaluation up to a step, and the one of the random start, if it was on the same pictures.
+
+    A later line of a step replaces an earlier one.
+    """
     by_step = {int(row["step"]): row for row in Lines(run / EVALUATION) if isinstance(row.get("step"), int)}
     reached = [each for each in by_step if 0 < each <= step]
-    return by_step[max(reached)] if reached else None, by_step.get(0)
+    newest, start = by_step[max(reached)] if reached else None, by_step.get(0)
+    if newest is not None and start is not None and start.get("choice") != newest.get("choice"):
+        start = None  # its figures are not comparable
+    return newest, start

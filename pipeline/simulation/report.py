@@ -16,7 +16,10 @@ from pipeline.stream.read.samples import INDEX_BUDGET
 from shards.console import megabytes, printable
 
 _FEW_SHARDS, _COSTLY = 16, 0.1
-_NOT_MODELLED = "data.tail: pad (the end of an epoch is taken to be left out, as by drop), data.sources (one data set is read)"
+_NOT_MODELLED = (
+    "data.tail: pad (the end of an epoch is taken to be left out, as by drop), evaluation.held_back (held-back samples, up to a tenth of a "
+    "small data set, are taken to be trained on), data.sources (one data set is read)"
+)
 
 
 def as_text(found: Prediction, measured: Measurement | None = None, kept: Sequence[str] = ()) -> str:

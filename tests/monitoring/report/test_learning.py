@@ -165,6 +165,71 @@ def test_evaluations_of_steps_that_were_taken_back_count_nowhere(run: Path) -> N
     assert [row.step for row in read(run).evaluations.rows] == [0, 4, 8, 16], "the history alone decides as well"
 
 
+@pytest.mark.parametrize("before", ["other", None])
+def test_figures_on_other_pictures_are_not_compared(tmp_path: Path, before: str | None) -> None:
+    run = finished(tmp_path / "run", 0.4)
+    old = {} if before is None else {"choice": before}
+    rows = [{**START, **old}, {**evaluation_row(25, 0.2), **old}, *(evaluation_row(step, 0.41, choice="new") for step in (50, 75, 100))]
+    found = read(write_evaluations(run, rows)).evaluations
+    assert found.start is None
+    assert found.best is not None
+    assert (found.best.step, found.best.choice) == (50, "new")
+    assert [row.step for row in found.rows] == [50, 75, 100]
+    assert (found.count, found.others) == (3, 2)
+    page = written(run)
+    assert "held-back L1 10.2 %, visible mean 9.9 %: 3.5 % worse." in page.source, "without a random start"
+    assert "It was" not in page.source
+    assert "3 evaluations on 256 pictures that the run never trains on, with the same masks each time;" in page.source
+    assert "Without 2 evaluations on other pictures" in page.source
+    assert len(chart_data(page)[0]["lines"][1]["m"]) == 3, "nor drawn as one curve"
+    write_evaluations(run, [{**START, "choice": "new"}, *rows])
+    assert read(run).evaluations.start is None, "the last line of step 0 counts"
+    write_evaluations(run, [*rows[:1], {**START, "choice": "new"}, *rows[1:]])
+    assert "random start 24.2 %" in written(run).source
+
+
+def test_of_several_lines_of_one_step_the_last_counts(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", 0.4)
+    rows = [
+        START,
+        evaluation_row(40, 0.36),
+        evaluation_row(50, 0.2),
+        evaluation_row(50, 0.38),
+        evaluation_row(100, 0.3),
+        evaluation_row(100, 0.39),
+    ]
+    found = read(write_evaluations(run, rows)).evaluations
+    assert [(row.step, row.scores.loss) for row in found.rows] == [(0, 0.97), (40, 0.36), (50, 0.38), (100, 0.39)]
+    assert found.best is not None
+    assert found.best.step == 40
+
+
+def test_a_run_may_return_to_the_pictures_that_it_began_with_and_many_choices_take_little_memory(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", 0.4)
+    rows = [
+        {**START, "choice": "a"},
+        evaluation_row(10, 0.35, choice="a"),
+        evaluation_row(20, 0.1, choice="b"),
+        evaluation_row(30, 0.36, choice="a"),
+    ]
+    found = read(write_evaluations(run, rows)).evaluations
+    assert found.start is not None
+    assert found.best is not None
+    assert (found.best.step, found.count, found.others) == (10, 3, 1)
+    write_evaluations(run, [START, *(evaluation_row(step, 0.4, choice=str(step) * 60) for step in range(1, 100))])
+    found = read(run).evaluations
+    assert (found.count, found.others, len(found.rows)) == (1, 99, 1)
+    assert found.newest is not None
+    assert len(found.newest.choice) <= 200
+
+
+def test_a_few_pictures_judge_no_maps(tmp_path: Path) -> None:
+    for pictures, warnings in ((7, 0), (8, 1)):
+        run = finished(tmp_path / str(pictures), 0.352, pictures=pictures, dead_maps={"relu1": 3, "relu5": 235})
+        table = written(run).source.partition("Dead maps by layer")[2].partition("</table>")[0]
+        assert table.count('<span class="dot warn">') == warnings
+
+
 def test_baselines_and_held_back_losses_are_in_the_chart_of_the_loss(tmp_path: Path) -> None:
     page = written(finished(tmp_path / "run", 0.5, 0.38, 0.352))
     assert "Context encoder: reconstruction loss" in page.source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,14 @@ def write_run(folder: Path, kind: str, step: int = 20, seed: int = 3, trained: b
     return encoder.eval()
 
 
-def write_scores(folder: Path, *steps: int) -> None:
-    """Writes the rows of a run's evaluations, each with figures that follow from its step."""
+def write_scores(folder: Path, *steps: int, choices: Mapping[int, str] | None = None) -> None:
+    """Writes the rows of a run's evaluations, each with figures that follow from its step.
+
+    Args:
+        folder: run folder.
+        steps: steps of the rows, in their order.
+        choices: digest of the evaluated pictures by step; a step that is missing has a row without one.
+    """
     both = {
         "constant": {"loss": 0.474, "l1": 9.5, "l2": 2.4, "psnr": 16.0},
         "visible_mean": {"loss": 0.395, "l1": 9.0, "l2": 2.1, "psnr": 17.0},
@@ -65,6 +72,7 @@ def write_scores(folder: Path, *steps: int) -> None:
     rows = [
         {"step": step, "attempt": 1, "pictures": 256, "loss": 0.5 - step / 1000, "l1": 9 - step / 10, "l2": 2.0, "psnr": 17 + step / 10}
         | {"baselines": both, "gain": step / 1000, "probe": None, "seconds": 1.0}
+        | ({"choice": choices[step]} if choices and step in choices else {})
         for step in steps
     ]
     (folder / EVALUATION).write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -15,6 +15,7 @@ from torch import nn
 from launch.local.object_store import SeaweedFS
 from pipeline.evaluation.encoder import EncoderInvalid, layer_outputs, layers, load_encoder, random_start, read_encoder
 from pipeline.evaluation.export import export_encoder
+from pipeline.evaluation.model_card import model_card
 from shards.store import Store
 from tests.pipeline.evaluation.runs import FINGERPRINT, KINDS, pictures, write_run, write_scores
 
@@ -81,6 +82,20 @@ def test_a_random_start_is_step_0_of_the_run_of_its_seed(kind: str, tmp_path: Pa
     assert before.equal(torch.random.get_rng_state())
     assert all(same[name].equal(weights[name]) for name in weights)
     assert not other["conv3.weight"].equal(weights["conv3.weight"])
+
+
+@pytest.mark.parametrize(
+    ("choices", "comparable"),
+    [({}, True), ({0: "a", 10: "a"}, True), ({0: "a", 10: "b"}, False), ({10: "b"}, False), ({0: "a"}, False)],
+)
+def test_the_random_start_stands_beside_scores_on_the_same_pictures_only(choices: dict[int, str], comparable: bool, tmp_path: Path) -> None:
+    write_run(tmp_path, "inpainting", step=20)
+    write_scores(tmp_path, 0, 10, choices=choices)
+    facts = read_encoder(tmp_path).facts
+    assert facts.scores is not None
+    assert facts.scores["step"] == 10
+    assert (facts.start is not None) == comparable
+    assert ("its random start" in model_card(facts)) == comparable
 
 
 def test_the_facts_say_how_the_encoder_was_trained_and_what_it_scored(tmp_path: Path) -> None:

@@ -522,6 +522,7 @@ def test_the_command_answers_for_people_and_for_programs(capsys: pytest.CaptureF
         "advice:",
         "exact:",
         "not modelled: data.tail: pad",
+        "evaluation.held_back (held-back samples",
         "data.sources",
     ):
         assert word in text
