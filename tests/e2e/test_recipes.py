@@ -38,7 +38,9 @@ def test_every_recipe_trains(
 ) -> None:
     shards: Path = request.getfixturevalue(dataset)
     settings = setting_list(shards, tmp_path / "run", steps, "--recipe", recipe, *more)
-    done = launch(1, *settings, "--training.log_every", "50", "--training.pictures_every", str(steps // 2), timeout=580)
+    done = launch(
+        1, *settings, "--evaluation.pictures", "16", "--training.log_every", "50", "--training.pictures_every", str(steps // 2), timeout=580
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = read_lines(tmp_path / "run" / "history.jsonl")
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
