@@ -17,6 +17,7 @@ from launch.local.demo_summary import PROBE, demo_setting, demo_settings, held_b
 from launch.local.object_store import SeaweedFS
 from monitoring.run_files import CHECKPOINTS, EVALUATION, HISTORY, PICTURES, step_name
 from pipeline.training.record.run_folder import read_lines
+from shards.build.picture import PictureRules, prepare
 from tests.datasets import photographs, write_dataset
 from tests.launching import clean_environment, run_program, setting_list, train_in_turn
 
@@ -49,6 +50,15 @@ def test_crops_are_the_same_each_time_and_cut_once(tmp_path: Path) -> None:
     (first.trained_on / "a" / "000.jpg").write_bytes(b"kept")
     cut_pictures(tmp_path / "one", {"a": photograph}, {}, 4, 2)
     assert (first.trained_on / "a" / "000.jpg").read_bytes() == b"kept"
+
+
+def test_a_build_at_the_side_of_the_crops_keeps_their_bytes(tmp_path: Path) -> None:
+    """The manifest says the side that an exported encoder needs, and the data set stays the same."""
+    photograph = np.random.default_rng(3).integers(0, 256, (200, 600, 3), dtype=np.uint8)
+    sets = cut_pictures(tmp_path, {"a": photograph}, {}, 2, 2)
+    for folder, side in ((sets.trained_on, TRAINED_SIDE), (sets.held_back, SIDE)):
+        for file in folder.rglob("*.jpg"):
+            assert prepare(file.read_bytes(), PictureRules(resize=side)).data == file.read_bytes()
 
 
 def test_labelled_tiles_share_no_pixel() -> None:
