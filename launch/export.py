@@ -28,12 +28,19 @@ def main() -> int:
         default="layers",
         help="names of the weights: layers, conv1.weight; torchvision, features.0.weight as in its AlexNet (safetensors only)",
     )
+    parser.add_argument(
+        "--stored-side",
+        type=int,
+        metavar="N",
+        help="shorter side in pixels that the training's pictures were stored at, where the run does not know it (see docs/encoder.md)",
+    )
     parser.add_argument("--storage", action="append", default=[], metavar="KEY=VALUE", help="an option of the store, as in fsspec")
     arguments = parser.parse_args()
     torchvision = arguments.names == "torchvision"
     try:
         options = parse_options(arguments.storage)
-        print(export_encoder(arguments.run, arguments.target, arguments.step, options, arguments.format, torchvision))
+        target, side = arguments.target, arguments.stored_side
+        print(export_encoder(arguments.run, target, arguments.step, options, arguments.format, torchvision, side))
     except (ExplainedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -37,7 +37,7 @@ class DemoPictures:
     Attributes:
         trained_on: crops of the left two thirds, in changed colours.
         held_back: crops of the right third as they are.
-        labelled: tiles in changed colours, whose label is the picture that they were cut from.
+        labelled: tiles in grey, whose label is the picture that they were cut from.
     """
 
     trained_on: Path
@@ -80,14 +80,14 @@ def cut_pictures(
     finished = folder / "cut"
     if finished.exists():
         return sets
-    random, hues = np.random.default_rng(0), np.random.default_rng(1)
+    random = np.random.default_rng(0)
     for name, photograph in photographs.items():
         left, right = divided(photograph)
         save(sets.trained_on / name, [recoloured(random_crop(left, TRAINED_SIDE, random), random) for _ in range(trained_on)])
         save(sets.held_back / name, [random_crop(right, SIDE, random) for _ in range(held_back)])
-        save(sets.labelled / name, [recoloured(tile, hues) for tile in tiles(right, random)])
+        save(sets.labelled / name, grey_tiles(right, random))
     for name, picture in others.items():
-        save(sets.labelled / name, [recoloured(tile, hues) for tile in tiles(picture, random)])
+        save(sets.labelled / name, grey_tiles(picture, random))
     finished.touch()
     return sets
 
@@ -118,13 +118,13 @@ def recoloured(crop: Pixels, random: np.random.Generator) -> Pixels:
     return np.asarray(np.clip(crop * factor, 0, 255), np.uint8)
 
 
-def tiles(picture: Pixels, random: np.random.Generator, most: int = 100) -> list[Pixels]:
-    """Cuts tiles that don't overlap, and draws at most some of them; uint8 (SIDE, SIDE, 3) each."""
-    colours = np.asarray(Image.fromarray(picture).convert("RGB"))
-    height, width = colours.shape[:2]
+def grey_tiles(picture: Pixels, random: np.random.Generator, most: int = 100) -> list[Pixels]:
+    """Cuts tiles that don't overlap, in grey because their colours alone would tell one picture from another, and draws at most some."""
+    grey = np.asarray(Image.fromarray(picture).convert("L").convert("RGB"))
+    height, width = grey.shape[:2]
     places = [(top, left) for top in range(0, height - TILE + 1, TILE) for left in range(0, width - TILE + 1, TILE)]
     chosen = random.permutation(len(places))[:most]
-    return [resized(colours[top : top + TILE, left : left + TILE], SIDE) for top, left in (places[number] for number in chosen)]
+    return [resized(grey[top : top + TILE, left : left + TILE], SIDE) for top, left in (places[number] for number in chosen)]
 
 
 def resized(picture: Pixels, side: int) -> Pixels:

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,7 @@ def export_encoder(
     options: Options | None = None,
     kind: Format | None = None,
     torchvision_names: bool = False,
+    stored_side: int | None = None,
 ) -> str:
     """Writes an encoder with all that is known of it; a file or folder appears whole or not at all.
 
@@ -42,20 +44,26 @@ def export_encoder(
         kind: safetensors, one file; folder, the same file with config.json and a model card; onnx, one file that onnxruntime has checked.
             None decides by the ending of `target`: .safetensors and .onnx are files, anything else is a folder.
         torchvision_names: name the weights as in torchvision's AlexNet, `features.0.weight`; safetensors only.
+        stored_side: shorter side in pixels that the training's pictures were stored at, instead of what the facts say; None leaves them.
 
     Returns:
         A sentence for a person: the target, the step, and the number of tensors and values.
 
     Raises:
-        EncoderInvalid: there is no encoder, `target` names nothing that can be made, the layout is not torchvision's, or ONNX differs.
+        EncoderInvalid: there is no encoder, `target` names nothing that can be made, the layout is not torchvision's, ONNX differs, or
+            `stored_side` is less than 1.
         CheckpointInvalid: no checkpoint of the run verifies.
         OSError: the target can't be written; what was there is unchanged.
     """
     kind = kind or _kind_of(target)
     if torchvision_names and kind != "safetensors":
         raise EncoderInvalid(f"{target}: torchvision's names are for weights: export them as safetensors, not as {kind}")
+    if stored_side is not None and stored_side < 1:
+        raise EncoderInvalid(f"--stored-side {stored_side}: give the shorter side of the stored pictures in pixels, 1 or more")
     _check_target(target, kind)
     encoder = read_encoder(run, options, step)
+    if stored_side is not None:
+        encoder = replace(encoder, facts=replace(encoder.facts, shorter_side=stored_side, shorter_side_from="option"))
     if kind == "folder":
         _write_folder(target.resolve(), encoder)
     elif kind == "onnx":

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from pipeline.recipes.pixels import PixelScale
 from shards.dataset.pixels import PictureRejected, to_rgb
 
 FORMAT = "context-encoder"
-STORED_SIDE = 256  # shorter side of a stored picture, unless a build was told otherwise
-_TEXTS = frozenset({"format", "recipe", "player", "layout", "channels", "torch", "version"})
+Origin = Literal["data set", "option", "assumed"]
+"""Source from which the scale of the training's pictures is known."""
+_ASSUMED_RATIO = 256 / 227  # of a stored picture's shorter side to the crop, as in Caffe's AlexNet
+_TEXTS = frozenset({"format", "recipe", "player", "layout", "channels", "torch", "version", "shorter_side_from"})
 _PICTURE_ERRORS = (OSError, ValueError, SyntaxError, PictureRejected, Image.DecompressionBombError)
 
 
@@ -40,8 +42,8 @@ class Transform:
     mean: tuple[float, float, float]
     divisor: float
     fill: tuple[float, float, float]
-    channels: str = "RGB"
-    shorter_side: int = STORED_SIDE
+    channels: str
+    shorter_side: int
 
     def __call__(self, images: Tensor) -> Tensor:
         """Turns uint8 (n, side, side, 3) into float32 (n, 3, side, side), on the device of `images`; the memory stays channels last.
@@ -94,6 +96,8 @@ class EncoderFacts:
         divisor: divisor of the centred values.
         fill: R, G, B that stood for missing pixels in training, on the scale 0 to 255.
         shorter_side: shorter side, in pixels, that a picture is resized to before its middle is cut out: the scale of the training.
+        shorter_side_from: where that scale is known from: "data set", the training's own; "option", `--stored-side` of an export;
+            "assumed", by `assumed_side`.
         output: maps, height and width of the output.
         recipe: pretext task that the encoder learned by.
         player: network of the recipe that the encoder is a part of.
@@ -115,6 +119,8 @@ class EncoderFacts:
     mean: tuple[float, float, float]
     divisor: float
     fill: tuple[float, float, float]
+    shorter_side: int
+    shorter_side_from: Origin
     output: tuple[int, int, int]
     recipe: str
     player: str
@@ -128,7 +134,6 @@ class EncoderFacts:
     start: Mapping[str, Any] | None = None
     torch: str = ""
     version: str = ""
-    shorter_side: int = STORED_SIDE
     channels: str = "RGB"
 
     @property
@@ -175,6 +180,7 @@ class EncoderFacts:
                 **{name: dict(values[name]) for name in ("method", "data_sets")},
                 **{name: None if values[name] is None else dict(values[name]) for name in ("scores", "start")},
                 "divisor": float(values["divisor"]),
+                "shorter_side_from": _origin(values["shorter_side_from"]),
                 "output": _three(values["output"], int),
             }
         except (KeyError, TypeError, ValueError) as error:
@@ -195,6 +201,22 @@ class EncoderFacts:
         except ValueError as error:
             raise EncoderInvalid(_damaged(where, str(error))) from error
         return cls.from_mapping(values, where)
+
+
+def assumed_side(side: int) -> int:
+    """Shorter side of pictures where that of the training is not known: 256 for an input of 227 as in Caffe, and in proportion for others.
+
+    Args:
+        side: side of the encoder's input in pixels.
+    """
+    return round(side * _ASSUMED_RATIO)
+
+
+def _origin(value: Any) -> Origin:
+    if value not in get_args(Origin):
+        raise ValueError(f"shorter_side_from: {value!r} is none of {', '.join(get_args(Origin))}")
+    origin: Origin = value
+    return origin
 
 
 def _three(values: Any, kind: Callable[[Any], Any]) -> tuple[Any, Any, Any]:

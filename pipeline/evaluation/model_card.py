@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.evaluation.facts import EncoderFacts
+from pipeline.evaluation.facts import EncoderFacts, Origin
 
 WITH_PACKAGE = """\
 import torch
@@ -27,9 +27,10 @@ encoder = torch.nn.Sequential()
 for layer in config["layers"]:
     encoder.add_module(layer["name"], getattr(torch.nn, layer["kind"])(**layer["arguments"]))
 encoder.load_state_dict(load_file("encoder/encoder.safetensors"))
-whole, side, edge = config["shorter_side"], config["side"], config["shorter_side"] - config["side"]
-picture = ImageOps.fit(Image.open("photo.jpg").convert("RGB"), (whole, whole))
-pixels = torch.tensor(numpy.array(picture))[edge // 2 :, edge // 2 :][:side, :side]
+side, whole = config["side"], max(config["side"], config["shorter_side"])
+upright, edge = ImageOps.exif_transpose(Image.open("photo.jpg")), (whole - side) // 2
+picture = ImageOps.fit(upright.convert("RGB"), (whole, whole))
+pixels = torch.tensor(numpy.array(picture))[edge : edge + side, edge : edge + side]
 inputs = (pixels - torch.tensor(config["mean"])) / config["divisor"]
 maps = encoder.eval()(inputs.permute(2, 0, 1)[None])
 """
@@ -54,9 +55,14 @@ trained without labels, by the pretext task `{recipe}`, and turns a picture into
 ## Input
 
 Float32 (n, 3, {side}, {side}), channels in the order R, G, B. A value v of 0 to 255 becomes (v - mean) / {divisor:g} with mean {mean}.
-Training cuts its crops at the scale of the stored pictures, by default a shorter side of {shorter_side} pixels: resize a picture to that
-and take its middle. Missing pixels were filled with {fill}.
+Training cuts its crops at the scale of the stored pictures: turn a picture upright, resize it to a shorter side of {shorter_side} pixels,
+and take its middle. {origin} Missing pixels were filled with {fill}.
 """
+_ORIGINS: dict[Origin, str] = {
+    "data set": "That is the scale of the data set that it was trained on.",
+    "option": "That scale was given when the encoder was exported.",
+    "assumed": "That scale is assumed, because the run does not say what shorter side its pictures were stored at.",
+}
 _LIMITS = """\
 ## What it is not good for
 
@@ -83,6 +89,7 @@ def model_card(facts: EncoderFacts) -> str:
         mean=_colour(facts.mean),
         fill=_colour(facts.fill),
         shorter_side=facts.shorter_side,
+        origin=_ORIGINS[facts.shorter_side_from],
         **{name: shape[name] for name in ("maps", "height", "width", "side")},
     )
     sections = (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from monitoring.run_files import EVALUATION, Lines
 from pipeline import recipes
 from pipeline.evaluation.architecture import EncoderInvalid, built, described, output_shape
-from pipeline.evaluation.facts import EncoderFacts
+from pipeline.evaluation.facts import EncoderFacts, assumed_side
 from pipeline.mapping import ConfigError, from_mapping
 from pipeline.recipes.player import Recipe
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointInvalid, CheckpointStore, read
@@ -91,12 +91,15 @@ def _described(
     if not weights:
         raise EncoderInvalid(f"{where} of the recipe {name!r} holds no encoder")
     layers = described(encoder)
+    stored = checkpoint.facts.get("stored_side")  # absent from checkpoints of older versions
     facts = EncoderFacts(
         layers=layers,
         side=recipe.image_size,
         mean=recipe.scale.mean,
         divisor=recipe.scale.divisor,
         fill=recipe.scale.fill or recipe.scale.mean,
+        shorter_side=assumed_side(recipe.image_size) if stored is None else int(stored),
+        shorter_side_from="assumed" if stored is None else "data set",
         output=output_shape(built(layers, weights), recipe.image_size),
         recipe=name,
         player=player,

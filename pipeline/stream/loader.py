@@ -150,6 +150,12 @@ class StreamLoader:
         """Samples of all data sets."""
         return sum(dataset.manifest.total_samples for dataset in self.datasets)
 
+    @property
+    def stored_side(self) -> int | None:
+        """Shorter side in pixels that all data sets store their pictures at; None where one does not say, or where they differ."""
+        first, *others = {dataset.manifest.stored_side for dataset in self.datasets}
+        return None if others else first
+
     def state_dict(self) -> dict[str, int]:
         """The position and the facts that make it meaningful; the same on every rank."""
         state = {

@@ -293,6 +293,7 @@ def _save(run: Run, state: State) -> None:
         "world_size": run.world.size,
         "mode": run.config.training.mode,
         "decoder": run.loader.decoder.description,
+        "stored_side": run.loader.stored_side,
         "torch": str(torch.__version__),
         "saved_at": time.time(),
     }

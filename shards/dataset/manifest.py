@@ -94,6 +94,12 @@ class Manifest:
         """True where another program wrote the shards, so that nothing here may change or remove them."""
         return INDEXED in self.settings
 
+    @property
+    def stored_side(self) -> int | None:
+        """Shorter side in pixels that larger pictures were reduced to; None where they were stored at their own scale, or by others."""
+        side = None if self.indexed else self.settings.get("resize")
+        return side if isinstance(side, int) else None
+
     @cached_property
     def sample_counts(self) -> NDArray[np.int64]:
         """Number of samples of each shard, int64 (shards,)."""

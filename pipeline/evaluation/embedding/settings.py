@@ -32,9 +32,9 @@ class EmbedConfig:
     pool: Pool = "average"
     """Features of a picture: average, the mean of each map, one value a map; none, all values of the maps (maps, rows, columns)."""
     crop: Crop = "scaled"
-    """Part of a picture that the encoder sees: scaled, the middle of the picture after its shorter side was resized to that of the training
-    (mostly 256), as the encoder's own transform takes it; stored, the middle at the stored scale, as data.crop center. Both are the same
-    for shards that were built with that shorter side."""
+    """Part of a picture that the encoder sees: scaled, the middle of the picture after its shorter side was resized to that of the
+    training's pictures, as the encoder's own transform takes it; stored, the middle at the stored scale, as data.crop center. Both are the
+    same for shards that were built with that shorter side."""
     batch: Annotated[int, Interval(ge=1, le=65536)] = 64
     """Pictures that pass through the network at once. The last bits of the features may depend on it."""
     precision: Literal["fp32", "bf16"] = "fp32"

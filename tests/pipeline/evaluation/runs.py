@@ -35,7 +35,7 @@ def write_run(folder: Path, kind: str, step: int = 20, seed: int = 3, trained: b
         step: step of the checkpoint.
         seed: seed of the run.
         trained: whether weights and statistics differ from the run's initial ones.
-        facts: facts of the checkpoint that replace those of such a run.
+        facts: facts of the checkpoint that replace those of such a run; ... leaves one out.
     """
     config = parse(recipes.SETTINGS, ["--data.shards", "https://name:secret@host/set", "--seed", str(seed), *KINDS[kind]])
     recipe = recipes.make(config.recipe, config.method, config.seed)
@@ -44,6 +44,7 @@ def write_run(folder: Path, kind: str, step: int = 20, seed: int = 3, trained: b
         "position": {"epoch": 0, "consumed": 0, "lanes": 64, "data_set": FINGERPRINT},
         "config": to_mapping(config),
         "decoder": "simplejpeg",
+        "stored_side": 256,
         "torch": str(torch.__version__),
     }
     random = torch.Generator().manual_seed(seed + step)
@@ -52,7 +53,8 @@ def write_run(folder: Path, kind: str, step: int = 20, seed: int = 3, trained: b
             drawn = torch.randn(tensor.shape, generator=random)
             tensor.copy_(drawn.abs() + 0.5 if name.endswith("running_var") else tensor + 0.05 * drawn)
     tensors = {player.name: player.network.state_dict() for player in recipe.players}
-    write(Store(str(folder / "checkpoints")), Checkpoint(step, {**plain, **facts}, tensors))
+    kept = {name: fact for name, fact in {**plain, **facts}.items() if fact is not ...}
+    write(Store(str(folder / "checkpoints")), Checkpoint(step, kept, tensors))
     encoder: nn.Module = next(player.network.encoder for player in recipe.players if hasattr(player.network, "encoder"))
     return encoder.eval()
 

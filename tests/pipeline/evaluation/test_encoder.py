@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import EllipsisType
 
 import numpy as np
 import pytest
@@ -13,10 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from launch.local.object_store import SeaweedFS
+from pipeline import recipes
+from pipeline.config import parse
 from pipeline.evaluation.encoder import EncoderInvalid, layer_outputs, layers, load_encoder, random_start, read_encoder
 from pipeline.evaluation.export import export_encoder
 from pipeline.evaluation.model_card import model_card
+from pipeline.training.checkpoint.store import read
+from pipeline.training.loop import pretrain
+from pipeline.training.supervision.interruption import Interruption
+from shards.__main__ import main
 from shards.store import Store
+from tests.datasets import photographs
 from tests.pipeline.evaluation.runs import FINGERPRINT, KINDS, pictures, write_run, write_scores
 
 
@@ -115,6 +123,34 @@ def test_the_facts_say_how_the_encoder_was_trained_and_what_it_scored(tmp_path: 
     assert b"secret" not in (tmp_path / "encoder.safetensors").read_bytes()
 
 
+@pytest.mark.slow
+def test_a_run_keeps_the_scale_that_its_data_set_was_built_at(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number, data in enumerate(photographs(12, 200, 220)):
+        (tmp_path / "pictures" / f"{number}.jpg").write_bytes(data)
+    assert main([*("build", str(tmp_path / "pictures"), str(tmp_path / "set")), *("--resize", "150", "--workers", "0")]) == 0
+    settings = ["--recipe", "inpainting", "--method.width", "4", "--method.bottleneck", "8", "--method.batch_norm_group", "2"]
+    settings += ["--data.shards", str(tmp_path / "set"), "--run", str(tmp_path / "run"), "--training.steps", "1", "--data.threads", "1"]
+    settings += ["--training.global_batch", "4", "--method.adversarial_weight", "0", "--monitoring.enabled", "False"]
+    assert pretrain(parse(recipes.SETTINGS, settings), Interruption()).finished
+    facts = read_encoder(tmp_path / "run").facts
+    assert (facts.shorter_side, facts.shorter_side_from) == (150, "data set")
+
+
+@pytest.mark.parametrize(("kind", "assumed"), [("caffenet", 256), ("inpainting", 144)])
+@pytest.mark.parametrize("stored", [160, None, ...])
+def test_the_scale_is_the_data_set_s_or_assumed_in_proportion_to_caffe_s(
+    kind: str, assumed: int, stored: int | EllipsisType | None, tmp_path: Path
+) -> None:
+    """Checkpoints of older versions lack the fact; mixtures, and pictures that were stored as they are, have none."""
+    write_run(tmp_path, kind, stored_side=stored)
+    assert ("stored_side" in read(Store(str(tmp_path / "checkpoints")), 20).facts) == (stored is not ...)
+    facts = read_encoder(tmp_path).facts
+    expected = (160, "data set") if stored == 160 else (assumed, "assumed")
+    assert (facts.shorter_side, facts.shorter_side_from, facts.transform.shorter_side) == (*expected, expected[0])
+    assert type(facts).from_metadata(facts.to_metadata(), "here") == facts
+
+
 def test_the_facts_name_each_data_set_of_a_mixture(tmp_path: Path) -> None:
     position = {"faces.epoch": 0, "faces.data_set": 1, "faces.seed": 7, "places.epoch": 2, "places.data_set": 0x20}
     write_run(tmp_path, "torchvision", position=position)
@@ -156,6 +192,7 @@ def changed(path: Path, **facts: str) -> Path:
         ({"format": "other"}, "holds no encoder of launch/export.py"),
         ({"side": ""}, "'side' is missing"),
         ({"mean": "[1, 2]"}, "damaged"),
+        ({"shorter_side_from": "a guess"}, "'a guess' is none of data set, option, assumed"),
         ({"layers": "[]"}, "the list is empty"),
         ({"layers": "{"}, "damaged"),
         ({"layers": '[{"name": "conv1", "kind": "Linear", "arguments": {}}]'}, "unknown kind 'Linear'"),

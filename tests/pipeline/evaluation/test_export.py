@@ -51,10 +51,12 @@ def run(tmp_path: Path) -> str:
 
 @pytest.fixture
 def photograph(tmp_path: Path) -> Path:
-    """A photograph at the stored scale, where no resize can differ."""
+    """A photograph at the stored scale, where no resize can differ; stored lying on its side, as a camera that was turned does it."""
     from skimage import data
 
-    Image.fromarray(data.astronaut()[100:356, 50:350]).save(tmp_path / "photo.jpg")
+    lying = Image.Exif()
+    lying[0x0112] = 6  # orientation: a quarter turn clockwise makes it upright
+    Image.fromarray(np.rot90(data.astronaut()[100:356, 50:350])).save(tmp_path / "photo.jpg", exif=lying)
     return tmp_path / "photo.jpg"
 
 
@@ -169,6 +171,42 @@ def test_an_exported_encoder_is_converted_like_a_run(run: str, tmp_path: Path) -
         assert (tmp_path / "weights").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
         with pytest.raises(EncoderInvalid, match="holds the encoder after 20 steps, not 10"):
             export_encoder(str(source), tmp_path / "weights", kind="safetensors", step=10)
+
+
+def test_the_scale_of_the_training_can_be_given_where_a_run_does_not_know_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "run", "inpainting", stored_side=None)
+    first, second = tmp_path / "encoder", tmp_path / "again"
+    assert call(monkeypatch, str(tmp_path / "run"), str(first)) == 0
+    assert (
+        "resize it to a shorter side of 144 pixels,\nand take its middle. That scale is assumed, because"
+        in (first / "README.md").read_text()
+    )
+    assert call(monkeypatch, str(first), str(second), "--stored-side", "350") == 0
+    assert "a shorter side of 350 pixels,\nand take its middle. That scale was given" in (second / "README.md").read_text()
+    config = json.loads((second / "config.json").read_text())
+    assert (config["shorter_side"], config["shorter_side_from"]) == (350, "option")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (350, 400, 3), dtype=np.uint8))
+    _, transform = load_encoder(second)
+    assert transform.picture(picture).equal(transform(torch.from_numpy(np.array(picture)[111:239, 136:264])[None]))
+    capsys.readouterr()
+    assert call(monkeypatch, str(first), str(second), "--stored-side", "0") == 1
+    assert "--stored-side 0: give the shorter side of the stored pictures in pixels, 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stored_side", [100, 160])
+def test_plain_torch_sees_the_same_middle_at_any_stored_scale(stored_side: int, tmp_path: Path) -> None:
+    """An encoder of 128 pixels sees all of a picture that was stored smaller."""
+    write_run(tmp_path / "run", "inpainting", stored_side=stored_side)
+    export_encoder(str(tmp_path / "run"), tmp_path / "encoder")
+    side = max(128, stored_side)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    done: dict[str, torch.Tensor] = {}
+    code = PLAIN_TORCH.replace("photo.jpg", str(tmp_path / "photo.png")).replace('"encoder/', f'"{tmp_path}/encoder/')
+    exec(code, done)  # noqa: S102  # lines of this repository
+    _, transform = load_encoder(tmp_path / "encoder")
+    assert torch.equal(done["inputs"].permute(2, 0, 1)[None], transform.picture(tmp_path / "photo.png"))
 
 
 def test_the_lines_of_the_readme_load_the_encoder(run: str, photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

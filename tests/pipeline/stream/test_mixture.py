@@ -19,6 +19,7 @@ from pipeline.recipes import SETTINGS
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
 from pipeline.stream.mixture import samples_per_dataset, spread
 from pipeline.stream.order import OrderError
+from shards.dataset.manifest import NAME
 from shards.errors import ManifestMismatch
 from tests.datasets import photographs, write_dataset
 
@@ -46,6 +47,18 @@ def stream_config(folders: dict[str, Path], **data: object) -> StreamConfig:
 
 def source_of(sample: int) -> str:
     return "birds" if sample < FIRST["boats"] else "boats"
+
+
+@pytest.mark.parametrize(("first", "second", "expected"), [(160, 160, 160), (160, 256, None), (160, None, None), (None, None, None)])
+def test_the_stored_side_of_a_mixture_is_known_where_all_have_the_same(
+    first: int | None, second: int | None, expected: int | None, tmp_path: Path
+) -> None:
+    built = {"birds": tmp_path / "birds", "boats": tmp_path / "boats"}
+    for folder, resize in zip(built.values(), (first, second), strict=True):
+        manifest = write_dataset(folder, photographs(24), [24])
+        (folder / NAME).write_bytes(replace(manifest, settings={"resize": resize}).encode())
+    with StreamLoader(stream_config(built)) as loader:
+        assert loader.stored_side == expected
 
 
 def take(config: StreamConfig, world: int, count: int, state: dict[str, int] | None = None) -> tuple[list[list[Batch]], dict[str, int]]:

@@ -37,6 +37,14 @@ def test_a_manifest_comes_back_as_it_was_written(original: Manifest) -> None:
     assert manifest.decode(original.encode(), "manifest.json", original.url) == original
 
 
+@pytest.mark.parametrize(
+    ("settings", "side"),
+    [({"resize": 160}, 160), ({"resize": None}, None), ({}, None), ({"resize": 160, manifest.INDEXED: "s3://a"}, None)],
+)
+def test_the_side_that_pictures_were_stored_at_is_known_where_they_were_resized_here(settings: dict[str, object], side: int | None) -> None:
+    assert Manifest((), settings=settings).stored_side == side
+
+
 @given(manifests(), st.data())
 def test_damaged_bytes_are_refused_or_say_the_same(original: Manifest, data: st.DataObject) -> None:
     bytes_ = bytearray(original.encode())

@@ -20,13 +20,15 @@ from pipeline.recipes.player import Networks, Views
 from pipeline.stream.fixed import held_back_choice
 from pipeline.stream.held_back import held_back_ids
 from pipeline.stream.loader import StreamConfig, StreamLoader
+from pipeline.stream.order import SampleOrder
 from pipeline.training.checkpoint.store import read
 from pipeline.training.held_back.opening import EvaluationError
 from pipeline.training.loop import Outcome, pretrain
-from pipeline.training.record.ledger import account
+from pipeline.training.record.ledger import _Replay, _Source, account
 from pipeline.training.record.run_folder import read_lines
 from pipeline.training.reporting.reporter import Reporter, StepFacts
 from pipeline.training.supervision.interruption import Interruption
+from shards.dataset import manifest as manifests
 from shards.store import Store
 from tests.datasets import photographs, write_dataset
 
@@ -166,6 +168,19 @@ def test_the_ledger_finds_a_held_back_sample_among_those_that_were_trained_on(sh
             row["position"]["held_back"] = 35  # others than those that were held back
     (tmp_path / EVENTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert account(tmp_path).problems
+
+
+def test_the_ledger_counts_held_back_samples_that_an_epoch_saw(shards: Path) -> None:
+    source = _Source(0, "", manifests.load(str(shards)), 0)
+    source.count(np.array([1, 1, 4]))
+    assert source.count_trained_on(np.array([0, 1, 5])) == 1
+    assert source.count_trained_on(np.array([1, 4])) == 2
+    replay = _Replay([{"attempt": 1, "step": 0, "world_size": 1}], [source], frozenset())
+    source.order = SampleOrder(source.manifest, 0, 8, held_back=12)
+    source.counts = None
+    source.count(source.order.samples.held_back[:3])
+    replay._end_epoch(source, True)
+    assert replay._account.problems == ["epoch 0: 3 samples that are held back were trained on"]
 
 
 @pytest.mark.slow

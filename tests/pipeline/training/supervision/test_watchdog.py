@@ -72,6 +72,7 @@ def stacks_of(run: Path) -> str:
         ("data", "waiting for data for step 2"),
         ("step", "in step 2, computing or waiting for another rank"),
         ("checkpoint", "standing still for the checkpoint of step 2"),
+        ("evaluation", "evaluating step 2 on held-back pictures"),
         ("end", "at the end of the run"),
     ],
 )
@@ -137,6 +138,13 @@ def test_a_loader_that_still_reads_or_retries_is_waited_for_and_one_that_stopped
     done = rank(tmp_path, f"{OPENED}{slow}for depth in range(200):\n    counted['queue_depth'] = depth\n    time.sleep(0.1)")
     assert "waited" in done.stdout, done.stderr
     assert (done.returncode, "waiting for data for step 2" in done.stderr) == (STALLED, True)
+
+
+@pytest.mark.slow
+def test_a_long_evaluation_is_waited_for(tmp_path: Path) -> None:
+    evaluates = "dog.at('evaluation', 1)\ntime.sleep(3)\ndog.at('data', 2)\ndog.at('step', 2)\ntime.sleep(3)\nprint('waited', flush=True)"
+    done = rank(tmp_path, f"{OPENED}{evaluates}\ndog.at('end')", checkpoint_minutes=20 / 60)
+    assert (done.returncode, "waited" in done.stdout) == (0, True), done.stderr
 
 
 @pytest.mark.slow
