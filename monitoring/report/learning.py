@@ -19,6 +19,8 @@ _MEANINGS = {
 }
 _MANY_DEAD = 0.5  # fraction of a layer's maps, as in the event not_learning
 _FEW_PICTURES = 8  # fewer judge neither maps nor spreads nor features, as in the event
+_LEAST_OUTPUT_SPREAD, _LEAST_DIMENSIONS, _LEAST_FEATURE_SPREAD = 0.05, 1.5, 0.01  # as in the event
+_WARNING = '<span class="dot warn"></span>'
 
 
 def baseline_name(name: str) -> str:
@@ -153,18 +155,31 @@ def _scores_row(name: str, scores: Scores, against: str) -> str:
 
 
 def _spread_table(now: Evaluation, start: Evaluation | None) -> str:
-    before = start or Evaluation(0)
+    before, judged = start or Evaluation(0), bool(now.step) and now.pictures >= _FEW_PICTURES  # a random start is no fault
     rows = [
-        row(name, figure_cell(figure(after, 3)), figure_cell(figure(first, 3)), meaning)
-        for name, after, first, meaning in (
+        row(name, figure_cell(figure(after, 3)), figure_cell(figure(first, 3)), (_WARNING if judged and after < least else "") + meaning)
+        for name, after, first, least, meaning in (
             (
                 "spread of the painted colours",
                 now.output_spread,
                 before.output_spread,
+                _LEAST_OUTPUT_SPREAD,
                 "1: as far apart as the true ones; 0: every picture is painted in the same colour",
             ),
-            ("dimensions of the features", now.feature_dimensions, before.feature_dimensions, "1: all pictures lie on one line"),
-            ("spread of the features", now.feature_spread, before.feature_spread, "0: all pictures have the same features"),
+            (
+                "dimensions of the features",
+                now.feature_dimensions,
+                before.feature_dimensions,
+                _LEAST_DIMENSIONS,
+                "1: all pictures lie on one line",
+            ),
+            (
+                "spread of the features",
+                now.feature_spread,
+                before.feature_spread,
+                _LEAST_FEATURE_SPREAD,
+                "0: all pictures have the same features",
+            ),
         )
         if math.isfinite(after)
     ]

@@ -15,6 +15,7 @@ from monitoring.report import write_run_page
 from monitoring.report.evaluations import MOST_EVALUATIONS
 from monitoring.report.record import read
 from monitoring.report.summary import HEADLINES
+from pipeline.training.reporting.learning import problems
 from tests.conftest import ROOT
 from tests.monitoring.report.runs import (
     BEGUN,
@@ -223,11 +224,29 @@ def test_a_run_may_return_to_the_pictures_that_it_began_with_and_many_choices_ta
     assert len(found.newest.choice) <= 200
 
 
-def test_a_few_pictures_judge_no_maps(tmp_path: Path) -> None:
-    for pictures, warnings in ((7, 0), (8, 1)):
-        run = finished(tmp_path / str(pictures), 0.352, pictures=pictures, dead_maps={"relu1": 3, "relu5": 235})
-        table = written(run).source.partition("Dead maps by layer")[2].partition("</table>")[0]
-        assert table.count('<span class="dot warn">') == warnings
+@pytest.mark.parametrize("pictures", [7, 8])
+@pytest.mark.parametrize(
+    ("figures", "problem"),
+    [
+        ({"dead_maps": {"relu1": 48, "relu5": 128}}, None),
+        ({"dead_maps": {"relu1": 49, "relu5": 128}}, "dead_maps"),
+        ({"output_spread": 0.05}, None),
+        ({"output_spread": 0.049}, "constant_output"),
+        ({"feature_dimensions": 1.5}, None),
+        ({"feature_dimensions": 1.49}, "collapsed_features"),
+        ({"feature_spread": 0.01}, None),
+        ({"feature_spread": 0.0099}, "collapsed_features"),
+    ],
+)
+def test_the_page_warns_of_figures_that_the_run_reports(
+    tmp_path: Path, figures: dict[str, Any], problem: str | None, pictures: int
+) -> None:
+    row = evaluation_row(100, 0.352, pictures=pictures, **figures)
+    expected = [problem] if problem and pictures >= 8 else []
+    assert list(problems(row)) == expected
+    page = written(finished(tmp_path / "run", 0.352, pictures=pictures, **figures)).source
+    tables = page.partition("<h3>Outputs and features</h3>")[2].partition("<h3>Probe")[0]
+    assert tables.count('<span class="dot warn">') == len(expected)
 
 
 def test_baselines_and_held_back_losses_are_in_the_chart_of_the_loss(tmp_path: Path) -> None:
