@@ -125,7 +125,7 @@ def held_back(rows: Mapping[int, Mapping[str, Any]], step: int, origin: str) -> 
         return "not evaluated"
     row = rows[step]
     others = {name: row["baselines"][each] for each, name in _BASELINES.items()}
-    if 0 in rows:
+    if 0 in rows and rows[0].get("choice") == row.get("choice"):
         others["random start"] = rows[0]
     beside = "; ".join(f"{name}: {errors(figures)}" for name, figures in others.items())
     compared = f"{abs(row['gain']):.0%} {'less' if row['gain'] > 0 else 'more'} L1 than the stronger baseline"

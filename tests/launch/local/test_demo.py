@@ -98,6 +98,9 @@ def test_figures_stand_beside_both_baselines_and_the_random_start() -> None:
     assert text.endswith("25% less L1 than the stronger baseline")
     assert "25% more L1" in held_back({4: {**row, "gain": -0.25}}, 4, "elsewhere")
     assert held_back({0: row}, 4, "elsewhere") == "not evaluated"
+    for choice, shown in (("same", True), ("other", False)):
+        rows = {0: {"l1": 30.0, "psnr": 9.0, "choice": choice}, 4: {**row, "choice": "same"}}
+        assert ("random start" in held_back(rows, 4, "elsewhere")) == shown, "on the same pictures only"
 
 
 def test_a_probe_of_another_step_is_not_shown(tmp_path: Path) -> None:
