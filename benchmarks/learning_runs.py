@@ -41,7 +41,7 @@ SHORT = ["--training.global_batch", "8", "--training.micro_batch", "8", "--evalu
 FAILS = {
     "rate too high": [*SHORT, "--method.optimiser.learning_rate", "0.1", "--method.output_gain", "1"],
     "dead maps": [*SHORT, "--method.optimiser.learning_rate", "0.01", "--method.output_gain", "1"],
-    "constant output": [*SHORT, "--method.optimiser.learning_rate", "1e-4"],
+    "constant output": [*SHORT, "--method.optimiser.learning_rate", "1e-6", "--method.output_gain", "1e-3"],
     "frozen by weight decay": [*SHORT, "--method.optimiser.learning_rate", "1e-3", "--method.optimiser.weight_decay", "200"],
     "noise with labels of noise": [*LEARNS, *JUDGED],
 }

@@ -23,7 +23,7 @@ _LEAST_SPREAD = 0.05  # deviation of the mean painted colour, over that of the t
 _LEAST_DIMENSIONS = 1.5  # participation ratio of the features
 _LEAST_FEATURE_SPREAD = 0.01  # distance of features from their mean, over their length
 _FEWEST = 8  # pictures that say anything about what differs between pictures
-ADVICE = "A lower learning rate, a longer warm-up, clipping or batch-norm help; docs/learning.md says which"
+ADVICE = "Another learning rate, a longer warm-up, clipping or batch-norm help; docs/learning.md says which"
 
 
 def stronger_baseline(row: Mapping[str, Any]) -> str:
