@@ -60,7 +60,7 @@ def test_trained_samples_are_numbered_without_gaps(shards: list[int], data: st.D
     assert samples.counts.tolist() == in_shard.tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(counts, st.integers(0, 2**40), st.integers(1, 24), st.sampled_from(["drop", "pad"]), st.data())
 def test_no_batch_of_any_number_of_ranks_holds_a_held_back_sample(
     shards: list[int], seed: int, batch: int, tail: str, data: st.DataObject
