@@ -27,10 +27,10 @@ import torch
 import yaml
 
 from benchmarks.machine import measured_here
+from monitoring.run_files import BASELINES
 from pipeline import recipes
 from pipeline.config import Config, parse
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
-from pipeline.training.held_back.evaluation import BASELINES
 from pipeline.training.held_back.opening import open_evaluation
 from pipeline.training.ranks import world as distributed
 from pipeline.training.resume import build_engines
@@ -113,11 +113,13 @@ def trained(run: Run, shards: tuple[Path, Path]) -> Iterator[Row]:
     with distributed.join(config.training) as world, StreamLoader(stream) as loader, ExitStack() as stack:
         step = TrainStep(recipe, build_engines(recipe, None, world, config.training), world, config.training)
         evaluation = open_evaluation(stack, config, recipe, step.engines, world, loader)
-        assert evaluation is not None
+        assert not isinstance(evaluation, str), evaluation
         batches: Iterator[Batch] = iter(loader)
         for number in range(max(run.judged) + 1):
             if number in run.judged:
-                yield {"step": number, "cpu_seconds": round(seconds, 1), **evaluation()}
+                found = evaluation()
+                assert found is not None, f"none of the held-back pictures in {shards[1]} can be read"
+                yield {"step": number, "cpu_seconds": round(seconds, 1), **found}
             began = time.process_time()
             step(next(batches), rate_factor(config.schedule, number, config.training.steps))
             seconds += time.process_time() - began

@@ -17,6 +17,14 @@ EVENTS, HISTORY, QUARANTINE = "events.jsonl", "history.jsonl", "quarantine.jsonl
 """JSON lines: one line an event of an attempt; one line a step; one line an unreadable sample."""
 EVALUATION = "evaluation.jsonl"
 """JSON lines: one line an evaluation on held-back pictures, the random start at step 0 first."""
+BASELINES = {"constant": "one colour", "visible_mean": "visible mean"}
+"""Baselines of an evaluation, and their names for a person."""
+FEWEST_PICTURES = 8
+"""Held-back pictures; fewer say nothing of maps, spreads and features."""
+MOST_DEAD = 0.5
+"""Fraction of a layer's maps; a run with more dead ones is reported."""
+LEAST_OUTPUT_SPREAD, LEAST_FEATURE_SPREAD, LEAST_FEATURE_DIMENSIONS = 0.05, 0.01, 1.5
+"""Fields of an evaluation below which a run is reported."""
 SETTINGS = "config.yaml"
 """The settings of the newest attempt."""
 PICTURES, CHECKPOINTS, STACKS, TARGETS = "pictures", "checkpoints", "stacks", "targets"

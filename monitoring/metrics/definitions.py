@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from monitoring.run_files import BASELINES as NAMES
+
 PREFIX = "context_encoder_"
 UNITS = ("seconds", "bytes", "ratio", "decibels")
 BAD_SAMPLES = "bad_samples_"
@@ -100,7 +102,7 @@ PHASE_BUCKETS = (0.001, 0.01, 0.05, 0.2, 1.0, 5.0)
 PHASES = ("data_wait", "host_to_device", "forward", "backward", "optimiser", "collective")
 ACCURACY = "accuracy_"
 """Beginning of the parts of a discriminator's losses that are accuracies; `real` or `generated`, the pictures judged, follows."""
-BASELINES = ("constant", "visible_mean")
+BASELINES = tuple(NAMES)
 """Painters without a network: one colour for all pictures, and the mean colour of each picture's own visible part."""
 PAINTERS = ("network", *BASELINES)
 CLASSIFIERS = ("chance", "knn", "ridge")

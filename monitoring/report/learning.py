@@ -11,21 +11,25 @@ from monitoring.report.disclosure import shown
 from monitoring.report.evaluations import Evaluation, Evaluations, Probe, Scores
 from monitoring.report.markup import counted_as, figure_cell, row, section, table, text
 from monitoring.report.record import Record
+from monitoring.run_files import (
+    BASELINES,
+    FEWEST_PICTURES,
+    LEAST_FEATURE_DIMENSIONS,
+    LEAST_FEATURE_SPREAD,
+    LEAST_OUTPUT_SPREAD,
+    MOST_DEAD,
+)
 
-_NAMES = {"constant": "one colour", "visible_mean": "visible mean"}
 _MEANINGS = {
     "constant": "the mean colour of the data set in every hole",
     "visible_mean": "the mean colour of the picture's visible part in its hole",
 }
-_MANY_DEAD = 0.5  # fraction of a layer's maps, as in the event not_learning
-_FEW_PICTURES = 8  # fewer judge neither maps nor spreads nor features, as in the event
-_LEAST_OUTPUT_SPREAD, _LEAST_DIMENSIONS, _LEAST_FEATURE_SPREAD = 0.05, 1.5, 0.01  # as in the event
 _WARNING = '<span class="dot warn"></span>'
 
 
 def baseline_name(name: str) -> str:
     """Writes the name of a baseline, not escaped."""
-    return _NAMES.get(name, shown(name.replace("_", " "), 40))
+    return BASELINES.get(name, shown(name.replace("_", " "), 40))
 
 
 def reached(evaluations: Evaluations) -> str:
@@ -155,7 +159,7 @@ def _scores_row(name: str, scores: Scores, against: str) -> str:
 
 
 def _spread_table(now: Evaluation, start: Evaluation | None) -> str:
-    before, judged = start or Evaluation(0), bool(now.step) and now.pictures >= _FEW_PICTURES  # a random start is no fault
+    before, judged = start or Evaluation(0), bool(now.step) and now.pictures >= FEWEST_PICTURES  # a random start is no fault
     rows = [
         row(name, figure_cell(figure(after, 3)), figure_cell(figure(first, 3)), (_WARNING if judged and after < least else "") + meaning)
         for name, after, first, least, meaning in (
@@ -163,21 +167,21 @@ def _spread_table(now: Evaluation, start: Evaluation | None) -> str:
                 "spread of the painted colours",
                 now.output_spread,
                 before.output_spread,
-                _LEAST_OUTPUT_SPREAD,
+                LEAST_OUTPUT_SPREAD,
                 "1: as far apart as the true ones; 0: every picture is painted in the same colour",
             ),
             (
                 "dimensions of the features",
                 now.feature_dimensions,
                 before.feature_dimensions,
-                _LEAST_DIMENSIONS,
+                LEAST_FEATURE_DIMENSIONS,
                 "1: all pictures lie on one line",
             ),
             (
                 "spread of the features",
                 now.feature_spread,
                 before.feature_spread,
-                _LEAST_FEATURE_SPREAD,
+                LEAST_FEATURE_SPREAD,
                 "0: all pictures have the same features",
             ),
         )
@@ -191,9 +195,9 @@ def _layers_table(now: Evaluation, start: Evaluation | None) -> str:
     if not now.layers:
         return ""
     before = {name: dead for name, _, dead in start.layers} if start is not None else {}
-    rows, judged = [], now.pictures >= _FEW_PICTURES
+    rows, judged = [], now.pictures >= FEWEST_PICTURES
     for name, maps, dead in now.layers:
-        mood = "good" if not dead else "warn" if judged and dead > _MANY_DEAD * maps else ""
+        mood = "good" if not dead else "warn" if judged and dead > MOST_DEAD * maps else ""
         share = f'<td><span class="dot {mood}"></span>{percent(dead / maps)}</td>'
         first = f"{before[name]:,}" if name in before else UNKNOWN
         rows.append(row(text(name, 60), figure_cell(f"{maps:,}"), figure_cell(first), figure_cell(f"{dead:,}"), share))

@@ -19,7 +19,7 @@ from pipeline.model.batch_norm import discard_statistics, fold_statistics
 from pipeline.recipes.player import Losses, Networks, Paintings, Recipe, Views
 from pipeline.stream.loader import Batch
 from pipeline.stream.order import rank_slice
-from pipeline.training.engine.engine import Engine
+from pipeline.training.engine.engine import Engine, evaluating
 from pipeline.training.phases import Phases
 from pipeline.training.ranks.world import World
 from shards.errors import ExplainedError
@@ -163,7 +163,7 @@ class TrainStep:
             self.phases.enter("forward")
             return self.recipe.views(*moved)
 
-    def networks(self, turn: Engine | None = None) -> Networks:
+    def networks(self, turn: Engine) -> Networks:
         """Returns every network by name: wrapped for the engine whose turn it is, bare for the others."""
         return {each.player.name: each.wrapped if each is turn else each.bare for each in self.engines}
 
@@ -172,15 +172,9 @@ class TrainStep:
 
         Every rank must call it, because weights that are divided among the ranks are gathered in a forward pass of all of them.
         """
-        networks = self.networks()
-        for network in networks.values():
-            network.eval()
-        with torch.no_grad():
+        with evaluating(self.engines) as networks:
             views = self.views(batch, slice(0, min(self.training.pictures, len(batch.sample_ids))))
-            found = self.recipe.paintings(views, self.recipe.paint(views, networks))
-        for network in networks.values():
-            network.train()
-        return found
+            return self.recipe.paintings(views, self.recipe.paint(views, networks))
 
     def _turn(self, engine: Engine, batch: Batch, parts: Sequence[slice], rate: float, result: StepResult, sums: list[Tensor]) -> None:
         for each in self.engines:

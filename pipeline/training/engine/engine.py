@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Protocol
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.batch_norm import spans_ranks
-from pipeline.recipes.player import Player
+from pipeline.recipes.player import Networks, Player
 from pipeline.training.engine.optimiser_state import load_state, make_optimiser, state_tensors
 
 
@@ -36,6 +36,24 @@ class Ranks(Protocol):
     @property
     def timeout(self) -> timedelta: ...
     def wrap(self, network: nn.Module) -> nn.Module: ...
+
+
+@contextmanager
+def evaluating(engines: Sequence[Engine]) -> Iterator[Networks]:
+    """Puts the networks of all players into evaluation mode, without gradient, and back into training mode at the end.
+
+    Yields:
+        The bare networks by the players' names.
+    """
+    networks = {each.player.name: each.bare for each in engines}
+    for network in networks.values():
+        network.eval()
+    try:
+        with torch.no_grad():
+            yield networks
+    finally:
+        for network in networks.values():
+            network.train()
 
 
 class Engine(ABC):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from pipeline.config import TrainingConfig
 from pipeline.recipes.player import Networks, Paintings, Recipe, Views
 from pipeline.stream.fixed import FixedChoice, FixedSamples
 from pipeline.stream.read.samples import BadSample
-from pipeline.training.engine.engine import Engine
+from pipeline.training.engine.engine import Engine, evaluating
 from pipeline.training.held_back.activity import colour_spread, dead_maps, feature_dimensions, feature_spread, watched
 from pipeline.training.held_back.sheet import Sheet, sheet_of
 from pipeline.training.held_back.small_probe import small_probe
@@ -30,8 +29,6 @@ from pipeline.training.ranks.world import World
 
 CHUNK = 32
 """Pictures that go through the networks at once. The last bits of figures depend on it."""
-BASELINES = ("constant", "visible_mean")
-"""Paintings to beat: the mean colour of all pictures, and that of each picture's visible part."""
 _FIGURES = ("loss", "l1", "l2", "psnr")
 _MOST_FEATURES = 1024  # pictures whose features are compared with each other
 
@@ -88,7 +85,7 @@ class Evaluation:
         """
         began = time.monotonic()
         tables = Tables(self._choice.count)
-        with self._evaluating() as networks:
+        with evaluating(self._engines) as networks:
             for chunk in self._rounds():
                 self._measure(chunk, networks, tables)
         found = tables.sum(self._world)
@@ -96,7 +93,7 @@ class Evaluation:
         if not readable.any():
             return None
         if not self._baselines:
-            self._baselines = self._measure_baselines(found["visible"][readable].mean(0), readable)
+            self._baselines = self._measure_baselines(found["visible"], readable)
         row: dict[str, Any] = {"pictures": int(readable.sum()), "choice": self.digest}
         row |= dict(zip(_FIGURES, found["figures"][readable].mean(0).tolist(), strict=True))
         row["baselines"] = self._baselines
@@ -113,7 +110,7 @@ class Evaluation:
         """
         parts: list[Paintings] = []
         readable: list[Tensor] = []
-        with self._evaluating() as networks:
+        with evaluating(self._engines) as networks:
             for chunk in range(-(-min(self._training.pictures, self._choice.count) // CHUNK)):
                 samples = self._samples[chunk if self._world.is_first else 0].result()
                 views = self._views(samples)
@@ -143,18 +140,6 @@ class Evaluation:
         are gathered in a forward pass of all of them; it fills the same rows again, on the same rank."""
         for number in range(-(-len(self._chunks) // self._world.size)):
             yield self._own[number] if number < len(self._own) else self._own[-1] if self._own else -1
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[Networks]:
-        networks = {each.player.name: each.bare for each in self._engines}
-        for network in networks.values():
-            network.eval()
-        try:
-            with torch.no_grad():
-                yield networks
-        finally:
-            for network in networks.values():
-                network.train()
 
     def _views(self, samples: FixedSamples) -> Views:
         device = self._world.device
@@ -208,24 +193,26 @@ class Evaluation:
         loss = self._recipe.reconstruction(painting, views).double()
         return torch.stack([loss, errors.l1, errors.l2, errors.psnr], 1)
 
-    def _measure_baselines(self, constant: Tensor, readable: Tensor) -> dict[str, dict[str, float]]:
-        """The mean figures of both baselines, by their names, over all readable pictures."""
+    def _measure_baselines(self, visible: Tensor, readable: Tensor) -> dict[str, dict[str, float]]:
+        """The mean figures of both baselines, by their names, over all readable pictures: paintings of one colour each.
+
+        Args:
+            visible: mean colour of each picture's visible part, float64 (pictures, 3).
+            readable: bool (pictures,).
+        """
+        paints = {"constant": visible[readable].mean(0).expand_as(visible), "visible_mean": visible}
         tables = Tables(self._choice.count)
-        for name in BASELINES:
+        for name in paints:
             tables.put(name, 0, torch.zeros(0, len(_FIGURES), dtype=torch.float64))
         with torch.no_grad():
             for chunk in self._own:
-                samples = self._samples[chunk].result()
-                views, count = self._views(samples), len(samples.images)
-                blank = torch.zeros(count, *self._shape, device=self._world.device)
-                shown = self._recipe.paintings(views, blank)
-                visible = figures.mean_colour(shown.truth, figures.visible_pixels(shown.mask))
-                for name, colours in zip(BASELINES, (constant.to(visible.device).expand(count, 3), visible), strict=True):
-                    painting = self._recipe.scale.of_colours(colours).expand_as(blank)
-                    found = self._figures(views, painting, self._recipe.paintings(views, painting))
-                    tables.put(name, self._chunks[chunk].start, found)
+                views, own = self._views(self._samples[chunk].result()), self._chunks[chunk]
+                for name, colours in paints.items():
+                    colour = self._recipe.scale.of_colours(colours[own.start : own.stop].to(self._world.device))
+                    painting = colour.expand(len(own), *self._shape)
+                    tables.put(name, own.start, self._figures(views, painting, self._recipe.paintings(views, painting)))
         summed = tables.sum(self._world)
-        return {name: dict(zip(_FIGURES, summed[name][readable].mean(0).tolist(), strict=True)) for name in BASELINES}
+        return {name: dict(zip(_FIGURES, summed[name][readable].mean(0).tolist(), strict=True)) for name in paints}
 
     def _state(self, found: Mapping[str, Tensor], readable: Tensor) -> dict[str, Any]:
         """The state of maps, outputs and features, and the small probe."""

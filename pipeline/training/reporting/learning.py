@@ -12,17 +12,18 @@ from typing import Any
 
 from monitoring.metrics.definitions import PROBLEMS
 from monitoring.metrics.run_metrics import RunMetrics
-from monitoring.run_files import EVALUATION
+from monitoring.run_files import (
+    BASELINES,
+    EVALUATION,
+    FEWEST_PICTURES,
+    LEAST_FEATURE_DIMENSIONS,
+    LEAST_FEATURE_SPREAD,
+    LEAST_OUTPUT_SPREAD,
+    MOST_DEAD,
+)
 from pipeline.config import EvaluationConfig
 from pipeline.training.record.run_folder import Lines, RunFolder
 
-NAMES = {"constant": "one colour", "visible_mean": "visible mean"}
-"""Names of the baselines for a person."""
-_MOST_DEAD = 0.5  # fraction of a layer's maps
-_LEAST_SPREAD = 0.05  # deviation of the mean painted colour, over that of the truth
-_LEAST_DIMENSIONS = 1.5  # participation ratio of the features
-_LEAST_FEATURE_SPREAD = 0.01  # distance of features from their mean, over their length
-_FEWEST = 8  # pictures that say anything about what differs between pictures
 ADVICE = "Another learning rate, a longer warm-up, clipping or batch-norm help; docs/learning.md says which"
 
 
@@ -40,7 +41,7 @@ def sentence(row: Mapping[str, Any]) -> str:
     """
     name, gain = stronger_baseline(row), row["gain"]
     compared = f"{abs(gain):.0%} {'better' if gain > 0 else 'worse'}" if gain == gain else "no number"  # noqa: PLR0124 (NaN)
-    found = f"held back L1 {row['l1']:.4g} %, {NAMES[name]} {row['baselines'][name]['l1']:.4g} %: {compared}"
+    found = f"held back L1 {row['l1']:.4g} %, {BASELINES[name]} {row['baselines'][name]['l1']:.4g} %: {compared}"
     if (probe := row.get("probe")) is not None:
         guessed = f"the largest of {probe['classes']} classes: {probe['chance']:.0%}"
         found += f"; labels by k-NN {probe['knn']:.0%}, by ridge {probe['ridge']:.0%} ({guessed})"
@@ -70,19 +71,19 @@ def problems(row: Mapping[str, Any]) -> dict[str, str]:
             f"The paintings are no better than {what}: L1 {row['l1']:.4g} % against {row['baselines'][name]['l1']:.4g} %, so the "
             "encoder has learned little"
         )
-    if row["pictures"] < _FEWEST:
+    if row["pictures"] < FEWEST_PICTURES:
         return found
     maps, dead = row["maps"], row["dead_maps"]
-    dying = [f"{dead[layer]} of {maps[layer]} in {layer}" for layer in maps if dead[layer] > _MOST_DEAD * maps[layer]]
+    dying = [f"{dead[layer]} of {maps[layer]} in {layer}" for layer in maps if dead[layer] > MOST_DEAD * maps[layer]]
     if dying:
         found["dead_maps"] = f"Maps have died, which give the same for every picture: {', '.join(dying)}"
-    if not row["output_spread"] >= _LEAST_SPREAD:
+    if not row["output_spread"] >= LEAST_OUTPUT_SPREAD:
         found["constant_output"] = (
             f"The paintings have nearly the same colour whatever the picture: it deviates by {row['output_spread']:.1%} of what the "
             "true colours do"
         )
     dimensions, spread = row.get("feature_dimensions", math.inf), row.get("feature_spread", math.inf)
-    if not (dimensions >= _LEAST_DIMENSIONS and spread >= _LEAST_FEATURE_SPREAD):
+    if not (dimensions >= LEAST_FEATURE_DIMENSIONS and spread >= LEAST_FEATURE_SPREAD):
         found["collapsed_features"] = (
             f"The features have collapsed: those of all pictures lie in {dimensions:.1f} dimensions, at {spread:.1%} of their length from "
             "their mean"
