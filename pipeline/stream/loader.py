@@ -253,7 +253,12 @@ class StreamLoader:
         self._begun += 1
         for dataset, position in zip(self.datasets, positions, strict=True):
             dataset.prefetch(position)  # batch by batch: the cache takes the shards named last for those that are needed next
-        return Pending(positions, self._planner.submit(self._start, self._begun, positions))
+        try:
+            return Pending(positions, self._planner.submit(self._start, self._begun, positions))
+        except RuntimeError:  # another thread closed the loader after this one looked
+            if self._closed:
+                raise LoaderClosed from None
+            raise
 
     def _start(self, number: int, positions: tuple[Position, ...]) -> Filling:
         """Plans a batch, asks the store for its absent samples, and hands all samples to the threads."""

@@ -134,7 +134,7 @@ def test_ranks_are_asked_at_the_same_time_and_for_a_bounded_time(tmp_path: Path,
         assert time.monotonic() - began < 7 * module.RANK_SECONDS, "one after the other"
         assert text.count("context_encoder_rank_up{") == 8
         assert 'context_encoder_step{node="node",rank="7",run="run"}' in text
-        wait_until(lambda: psutil.Process().num_fds() == files)
+        wait_until(lambda: psutil.Process().num_fds() <= files)
         collector.close()
     for rank, server in enumerate(silent):
         server.close()
@@ -386,7 +386,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
             assert stat.S_IMODE(sockets.stat().st_mode) == stat.S_IMODE(sockets.parent.stat().st_mode) == 0o700
         publication.close()
     assert not sockets.exists()
-    assert process.num_fds() == files
+    assert process.num_fds() <= files
     assert threading.active_count() <= threads
     assert not [child for child in process.children() if "monitoring.endpoint.main" in " ".join(child.cmdline())]
 
@@ -413,7 +413,7 @@ def test_what_was_opened_is_closed_where_a_setting_can_not_be_used(tmp_path: Pat
     files, settings = psutil.Process().num_fds(), MonitoringConfig(port=0, address="203.0.113.7")
     with pytest.raises(EndpointError, match=r"monitoring\.address: 203\.0\.113\.7"):
         Publication(RunMetrics("run", 0, 1, "node").registry, settings, identity(tmp_path / "run"), tmp_path / "targets")
-    assert psutil.Process().num_fds() == files
+    assert psutil.Process().num_fds() <= files
     assert not socket_path(tmp_path / "run", "node", 0).exists()
 
 

@@ -17,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
+from pipeline.stream.batch.batch import Pending
 from pipeline.stream.batch.filling import Filler
 from pipeline.stream.batch.quarantine import QuarantineFull
 from pipeline.stream.dataset import Dataset
 from pipeline.stream.loader import Batch, LoaderClosed, StreamConfig, StreamLoader
+from pipeline.stream.mixture import Position
 from pipeline.stream.order import OrderError
 from pipeline.stream.plan import PlannedSamples
 from pipeline.stream.read.samples import BadSample
@@ -177,6 +179,22 @@ def test_closing_ends_a_wait_for_a_batch(dataset: Path, monkeypatch: pytest.Monk
     loader.close()
     training.join(20)
     assert [str(problem) for problem in problems] == [str(LoaderClosed())]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_loader_closed_between_two_batches_says_so(dataset: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    loader = StreamLoader(stream_config(dataset, threads=threads, ready_batches=2))
+    batches = iter(loader)
+    next(batches)
+    begin = StreamLoader._begin
+
+    def closed_by_another_thread(self: StreamLoader, positions: tuple[Position, ...]) -> Pending:
+        self.close()
+        return begin(self, positions)
+
+    monkeypatch.setattr(StreamLoader, "_begin", closed_by_another_thread)
+    with pytest.raises(LoaderClosed):
+        next(batches)
 
 
 def test_what_nobody_wants_any_more_is_neither_planned_nor_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +395,7 @@ def test_more_ranks_than_samples_in_a_batch_are_refused(dataset: Path) -> None:
 def quiet() -> Iterator[None]:
     before = threading.active_count()
     yield
-    assert threading.active_count() == before
+    assert threading.active_count() <= before, "at most, because threads of an earlier test may have ended meanwhile"
 
 
 def test_nothing_is_left_behind_when_iteration_is_abandoned(dataset: Path, quiet: None) -> None:
@@ -390,7 +408,7 @@ def test_nothing_is_left_behind_when_iteration_is_abandoned(dataset: Path, quiet
         with StreamLoader(stream_config(dataset)) as loader:
             take(loader, 5)
     gc.collect()
-    assert process.num_fds() == files
+    assert process.num_fds() <= files
 
 
 def test_bad_samples_are_counted_over_ranks_and_attempts(damaged: tuple[Path, set[int]], tmp_path: Path) -> None:
