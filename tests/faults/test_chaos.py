@@ -244,7 +244,7 @@ def test_thirty_kills_with_the_checkpoints_in_s3(shards: Path, tmp_path: Path, d
 
 
 def has_unfinished_file(checkpoints: Path) -> bool:
-    """True while a checkpoint is being written. The run may delete a checkpoint while its folder is listed, which `glob` does not forgive."""
+    """True while a checkpoint is being written. The run may delete a checkpoint while the folder is listed: `glob` raises then."""
     try:
         return any(checkpoints.glob("step_*/.partial-*"))
     except FileNotFoundError:
