@@ -112,6 +112,12 @@ def draw(request: pytest.FixtureRequest) -> random.Random:
     return random.Random(seed)
 
 
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """True where `--long` asks for the whole proof instead of the small version of it."""
+    return bool(request.config.getoption("--long"))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def clients_of_its_own() -> None:
     """Empties fsspec's cache of clients, which ignores that the environment has changed since a client was made."""
@@ -122,6 +128,11 @@ def clients_of_its_own() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--no-skips", action="store_true", help="fail when a test is skipped that needs no GPU: what continuous integration asks for"
+    )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="kill a run in tests/faults/test_chaos.py and tests/e2e/test_restarts.py as often as docs/results/kills.md records",
     )
     parser.addoption("--seed", help="draw what tests draw at random as a failed run did, which showed its seed")
     parser.addoption(
