@@ -27,9 +27,11 @@ from shards.urls import redacted, split
 NAME = "manifest.json"
 _FORMAT = "context-encoder-shards"
 _VERSION = 1
-_INDEX_FORMAT = 1  # raise it when the same tar and rules would give other rows
 INDEXED = "indexed"
 """Setting of manifests of tars that another program wrote: the URLs that were indexed."""
+LABELLED = "labelled"
+"""Setting of such manifests: the number of samples that have a label. Older manifests lack it."""
+_LAST_DOT = "last-dot"
 _HEX = re.compile(r"[0-9a-f]*")  # a digest may become the name of a file
 
 
@@ -72,7 +74,7 @@ class Manifest:
     Attributes:
         records: shards in the order that gives samples their ids.
         url: folder that holds the manifest and the indexes.
-        classes: class names; a label is an index into this list. Empty where labels are unknown.
+        classes: class names; a label is an index into this list. Empty where the samples have no labels, or labels without names.
         settings: settings that the shards were built or indexed with, for people and for resuming.
         rejected: number of pictures or samples that were left out because they could not be used.
         shards_url: folder that holds the shards; `url` by default.
@@ -93,6 +95,12 @@ class Manifest:
     def indexed(self) -> bool:
         """True where another program wrote the shards, so that nothing here may change or remove them."""
         return INDEXED in self.settings
+
+    @property
+    def labelled(self) -> bool:
+        """True where samples have labels, with or without names; also for indexed tars of which it is unknown, since an older index
+        did not count its labels."""
+        return bool(self.classes) or (self.indexed and self.settings.get("labels") != "none" and self.settings.get(LABELLED) != 0)
 
     @property
     def stored_side(self) -> int | None:
@@ -204,16 +212,19 @@ def rules_of(manifest: Manifest, record: ShardRecord) -> Rules:
         settings.get("labels") != "none",
         bool(record.sha256),
         settings.get("open_ended") is True,
+        settings.get("key_ends") == _LAST_DOT,
+        1 if settings.get("index_format") == 1 else shard_index.FORMAT,
     )
 
 
 def settings_of(rules: Rules) -> dict[str, Any]:
     """Returns the settings of a manifest that decide the rows of a tar. Digests are no part: each shard's sha256 says if they were read."""
     return {
-        "index_format": _INDEX_FORMAT,
+        "index_format": rules.format,
         "picture": rules.picture,
         "labels": "cls" if rules.labels else "none",
         "open_ended": rules.open_ended,
+        "key_ends": _LAST_DOT if rules.last_dot else "first-dot",
     }
 
 

@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import braceexpand
 from fsspec.utils import glob_translate
 
 from shards.errors import SourceError, StoreError
+from shards.layout import left_out_part, shown_left_out
 from shards.local_files import TEMPORARY_PREFIX, files_below
 from shards.store import Options, Store
 from shards.tar.version import Info, Tar, info_of, version_of
@@ -42,11 +43,13 @@ class TarListing:
         url: folder that the names are relative to.
         tars: tars that were found, at least one.
         compressed: number of compressed tars among them that are left out.
+        hidden: places of hidden and tool files and folders whose tars are left out.
     """
 
     url: str
     tars: tuple[Tar, ...]
     compressed: int
+    hidden: tuple[str, ...] = ()
 
 
 def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing:
@@ -67,6 +70,8 @@ def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing
     found: dict[str, Info] = {}
     for place in places:
         found.update(_find(store, place, folder))
+    hidden = _hidden(found, [place[len(folder) :] for place in places])
+    found = {name: info for name, info in found.items() if left_out_part(name) not in hidden}
     unsized = [name for name, info in found.items() if info.get("size") is None]  # web servers list names alone
     found.update(_named(store, unsized))
     compressed = sum(1 for name in found if _COMPRESSED.search(name))
@@ -78,11 +83,20 @@ def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing
             "hides, and pictures hardly shrink: unpack them (gunzip, unzstd, ...) and index the .tar files"
         )
     if not tars:
-        raise SourceError(f"{shown}: no .tar is there. Name the folder that holds the shards, or the shards: shard-{{000000..000099}}.tar")
+        there = f" ({shown_left_out(hidden)})" if hidden else ""
+        raise SourceError(
+            f"{shown}: no .tar is there{there}. Name the folder that holds the shards, or the shards: shard-{{000000..000099}}.tar"
+        )
     odd = next((tar.name for tar in tars if not tar.name.isprintable() or {"", ".", ".."} & set(tar.name.split("/"))), None)
     if odd is not None:
         raise SourceError(f"{shown}: the tar {odd!r} has a name that a manifest can't hold. Rename it")
-    return TarListing(folder, tuple(tars), compressed)
+    return TarListing(folder, tuple(tars), compressed, tuple(sorted(hidden)))
+
+
+def _hidden(names: Iterable[str], asked: Sequence[str]) -> set[str]:
+    """Returns the hidden and tool parts of the names of tars, except those that the URLs themselves name."""
+    parts = {left_out_part(name) for name in names if _is_tar(name)} - {""}
+    return {part for part in parts if not any(part.rpartition("/")[2] in place for place in asked)}
 
 
 def absolute(url: str) -> str:
@@ -210,12 +224,12 @@ def _matching(store: Store, pattern: str) -> dict[str, Info]:
 
 def _local(store: Store, folder: str, depth: int | None) -> Iterator[tuple[str, Info]]:
     try:
-        for name, status in files_below(Path(store.root), folder, depth, strict=True):
+        for name, status in files_below(Path(store.root), folder, depth, strict=True, lenient=left_out_part):
             if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
                 continue
             if status is not None:
                 yield name, {"type": "file", "size": status.st_size, "mtime": status.st_mtime}
-            elif name.lower().endswith(".tar"):
+            elif name.lower().endswith(".tar") and not left_out_part(name):
                 raise SourceError(f"{store.describe(name)}: a link that leads nowhere. Mend or remove it")
     except OSError as error:
         raise SourceError(f"{error.filename or store.describe(folder)}: can't be listed: {error.strerror or error}") from error

@@ -86,7 +86,13 @@ def walk(tar: TarFile, name: str, open_ended: bool = False) -> Iterator[tarfile.
         raise ShardCorrupt(f"{name}: cut short or damaged at byte {end} of {size}: the end of the archive is missing")
 
 
-def scan(tar: TarFile, name: str, visit: Callable[[str, int, int], None] | None = None, open_ended: bool = False) -> Iterator[Sample]:
+def scan(
+    tar: TarFile,
+    name: str,
+    visit: Callable[[str, int, int], None] | None = None,
+    open_ended: bool = False,
+    last_dot: bool = False,
+) -> Iterator[Sample]:
     """Yields the samples of a WebDataset tar, grouped as the webdataset library groups them; then the keys that only links have.
 
     Args:
@@ -94,6 +100,7 @@ def scan(tar: TarFile, name: str, visit: Callable[[str, int, int], None] | None 
         name: name of the tar in errors.
         visit: called with (extension, offset, length) of every member of a sample, before anything behind the member is read.
         open_ended: accept a tar without closing blocks, as in `shards.dataset.index.Rules`.
+        last_dot: end a key at the last dot of a name instead of the first, as in `shards.dataset.index.Rules`.
 
     Raises:
         ShardCorrupt: as `walk`; or a key is in two places, or a member comes twice.
@@ -107,8 +114,8 @@ def scan(tar: TarFile, name: str, visit: Callable[[str, int, int], None] | None 
 
     for member in walk(tar, name, open_ended):
         folder, _, base = member.name.rpartition("/")
-        stem, dot, extension = base.partition(".")
-        if not dot or not stem or _META.match(member.name):
+        stem, dot, extension = base.rpartition(".") if last_dot else base.partition(".")
+        if not dot or base.startswith(".") or _META.match(member.name):
             continue
         key = f"{folder}/{stem}" if folder else stem
         if member.islnk() or member.issym():

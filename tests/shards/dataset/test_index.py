@@ -100,7 +100,7 @@ def test_samples_are_grouped_as_webdataset_groups_them(tmp_path: object) -> None
     ("members", "message"),
     [
         ({"0.jpg": b"1", "1.jpg": b"2", "0.cls": b"3"}, "key 0 comes twice"),
-        ({"0.jpg": b"1", "0.png": b"2"}, "2 pictures where one is needed"),
+        ({"0.jpg": b"1", "0.png": b"2"}, "several pictures where one is needed"),
         ({"0.cls": b"1"}, "0 pictures where one is needed"),
         ({"0.jpg": b"1", "0.cls": b"cat"}, "not a class number"),
         ({"0.jpg": b"1", "0.cls": b"-2"}, "outside"),
