@@ -132,6 +132,8 @@ def _build(options: argparse.Namespace) -> int:
     print(printable(f"{shown}: already built" if result.already else shown))
     print(f"  {manifest.total_samples:,} pictures in {len(manifest.records):,} shards, {megabytes(manifest.total_bytes)}")
     print(f"  from {len(listing):,} pictures, {megabytes(listing.total_bytes)}; classes: {len(manifest.classes) or 'none'}")
+    if not listing.classes and request.label_pattern is None and request.labels == "folder" and (head := listing.folder_around):
+        print(printable(f"    all pictures lie in {head}; its folders are the classes with --label-pattern '^{re.escape(head)}/([^/]+)/'"))
     if listing.other:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in listing.other.most_common(8))
         print(printable(f"  not pictures, left out: {sum(listing.other.values()):,} files ({kinds})"))
@@ -139,6 +141,8 @@ def _build(options: argparse.Namespace) -> int:
         print(printable(f"  {shown_left_out(listing.hidden)}"))
     if listing.other_splits:
         print(printable(f"  pictures of other splits, left out: {mixture(listing.other_splits.items())}"))
+    if listing.doubles:
+        print(f"  names that differ in the extension alone: {listing.doubles:,}; all are stored (take one kind with --include '*.jpg')")
     if listing.excluded:
         print(f"  left out because they match no --include: {listing.excluded:,} pictures")
     if result.rejected:
@@ -208,7 +212,7 @@ def _index(options: argparse.Namespace) -> int:
 
 def _extensions(text: str) -> str:
     """Returns the extensions that a person names, as `shards.dataset.index.Rules` holds them."""
-    found = [word.strip(".").lower() for word in re.split(r"[;,\s]+", text) if word.strip(".")]
+    found = [word.strip("*.").lower() for word in re.split(r"[;,\s]+", text) if word.strip("*.")]
     if not found:
         raise ShardError(f"--picture {text!r}: names no extension. Give one, or several: 'jpg;jpeg;png'")
     return ";".join(found)

@@ -54,6 +54,7 @@ class Listing:
         container, label, offset, length: one row per picture.
         hidden: places of the hidden and tool files and folders that were left out, sorted.
         other_splits: number of pictures that were left out because they are of other splits than the chosen one, by split.
+        doubles: number of pictures whose name differs from another's in the extension alone, such as a mask beside each photograph.
     """
 
     url: str
@@ -69,6 +70,7 @@ class Listing:
     length: NDArray[np.int64]
     hidden: tuple[str, ...] = ()
     other_splits: Counter[str] = field(default_factory=Counter)
+    doubles: int = 0
 
     def __len__(self) -> int:
         return len(self.container)
@@ -88,6 +90,13 @@ class Listing:
 
     def __iter__(self) -> Iterator[Entry]:
         return (self[place] for place in range(len(self)))
+
+    @property
+    def folder_around(self) -> str:
+        """Name of the folder that holds all pictures where they lie in folders of it, which are then no classes; else an empty text."""
+        first, last = self[0].name, self[len(self) - 1].name
+        head = first.partition("/")[0]
+        return head if last.startswith(f"{head}/") and first.count("/") > 1 and last.count("/") > 1 else ""
 
     @property
     def total_bytes(self) -> int:
@@ -183,7 +192,9 @@ class ListingBuilder:
         names = [blob[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
         order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
         names = [names[place] for place in order]
+        doubles = 0
         for before, after in pairwise(names):
+            doubles += before.rpartition(b".")[0] == after.rpartition(b".")[0]
             if before == after:
                 raise SourceError(f"{self.source}: {after.decode('utf-8', 'replace')} is there twice. Unpack it and build from the folder")
         splits = PictureSplits(names, split, self.source)
@@ -204,6 +215,7 @@ class ListingBuilder:
             np.frombuffer(self._length, dtype=np.int64)[order],
             tuple(sorted(self._hidden)),
             splits.left_out,
+            doubles,
         )
 
     def _rule(

@@ -121,7 +121,7 @@ def test_the_advice_also_stands_where_some_samples_can_be_used(tmp_path: Path, c
     assert [key for key, _, _ in ours(tmp_path)] == ["0", "1"]
 
 
-@pytest.mark.parametrize("picture_option", ["jpg;jpeg;webp", "jpg,jpeg,webp", ".jpg .jpeg .webp"])
+@pytest.mark.parametrize("picture_option", ["jpg;jpeg;webp", "jpg,jpeg,webp", "*.jpg .jpeg .WEBP"])
 def test_several_extensions_can_be_told(tmp_path: Path, picture_option: str) -> None:
     kinds = ("jpg", "jpeg", "webp")
     members = {f"{n}.{end}": picture(n + 9 * (end == "png")) for n, kind in enumerate(kinds) for end in ("png", kind)}

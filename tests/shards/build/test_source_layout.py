@@ -111,6 +111,25 @@ def test_one_webdataset_shard_is_refused_and_tars_of_classes_are_not(tmp_path: P
     assert open_source(str(write_folder(tmp_path / "imagenet", tars))).classes == ("n01440764", "n01443537")
 
 
+def test_the_command_names_what_may_be_no_class_or_no_photograph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photograph, other, mask = photographs(3, 32, 32)
+    source = write_folder(tmp_path / "in", {"set.v1/cat/0.jpg": photograph, "set.v1/cat/0.png": mask, "set.v1/dog/1.jpg": other})
+    assert main(["build", str(source), str(tmp_path / "out"), "--workers", "0"]) == 0
+    said = capsys.readouterr().out
+    assert r"classes: none" in said
+    assert "names that differ in the extension alone: 1; all are stored" in said
+    pattern = said.partition("--label-pattern '")[2].partition("'\n")[0]
+    assert open_source(str(source), label_pattern=pattern).classes == ("cat", "dog")
+    assert (open_source(str(source / "set.v1")).folder_around, open_source(str(source / "set.v1" / "cat")).doubles) == ("", 1)
+
+
+@pytest.mark.parametrize("extension", ["jfif", "jpe", "JPG", "pgm", "pnm"])
+def test_less_known_extensions_of_known_formats_are_pictures(tmp_path: Path, extension: str) -> None:
+    files = {f"a/0.{extension}": b"1", "b/1.avif": b"2"}
+    listing = open_source(packed(tmp_path, files, "folder"))
+    assert ([entry.name for entry in listing], listing.other) == ([f"a/0.{extension}"], {".avif": 1})
+
+
 def test_the_command_says_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = photographs(5, 32, 32)
     files = {name: pictures[number] for number, name in enumerate(SPLITS)}
