@@ -5,20 +5,20 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from shards.urls import reason_of, redacted
 
 Operation = Literal["read", "look up", "list", "write", "delete"]
-PERMISSIONS: Mapping[Operation, str] = {
-    "read": "s3:GetObject",
-    "look up": "s3:GetObject, and s3:ListBucket where the object does not exist",
-    "list": "s3:ListBucket",
-    "write": "s3:PutObject",
-    "delete": "s3:DeleteObject",
+_LIST, _READ, _WRITE = "s3:ListBucket", "s3:GetObject", "s3:PutObject"
+_NEEDED: Mapping[Operation, str] = {"read": _READ, "look up": _READ, "list": _LIST, "write": _WRITE, "delete": "s3:DeleteObject"}
+_PERMISSIONS = {  # of requests whose names in botocore tell more than the operation
+    "HeadObject": f"{_READ}, and {_LIST} if there is no such object",
+    "ListObjectsV2": _LIST,
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
 }
-"""Permissions of S3 that the operations of a store need."""
 _UNKNOWN_KEY = frozenset({"SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed"})
 _MEANT = {  # names in other tools, and what s3fs takes instead
     "region": 'client_kwargs={"region_name": "..."}',
@@ -42,7 +42,7 @@ def access_refused(error: BaseException, operation: Operation, fs: Any) -> str:
         fs: file system of fsspec that refused it.
     """
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-    text = f"access refused to {operation} it ({reason_of(error)}). "
+    text = f"access refused to {'look it up' if operation == 'look up' else f'{operation} it'} ({reason_of(error)}). "
     if "file" in protocols:
         return f"{text}Check who owns the folder and what its mode allows"
     if "https" in protocols:
@@ -50,9 +50,10 @@ def access_refused(error: BaseException, operation: Operation, fs: Any) -> str:
     check = "Check the credentials (profile, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role) and what they may do"
     if "s3" not in protocols:
         return text + check
-    if any(code in _UNKNOWN_KEY for code in _codes(error)):
+    code, request = _answer(error)
+    if code in _UNKNOWN_KEY:
         return f"{text}The store does not accept this key. {check}"
-    return f"{text}It needs {PERMISSIONS[operation]}. {check}"
+    return f"{text}The key needs {_PERMISSIONS.get(request, _NEEDED[operation])}. {check}"
 
 
 def wrong_option(error: BaseException, fs: Any) -> str:
@@ -101,11 +102,12 @@ def _parameters(kind: type) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _codes(error: BaseException) -> Iterator[str]:
-    """Yields the codes of S3 in an error and in the errors that it was raised from."""
+def _answer(error: BaseException) -> tuple[str, str]:
+    """Returns the code that S3 answered with and the name of the request, from the error of botocore that an error was raised from."""
     found: BaseException | None = error
     while found is not None:
         answer = getattr(found, "response", None)
         if isinstance(answer, dict):
-            yield str(answer.get("Error", {}).get("Code"))
+            return str(answer.get("Error", {}).get("Code")), str(getattr(found, "operation_name", ""))
         found = found.__cause__
+    return "", ""

@@ -23,6 +23,7 @@ from shards import web
 from shards.errors import StoreError, StoreOptionsError
 from shards.explanations import Operation, access_refused, mistyped_option, wrong_option
 from shards.local_files import TEMPORARY_PREFIX, files_below, sync_folder, whole_file
+from shards.remote_listing import find
 from shards.urls import chained, join, misspelt_url, reason_of, redacted, typed_option
 
 Options = Mapping[str, Any]
@@ -87,9 +88,7 @@ class Store:
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Reads bytes [start, end) of one object. The store may send fewer: compare the length with the known one."""
-        if web.is_web(self.fs):
-            return self.attempt(name, lambda: bytes(sync(self.fs.loop, web.read_range, self.fs, self.path(name), start, end)))
-        return self.attempt(name, lambda: bytes(self.fs.cat_file(self.path(name), start=start, end=end)))
+        return self.attempt(name, lambda: self._range(name, start, end))
 
     def size(self, name: str) -> int | None:
         """Returns the size of an object in bytes; None where there is no such object (a folder is none)."""
@@ -127,10 +126,7 @@ class Store:
             if self.local is not None:
                 files = files_below(self.local, self.path(folder)[len(self.root.rstrip("/")) + 1 :], None if deep else 1, strict)
                 return sorted((name, status.st_size if status else 0) for name, status in files)
-            try:
-                found = self.fs.find(self.path(folder), maxdepth=None if deep else 1, detail=True)
-            except FileNotFoundError:
-                return []
+            found = find(self.fs, self.path(folder), None if deep else 1)
             start = len(self.root.rstrip("/")) + 1
             return sorted((path[start:], int(info.get("size") or 0)) for path, info in found.items())
 
@@ -265,7 +261,7 @@ class Store:
 
     def head(self, name: str, count: int) -> bytes:
         """Reads the first `count` bytes of one object, all of a shorter one."""
-        return self.read_range(name, 0, count) if self.size(name) else b""
+        return self.attempt(name, lambda: self._range(name, 0, count)) if self.size(name) else b""
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes objects by name, several at once, and nothing that lies below them. A missing object is no error."""
@@ -288,10 +284,7 @@ class Store:
         def remove_all() -> None:
             # not fs.rm, which takes *, ? and [ in a path for a pattern and deletes what matches
             target = self.path(name)
-            try:
-                below = self.fs.find(target)
-            except (FileNotFoundError, NotADirectoryError):
-                return
+            below = find(self.fs, target) if self.local is None else self.fs.find(target)
             with ThreadPoolExecutor(_DELETE_THREADS) as pool:
                 for _ in pool.map(remove, below):
                     pass
@@ -332,3 +325,8 @@ class Store:
                 if wrong_option(error, self.fs):
                     raise
                 raise StoreError(f"{self.describe(name)}: {reason_of(error)}. Check the options of the store") from error
+
+    def _range(self, name: str, start: int, end: int) -> bytes:
+        if web.is_web(self.fs):
+            return bytes(sync(self.fs.loop, web.read_range, self.fs, self.path(name), start, end))
+        return bytes(self.fs.cat_file(self.path(name), start=start, end=end))

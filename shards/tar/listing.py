@@ -19,6 +19,7 @@ from fsspec.utils import glob_translate
 
 from shards.errors import SourceError, StoreError
 from shards.local_files import TEMPORARY_PREFIX, files_below
+from shards.remote_listing import find
 from shards.store import Info, Options, Store
 from shards.tar.places import Place, is_compressed, is_tar, places_of
 from shards.tar.version import Tar, info_of, version_of
@@ -179,24 +180,24 @@ def _refuse_unfit(store: Store, found: Mapping[str, Info]) -> None:
             raise SourceError(f"{shown}: the web server tells no length. Serve the tars with another, or copy them to a disk or a bucket")
 
 
-def _below(store: Store, folder: str, depth: int | None) -> dict[str, Info]:
-    """Returns the files of a folder and, down to a number of levels, of the folders in it; None takes all levels."""
+def _below(store: Store, folder: str, depth: int | None, prefix: str = "") -> dict[str, Info]:
+    """Returns the files of a folder and, down to a number of levels, of the folders in it; None takes all levels.
+
+    Args:
+        store: store of the listing.
+        folder: name of the folder in the store.
+        depth: levels of folders, at least 1.
+        prefix: beginning of the names that are wanted; others may be missing.
+    """
     if store.local is not None:
         return dict(_local(store, folder, depth))
-
-    def find() -> Mapping[str, Info]:
-        try:
-            found: Mapping[str, Info] = store.fs.find(store.path(folder), maxdepth=depth, detail=True)
-        except FileNotFoundError:
-            return {}
-        return found
-
-    return dict(_files(store, store.attempt(folder, find, "list")))
+    found = store.attempt(folder, lambda: find(store.fs, store.path(folder), depth, prefix), "list")
+    return dict(_files(store, found))
 
 
 def _matching(store: Store, folder: str, pattern: str) -> dict[str, Info]:
     """Returns the files whose names below a folder match a glob."""
-    plain = _GLOB.split(pattern, maxsplit=1)[0].rpartition("/")[0]
+    plain, _, prefix = _GLOB.split(pattern, maxsplit=1)[0].rpartition("/")
     depth = None if "**" in pattern else pattern.count("/", len(plain) + bool(plain)) + 1
     start = "/".join(part for part in (folder, plain) if part)
     try:
@@ -204,7 +205,7 @@ def _matching(store: Store, folder: str, pattern: str) -> dict[str, Info]:
     except (ValueError, re.error) as error:
         raise SourceError(f"{store.describe(join(folder, pattern))}: not a pattern: {error}") from error
     skipped = len(folder) + bool(folder)
-    return {name: info for name, info in _below(store, start, depth).items() if matches(name[skipped:])}
+    return {name: info for name, info in _below(store, start, depth, prefix).items() if matches(name[skipped:])}
 
 
 def _local(store: Store, folder: str, depth: int | None) -> Iterator[tuple[str, Info]]:

@@ -108,7 +108,7 @@ def index_command(url: str) -> str:
 def _place(url: str, options: Options | None) -> Place:
     parts = url.split("/")
     if "://" in url and _MAGIC.search(parts[2]) and not _ADDRESS.fullmatch(parts[2]):
-        raise SourceError(f"{redacted(url)}: a pattern of buckets has no folder or bucket in common, which a data set needs. Name one bucket")
+        raise SourceError(f"{redacted(url)}: a pattern has no folder or bucket in common, which a data set needs. Name one bucket")
     for at in range(3 if "://" in url else 1, len(parts)):
         if _MAGIC.search(parts[at]) and not _exists("/".join(parts[: at + 1]), options):
             return Place("/".join(parts[:at]), "/".join(parts[at:]))
