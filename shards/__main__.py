@@ -157,7 +157,12 @@ def _build(options: argparse.Namespace) -> int:
 
 def _add_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "index", "make a data set of existing WebDataset tars; run it again to finish, or to add new tars")
-    parser.add_argument("urls", metavar="URL", nargs="+", help="a folder, a glob, braces as in shard-{000000..000099}.tar, or one tar")
+    parser.add_argument(
+        "urls",
+        metavar="URL",
+        nargs="+",
+        help="a folder, a glob, braces as in shard-{000000..000099}.tar, one tar, or a .txt with one of these in each line",
+    )
     parser.add_argument("--to", metavar="DST", help="folder for the manifest and the indexes, if they can't go beside the tars")
     parser.add_argument(
         "--digests", choices=["read", "none"], default="read", help="none reads little more than headers; damaged samples then go unnoticed"

@@ -30,7 +30,8 @@ from shards.dataset.workplace import FOLDER, REJECTED, scratch_folder
 from shards.errors import ShardCorrupt, ShardError, SourceError, StoreError
 from shards.layout import shown_left_out
 from shards.store import Options, Store
-from shards.tar.listing import TarListing, absolute, list_tars
+from shards.tar.listing import TarListing, list_tars
+from shards.tar.places import absolute
 from shards.tar.reader import TarReader
 from shards.tar.version import Tar, look_up
 from shards.urls import join, redacted
@@ -45,7 +46,7 @@ class IndexRequest:
     """Tars to index, and how.
 
     Attributes:
-        urls: URLs of folders, globs, brace lists or single tars.
+        urls: URLs of folders, globs, brace lists, single tars, or text files with one of these in each line.
         destination: URL of the folder for manifest and indexes; None puts them beside the tars.
         rules: rules by which samples become rows.
         strict: raise if samples can't be used, instead of leaving them out.

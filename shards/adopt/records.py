@@ -24,7 +24,7 @@ from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.index import Rules
 from shards.dataset.manifest import Manifest, ShardRecord, settings_of
-from shards.dataset.workplace import FOLDER, REJECTED, sweep
+from shards.dataset.workplace import FOLDER, REJECTED, prove_deletable, sweep
 from shards.errors import ManifestMismatch, ShardError, StoreError
 from shards.local_files import LEFT_BEHIND
 from shards.store import Store
@@ -177,6 +177,7 @@ def begin(store: Store, rules: Rules, sizes: Mapping[str, int], beside: bool) ->
                 sweep(folder)
         sweep(store.local / FOLDER)
     try:
+        prove_deletable(store)
         store.write(_BEGUN, json.dumps(settings_of(rules)).encode())
     except StoreError as error:
         if not beside:

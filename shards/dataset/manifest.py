@@ -20,9 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from shards.dataset import index as shard_index
 from shards.dataset.index import Rules
+from shards.dataset.missing import no_manifest, not_indexed
 from shards.errors import ManifestMismatch, StoreError
 from shards.store import Options, Store
-from shards.urls import redacted, split
+from shards.tar.places import index_command
+from shards.urls import chained, redacted, refuse_query, split
 
 NAME = "manifest.json"
 _FORMAT = "context-encoder-shards"
@@ -239,7 +241,15 @@ class ObjectReader(Protocol):
 
 
 def split_manifest_url(url: str) -> tuple[str, str]:
-    """Splits the URL of a data set, or of its manifest, into the folder and the name of the manifest."""
+    """Splits the URL of a data set, or of its manifest, into the folder and the name of the manifest.
+
+    Raises:
+        ManifestMismatch: the URL names several tars as `a.tar::b.tar`.
+        StoreError: the URL has a query.
+    """
+    if chained(url) and index_command(url):
+        raise not_indexed(url, NAME)
+    refuse_query(url)
     return split(url) if url.endswith(".json") else (url, NAME)
 
 
@@ -258,17 +268,18 @@ def load(url: str, options: Options | None = None, reader: ObjectReader | None =
     folder, name = split_manifest_url(url)
     store = reader.store if reader is not None else Store(folder, options)
     shown = store.describe(name)
-    data = store.whole(name) if reader is None else reader.whole(name)
+    try:
+        data = store.whole(name) if reader is None else reader.whole(name)
+    except StoreError as error:
+        # too long a name for a folder, or a store that refuses to tell that it has no such object
+        if not index_command(url) or not isinstance(error.__cause__, OSError) or isinstance(error.__cause__, ConnectionError):
+            raise
+        data = None
+    if data is None and index_command(url):
+        raise not_indexed(url, NAME, store.options)
     if data is None:
-        found = [entry for entry, _ in store.list(deep=False) if entry.endswith(".tar")]
-        what = f"{len(found)} .tar files but no manifest" if found else "no shards"
-        raise ManifestMismatch(f"{shown}: {redacted(folder)} holds {what}. {_advice(bool(found), redacted(folder))}")
+        raise no_manifest(store, name)
     return decode(data, shown, folder)
-
-
-def _advice(tars: bool, folder: str) -> str:
-    build = f"python -m shards build PICTURES {folder}"
-    return f"Make one with: python -m shards index {folder} (or build one: {build})" if tars else f"Build it with: {build}"
 
 
 def decode(data: bytes, name: str, url: str) -> Manifest:

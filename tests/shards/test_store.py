@@ -153,8 +153,8 @@ def test_what_goes_wrong_with_a_store_is_one_message_that_names_it(s3: SeaweedFS
     cases = [
         ({**s3.options, "secret": wrong}, bucket, "access refused.*Check the credentials"),
         ({**s3.options, "key": "unknown"}, bucket, "access refused"),
-        ({**s3.options, "colour": "blue"}, bucket, "unexpected keyword argument 'colour'.*options of the store"),
-        ({**s3.options, "endpoint_url": "nonsense"}, bucket, "Invalid endpoint"),
+        ({**s3.options, "colour": "blue"}, bucket, "the store has no option 'colour'.*options of the store"),
+        ({**s3.options, "endpoint_url": "nonsense"}, bucket, "the endpoint 'nonsense' is no URL"),
         ({"profile": "nobody", "endpoint_url": s3.endpoint}, bucket, "profile .nobody. could not be found"),
         (s3.options, "s3://no-such-bucket", "not found. Check the bucket"),
     ]
