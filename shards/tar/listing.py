@@ -137,8 +137,9 @@ def _find(store: Store, place: str, folder: str) -> dict[str, Info]:
     if not _is_pattern(place):
         if _is_tar(place) and (info := info_of(store, place[len(folder) + 1 :])) is not None:
             return {place[len(folder) + 1 :]: info}
-        found = _below(store, place[len(folder) + 1 :], deep=True)
+        found = _below(store, place[len(folder) + 1 :])
         if not found:
+            _refuse_dead_link(store, place[len(folder) + 1 :])
             raise SourceError(f"{redacted(place)}: nothing is there. Check the bucket, the folder and the spelling")
         return found
     ranges = _RANGE.findall(place)
@@ -171,7 +172,7 @@ def _named(store: Store, names: Sequence[str]) -> dict[str, Info]:
     for parent, count in Counter(name.rpartition("/")[0] for name in names).items():
         if count > _FEW:
             try:
-                found.update((name, info) for name, info in _below(store, parent, deep=False).items() if info.get("size") is not None)
+                found.update((name, info) for name, info in _below(store, parent, 1).items() if info.get("size") is not None)
             except StoreError:
                 continue  # some stores let objects be read but not listed
     unknown = [name for name in names if name not in found]
@@ -179,33 +180,33 @@ def _named(store: Store, names: Sequence[str]) -> dict[str, Info]:
         found.update((name, info) for name, info in zip(unknown, pool.map(lambda name: info_of(store, name), unknown), strict=True) if info)
     missing = sorted(name for name in names if name not in found)
     if missing:
+        _refuse_dead_link(store, *missing)
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         raise SourceError(f"{store.describe()}: {len(missing)} of the {len(names)} shards that were named are missing: {shown}")
     return {name: found[name] for name in names}
 
 
-def _below(store: Store, folder: str, deep: bool) -> dict[str, Info]:
+def _below(store: Store, folder: str, depth: int | None = None) -> dict[str, Info]:
+    """Lists the objects below a folder, down to a depth as in `files_below`."""
     if store.local is not None:
-        return dict(_local(store, folder, None if deep else 1))
+        return dict(_local(store, folder, depth))
     with store.as_store_errors(folder):
         try:
-            found = store.fs.find(store.path(folder), maxdepth=None if deep else 1, detail=True)
+            found = store.fs.find(store.path(folder), maxdepth=depth, detail=True)
         except FileNotFoundError:
             return {}
     return dict(_files(store, found))
 
 
 def _matching(store: Store, pattern: str) -> dict[str, Info]:
+    # not fs.glob, which loses an object `a.tar` where objects below `a.tar/` are beside it
+    start = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+    depth = None if "**" in pattern else pattern.count("/", len(start) + bool(start)) + 1
     try:
-        if store.local is not None:
-            start = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
-            depth = None if "**" in pattern else pattern.count("/", len(start) + bool(start)) + 1
-            matches = re.compile(glob_translate(pattern)).match
-            return {name: info for name, info in _local(store, start, depth) if matches(name)}
-        with store.as_store_errors(pattern):
-            return dict(_files(store, store.fs.glob(store.path(pattern), detail=True)))
+        matches = re.compile(glob_translate(pattern)).match
     except (ValueError, re.error) as error:
         raise SourceError(f"{store.describe(pattern)}: not a pattern: {error}") from error
+    return {name: info for name, info in _below(store, start, depth).items() if matches(name)}
 
 
 def _local(store: Store, folder: str, depth: int | None) -> Iterator[tuple[str, Info]]:
@@ -215,10 +216,16 @@ def _local(store: Store, folder: str, depth: int | None) -> Iterator[tuple[str, 
                 continue
             if status is not None:
                 yield name, {"type": "file", "size": status.st_size, "mtime": status.st_mtime}
-            elif name.lower().endswith(".tar"):
-                raise SourceError(f"{store.describe(name)}: a link that leads nowhere. Mend or remove it")
+            elif name.lower().endswith(".tar") or "." not in name.rpartition("/")[2]:  # a tar, or maybe a folder of tars
+                _refuse_dead_link(store, name)
     except OSError as error:
         raise SourceError(f"{error.filename or store.describe(folder)}: can't be listed: {error.strerror or error}") from error
+
+
+def _refuse_dead_link(store: Store, *missing: str) -> None:
+    dead = next((name for name in missing if store.local is not None and Path(store.path(name)).is_symlink()), None)
+    if dead is not None:
+        raise SourceError(f"{store.describe(dead)}: a link that leads nowhere. Mend or remove it")
 
 
 def _files(store: Store, found: Mapping[str, Info]) -> Iterator[tuple[str, Info]]:
