@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shards.dataset import index as shard_index
 from shards.dataset.index import Rules
+from shards.dataset.location import find_shards, place_from, relative_place
 from shards.errors import ManifestMismatch, StoreError
 from shards.store import Options, Store
 from shards.urls import redacted, split
@@ -76,6 +77,7 @@ class Manifest:
         settings: settings that the shards were built or indexed with, for people and for resuming.
         rejected: number of pictures or samples that were left out because they could not be used.
         shards_url: folder that holds the shards; `url` by default.
+        moved_shards_url: folder that holds the shards if they were moved together with the manifest; empty if it was not moved.
     """
 
     records: Sequence[ShardRecord]
@@ -84,6 +86,7 @@ class Manifest:
     settings: Mapping[str, Any] = field(default_factory=dict)
     rejected: int = 0
     shards_url: str = ""
+    moved_shards_url: str = ""
 
     def __post_init__(self) -> None:
         if not self.shards_url:
@@ -146,6 +149,8 @@ class Manifest:
     def encode(self) -> bytes:
         """Returns the bytes of `manifest.json`, with one line per shard so that it can be read and compared by line."""
         elsewhere = {} if self.shards_url == self.url else {"shards_url": self.shards_url}
+        if elsewhere and (place := relative_place(self.shards_url, self.url)):
+            elsewhere["shards_place"] = place
         head = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -242,7 +247,7 @@ def load(url: str, options: Options | None = None, reader: ObjectReader | None =
 
     Raises:
         StoreError: the store can't be read.
-        ManifestMismatch: the manifest is missing or damaged.
+        ManifestMismatch: the manifest is missing or damaged, or was moved without its shards, which are not where it names them either.
     """
     folder, name = split_manifest_url(url)
     store = reader.store if reader is not None else Store(folder, options)
@@ -252,7 +257,12 @@ def load(url: str, options: Options | None = None, reader: ObjectReader | None =
         found = [entry for entry, _ in store.list(deep=False) if entry.endswith(".tar")]
         what = f"{len(found)} .tar files but no manifest" if found else "no shards"
         raise ManifestMismatch(f"{shown}: {redacted(folder)} holds {what}. {_advice(bool(found), redacted(folder))}")
-    return decode(data, shown, folder)
+    manifest = decode(data, shown, folder)
+    if not manifest.moved_shards_url:
+        return manifest
+    shards = [(record.name, record.size) for record in manifest.records]
+    place = find_shards(folder, manifest.shards_url, manifest.moved_shards_url, shards, store.options)
+    return replace(manifest, shards_url=place, moved_shards_url="")
 
 
 def _advice(tars: bool, folder: str) -> str:
@@ -275,9 +285,12 @@ def decode(data: bytes, name: str, url: str) -> Manifest:
         if not isinstance(settings, dict) or not isinstance(classes, list) or not all(isinstance(entry, str) for entry in classes):
             raise ValueError("classes or settings are not what they should be")
         shards_url = table.get("shards_url", url)
-        if not isinstance(shards_url, str) or not shards_url:
+        place = table.get("shards_place", "")
+        if not isinstance(shards_url, str) or not shards_url or not isinstance(place, str):
             raise ValueError("shards_url is no URL")
-        manifest = Manifest(records, url, tuple(classes), settings, _count(table["rejected"]), shards_url)
+        moved = place_from(url, place) if place else shards_url
+        moved = "" if moved == shards_url else moved
+        manifest = Manifest(records, url, tuple(classes), settings, _count(table["rejected"]), shards_url, moved)
         if sum(record.count for record in records) != _count(table["samples"]) or manifest.total_bytes != table["bytes"]:
             raise ValueError("the rows don't add up to the samples and bytes it names")
         if len({record.name for record in records}) != len(records):
