@@ -239,7 +239,7 @@ class Store:
 
     def head(self, name: str, count: int) -> bytes:
         """Reads the first `count` bytes of one object, all of a shorter one."""
-        return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name), start=0, end=count)) if count and self.size(name) else b"")
+        return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name), start=0, end=count)) if self.size(name) else b"")
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes objects by name, several at once, and nothing that lies below them. A missing object is no error."""

@@ -141,7 +141,7 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
         reject: called with (key, reason) for every sample that can't become a row.
 
     Raises:
-        ShardCorrupt: as `scan`; or bytes follow the end of the archive.
+        ShardCorrupt: as `scan`.
     """
     size = tar.seek(0, io.SEEK_END)
     pictures = frozenset({rules.picture}) if rules.picture else PICTURE_EXTENSIONS
@@ -157,7 +157,7 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
 
     rows = []
     for sample in scan(tar, name, visit, rules.open_ended):
-        if not sample.members and not sample.links & pictures:
+        if not sample.members and not (sample.links | {sample.hidden}) & pictures:
             continue
         try:
             rows.append(_row(sample, pictures, digests, labels))
@@ -166,11 +166,6 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
         for place, _ in sample.members.values():
             digests.pop(place, None)
             labels.pop(place, None)
-    while rest := tar.read(_CHUNK):
-        if rest.count(0) != len(rest):
-            raise ShardCorrupt(
-                f"{name}: bytes follow the end of the archive, which no reader sees. Were tars joined without tar --concatenate?"
-            )
     return ShardIndex(np.array(rows, dtype=ROW), size)
 
 
@@ -178,6 +173,11 @@ def _row(sample: Sample, pictures: frozenset[str], digests: dict[int, int], labe
     places = [place for extension, place in sample.members.items() if extension in pictures]
     if not places and sample.links & pictures:
         raise _Unusable("is a link to another member, which holds no bytes of its own (make the tar with --hard-dereference --dereference)")
+    if sample.hidden:
+        raise _Unusable(
+            "is a hidden file, because its name begins with a dot, and belongs to no sample (macOS writes ._NAME beside NAME: make the tar "
+            "with COPYFILE_DISABLE=1)"
+        )
     if len(places) != 1:
         raise _Unusable(f"has {len(places)} pictures where one is needed: {sorted(sample.members)}")
     offset, length = places[0]
