@@ -67,7 +67,7 @@ def _holds(url: str, shards: Sequence[tuple[str, int]], options: Options | None)
 
 def _taken_apart(url: str) -> tuple[str, str]:
     """Splits a URL in front of the slash of its root, below which a bucket is the first folder; in front of a local path is nothing."""
-    scheme, separator, rest = url.rstrip("/").partition("://")
-    if separator:
-        return (f"{scheme}://", rest) if rest.startswith("/") else (f"{scheme}:/", f"/{rest}")
-    return "", os.path.abspath(Path(url).expanduser())  # noqa: PTH100 - links stay as they were named
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme not in {"file", "local"}:
+        return f"{scheme}:/", f"/{rest.strip('/')}"
+    return "", os.path.abspath(Path(rest or url).expanduser())  # noqa: PTH100 - links stay as they were named

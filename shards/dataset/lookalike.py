@@ -1,4 +1,4 @@
-"""Names files of other kinds that lie where a picture or a tar should be, by their first bytes."""
+"""Names files of other kinds that lie where a picture, a tar or a manifest should be, by their first bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ _KINDS = (
     (b"/annex/objects/", "a git-annex pointer, which stands for a file that was not fetched. Run: git annex get"),
     (b"<!doctype html", "a web page (HTML), such as a server sends with an error or for a login. Fetch the file again"),
     (b"<html", "a web page (HTML), such as a server sends with an error or for a login. Fetch the file again"),
+    (b"pk\x03\x04", "a zip archive. Unpack it, and make a tar of its files"),
     (b"<?xml", "an XML document, such as a store sends with an error. Fetch the file again"),
 )
 

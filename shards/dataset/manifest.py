@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from shards.dataset import index as shard_index
 from shards.dataset.index import Rules
 from shards.dataset.location import find_shards, place_from, relative_place
+from shards.dataset.lookalike import kind_of
 from shards.errors import ManifestMismatch, StoreError
 from shards.store import Options, Store
 from shards.urls import redacted, split
@@ -276,6 +277,8 @@ def decode(data: bytes, name: str, url: str) -> Manifest:
     Raises:
         ManifestMismatch: the manifest is damaged, of another format, or holds impossible values.
     """
+    if kind := kind_of(data):
+        raise ManifestMismatch(f"{name}: {kind}")
     try:
         table = json.loads(data)
         if table["format"] != _FORMAT or table["version"] != _VERSION:

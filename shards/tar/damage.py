@@ -18,7 +18,7 @@ _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
 _LONGEST_PADDING = 4 << 20  # tar pads to 10 KiB, and to 1 MiB for tapes; a download that was never finished leaves more
 _CONTINUED = b"M"  # type of a member that begins in the volume before
-_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)  # types of headers that hold a long name
 _SHORT = 100  # bytes of a name that a header holds
 _KIND = slice(156, 157)
 _AGAIN = "Fetch or make the tar again"
@@ -78,9 +78,10 @@ def check_member(member: tarfile.TarInfo, kind: bytes, name: str, size: int) -> 
         raise ShardCorrupt(f"{name}: cut short inside {member.name}, or its header is damaged: {size} bytes are there, {end} are needed")
     if member.type == _CONTINUED:
         raise ShardCorrupt(f"{name}: {member.name} begins in another volume (tar --multi-volume). Make the tar without it")
-    lost = not member.pax_headers if kind in _PAX else len(member.name.encode("utf-8", "surrogateescape")) < _SHORT
-    if member.isreg() and lost and kind in (*_PAX, tarfile.GNUTYPE_LONGNAME):
-        raise ShardCorrupt(f"{name}: the long name of the member at byte {member.offset} is damaged: {member.name!r} is left. {_AGAIN}")
+    if kind in _LONG and member.isreg():
+        short = len(member.name.encode("utf-8", "surrogateescape")) < _SHORT
+        if short if kind == tarfile.GNUTYPE_LONGNAME else not member.pax_headers:
+            raise ShardCorrupt(f"{name}: the long name of the member at byte {member.offset} is damaged: {member.name!r} is left. {_AGAIN}")
 
 
 def check_end(tar: _File, name: str, size: int, reached: Progress, open_ended: bool) -> None:

@@ -76,6 +76,7 @@ FAULTS = {
     "an empty file": (b"", "an empty file"),
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "a Git LFS pointer.*git lfs pull"),
     "a git-annex pointer": (b"/annex/objects/SHA256E-s9--1.tar\n", "a git-annex pointer.*git annex get"),
+    "a zip archive": (b"PK\x03\x04" + b"x" * 600, "a zip archive"),
     "a web page": (b"\n<!DOCTYPE html><html>" + b" " * 600, "a web page"),
     "an answer in XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an XML document"),
 }
