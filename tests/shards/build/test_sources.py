@@ -142,6 +142,10 @@ def test_links_are_followed_and_circles_refused(tmp_path: Path) -> None:
     assert read_back(listing)["one.jpg"] == PICTURES["c1/07.JPEG"]
     (tmp_path / "subset" / "nowhere.jpg").symlink_to(tmp_path / "gone.jpg")
     assert isinstance(read_back(open_source(str(tmp_path / "subset")))["nowhere.jpg"], PictureRejected)
+    (tmp_path / "subset" / "loop.jpg").symlink_to("loop.jpg")
+    with pytest.raises(SourceError, match=r"subset/loop\.jpg: can't be listed: Too many levels of symbolic links"):
+        open_source(str(tmp_path / "subset"))
+    (tmp_path / "subset" / "loop.jpg").unlink()
     (tmp_path / "subset" / "up").symlink_to(tmp_path / "subset")
     with pytest.raises(SourceError, match="subset/up: this link leads back"):
         open_source(str(tmp_path / "subset"))
