@@ -49,10 +49,10 @@ class SourcePictures:
         self.labels = self._listing.label.astype(np.int64)
 
     def read(self, numbers: Sequence[int]) -> Iterator[bytes | None]:
-        """Reads pictures in the order given; None for one that is too long to be one."""
+        """Reads pictures in the order given; None for one that is too long to be one, or a link that leads nowhere."""
         entries = [self._listing[number] for number in numbers]
         for _, data in read_pictures(self._listing.url, self._options, entries, _LONGEST_PICTURE):
-            yield data
+            yield data if isinstance(data, bytes) else None
 
 
 class Progress:

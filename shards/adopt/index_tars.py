@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from shards.adopt.class_names import Labels, find_labels
 from shards.adopt.records import Done, begin, choose, clear, find_begun, find_finished, find_interrupted, install_all, refuse_foreign
+from shards.adopt.repeated import repeated_tars
 from shards.adopt.splits import take_split
 from shards.console import ProgressReport, megabytes
 from shards.dataset import index as shard_index
@@ -319,4 +320,4 @@ def as_text(result: IndexResult) -> list[str]:
             f"  the store gives no time and no ETag of {unversioned:,} tars: each run reads them again, because one that was replaced "
             "by another of the same length looks the same" + (", to training as well" if unread else "")
         )
-    return [*lines, f"next: python -m shards verify {shown}"]
+    return [*lines, *repeated_tars(manifest.records), f"next: python -m shards verify {shown}"]

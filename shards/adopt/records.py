@@ -104,7 +104,7 @@ def find_finished(store: Store, tars_url: str, rules: Rules) -> tuple[Manifest |
         raise ShardError(f"{error}. To index the tars anew, remove it, or name another folder with --to") from error
     if not manifest.indexed:
         raise ShardError(f"{shown}: holds a data set that was built, with its indexes: there is nothing to index")
-    if manifest.shards_url != tars_url:
+    if tars_url not in (manifest.shards_url, manifest.moved_shards_url):
         raise ShardError(
             f"{shown}: holds the indexes of {redacted(manifest.shards_url)}, not of {redacted(tars_url)}. Choose another folder with --to, "
             "or name the same folder, glob or braces as before"

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from shards.errors import SourceError
 from shards.layout import ALL, Splits, mixture, refusal, split_in, wanted_kind
-from shards.tar.listing import TarListing, absolute
+from shards.tar.listing import TarListing
+from shards.tar.places import absolute
 from shards.urls import redacted
 
 

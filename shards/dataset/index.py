@@ -164,7 +164,7 @@ def index_of(
         prefer: called with the key of every sample that has several pictures, of which the order of PICTURE_EXTENSIONS chose one.
 
     Raises:
-        ShardCorrupt: as `scan`; or bytes follow the end of the archive.
+        ShardCorrupt: as `scan`.
     """
     size = tar.seek(0, io.SEEK_END)
     pictures = frozenset(rules.pictures)
@@ -180,7 +180,7 @@ def index_of(
 
     rows = []
     for sample in scan(tar, name, visit, rules.open_ended, rules.last_dot):
-        if not sample.members and not sample.links & pictures:
+        if not sample.members and not (sample.links | {sample.hidden}) & pictures:
             continue
         try:
             rows.append(_row(sample, rules, digests, labels))
@@ -191,11 +191,6 @@ def index_of(
         for place, _ in sample.members.values():
             digests.pop(place, None)
             labels.pop(place, None)
-    while rest := tar.read(_CHUNK):
-        if rest.count(0) != len(rest):
-            raise ShardCorrupt(
-                f"{name}: bytes follow the end of the archive, which no reader sees. Were tars joined without tar --concatenate?"
-            )
     return ShardIndex(np.array(rows, dtype=ROW), size)
 
 
@@ -203,6 +198,11 @@ def _row(sample: Sample, rules: Rules, digests: dict[int, int], labels: dict[int
     places = [sample.members[extension] for extension in rules.pictures if extension in sample.members]
     if not places and sample.links & set(rules.pictures):
         raise _Unusable("is a link to another member, which holds no bytes of its own (make the tar with --hard-dereference --dereference)")
+    if sample.hidden:
+        raise _Unusable(
+            "is a hidden file, because its name begins with a dot, and belongs to no sample (macOS writes ._NAME beside NAME: make the tar "
+            "with COPYFILE_DISABLE=1)"
+        )
     if not places or (len(places) > 1 and rules.format == _STRICT_FORMAT):
         raise _Unusable(f"has {len(places)} pictures where one is needed: {_shown(sample, rules)}")
     offset, length = places[0]

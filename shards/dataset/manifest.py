@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from shards.dataset import index as shard_index
 from shards.dataset.index import Rules
+from shards.dataset.location import find_shards, place_from, relative_place
+from shards.dataset.lookalike import kind_of
 from shards.dataset.missing import no_manifest, not_indexed
 from shards.errors import ManifestMismatch, StoreError
 from shards.store import Options, Store
@@ -80,6 +82,7 @@ class Manifest:
         settings: settings that the shards were built or indexed with, for people and for resuming.
         rejected: number of pictures or samples that were left out because they could not be used.
         shards_url: folder that holds the shards; `url` by default.
+        moved_shards_url: folder that holds the shards if they were moved together with the manifest; empty if it was not moved.
     """
 
     records: Sequence[ShardRecord]
@@ -88,6 +91,7 @@ class Manifest:
     settings: Mapping[str, Any] = field(default_factory=dict)
     rejected: int = 0
     shards_url: str = ""
+    moved_shards_url: str = ""
 
     def __post_init__(self) -> None:
         if not self.shards_url:
@@ -156,6 +160,8 @@ class Manifest:
     def encode(self) -> bytes:
         """Returns the bytes of `manifest.json`, with one line per shard so that it can be read and compared by line."""
         elsewhere = {} if self.shards_url == self.url else {"shards_url": self.shards_url}
+        if elsewhere and (place := relative_place(self.shards_url, self.url)):
+            elsewhere["shards_place"] = place
         head = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -263,7 +269,7 @@ def load(url: str, options: Options | None = None, reader: ObjectReader | None =
 
     Raises:
         StoreError: the store can't be read.
-        ManifestMismatch: the manifest is missing or damaged.
+        ManifestMismatch: the manifest is missing or damaged, or was moved without its shards, which are not where it names them either.
     """
     folder, name = split_manifest_url(url)
     store = reader.store if reader is not None else Store(folder, options)
@@ -279,7 +285,12 @@ def load(url: str, options: Options | None = None, reader: ObjectReader | None =
         raise not_indexed(url, NAME, store.options)
     if data is None:
         raise no_manifest(store, name)
-    return decode(data, shown, folder)
+    manifest = decode(data, shown, folder)
+    if not manifest.moved_shards_url:
+        return manifest
+    shards = [(record.name, record.size) for record in manifest.records]
+    place = find_shards(folder, manifest.shards_url, manifest.moved_shards_url, shards, store.options)
+    return replace(manifest, shards_url=place, moved_shards_url="")
 
 
 def decode(data: bytes, name: str, url: str) -> Manifest:
@@ -288,6 +299,8 @@ def decode(data: bytes, name: str, url: str) -> Manifest:
     Raises:
         ManifestMismatch: the manifest is damaged, of another format, or holds impossible values.
     """
+    if kind := kind_of(data):
+        raise ManifestMismatch(f"{name}: {kind}")
     try:
         table = json.loads(data)
         if table["format"] != _FORMAT or table["version"] != _VERSION:
@@ -297,9 +310,12 @@ def decode(data: bytes, name: str, url: str) -> Manifest:
         if not isinstance(settings, dict) or not isinstance(classes, list) or not all(isinstance(entry, str) for entry in classes):
             raise ValueError("classes or settings are not what they should be")
         shards_url = table.get("shards_url", url)
-        if not isinstance(shards_url, str) or not shards_url:
+        place = table.get("shards_place", "")
+        if not isinstance(shards_url, str) or not shards_url or not isinstance(place, str):
             raise ValueError("shards_url is no URL")
-        manifest = Manifest(records, url, tuple(classes), settings, _count(table["rejected"]), shards_url)
+        moved = place_from(url, place) if place else shards_url
+        moved = "" if moved == shards_url else moved
+        manifest = Manifest(records, url, tuple(classes), settings, _count(table["rejected"]), shards_url, moved)
         if sum(record.count for record in records) != _count(table["samples"]) or manifest.total_bytes != table["bytes"]:
             raise ValueError("the rows don't add up to the samples and bytes it names")
         if len({record.name for record in records}) != len(records):

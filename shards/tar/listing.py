@@ -106,7 +106,7 @@ def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing
 
 def _hidden(names: Iterable[str], asked: Sequence[str]) -> set[str]:
     """Returns the hidden and tool parts of the names of tars, except those that the URLs themselves name."""
-    parts = {left_out_part(name) for name in names if _is_tar(name)} - {""}
+    parts = {left_out_part(name) for name in names if is_tar(name)} - {""}
     return {part for part in parts if not any(part.rpartition("/")[2] in place for place in asked)}
 
 
@@ -127,6 +127,7 @@ def _find(store: Store, place: Place, folder: str) -> dict[str, Info]:
         return {name: info}
     found = _below(store, name, depth=None)
     if not found:
+        _refuse_dead_link(store, name)
         raise SourceError(f"{redacted(place.url)}: nothing is there. Check the bucket, the folder and the spelling")
     return found
 
@@ -175,6 +176,7 @@ def _named(store: Store, names: Sequence[str]) -> dict[str, Info]:
         found.update((name, info) for name, info in zip(unknown, pool.map(lambda name: info_of(store, name), unknown), strict=True) if info)
     missing = sorted(name for name in names if name not in found)
     if missing:
+        _refuse_dead_link(store, *missing)
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         raise SourceError(f"{store.describe()}: {len(missing)} of the {len(names)} shards that were named are missing: {shown}")
     return {name: found[name] for name in names}
@@ -229,10 +231,18 @@ def _local(store: Store, folder: str, depth: int | None) -> Iterator[tuple[str, 
                 continue
             if status is not None:
                 yield name, {"type": "file", "size": status.st_size, "mtime": status.st_mtime}
-            elif name.lower().endswith(".tar") and not left_out_part(name):
-                raise SourceError(f"{store.describe(name)}: a link that leads nowhere. Mend or remove it")
+            elif (name.lower().endswith(".tar") or "." not in name.rpartition("/")[2]) and not left_out_part(
+                name
+            ):  # maybe a folder of tars
+                _refuse_dead_link(store, name)
     except OSError as error:
         raise SourceError(f"{error.filename or store.describe(folder)}: can't be listed: {error.strerror or error}") from error
+
+
+def _refuse_dead_link(store: Store, *missing: str) -> None:
+    dead = next((name for name in missing if store.local is not None and Path(store.path(name)).is_symlink()), None)
+    if dead is not None:
+        raise SourceError(f"{store.describe(dead)}: a link that leads nowhere. Mend or remove it")
 
 
 def _files(store: Store, found: Mapping[str, Info]) -> Iterator[tuple[str, Info]]:

@@ -100,7 +100,7 @@ def _local(root: Path, leaves_out: Callable[[str], bool]) -> Iterator[tuple[str,
                     elif entry.is_symlink():
                         yield name, 0  # a link that leads nowhere: the build rejects it as empty, by name
         except OSError as error:
-            raise SourceError(f"{root / folder}: can't be listed: {error.strerror or error}") from error
+            raise SourceError(f"{error.filename or root / folder}: can't be listed: {error.strerror or error}") from error
 
 
 def _remote(store: Store, leaves_out: Callable[[str], bool]) -> Iterator[tuple[str, int]]:
