@@ -35,23 +35,24 @@ class SourcePictures:
         options: options of its store, as in fsspec.
         include: patterns of names, as --include.
         label_pattern: regular expression whose group is the label; None takes the first folder.
+        split: split to take, as --split.
 
     Raises:
-        SourceError: there are no pictures, or a name gives no label.
+        SourceError: there are no pictures, a name gives no label, or splits would be mixed unasked.
     """
 
-    def __init__(self, url: str, options: Options, include: Sequence[str], label_pattern: str | None) -> None:
+    def __init__(self, url: str, options: Options, include: Sequence[str], label_pattern: str | None, split: str | None = None) -> None:
         self.name = redacted(url)
         self._options = options
-        self._listing = open_source(url, options, include, "folder", label_pattern)
+        self._listing = open_source(url, options, include, "folder", label_pattern, split)
         self.classes = self._listing.classes
         self.labels = self._listing.label.astype(np.int64)
 
     def read(self, numbers: Sequence[int]) -> Iterator[bytes | None]:
-        """Reads pictures in the order given; None for one that is too long to be one."""
+        """Reads pictures in the order given; None for one that is too long to be one, or a link that leads nowhere."""
         entries = [self._listing[number] for number in numbers]
         for _, data in read_pictures(self._listing.url, self._options, entries, _LONGEST_PICTURE):
-            yield data
+            yield data if isinstance(data, bytes) else None
 
 
 class Progress:
@@ -117,6 +118,7 @@ def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="folder for the features while the probe runs (default: $TMPDIR)")
     parser.add_argument("--include", action="append", default=[], metavar="GLOB", help="of a folder or tar, take only names that match")
     parser.add_argument("--label-pattern", metavar="REGEX", help="of a folder or tar, pattern with one group, which is the label")
+    parser.add_argument("--split", metavar="NAME", help="of a folder or tar, split to take: train, val, test, ...; all mixes every split")
     parser.add_argument(
         "--storage", action="append", default=[], metavar="KEY=VALUE", help="an option of the stores of both, as in fsspec; repeatable"
     )
@@ -144,7 +146,7 @@ def _probe(options: argparse.Namespace) -> int:
     )
     storage = parse_options(options.storage)
     encoder = read_encoder(options.encoder, storage, options.step)
-    pictures = _labelled(options.labelled, storage, options.include, options.label_pattern)
+    pictures = _labelled(options.labelled, storage, options.include, options.label_pattern, options.split)
     found = as_mapping(probe(encoder, pictures, settings, Progress()))
     print(printable_lines(as_text(found, redacted(options.encoder), pictures.name)))
     if options.out is not None:
@@ -160,15 +162,15 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def _labelled(url: str, storage: Options, include: Sequence[str], label_pattern: str | None) -> LabelledPictures:
+def _labelled(url: str, storage: Options, include: Sequence[str], label_pattern: str | None, split: str | None) -> LabelledPictures:
     """A data set of shards where there is a manifest, otherwise the pictures of a folder or a tar."""
     from pipeline.evaluation.probe.pictures import DatasetPictures, ProbeError  # noqa: PLC0415
 
     if url.endswith(".json") or Store(url, storage).size(NAME) is not None:
-        if include or label_pattern is not None:
-            raise ProbeError(f"{redacted(url)}: is a data set with labels of its own: leave out --include and --label-pattern")
+        if include or label_pattern is not None or split is not None:
+            raise ProbeError(f"{redacted(url)}: is a data set with labels of its own: leave out --include, --label-pattern and --split")
         return DatasetPictures(url, storage)
-    pictures = SourcePictures(url, storage, include, label_pattern)
+    pictures = SourcePictures(url, storage, include, label_pattern, split)
     if not pictures.classes:
         raise ProbeError(
             f"{pictures.name}: its pictures have no labels. Name a folder of one folder a class, or say with --label-pattern which part of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from shards.build.picture import PictureRules
 from shards.build.plan import PlanSettings
 from shards.console import exit_code, megabytes, printable
 from shards.errors import ShardError
+from shards.layout import mixture, shown_left_out
 from shards.urls import join, parse_options, redacted
 
 _EXAMPLES = """examples:
@@ -87,6 +89,9 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--include", action="append", default=[], metavar="GLOB", help="take only pictures whose name matches; repeatable; * crosses /"
     )
+    parser.add_argument(
+        "--split", metavar="NAME", help="split to take: train, val, test, ...; its folders are the classes; all mixes every split"
+    )
     parser.add_argument("--max-pixels", type=int, default=rules.max_pixels, help="larger pictures are rejected before they are decoded")
     parser.add_argument("--max-bytes", type=int, default=rules.max_bytes, help="longer files are rejected before they are read")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes; 0 does the work in the main process")
@@ -120,15 +125,24 @@ def _build(options: argparse.Namespace) -> int:
         storage,
         options.workers,
         options.overwrite,
+        split=options.split,
     )
     result = build(request)
     manifest, listing, shown = result.manifest, result.listing, redacted(options.destination)
     print(printable(f"{shown}: already built" if result.already else shown))
     print(f"  {manifest.total_samples:,} pictures in {len(manifest.records):,} shards, {megabytes(manifest.total_bytes)}")
     print(f"  from {len(listing):,} pictures, {megabytes(listing.total_bytes)}; classes: {len(manifest.classes) or 'none'}")
+    if not listing.classes and request.label_pattern is None and request.labels == "folder" and (head := listing.folder_around):
+        print(printable(f"    all pictures lie in {head}; its folders are the classes with --label-pattern '^{re.escape(head)}/([^/]+)/'"))
     if listing.other:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in listing.other.most_common(8))
         print(printable(f"  not pictures, left out: {sum(listing.other.values()):,} files ({kinds})"))
+    if listing.hidden:
+        print(printable(f"  {shown_left_out(listing.hidden)}"))
+    if listing.other_splits:
+        print(printable(f"  pictures of other splits, left out: {mixture(listing.other_splits.items())}"))
+    if listing.doubles:
+        print(f"  names that differ in the extension alone: {listing.doubles:,}; all are stored (take one kind with --include '*.jpg')")
     if listing.excluded:
         print(f"  left out because they match no --include: {listing.excluded:,} pictures")
     if result.rejected:
@@ -143,14 +157,28 @@ def _build(options: argparse.Namespace) -> int:
 
 def _add_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "index", "make a data set of existing WebDataset tars; run it again to finish, or to add new tars")
-    parser.add_argument("urls", metavar="URL", nargs="+", help="a folder, a glob, braces as in shard-{000000..000099}.tar, or one tar")
+    parser.add_argument(
+        "urls",
+        metavar="URL",
+        nargs="+",
+        help="a folder, a glob, braces as in shard-{000000..000099}.tar, one tar, or a .txt with one of these in each line",
+    )
     parser.add_argument("--to", metavar="DST", help="folder for the manifest and the indexes, if they can't go beside the tars")
     parser.add_argument(
         "--digests", choices=["read", "none"], default="read", help="none reads little more than headers; damaged samples then go unnoticed"
     )
     parser.add_argument(
-        "--picture", metavar="EXT", help="extension of the picture to take if samples hold several: jpg, png, left.jpg, ..."
+        "--picture",
+        metavar="EXT",
+        help="extension of the picture to take, or several, best first: png, left.jpg, 'jpg;jpeg;webp'",
     )
+    parser.add_argument(
+        "--key-ends",
+        choices=["first-dot", "last-dot"],
+        default="first-dot",
+        help="first-dot, as webdataset: 0.seg.png is the file seg.png of sample 0; last-dot: for names with dots, such as 22.05.png",
+    )
+    parser.add_argument("--split", metavar="NAME", help="split whose tars to take: train, val, test, ...; all mixes every split")
     parser.add_argument(
         "--labels", choices=["cls", "none"], default="cls", help="cls: KEY.cls holds the class number; none leaves labels out"
     )
@@ -174,16 +202,25 @@ def _index(options: argparse.Namespace) -> int:
     if options.workers < 0:
         raise ShardError(f"--workers {options.workers}: give 0 or more")
     rules = Rules(
-        options.picture.lstrip(".").lower() if options.picture else None,
+        _extensions(options.picture) if options.picture is not None else None,
         options.labels == "cls",
         options.digests == "read",
         options.open_ended,
+        options.key_ends == "last-dot",
     )
     storage = parse_options(options.storage)
     to_storage = storage if options.to_storage is None else parse_options(options.to_storage)
-    request = IndexRequest(options.urls, options.to, rules, options.strict, storage, to_storage, options.workers)
+    request = IndexRequest(options.urls, options.to, rules, options.strict, storage, to_storage, options.workers, split=options.split)
     print("\n".join(printable(line) for line in as_text(index(request))))
     return 0
+
+
+def _extensions(text: str) -> str:
+    """Returns the extensions that a person names, as `shards.dataset.index.Rules` holds them."""
+    found = [word.strip("*.").lower() for word in re.split(r"[;,\s]+", text) if word.strip("*.")]
+    if not found:
+        raise ShardError(f"--picture {text!r}: names no extension. Give one, or several: 'jpg;jpeg;png'")
+    return ";".join(found)
 
 
 def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

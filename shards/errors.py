@@ -22,6 +22,10 @@ class StoreError(ShardError):
     """A URL can't be read or written: missing bucket, wrong key, no permission, no space."""
 
 
+class StoreOptionsError(StoreError):
+    """An option of a store, or its endpoint, can't be used, which no retry mends."""
+
+
 class ShardCorrupt(ShardError):
     """Stored bytes are not what the index or the manifest says they are."""
 

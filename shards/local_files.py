@@ -15,7 +15,7 @@ import fcntl
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -99,7 +99,7 @@ def unlock(file: int) -> None:
 
 
 def files_below(
-    root: Path, folder: str = "", depth: int | None = None, strict: bool = False
+    root: Path, folder: str = "", depth: int | None = None, strict: bool = False, lenient: Callable[[str], object] = lambda _name: False
 ) -> Iterator[tuple[str, os.stat_result | None]]:
     """Lists the regular files below `root/folder`.
 
@@ -108,6 +108,7 @@ def files_below(
         folder: folder below the root, or "" for the root itself. A missing folder holds nothing, and a file is its own listing.
         depth: levels of folders that are listed; 1 lists the folder alone, None everything.
         strict: raise for folders that can't be listed and for circles of links, instead of skipping them.
+        lenient: function that returns something true for the names of folders that are skipped all the same.
 
     Yields:
         Name and state of each file; the state of a link that leads nowhere is None.
@@ -131,7 +132,7 @@ def files_below(
                 yield name, place.stat()
             continue
         except OSError:
-            if strict:
+            if strict and not lenient(name):
                 raise
             continue
         for entry in entries:

@@ -16,13 +16,19 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import fsspec
+from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
-from shards.errors import StoreError
+from shards import web
+from shards.errors import StoreError, StoreOptionsError
+from shards.explanations import Operation, access_refused, mistyped_option, wrong_option
 from shards.local_files import TEMPORARY_PREFIX, files_below, sync_folder, whole_file
-from shards.urls import join, reason_of, redacted, typed_option
+from shards.remote_listing import find
+from shards.urls import chained, join, misspelt_url, reason_of, redacted, typed_option
 
 Options = Mapping[str, Any]
+Info = Mapping[str, Any]
+"""Description of an object as fsspec gives it: `type`, `size` and what else the store tells."""
 _CLIENT_ERRORS = ("botocore", "aiobotocore", "aiohttp", "fsspec", "asyncio", "gcsfs", "azure", "adlfs")
 _DELETE_THREADS = 16
 _READ_BLOCK = 8 << 20
@@ -42,8 +48,10 @@ class Store:
     def __init__(self, url: str, options: Options | None = None) -> None:
         if not url:
             raise StoreError("an empty URL: give a folder or something like s3://bucket/prefix")
-        if url.startswith("pipe:") or "::" in url:
+        if url.startswith("pipe:") or chained(url):
             raise StoreError(f"{redacted(url)}: URLs that run programs or chain file systems are not opened")
+        if misspelt_url(url):
+            raise StoreError(f"{url}: neither a path nor a URL. Write a URL with two slashes: {url.replace(':/', '://', 1)}")
         self.url = url.rstrip("/") if url.rstrip("/") else url
         self.options = {key: typed_option(key, value) for key, value in (options or {}).items()}
         try:
@@ -52,6 +60,8 @@ class Store:
         except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:  # RuntimeError: ~name of a user who does not exist
             raise StoreError(f"{redacted(url)}: {reason_of(error)}") from error
         self.root = self.root.rstrip("/") or "/"
+        if wrong := mistyped_option(type(self.fs), self.options):
+            raise StoreOptionsError(f"{redacted(url)}: {wrong}")
 
     @property
     def local(self) -> Path | None:
@@ -70,7 +80,8 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """Reads all bytes of one object."""
-        return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name))))
+        self.fs.invalidate_cache()  # clients look sizes up in an earlier listing, which may be older than the object
+        return self.attempt(name, lambda: bytes(self.fs.cat_file(self.path(name))))
 
     def whole(self, name: str) -> bytes | None:
         """Reads all bytes of one object; None where there is no such object."""
@@ -78,20 +89,30 @@ class Store:
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Reads bytes [start, end) of one object. The store may send fewer: compare the length with the known one."""
-        return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name), start=start, end=end)))
+        if start >= end:  # s3fs would send the whole object, or refuse
+            return b""
+        return self.attempt(name, lambda: self._range(name, start, end))
 
     def size(self, name: str) -> int | None:
         """Returns the size of an object in bytes; None where there is no such object (a folder is none)."""
+        self.fs.invalidate_cache()
+        info = self.info(name)
+        if info is None or info["type"] == "directory":
+            return None
+        return len(self.read(name)) if info["size"] is None and web.is_web(self.fs) else int(info["size"] or 0)
 
-        def ask() -> int | None:
+    def info(self, name: str) -> Info | None:
+        """Asks for the description of an object or a folder; None where there is neither. A web server's tells whether it has `ranges`."""
+
+        def ask() -> Info | None:
             try:
-                info = self.fs.info(self.path(name))
+                path = self.path(name)
+                found: Info = sync(self.fs.loop, web.info, self.fs, path) if web.is_web(self.fs) else self.fs.info(path)
+                return found
             except (FileNotFoundError, NotADirectoryError):
                 return None
-            return None if info["type"] == "directory" else int(info["size"] or 0)
 
-        self.fs.invalidate_cache()
-        return self._try(name, ask)
+        return self.attempt(name, ask, "look up")
 
     def list(self, folder: str = "", deep: bool = True, strict: bool = False) -> list[tuple[str, int]]:
         """Lists (name, size in bytes) of everything below a folder, sorted by name, without temporary files.
@@ -108,15 +129,14 @@ class Store:
             if self.local is not None:
                 files = files_below(self.local, self.path(folder)[len(self.root.rstrip("/")) + 1 :], None if deep else 1, strict)
                 return sorted((name, status.st_size if status else 0) for name, status in files)
-            try:
-                found = self.fs.find(self.path(folder), maxdepth=None if deep else 1, detail=True)
-            except FileNotFoundError:
-                return []
+            found = find(self.fs, self.path(folder), None if deep else 1)
             start = len(self.root.rstrip("/")) + 1
-            return sorted((path[start:], int(info["size"] or 0)) for path, info in found.items())
+            return sorted((path[start:], int(info.get("size") or 0)) for path, info in found.items())
 
         self.fs.invalidate_cache()
-        return [(name, size) for name, size in self._try(folder, walk) if not name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)]
+        return [
+            (name, size) for name, size in self.attempt(folder, walk, "list") if not name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
+        ]
 
     def entries(self, folder: str = "") -> Sequence[Mapping[str, Any]]:
         """Lists the objects right in a folder as fsspec describes them: `name` (below `fs`, not below this store), `type`, `size`."""
@@ -126,7 +146,7 @@ class Store:
             self.fs.invalidate_cache(self.path(folder))  # else the listings of a large tree stay in memory
             return found
 
-        return self._try(folder, look)
+        return self.attempt(folder, look, "list")
 
     @contextmanager
     def opened(self, name: str) -> Iterator[IO[bytes]]:
@@ -136,18 +156,28 @@ class Store:
                 with open(self.path(name), "rb") as plain:
                     yield plain
                 return
-            with self.fs.open(self.path(name), "rb", block_size=_READ_BLOCK, cache_type="readahead") as file:
+            self.fs.invalidate_cache()
+            known = {}
+            if web.is_web(self.fs):
+                info = self.info(name) or {}
+                if not info.get("ranges", True):
+                    raise StoreError(f"{self.describe(name)}: {web.NO_RANGES}")
+                known = {"size": info.get("size")}
+            opened = self.attempt(
+                name, lambda: self.fs.open(self.path(name), "rb", block_size=_READ_BLOCK, cache_type="readahead", **known)
+            )
+            with opened as file:
                 yield file
 
     def make_folder(self) -> None:
         """Makes the folder itself if it is local; other stores need none."""
         if self.local is not None:
-            self._try("", lambda: Path(self.root).mkdir(parents=True, exist_ok=True))
+            self.attempt("", lambda: Path(self.root).mkdir(parents=True, exist_ok=True), "write")
 
     def write(self, name: str, data: bytes) -> None:
         """Writes one object whole or not at all."""
         if self.local is None:
-            self._try(name, lambda: self.fs.pipe_file(self.path(name), data))
+            self.attempt(name, lambda: self.fs.pipe_file(self.path(name), data), "write")
             return
         with self.writing(name) as file:
             file.write(data)
@@ -162,18 +192,18 @@ class Store:
         """
         folder = self.local
         if folder is None:
-            with self.as_store_errors(name):
-                file = self.fs.open(self.path(name), "wb", block_size=block)
+            with self.as_store_errors(name, "write"):
+                file = self.attempt(name, lambda: self.fs.open(self.path(name), "wb", block_size=block), "write")
                 try:
                     yield file
                 except BaseException:
                     file.discard()
                     file.closed = True
                     raise
-                self._try(name, file.close)
+                self.attempt(name, file.close, "write")
             return
         target = Path(self.path(name))
-        with self.as_store_errors(name):
+        with self.as_store_errors(name, "write"):
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(target) as file:
                 yield file
@@ -202,12 +232,12 @@ class Store:
                     return count
                 marker = {"KeyMarker": found["NextKeyMarker"], "UploadIdMarker": found["NextUploadIdMarker"]}
 
-        return self._try("", abort)
+        return self.attempt("", abort, "delete")
 
     def upload(self, source: Path, name: str) -> None:
         """Copies a local file to the object `name`."""
         if self.local is None:
-            self._try(name, lambda: self.fs.put_file(str(source), self.path(name)))
+            self.attempt(name, lambda: self.fs.put_file(str(source), self.path(name)), "write")
             return
         with self.writing(name) as file, open(source, "rb") as data:
             while chunk := data.read(1 << 20):
@@ -220,7 +250,7 @@ class Store:
             source.unlink()
             return
         target = Path(self.path(name))
-        with self.as_store_errors(name):
+        with self.as_store_errors(name, "write"):
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(source, "rb") as file:
                 os.fsync(file.fileno())
@@ -235,13 +265,13 @@ class Store:
 
     def head(self, name: str, count: int) -> bytes:
         """Reads the first `count` bytes of one object, all of a shorter one."""
-        return self._try(name, lambda: bytes(self.fs.cat_file(self.path(name), start=0, end=count)) if self.size(name) else b"")
+        return self.attempt(name, lambda: self._range(name, 0, count)) if self.size(name) else b""
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes objects by name, several at once, and nothing that lies below them. A missing object is no error."""
 
         def remove(name: str) -> None:
-            with self.as_store_errors(name), suppress(FileNotFoundError):
+            with self.as_store_errors(name, "delete"), suppress(FileNotFoundError):
                 self.fs.rm_file(self.path(name))
 
         with ThreadPoolExecutor(_DELETE_THREADS) as pool:
@@ -258,10 +288,7 @@ class Store:
         def remove_all() -> None:
             # not fs.rm, which takes *, ? and [ in a path for a pattern and deletes what matches
             target = self.path(name)
-            try:
-                below = self.fs.find(target)
-            except (FileNotFoundError, NotADirectoryError):
-                return
+            below = find(self.fs, target) if self.local is None else self.fs.find(target)
             with ThreadPoolExecutor(_DELETE_THREADS) as pool:
                 for _ in pool.map(remove, below):
                     pass
@@ -270,30 +297,40 @@ class Store:
                     Path(folder).rmdir()
 
         self.fs.invalidate_cache()
-        self._try(name, remove_all)
+        self.attempt(name, remove_all, "delete")
         self.fs.invalidate_cache()
 
     @contextmanager
-    def as_store_errors(self, name: str) -> Iterator[None]:
-        """Turns errors of the store's client in the block into a StoreError that names the object `name` and what to do."""
+    def as_store_errors(self, name: str, operation: Operation = "read") -> Iterator[None]:
+        """Turns errors of the store's client in the block into a StoreError that names the object `name`, the operation and what to do."""
         try:
             yield
+        except web.UnfitServer as error:
+            raise StoreError(f"{self.describe(name)}: {error}") from error
         except StoreError:
             raise
         except FileNotFoundError as error:
             raise StoreError(f"{self.describe(name)}: not found. Check the bucket, the folder and the spelling") from error
         except PermissionError as error:
-            advice = "the credentials (profile, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role) and what they may do"
-            advice = "who owns the folder and what its mode allows" if self.local else advice
-            raise StoreError(f"{self.describe(name)}: access refused ({reason_of(error)}). Check {advice}") from error
+            raise StoreError(f"{self.describe(name)}: {access_refused(error, operation, self.fs)}") from error
         except Exception as error:
+            if wrong := wrong_option(error, self.fs):
+                raise StoreOptionsError(f"{self.describe(name)}: {wrong}") from error
             if not isinstance(error, OSError) and not type(error).__module__.startswith(_CLIENT_ERRORS):
                 raise
             raise StoreError(f"{self.describe(name)}: {reason_of(error)}") from error
 
-    def _try(self, name: str, action: Callable[[], T]) -> T:
-        with self.as_store_errors(name):
+    def attempt(self, name: str, action: Callable[[], T], operation: Operation = "read") -> T:
+        """Calls the store's client, as in `as_store_errors`; what the client can't make of the store's options is a StoreError too."""
+        with self.as_store_errors(name, operation):
             try:
                 return action()
             except (TypeError, ValueError) as error:  # a client's answer to an option it does not know, given when it first connects
+                if wrong_option(error, self.fs):
+                    raise
                 raise StoreError(f"{self.describe(name)}: {reason_of(error)}. Check the options of the store") from error
+
+    def _range(self, name: str, start: int, end: int) -> bytes:
+        if web.is_web(self.fs):
+            return bytes(sync(self.fs.loop, web.read_range, self.fs, self.path(name), start, end))
+        return bytes(self.fs.cat_file(self.path(name), start=start, end=end))

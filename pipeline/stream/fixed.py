@@ -58,7 +58,7 @@ class FixedChoice:
 
     Attributes:
         count: number of chosen samples.
-        classes: number of classes of their labels; 0 where the data sets have no labels, or do not share their classes.
+        labelled: True where they have labels of the same classes; False where data sets have no labels, or do not share their classes.
         digest: hexadecimal digits that differ between choices of other samples, crops or masks.
     """
 
@@ -75,8 +75,9 @@ class FixedChoice:
         self._of = np.searchsorted(ends, shuffled, side="right")
         self._ids = np.concatenate(ids)[shuffled] if total else np.empty(0, np.int64)
         self.digest = self._digest()
-        names = {dataset.manifest.classes for dataset in datasets}
-        self.classes = len(names.pop()) if len(names) == 1 else 0
+        names = {dataset.manifest.classes for dataset in datasets}  # numbers without names mean the same within one data set alone
+        shared = len(datasets) == 1 or (len(names) == 1 and () not in names)
+        self.labelled = shared and all(dataset.manifest.labelled for dataset in datasets)
 
     def _digest(self) -> str:
         data, size = self._config.data, self._config.image_size

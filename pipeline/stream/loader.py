@@ -121,7 +121,7 @@ class StreamLoader:
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
         self._buffers = BufferPool(pinned=torch.cuda.is_available())
         self._positions: tuple[Position, ...] = ((0, 0),) * len(self.datasets)
-        self._labelled = all(dataset.manifest.classes for dataset in self.datasets)
+        self._labelled = all(dataset.manifest.labelled for dataset in self.datasets)
         self._begun = 0
         self._closed = False
         self.waiting = waiting

@@ -18,16 +18,21 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
 
+from shards.adopt.class_names import Labels, find_labels
 from shards.adopt.records import Done, begin, choose, clear, find_begun, find_finished, find_interrupted, install_all, refuse_foreign
+from shards.adopt.repeated import repeated_tars
+from shards.adopt.splits import take_split
 from shards.console import ProgressReport, megabytes
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
-from shards.dataset.index import SUFFIX, Rules, ShardIndex
+from shards.dataset.index import DOTS, PICTURE_EXTENSIONS, SUFFIX, Rules, ShardIndex
 from shards.dataset.manifest import Manifest, ShardRecord, settings_of
 from shards.dataset.workplace import FOLDER, REJECTED, scratch_folder
 from shards.errors import ShardCorrupt, ShardError, SourceError, StoreError
+from shards.layout import shown_left_out
 from shards.store import Options, Store
-from shards.tar.listing import TarListing, absolute, list_tars
+from shards.tar.listing import TarListing, list_tars
+from shards.tar.places import absolute
 from shards.tar.reader import TarReader
 from shards.tar.version import Tar, look_up
 from shards.urls import join, redacted
@@ -42,13 +47,14 @@ class IndexRequest:
     """Tars to index, and how.
 
     Attributes:
-        urls: URLs of folders, globs, brace lists or single tars.
+        urls: URLs of folders, globs, brace lists, single tars, or text files with one of these in each line.
         destination: URL of the folder for manifest and indexes; None puts them beside the tars.
         rules: rules by which samples become rows.
         strict: raise if samples can't be used, instead of leaving them out.
         options, destination_options: fsspec options of the stores.
         workers: number of tars that are read at once; 0 takes one per core (at most 8), or four per core (at most 32) for a store.
         quiet: show no progress on stderr.
+        split: split whose tars to take, as in `splits.take_split`.
     """
 
     urls: Sequence[str]
@@ -59,6 +65,7 @@ class IndexRequest:
     destination_options: Options = field(default_factory=dict)
     workers: int = 0
     quiet: bool = False
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class IndexResult:
         read: number of tars that were read by this run; the others were known.
         gone: number of tars of the previous manifest that are no longer named.
         compressed: number of compressed tars that were left out.
+        notes: lines for people about what else was left out, found or chosen.
     """
 
     manifest: Manifest
@@ -78,6 +86,7 @@ class IndexResult:
     read: int
     gone: int
     compressed: int
+    notes: Sequence[str] = ()
 
 
 class _Stopped(Exception):
@@ -92,7 +101,7 @@ def index(request: IndexRequest) -> IndexResult:
         StoreError: a store can't be read or written.
         ShardError: tars can't be read (all are named), the destination holds something else, or no sample can be used.
     """
-    listing = list_tars(request.urls, request.options)
+    listing, other_splits = take_split(list_tars(request.urls, request.options), request.urls, request.split)
     inner = next((tar.name for tar in listing.tars if tar.name.startswith(f"{FOLDER}/")), None)
     if inner is not None:
         raise SourceError(
@@ -113,10 +122,12 @@ def index(request: IndexRequest) -> IndexResult:
         todo = [tar for tar in listing.tars if tar.name not in done]
         done.update(_run(store, listing, todo, request))
         ordered = [done[tar.name] for tar in listing.tars]
-        manifest = _finish(store, listing, ordered, request, listed_before)
+        labels = find_labels(store, ordered, listing.url, request.options) if request.rules.labels else Labels()
+        manifest = _finish(store, listing, ordered, request, listed_before, labels)
     names = {tar.name for tar in listing.tars}
     gone = sum(record.name not in names for record in old.records) if old else 0
-    return IndexResult(manifest, _first(ordered), len(todo), gone, listing.compressed)
+    notes = (shown_left_out(listing.hidden), other_splits, _preferred(ordered), labels.note)
+    return IndexResult(manifest, _first(ordered), len(todo), gone, listing.compressed, tuple(note for note in notes if note))
 
 
 def _destination(listing: TarListing, request: IndexRequest) -> str:
@@ -130,7 +141,12 @@ def _destination(listing: TarListing, request: IndexRequest) -> str:
 
 
 def read_tar(
-    store: Store, tar: Tar, rules: Rules, reject: Callable[[str, str], None], passed: Callable[[int], None] | None = None
+    store: Store,
+    tar: Tar,
+    rules: Rules,
+    reject: Callable[[str, str], None],
+    passed: Callable[[int], None] | None = None,
+    prefer: Callable[[str], None] = lambda _key: None,
 ) -> tuple[ShardIndex, str]:
     """Reads the index of a tar in a store and the sha256 of the tar, which is empty where the rules ask for no digests.
 
@@ -145,7 +161,7 @@ def read_tar(
             f"{shown}: compressed, in spite of its name. Unpack it (gunzip, unzstd, ...), because samples are read by their offset"
         )
     reader.seek(0)
-    found = shard_index.index_of(reader, shown, rules, reject)
+    found = shard_index.index_of(reader, shown, rules, reject, prefer)
     sha256 = reader.sha256()
     now = look_up(store, tar.name)
     if now != tar:
@@ -201,10 +217,11 @@ def _run(store: Store, listing: TarListing, todo: Sequence[Tar], request: IndexR
 def _index_tar(store: Store, tars: Store, rules: Rules, passed: Callable[[int], None], tar: Tar) -> Done:
     """Reads one tar and commits its index, then its record."""
     rejected: list[tuple[str, str]] = []
-    found, sha256 = read_tar(tars, tar, rules, lambda key, reason: rejected.append((key, reason)), passed)
+    several: list[str] = []
+    found, sha256 = read_tar(tars, tar, rules, lambda key, reason: rejected.append((key, reason)), passed, several.append)
     rows = found.encode()
     record = ShardRecord(tar.name, tar.size, sha256, len(found), hashlib.sha256(rows).hexdigest(), tar.version)
-    done = Done(record, tuple(rejected), new=True)
+    done = Done(record, tuple(rejected), new=True, several=len(several))
     done.write(store, rules, rows)
     return done
 
@@ -218,7 +235,9 @@ def _first(done: Iterable[Done]) -> list[tuple[str, str, str]]:
     return found[:_SHOWN]
 
 
-def _finish(store: Store, listing: TarListing, done: Sequence[Done], request: IndexRequest, listed_before: bool) -> Manifest:
+def _finish(
+    store: Store, listing: TarListing, done: Sequence[Done], request: IndexRequest, listed_before: bool, labels: Labels
+) -> Manifest:
     """Gives the indexes their final names, writes the list of rejected samples and the manifest, then removes the records of the run."""
     rejected = sum(len(one.rejected) for one in done)
     samples = sum(one.shard.count for one in done)
@@ -227,15 +246,17 @@ def _finish(store: Store, listing: TarListing, done: Sequence[Done], request: In
     if rejected and (request.strict or not samples):
         named = "\n".join(f"  {name}: sample {key} {reason}" for key, name, reason in _first(done))
         what = "no sample can be used" if not samples else f"{rejected} samples can't be used, which --strict makes an error"
-        raise ShardError(f"{store.describe()}: {what}; no manifest was written. The first are\n{named}\n{_advice(done)}")
+        raise ShardError(f"{store.describe()}: {what}; no manifest was written. The first are\n{named}\n{_advice(_first(done))}")
     if not samples:
         raise ShardError(f"{redacted(listing.url)}: the {len(done)} tars hold no samples")
     settings = {
         manifests.INDEXED: [redacted(url) for url in request.urls],
         "digests": "read" if all(one.shard.sha256 for one in done) else "none",
+        manifests.LABELLED: labels.samples,
+        **({} if request.split is None else {"split": request.split}),
         **settings_of(request.rules),
     }
-    manifest = Manifest(tuple(one.shard for one in done), store.url, (), settings, rejected, listing.url)
+    manifest = Manifest(tuple(one.shard for one in done), store.url, labels.names, settings, rejected, listing.url)
     install_all(store, done)
     if rejected:
         with store.writing(REJECTED) as file:
@@ -250,11 +271,23 @@ def _finish(store: Store, listing: TarListing, done: Sequence[Done], request: In
     return manifest
 
 
-def _advice(done: Sequence[Done]) -> str:
-    reasons = [reason for _, _, reason in _first(done)]
+def _advice(rejected: Iterable[tuple[str, str, str]]) -> str:
+    """Returns what may help with samples that were left out, by the reasons of the first of them."""
+    reasons = [reason for _, _, reason in rejected]
     if any("class number" in reason for reason in reasons):
         return "If labels are not needed, or are not numbers, leave them out with --labels none"
-    return "If samples hold several pictures, say which to take: --picture jpg"
+    if any(DOTS in reason for reason in reasons):
+        return (
+            "If the dots belong to the names, end keys at the last dot: --key-ends last-dot. If samples have several files, name the "
+            "picture with its dots: --picture left.jpg"
+        )
+    return "Say which extensions the pictures have, those to prefer first: --picture 'jpg;jpeg;png'"
+
+
+def _preferred(done: Sequence[Done]) -> str:
+    """Returns a line about the samples that have several pictures; empty where there is none."""
+    several, order = sum(one.several for one in done), ", ".join(PICTURE_EXTENSIONS)
+    return f"samples with several pictures, the first of {order} taken (else name it with --picture): {several:,}" if several else ""
 
 
 def as_text(result: IndexResult) -> list[str]:
@@ -268,11 +301,13 @@ def as_text(result: IndexResult) -> list[str]:
     ]
     if result.gone:
         lines.append(f"  {result.gone:,} tars of the previous manifest are not among the named ones: samples have other ids than before")
+    lines += [f"  {note}" for note in result.notes]
     if result.compressed:
         lines.append(f"  left out: {result.compressed:,} compressed tars (unpack them to use them)")
     if manifest.rejected:
         lines.append(f"  rejected: {manifest.rejected:,} samples that can't be used, all listed in {join(shown, REJECTED)}")
         lines += [f"    {name}: sample {key} {reason}" for key, name, reason in result.rejected]
+        lines.append(f"    {_advice(result.rejected)}")
     unread = sum(not record.sha256 for record in manifest.records)
     if unread:
         lines.append(
@@ -285,4 +320,4 @@ def as_text(result: IndexResult) -> list[str]:
             f"  the store gives no time and no ETag of {unversioned:,} tars: each run reads them again, because one that was replaced "
             "by another of the same length looks the same" + (", to training as well" if unread else "")
         )
-    return [*lines, f"next: python -m shards verify {shown}"]
+    return [*lines, *repeated_tars(manifest.records), f"next: python -m shards verify {shown}"]

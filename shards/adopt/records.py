@@ -17,11 +17,14 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.index import Rules
 from shards.dataset.manifest import Manifest, ShardRecord, settings_of
-from shards.dataset.workplace import FOLDER, REJECTED, sweep
+from shards.dataset.workplace import FOLDER, REJECTED, prove_deletable, sweep
 from shards.errors import ManifestMismatch, ShardError, StoreError
 from shards.local_files import LEFT_BEHIND
 from shards.store import Store
@@ -36,11 +39,15 @@ _ELSEWHERE = "It is not removed: move it away, or name another folder with --to"
 
 @dataclass(frozen=True)
 class Done:
-    """One indexed tar, with (key, reason) of its samples that were left out. The index of a `new` one is still in `_build`."""
+    """One indexed tar, with (key, reason) of its samples that were left out, and the number of those with several pictures.
+
+    The index of a `new` one is still in `_build`.
+    """
 
     shard: ShardRecord
     rejected: tuple[tuple[str, str], ...]
     new: bool = False
+    several: int = 0
 
     @property
     def index_name(self) -> str:
@@ -66,7 +73,7 @@ class Done:
     def write(self, store: Store, rules: Rules, rows: bytes) -> None:
         """Writes the index of a tar, then its record."""
         store.write(self.index_name, rows)
-        table = {"shard": astuple(self.shard), "rejected": self.rejected, "rules": settings_of(rules)}
+        table = {"shard": astuple(self.shard), "rejected": self.rejected, "several": self.several, "rules": settings_of(rules)}
         store.write(f"{self._work_name}.json", json.dumps(table).encode())
 
     def install(self, store: Store) -> None:
@@ -97,7 +104,7 @@ def find_finished(store: Store, tars_url: str, rules: Rules) -> tuple[Manifest |
         raise ShardError(f"{error}. To index the tars anew, remove it, or name another folder with --to") from error
     if not manifest.indexed:
         raise ShardError(f"{shown}: holds a data set that was built, with its indexes: there is nothing to index")
-    if manifest.shards_url != tars_url:
+    if tars_url not in (manifest.shards_url, manifest.moved_shards_url):
         raise ShardError(
             f"{shown}: holds the indexes of {redacted(manifest.shards_url)}, not of {redacted(tars_url)}. Choose another folder with --to, "
             "or name the same folder, glob or braces as before"
@@ -170,6 +177,7 @@ def begin(store: Store, rules: Rules, sizes: Mapping[str, int], beside: bool) ->
                 sweep(folder)
         sweep(store.local / FOLDER)
     try:
+        prove_deletable(store)
         store.write(_BEGUN, json.dumps(settings_of(rules)).encode())
     except StoreError as error:
         if not beside:
@@ -187,7 +195,8 @@ def find_interrupted(store: Store, rules: Rules, sizes: Mapping[str, int]) -> di
             table = json.loads(store.read(name))
             if table["rules"] != settings_of(rules):
                 return None
-            return Done(ShardRecord(*table["shard"]), tuple((str(key), str(reason)) for key, reason in table["rejected"]), new=True)
+            rejected = tuple((str(key), str(reason)) for key, reason in table["rejected"])
+            return Done(ShardRecord(*table["shard"]), rejected, new=True, several=int(table["several"]))
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -216,6 +225,21 @@ def choose(
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         return {tar.name: done for tar, done in zip(tars, pool.map(look, tars), strict=True) if done is not None}
+
+
+def read_labels(store: Store, done: Sequence[Done]) -> list[NDArray[np.int32]]:
+    """Reads the labels of all samples: int32 (samples,) for each tar, -1 where unknown.
+
+    Raises:
+        ManifestMismatch: an index is damaged.
+    """
+
+    def read(one: Done) -> NDArray[np.int32]:
+        labels: NDArray[np.int32] = shard_index.decode(store.read(one.index_name), store.describe(one.index_name)).rows["label"]
+        return labels.copy()  # else the whole index stays in memory
+
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        return list(pool.map(read, done))
 
 
 def install_all(store: Store, done: Sequence[Done]) -> None:

@@ -39,7 +39,7 @@ class BuildRequest:
         source: URL of the source of pictures, such as a folder or a tar.
         destination: URL of the data set.
         settings: settings that decide the bytes of the data set.
-        include, labels, label_pattern: as in `sources.open_source`.
+        include, labels, label_pattern, split: as in `sources.open_source`.
         source_options, destination_options: fsspec options of the stores.
         workers: number of processes; 0 does the work in the calling process.
         overwrite: replace what another build left in the destination.
@@ -57,6 +57,7 @@ class BuildRequest:
     workers: int = 0
     overwrite: bool = False
     quiet: bool = False
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def build(request: BuildRequest) -> BuildResult:
     store = Store(request.destination, request.destination_options)
     destination.refuse_overlap(Store(request.source, request.source_options), store)
     store.size(manifests.NAME)  # wrong credentials fail here, before a long listing
-    listing = open_source(request.source, request.source_options, request.include, request.labels, request.label_pattern)
+    listing = open_source(request.source, request.source_options, request.include, request.labels, request.label_pattern, request.split)
     plan = Plan(listing, request.settings)
     shown = _shown_settings(request, plan)
     with scratch_folder(store) as scratch:
@@ -173,6 +174,7 @@ def _shown_settings(request: BuildRequest, plan: Plan) -> dict[str, Any]:
         "source": redacted(request.source),
         "pictures": len(plan.listing),
         "include": list(request.include),
+        **({"split": request.split} if request.split is not None else {}),
         "labels": request.label_pattern or (request.labels if plan.listing.classes else "none"),
         **settings,
         **picture,

@@ -18,7 +18,7 @@ from shards.build.task import TaskRecord
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
-from shards.dataset.workplace import FOLDER, REJECTED
+from shards.dataset.workplace import FOLDER, REJECTED, prove_deletable
 from shards.errors import ManifestMismatch, ShardError
 from shards.store import Store
 
@@ -81,6 +81,7 @@ def find_records(store: Store, plan: Plan, settings: Settings) -> dict[int, Task
                 f"{store.describe()}: holds {len(foreign)} files of a data set, but no manifest and no build ({foreign[0]}, ...). "
                 "Build into an empty folder, or remove them"
             )
+        prove_deletable(store)
         store.write(_PLAN, json.dumps(dict(settings)).encode())
         return {}
     begun = _read_plan(store)

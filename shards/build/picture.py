@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
 from shards.dataset.jpeg_header import with_table
+from shards.dataset.lookalike import kind_of
 from shards.dataset.pixels import PictureRejected, refuse_lost_pixels, to_rgb
 from shards.errors import ShardError
 
@@ -106,7 +107,7 @@ def prepare(data: bytes, rules: PictureRules) -> StoredPicture:
     except (PictureRejected, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise PictureRejected("not in a picture format that is known here") from None
+        raise PictureRejected(kind_of(data) or "not in a picture format that is known here") from None
     except Image.DecompressionBombError:
         raise PictureRejected(f"many times the pixels of max_pixels, {rules.max_pixels}") from None
     except Exception as error:  # decoders raise errors of many types for damaged files: OSError, SyntaxError, struct.error, IndexError, ...

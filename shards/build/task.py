@@ -125,6 +125,8 @@ def _write_shard(file: IO[bytes], task: ShardTask, locations: TaskLocations, pro
             try:
                 if data is None:
                     raise too_long(entry.length, task.picture)
+                if isinstance(data, PictureRejected):
+                    raise data
                 writer.write(_sample(key, entry, prepare(data, task.picture)))
             except PictureRejected as error:
                 rejected.append((entry.name, str(error)))

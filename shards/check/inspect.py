@@ -107,7 +107,8 @@ def samples_of(manifest: Manifest, shard: int, count: int, options: Options | No
     record, rows = manifest.records[shard], manifest.read_index(Store(manifest.url, options), shard).rows[:count]
     tars = Store(manifest.shards_url, options)
     tar = TarReader(tars, record.name, record.size, whole=False)
-    samples = scan(tar, tars.describe(record.name), open_ended=rules_of(manifest, record).open_ended)
+    rules = rules_of(manifest, record)
+    samples = scan(tar, tars.describe(record.name), open_ended=rules.open_ended, last_dot=rules.last_dot)
     found = []
     for row in rows:
         offset, length, number = int(row["offset"]), int(row["length"]), int(row["label"])

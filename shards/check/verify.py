@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -140,7 +141,7 @@ def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[s
     actual: ShardIndex | None = None
     sound = False
     if record.name not in sizes:
-        findings.problems.append(Problem(record.name, "missing"))
+        findings.problems.append(Problem(record.name, _missing(tars, record.name, tars is not store)))
     else:
         try:
             if record.sha256:
@@ -180,6 +181,12 @@ def _stored_index(manifest: Manifest, store: Store, sizes: Mapping[str, int], sh
         return manifest.read_index(store, shard), None
     except ManifestMismatch as error:
         return None, str(error)
+
+
+def _missing(tars: Store, name: str, elsewhere: bool) -> str:
+    if tars.local is not None and Path(tars.path(name)).is_symlink():
+        return "a link that leads nowhere"
+    return f"missing in {tars.describe()}" if elsewhere else "missing"
 
 
 def _difference(record: ShardRecord, size: int) -> str:

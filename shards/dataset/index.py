@@ -22,7 +22,13 @@ from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
 from shards.tar.samples import Sample, TarFile, scan
 
 SUFFIX = ".idx"
-PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm"})
+PICTURE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "webp", "png", "tif", "tiff", "bmp", "gif", "ppm", "pgm", "pbm", "pnm")
+"""Extensions of the formats that are read. Where a sample has several pictures, the first in this order is taken: photographs are mostly
+JPEGs, and the masks beside them are PNGs."""
+FORMAT = 2
+"""Format of the rules by which samples become rows. It is raised when the same tar and rules would give other rows."""
+_STRICT_FORMAT = 1  # exactly one picture a sample, no label -1, and fewer extensions
+_STRICT_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm")
 LABEL_EXTENSIONS = frozenset({"cls"})
 NO_LABEL = -1
 NO_DIGEST = 0  # digest of a sample whose bytes were never read
@@ -33,6 +39,9 @@ _HEADER = struct.Struct("<8sQQQ")  # magic, samples, size of the shard in bytes,
 MAGIC = b"CE-IDX\x00\x01"
 _CHUNK = 1 << 20
 _LONGEST_LABEL = 64  # bytes of a label that are looked at
+_SHOWN = 5  # extensions of a sample that are named
+DOTS = "an extension begins at the first dot of a name"
+"""Part of the reason why a sample has no picture, where dots in its names hide the picture's extension."""
 
 
 def digest(data: bytes | memoryview) -> int:
@@ -98,16 +107,27 @@ class Rules:
     """The rules by which samples become rows.
 
     Attributes:
-        picture: extension of the picture to take from each sample; None takes the only one there is.
+        picture: extension of the picture to take from each sample, or several joined by `;`, of which the first that a sample has is
+            taken; None stands for PICTURE_EXTENSIONS.
         labels: read the labels; else every sample has `NO_LABEL`.
         digests: read the pictures for their digests; else every sample has `NO_DIGEST`.
         open_ended: accept a tar that ends after a member, without the blocks of zeros that prove that nothing is missing.
+        last_dot: end a sample's key at the last dot of a name, for names with dots in them; webdataset ends it at the first.
+        format: format of the rules; data sets of format 1 are verified by the rules that made them.
     """
 
     picture: str | None = None
     labels: bool = True
     digests: bool = True
     open_ended: bool = False
+    last_dot: bool = False
+    format: int = FORMAT
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Extensions of pictures, those to prefer first."""
+        every = _STRICT_EXTENSIONS if self.format == _STRICT_FORMAT else PICTURE_EXTENSIONS
+        return tuple(self.picture.split(";")) if self.picture else every
 
 
 class _Unusable(ShardError):
@@ -125,13 +145,15 @@ def make(tar: TarFile, name: str) -> ShardIndex:
         ShardCorrupt: as `index_of`; or a sample has not exactly one picture, or a label that is no integer.
     """
 
-    def refuse(key: str, reason: str) -> None:
+    def refuse(key: str, reason: str = "has several pictures where one is needed") -> None:
         raise ShardCorrupt(f"{name}: sample {key} {reason}")
 
-    return index_of(tar, name, Rules(), refuse)
+    return index_of(tar, name, Rules(), refuse, refuse)
 
 
-def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str], None]) -> ShardIndex:
+def index_of(
+    tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str], None], prefer: Callable[[str], None] = lambda _key: None
+) -> ShardIndex:
     """Makes the index of a tar in one pass that only goes forward.
 
     Args:
@@ -139,12 +161,13 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
         name: name of the tar in errors.
         rules: rules by which samples become rows.
         reject: called with (key, reason) for every sample that can't become a row.
+        prefer: called with the key of every sample that has several pictures, of which the order of PICTURE_EXTENSIONS chose one.
 
     Raises:
-        ShardCorrupt: as `scan`; or bytes follow the end of the archive.
+        ShardCorrupt: as `scan`.
     """
     size = tar.seek(0, io.SEEK_END)
-    pictures = frozenset({rules.picture}) if rules.picture else PICTURE_EXTENSIONS
+    pictures = frozenset(rules.pictures)
     digests: dict[int, int] = {}
     labels: dict[int, bytes] = {}
 
@@ -156,37 +179,39 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
             labels[offset] = tar.read(min(length, _LONGEST_LABEL))
 
     rows = []
-    for sample in scan(tar, name, visit, rules.open_ended):
-        if not sample.members and not sample.links & pictures:
+    for sample in scan(tar, name, visit, rules.open_ended, rules.last_dot):
+        if not sample.members and not (sample.links | {sample.hidden}) & pictures:
             continue
         try:
-            rows.append(_row(sample, pictures, digests, labels))
+            rows.append(_row(sample, rules, digests, labels))
+            if rules.picture is None and len(pictures & sample.members.keys()) > 1:
+                prefer(sample.key)
         except _Unusable as error:
             reject(sample.key, str(error))
         for place, _ in sample.members.values():
             digests.pop(place, None)
             labels.pop(place, None)
-    while rest := tar.read(_CHUNK):
-        if rest.count(0) != len(rest):
-            raise ShardCorrupt(
-                f"{name}: bytes follow the end of the archive, which no reader sees. Were tars joined without tar --concatenate?"
-            )
     return ShardIndex(np.array(rows, dtype=ROW), size)
 
 
-def _row(sample: Sample, pictures: frozenset[str], digests: dict[int, int], labels: dict[int, bytes]) -> tuple[int, int, int, int]:
-    places = [place for extension, place in sample.members.items() if extension in pictures]
-    if not places and sample.links & pictures:
+def _row(sample: Sample, rules: Rules, digests: dict[int, int], labels: dict[int, bytes]) -> tuple[int, int, int, int]:
+    places = [sample.members[extension] for extension in rules.pictures if extension in sample.members]
+    if not places and sample.links & set(rules.pictures):
         raise _Unusable("is a link to another member, which holds no bytes of its own (make the tar with --hard-dereference --dereference)")
-    if len(places) != 1:
-        raise _Unusable(f"has {len(places)} pictures where one is needed: {sorted(sample.members)}")
+    if sample.hidden:
+        raise _Unusable(
+            "is a hidden file, because its name begins with a dot, and belongs to no sample (macOS writes ._NAME beside NAME: make the tar "
+            "with COPYFILE_DISABLE=1)"
+        )
+    if not places or (len(places) > 1 and rules.format == _STRICT_FORMAT):
+        raise _Unusable(f"has {len(places)} pictures where one is needed: {_shown(sample, rules)}")
     offset, length = places[0]
     if not 0 < length < 2**32:
         raise _Unusable(f"has a picture of {length} bytes: 1 byte is the least and 4 GiB the most")
     label = NO_LABEL
     for extension in LABEL_EXTENSIONS & sample.members.keys():
         text = labels.get(sample.members[extension][0])
-        label = NO_LABEL if text is None else _label(text)
+        label = NO_LABEL if text is None else _label(text, rules)
     return offset, digests.get(offset, NO_DIGEST), length, label
 
 
@@ -209,11 +234,20 @@ def _digest_of(tar: TarFile, offset: int, length: int) -> int:
     return state.intdigest() or 1
 
 
-def _label(data: bytes) -> int:
+def _shown(sample: Sample, rules: Rules) -> str:
+    """Returns the extensions of a sample for a person, and that dots in names may be the reason why none of them is a picture's."""
+    found = sorted(sample.members)
+    dots = not rules.last_dot and any(extension.rpartition(".")[2] in PICTURE_EXTENSIONS for extension in found if "." in extension)
+    return f"{found[:_SHOWN]}{' and more' if len(found) > _SHOWN else ''}{f' ({DOTS})' if dots else ''}"
+
+
+def _label(data: bytes, rules: Rules) -> int:
     try:
         value = int(data)
     except ValueError:
         raise _Unusable(f"has the label {data[:20]!r}, which is not a class number") from None
+    if value == NO_LABEL and rules.format != _STRICT_FORMAT:
+        return NO_LABEL
     if not 0 <= value < 2**31:
         raise _Unusable(f"has the class {value}, which is outside 0 to 2**31-1")
     return value

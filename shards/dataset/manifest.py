@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -20,16 +20,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from shards.dataset import index as shard_index
 from shards.dataset.index import Rules
+from shards.dataset.location import find_shards, place_from, relative_place
+from shards.dataset.lookalike import kind_of
+from shards.dataset.missing import no_manifest, not_indexed
 from shards.errors import ManifestMismatch, StoreError
 from shards.store import Options, Store
-from shards.urls import redacted, split
+from shards.tar.places import index_command
+from shards.urls import chained, redacted, refuse_query, split
 
 NAME = "manifest.json"
 _FORMAT = "context-encoder-shards"
 _VERSION = 1
-_INDEX_FORMAT = 1  # raise it when the same tar and rules would give other rows
 INDEXED = "indexed"
 """Setting of manifests of tars that another program wrote: the URLs that were indexed."""
+LABELLED = "labelled"
+"""Setting of such manifests: the number of samples that have a label. Older manifests lack it."""
+_LAST_DOT = "last-dot"
 _HEX = re.compile(r"[0-9a-f]*")  # a digest may become the name of a file
 
 
@@ -72,10 +78,11 @@ class Manifest:
     Attributes:
         records: shards in the order that gives samples their ids.
         url: folder that holds the manifest and the indexes.
-        classes: class names; a label is an index into this list. Empty where labels are unknown.
+        classes: class names; a label is an index into this list. Empty where the samples have no labels, or labels without names.
         settings: settings that the shards were built or indexed with, for people and for resuming.
         rejected: number of pictures or samples that were left out because they could not be used.
         shards_url: folder that holds the shards; `url` by default.
+        moved_shards_url: folder that holds the shards if they were moved together with the manifest; empty if it was not moved.
     """
 
     records: Sequence[ShardRecord]
@@ -84,6 +91,7 @@ class Manifest:
     settings: Mapping[str, Any] = field(default_factory=dict)
     rejected: int = 0
     shards_url: str = ""
+    moved_shards_url: str = ""
 
     def __post_init__(self) -> None:
         if not self.shards_url:
@@ -93,6 +101,12 @@ class Manifest:
     def indexed(self) -> bool:
         """True where another program wrote the shards, so that nothing here may change or remove them."""
         return INDEXED in self.settings
+
+    @property
+    def labelled(self) -> bool:
+        """True where samples have labels, with or without names; also for indexed tars of which it is unknown, since an older index
+        did not count its labels."""
+        return bool(self.classes) or (self.indexed and self.settings.get("labels") != "none" and self.settings.get(LABELLED) != 0)
 
     @property
     def stored_side(self) -> int | None:
@@ -146,6 +160,8 @@ class Manifest:
     def encode(self) -> bytes:
         """Returns the bytes of `manifest.json`, with one line per shard so that it can be read and compared by line."""
         elsewhere = {} if self.shards_url == self.url else {"shards_url": self.shards_url}
+        if elsewhere and (place := relative_place(self.shards_url, self.url)):
+            elsewhere["shards_place"] = place
         head = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -204,16 +220,19 @@ def rules_of(manifest: Manifest, record: ShardRecord) -> Rules:
         settings.get("labels") != "none",
         bool(record.sha256),
         settings.get("open_ended") is True,
+        settings.get("key_ends") == _LAST_DOT,
+        1 if settings.get("index_format") == 1 else shard_index.FORMAT,
     )
 
 
 def settings_of(rules: Rules) -> dict[str, Any]:
     """Returns the settings of a manifest that decide the rows of a tar. Digests are no part: each shard's sha256 says if they were read."""
     return {
-        "index_format": _INDEX_FORMAT,
+        "index_format": rules.format,
         "picture": rules.picture,
         "labels": "cls" if rules.labels else "none",
         "open_ended": rules.open_ended,
+        "key_ends": _LAST_DOT if rules.last_dot else "first-dot",
     }
 
 
@@ -228,7 +247,15 @@ class ObjectReader(Protocol):
 
 
 def split_manifest_url(url: str) -> tuple[str, str]:
-    """Splits the URL of a data set, or of its manifest, into the folder and the name of the manifest."""
+    """Splits the URL of a data set, or of its manifest, into the folder and the name of the manifest.
+
+    Raises:
+        ManifestMismatch: the URL names several tars as `a.tar::b.tar`.
+        StoreError: the URL has a query.
+    """
+    if chained(url) and index_command(url):
+        raise not_indexed(url, NAME)
+    refuse_query(url)
     return split(url) if url.endswith(".json") else (url, NAME)
 
 
@@ -242,22 +269,28 @@ def load(url: str, options: Options | None = None, reader: ObjectReader | None =
 
     Raises:
         StoreError: the store can't be read.
-        ManifestMismatch: the manifest is missing or damaged.
+        ManifestMismatch: the manifest is missing or damaged, or was moved without its shards, which are not where it names them either.
     """
     folder, name = split_manifest_url(url)
     store = reader.store if reader is not None else Store(folder, options)
     shown = store.describe(name)
-    data = store.whole(name) if reader is None else reader.whole(name)
+    try:
+        data = store.whole(name) if reader is None else reader.whole(name)
+    except StoreError as error:
+        # too long a name for a folder, or a store that refuses to tell that it has no such object
+        if not index_command(url) or not isinstance(error.__cause__, OSError) or isinstance(error.__cause__, ConnectionError):
+            raise
+        data = None
+    if data is None and index_command(url):
+        raise not_indexed(url, NAME, store.options)
     if data is None:
-        found = [entry for entry, _ in store.list(deep=False) if entry.endswith(".tar")]
-        what = f"{len(found)} .tar files but no manifest" if found else "no shards"
-        raise ManifestMismatch(f"{shown}: {redacted(folder)} holds {what}. {_advice(bool(found), redacted(folder))}")
-    return decode(data, shown, folder)
-
-
-def _advice(tars: bool, folder: str) -> str:
-    build = f"python -m shards build PICTURES {folder}"
-    return f"Make one with: python -m shards index {folder} (or build one: {build})" if tars else f"Build it with: {build}"
+        raise no_manifest(store, name)
+    manifest = decode(data, shown, folder)
+    if not manifest.moved_shards_url:
+        return manifest
+    shards = [(record.name, record.size) for record in manifest.records]
+    place = find_shards(folder, manifest.shards_url, manifest.moved_shards_url, shards, store.options)
+    return replace(manifest, shards_url=place, moved_shards_url="")
 
 
 def decode(data: bytes, name: str, url: str) -> Manifest:
@@ -266,6 +299,8 @@ def decode(data: bytes, name: str, url: str) -> Manifest:
     Raises:
         ManifestMismatch: the manifest is damaged, of another format, or holds impossible values.
     """
+    if kind := kind_of(data):
+        raise ManifestMismatch(f"{name}: {kind}")
     try:
         table = json.loads(data)
         if table["format"] != _FORMAT or table["version"] != _VERSION:
@@ -275,9 +310,12 @@ def decode(data: bytes, name: str, url: str) -> Manifest:
         if not isinstance(settings, dict) or not isinstance(classes, list) or not all(isinstance(entry, str) for entry in classes):
             raise ValueError("classes or settings are not what they should be")
         shards_url = table.get("shards_url", url)
-        if not isinstance(shards_url, str) or not shards_url:
+        place = table.get("shards_place", "")
+        if not isinstance(shards_url, str) or not shards_url or not isinstance(place, str):
             raise ValueError("shards_url is no URL")
-        manifest = Manifest(records, url, tuple(classes), settings, _count(table["rejected"]), shards_url)
+        moved = place_from(url, place) if place else shards_url
+        moved = "" if moved == shards_url else moved
+        manifest = Manifest(records, url, tuple(classes), settings, _count(table["rejected"]), shards_url, moved)
         if sum(record.count for record in records) != _count(table["samples"]) or manifest.total_bytes != table["bytes"]:
             raise ValueError("the rows don't add up to the samples and bytes it names")
         if len({record.name for record in records}) != len(records):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from shards.errors import ManifestMismatch, ShardError
+from shards.errors import ManifestMismatch, ShardError, StoreError
 from shards.local_files import LEFT_BEHIND, TEMPORARY_PREFIX, try_lock
 from shards.store import Store
 
@@ -56,6 +56,20 @@ def _lock(stack: ExitStack, folder: Path) -> bool:
         return try_lock(handle)
     except OSError:
         return True  # some network file systems can't lock folders: equal builds still write equal bytes
+
+
+def prove_deletable(destination: Store) -> None:
+    """Deletes an object of unfinished work that does not exist, because a key that may not delete should fail before the work.
+
+    Raises:
+        StoreError: the store does not delete.
+    """
+    if destination.local is not None:
+        return
+    try:
+        destination.remove([f"{FOLDER}/none"])
+    except StoreError as error:
+        raise StoreError(f"{error}. A data set is made here, for which the key has to read, list, write and delete") from error
 
 
 def sweep(folder: Path) -> None:

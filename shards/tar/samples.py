@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import IO, Protocol, cast
 
 from shards.errors import ShardCorrupt
+from shards.tar.damage import Progress, check_end, check_member, fault
 from shards.tar.member import TarMember
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -35,6 +36,7 @@ class Sample:
     key: str
     members: dict[str, tuple[int, int]]  # extension -> (offset, length) of its bytes in the tar
     links: frozenset[str] = frozenset()  # extensions of members that are links; they hold no bytes, and webdataset skips them
+    hidden: str = ""  # extension of a file whose name begins with a dot; the file is no member of any sample, and `key` is its whole name
 
 
 class _Headers:
@@ -43,12 +45,16 @@ class _Headers:
     def __init__(self, tar: TarFile, name: str, size: int) -> None:
         self._tar, self._name, self._size = tar, name, size
         self.seek, self.tell = tar.seek, tar.tell
+        self.reached = Progress()
 
     def read(self, count: int, /) -> bytes:
         at = self._tar.tell()
         if count > _LONGEST_HEADER or (count > _BLOCK and count > self._size - at):
             raise ShardCorrupt(f"{self._name}: a header of {count} bytes at byte {at} of {self._size}: damaged or cut short")
-        return self._tar.read(count)
+        data = self._tar.read(count)
+        if count == _BLOCK:
+            self.reached.read(at, data)
+        return data
 
 
 def walk(tar: TarFile, name: str, open_ended: bool = False) -> Iterator[tarfile.TarInfo]:
@@ -60,59 +66,63 @@ def walk(tar: TarFile, name: str, open_ended: bool = False) -> Iterator[tarfile.
         open_ended: accept a tar without closing blocks, as in `shards.dataset.index.Rules`.
 
     Raises:
-        ShardCorrupt: the file is no tar, cut short, damaged, or holds sparse files.
+        ShardCorrupt: the file is no tar, cut short, damaged, or holds sparse files; or bytes follow the end of the archive.
     """
     size = tar.seek(0, io.SEEK_END)
     tar.seek(0)
+    headers = _Headers(tar, name, size)
     try:
-        with tarfile.open(fileobj=cast(IO[bytes], _Headers(tar, name, size)), mode="r:", tarinfo=TarMember) as archive:
+        with tarfile.open(fileobj=cast(IO[bytes], headers), mode="r:", tarinfo=TarMember) as archive:
             for member in archive:
-                # a damaged header may name a negative size, which would send tarfile round in circles
-                if member.size < 0 or (member.isreg() and member.offset_data + member.size > size):
-                    raise ShardCorrupt(f"{name}: cut short inside {member.name}: {size} bytes are there")
-                if member.issparse():
-                    raise ShardCorrupt(f"{name}: {member.name} is stored as a sparse file. Make the tar without --sparse")
+                check_member(member, headers.reached.kind, name, size)
+                headers.reached = Progress(member.name, archive.offset)
                 yield member
                 archive.members.clear()  # type: ignore[attr-defined]  # else every header of a large archive stays in memory
-            end = archive.offset
     except (tarfile.TarError, ValueError, LookupError, OverflowError, EOFError, RecursionError) as error:  # damaged headers
-        raise ShardCorrupt(f"{name}: not a readable tar, or cut short: {error}") from error
+        raise fault(name, size, headers.reached, str(error)) from error
     # tarfile stops without an error at a damaged or missing header; only a block of zeros is the end of an archive
-    tar.seek(end)
-    closing = tar.read(_BLOCK)
-    if open_ended and end == size:
-        return
-    if len(closing) < _BLOCK or closing.strip(b"\0"):
-        raise ShardCorrupt(f"{name}: cut short or damaged at byte {end} of {size}: the end of the archive is missing")
+    check_end(tar, name, size, headers.reached, open_ended)
 
 
-def scan(tar: TarFile, name: str, visit: Callable[[str, int, int], None] | None = None, open_ended: bool = False) -> Iterator[Sample]:
-    """Yields the samples of a WebDataset tar, grouped as the webdataset library groups them; then the keys that only links have.
+def scan(
+    tar: TarFile,
+    name: str,
+    visit: Callable[[str, int, int], None] | None = None,
+    open_ended: bool = False,
+    last_dot: bool = False,
+) -> Iterator[Sample]:
+    """Yields the samples of a WebDataset tar, grouped as the webdataset library groups them, then keys of links alone, then hidden files.
+
+    The library gives the hidden files of a folder, `d/.q.jpg` and `d/._r.jpg`, to samples of the key `d/`; here they belong to no sample.
 
     Args:
         tar: seekable file.
         name: name of the tar in errors.
         visit: called with (extension, offset, length) of every member of a sample, before anything behind the member is read.
         open_ended: accept a tar without closing blocks, as in `shards.dataset.index.Rules`.
+        last_dot: end a key at the last dot of a name instead of the first, as in `shards.dataset.index.Rules`.
 
     Raises:
-        ShardCorrupt: as `walk`; or a key is in two places, or a member comes twice.
+        ShardCorrupt: as `walk`; or a key is in two places, or a sample has a field twice.
     """
     current = Sample("", {})
     seen: set[str] = set()
     links: dict[str, set[str]] = {}
+    hidden: list[str] = []
 
     def linked(sample: Sample) -> Sample:
         return replace(sample, links=frozenset(links[sample.key])) if sample.key in links else sample
 
     for member in walk(tar, name, open_ended):
         folder, _, base = member.name.rpartition("/")
-        stem, dot, extension = base.partition(".")
-        if not dot or not stem or _META.match(member.name):
+        stem, dot, extension = base.rpartition(".") if last_dot else base.partition(".")
+        if not dot or base.startswith(".") or _META.match(member.name):
+            hidden += [member.name] if base.startswith(".") and member.isreg() else []
             continue
         key = f"{folder}/{stem}" if folder else stem
+        extension = extension.lower()
         if member.islnk() or member.issym():
-            links.setdefault(key, set()).add(extension.lower())
+            links.setdefault(key, set()).add(extension)
         if not member.isreg():
             continue
         if key != current.key:
@@ -122,14 +132,19 @@ def scan(tar: TarFile, name: str, visit: Callable[[str, int, int], None] | None 
                 raise ShardCorrupt(f"{name}: the key {key} comes twice. Files of one sample must follow one another: tar --sort=name")
             seen.add(key)
             current = Sample(key, {})
-        extension = extension.lower()
-        if extension in current.members:
-            raise ShardCorrupt(f"{name}: {member.name} comes twice")
-        current.members[extension] = (member.offset_data, member.size)
+        _add(current, extension, member, name)
         if visit is not None:
             visit(extension, member.offset_data, member.size)
     if current.members:
         yield linked(current)
-    for key, extensions in links.items():
-        if key not in seen:
-            yield Sample(key, {}, frozenset(extensions))
+    yield from (Sample(key, {}, frozenset(extensions)) for key, extensions in links.items() if key not in seen)
+    yield from (Sample(file, {}, hidden=file.rpartition(".")[2].lower()) for file in hidden)
+
+
+def _add(sample: Sample, extension: str, member: tarfile.TarInfo, name: str) -> None:
+    if extension in sample.members:
+        raise ShardCorrupt(
+            f"{name}: {member.name}: the sample {sample.key} has the field {extension} twice, and readers disagree on which counts. "
+            "Make the tar again with one"
+        )
+    sample.members[extension] = (member.offset_data, member.size)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from shards.store import Store
+from shards.store import Info, Store
 
 # names of the time of the last change, as clients of S3, Azure, Google, HTTP, FTP, Hadoop and WebDAV use them
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "Last-Modified", "modify", "modificationTime", "modified", "created")
-Info = Mapping[str, Any]
 
 
 @dataclass(frozen=True, order=True)
@@ -51,9 +48,5 @@ def info_of(store: Store, name: str) -> Info | None:
     Raises:
         StoreError: the store can't be read.
     """
-    with store.as_store_errors(name):
-        try:
-            info: Info = store.fs.info(store.path(name))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-    return None if info["type"] == "directory" else info
+    info = store.info(name)
+    return None if info is None or info["type"] == "directory" else info

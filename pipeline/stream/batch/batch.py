@@ -34,7 +34,7 @@ class Batch:
     Attributes:
         images: uint8 (n, H, W, 3), RGB; pinned where there is a GPU.
         masks: bool (n, H, W), True where pixels are dropped.
-        labels: int64 (n,), -1 where unknown; None where a data set has no classes.
+        labels: int64 (n,), -1 where unknown; None where a data set has no labels.
         sample_ids: int64 (n,), ids of the delivered samples: where a substitute stands in, its own. Those of a second data set begin where
             the first's end.
         epoch: epoch of the first data set, from 0.

@@ -9,7 +9,10 @@ import http.client
 import socket
 import ssl
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from shards.explanations import access_refused
+from shards.web import UnfitServer
 
 Cause = Literal["throttled", "server_error", "timeout", "connection", "short", "other"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
@@ -70,13 +73,20 @@ def cause(error: BaseException) -> Cause:
     return "other"
 
 
-def final_reason(error: BaseException | None) -> str:
-    """The explanation of a failure that waiting does not mend; empty for one that a retry may mend."""
+def final_reason(error: BaseException | None, fs: Any) -> str:
+    """The explanation of a failure that waiting does not mend; empty for one that a retry may mend.
+
+    Args:
+        error: error of the store's client.
+        fs: file system of fsspec that raised it.
+    """
     said = " ".join(str(error).split())
     if isinstance(error, FileNotFoundError):
         return "no such object. Is the bucket or folder right, and the data set complete?"
     if isinstance(error, PermissionError):
-        return f"access refused ({said}). Check the credentials and what they may do"
+        return access_refused(error, "read", fs)
+    if isinstance(error, UnfitServer):
+        return said
     if type(error).__name__ in _NO_CREDENTIALS:
         return f"{said}. Give the store credentials (profile, environment or role)"
     return ""

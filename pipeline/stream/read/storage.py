@@ -23,7 +23,8 @@ from pipeline.stream.counters import Counters, duration
 from pipeline.stream.read.local_files import LocalFile, LocalFiles
 from pipeline.stream.read.retries import Short, cause, final_reason, is_replaced
 from pipeline.stream.read.s3 import Body, ClientBody, PlainGets, in_loop
-from shards.errors import ShardCorrupt, ShardError, StoreError
+from shards import web
+from shards.errors import ShardCorrupt, ShardError, StoreError, StoreOptionsError
 from shards.store import Options, Store
 
 Sink = Callable[[bytes], Any]
@@ -121,7 +122,7 @@ class ResumingReader:
                 size = self.store.size(name)
                 break
             except StoreError as error:
-                if final_reason(error.__cause__) or attempt == self.retries:
+                if isinstance(error, StoreOptionsError) or final_reason(error.__cause__, self.store.fs) or attempt == self.retries:
                     raise
                 self._pause(attempt + 1, name, error)
         return None if size is None else self.range(name, 0, size)
@@ -233,7 +234,7 @@ class ResumingReader:
         except Exception as error:
             if is_replaced(error):
                 raise ShardCorrupt(self._replaced(name)) from error
-            if reason := final_reason(error):
+            if reason := final_reason(error, self.store.fs):
                 raise _Final(reason) from error
             raise
         finally:
@@ -244,13 +245,15 @@ class ResumingReader:
         while progress.position < end:
             fs, stop = self.store.fs, min(end, progress.position + 16 * _CHUNK)
             if fs.async_impl:
-                data = in_loop(fs, fs._cat_file(path, start=progress.position, end=stop), self.stall_seconds, self._abandoned)
+                start = progress.position
+                asked = web.read_range(fs, path, start, stop) if web.is_web(fs) else fs._cat_file(path, start=start, end=stop)
+                data = in_loop(fs, asked, self.stall_seconds, self._abandoned)
             else:
                 data = fs.cat_file(path, start=progress.position, end=stop)
             if not data:
                 raise Short(f"nothing came after byte {progress.position}")
             if len(data) > stop - progress.position:
-                raise _Final("the server sends whole files where ranges are asked for: shards can't be read from it")
+                raise _Final("the store sends whole files where ranges are asked for: shards can't be read from it")
             sink(data)
             progress.position += len(data)
 

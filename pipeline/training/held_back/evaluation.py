@@ -143,7 +143,7 @@ class Evaluation:
 
     def _views(self, samples: FixedSamples) -> Views:
         device = self._world.device
-        labels = samples.labels.to(device) if self._choice.classes else None
+        labels = samples.labels.to(device) if self._choice.labelled else None
         return self._recipe.views(samples.images.to(device), samples.masks.to(device), labels, samples.keys.to(device))
 
     def _paint(self, views: Views, networks: Networks) -> Tensor:
@@ -171,7 +171,7 @@ class Evaluation:
                 for layer, values in maps.items():
                     put(f"{edge} {layer}", max(chunk, 0), values[None], len(self._chunks))
             put_features("features", activity.features)
-            if self._choice.classes > 1:
+            if self._choice.labelled:
                 self._paint(self._recipe.views(*self._whole(samples)), networks)
                 put_features("clean features", activity.features)
         shown = self._recipe.paintings(views, painting)

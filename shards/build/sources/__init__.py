@@ -61,6 +61,7 @@ def open_source(
     include: Sequence[str] = (),
     labels: LabelRule = "folder",
     label_pattern: str | None = None,
+    split: str | None = None,
 ) -> Listing:
     """Lists the pictures of a source.
 
@@ -71,19 +72,21 @@ def open_source(
         labels: `folder` takes the first folder of the name, where every picture lies in one and there are at least two of them, and
             no labels otherwise; `none` takes none.
         label_pattern: regular expression with one group, searched in each name; the group is the label. It goes before `labels`.
+        split: split to take (`train`, `val`, `test`, ...), whose classes are the folders right in it; `all` mixes all of them. None
+            refuses a source that holds several.
 
     Returns:
         Listing, never empty.
 
     Raises:
-        SourceError: the source is missing, empty, compressed or cut short, or a name gives no label.
+        SourceError: the source is missing, empty, compressed or cut short, holds splits or WebDataset shards, or a name gives no label.
         StoreError: the store can't be read.
     """
     builder = ListingBuilder(redacted(url), include)
     store, name = _locate(url, options)
     source = next(source for source in SOURCES if source.recognises(store, name))
     source.collect(store, name, builder)
-    return builder.finish(store.url, labels, label_pattern)
+    return builder.finish(store.url, labels, label_pattern, split)
 
 
 def _locate(url: str, options: Options | None) -> tuple[Store, str]:

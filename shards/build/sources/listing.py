@@ -10,16 +10,18 @@ import hashlib
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.build.sources.splitting import PictureSplits
 from shards.dataset.index import PICTURE_EXTENSIONS
 from shards.errors import SourceError
+from shards.layout import left_out_part, shown_left_out
 
 LabelRule = Literal["folder", "none"]
 _IN_PLACE = -1  # container of a picture that is a file under its own name
@@ -50,6 +52,9 @@ class Listing:
         excluded: number of pictures that no include pattern matched.
         names, ends: all names joined, and the offset behind each.
         container, label, offset, length: one row per picture.
+        hidden: places of the hidden and tool files and folders that were left out, sorted.
+        other_splits: number of pictures that were left out because they are of other splits than the chosen one, by split.
+        doubles: number of pictures whose name differs from another's in the extension alone, such as a mask beside each photograph.
     """
 
     url: str
@@ -63,6 +68,9 @@ class Listing:
     label: NDArray[np.int32]
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
+    hidden: tuple[str, ...] = ()
+    other_splits: Counter[str] = field(default_factory=Counter)
+    doubles: int = 0
 
     def __len__(self) -> int:
         return len(self.container)
@@ -82,6 +90,13 @@ class Listing:
 
     def __iter__(self) -> Iterator[Entry]:
         return (self[place] for place in range(len(self)))
+
+    @property
+    def folder_around(self) -> str:
+        """Name of the folder that holds all pictures where they lie in folders of it, which are then no classes; else an empty text."""
+        first, last = self[0].name, self[len(self) - 1].name
+        head = first.partition("/")[0]
+        return head if last.startswith(f"{head}/") and first.count("/") > 1 and last.count("/") > 1 else ""
 
     @property
     def total_bytes(self) -> int:
@@ -113,6 +128,8 @@ class ListingBuilder:
         self._containers: list[str] = []
         self._other: Counter[str] = Counter()
         self._excluded = 0
+        self._hidden: set[str] = set()
+        self._no_classes = ""
 
     @property
     def pictures(self) -> int:
@@ -125,8 +142,10 @@ class ListingBuilder:
         return len(self._containers) - 1
 
     def add(self, name: str, length: int, container: int = _IN_PLACE, offset: int = 0) -> None:
-        """Adds one file. A file that is no picture by its extension is only counted."""
+        """Adds one file. A file that is no picture by its extension is only counted, as is one that is hidden or in a tool's folder."""
         extension = extension_of(name)
+        if self.leaves_out(name):
+            return
         if extension not in PICTURE_EXTENSIONS:
             self.pass_over(f".{extension}" if extension else "without extension")
         elif self._included is not None and not self._included.match(name):
@@ -142,15 +161,30 @@ class ListingBuilder:
         """Counts a file that is left out."""
         self._other[kind] += 1
 
-    def finish(self, url: str, labels: LabelRule, label_pattern: str | None) -> Listing:
-        """Sorts, labels and checks the pictures, and returns the listing.
+    def leaves_out(self, name: str) -> bool:
+        """Returns whether a file or folder is left out because a part of its name is hidden or a tool's; such parts are counted."""
+        part = left_out_part(name)
+        if part:
+            self._hidden.add(part)
+        return bool(part)
+
+    def refuse_classes(self, reason: str) -> None:
+        """Makes `finish` raise, with the first reason given, instead of taking the first folders of names for classes."""
+        self._no_classes = self._no_classes or reason
+
+    def finish(self, url: str, labels: LabelRule, label_pattern: str | None, split: str | None = None) -> Listing:
+        """Sorts, labels and checks the pictures, and returns the listing. The arguments are those of `open_source`.
 
         Raises:
-            SourceError: there are no pictures, a name comes twice, or a name lacks the label that the pattern asks for.
+            SourceError: there are no pictures, a name comes twice, a name lacks the label that the pattern asks for, or splits would be
+                mixed unasked.
         """
+        if self._no_classes and labels == "folder" and label_pattern is None:
+            raise SourceError(self._no_classes)
         if not self._ends:
             seen = ", ".join(f"{kind} {count}" for kind, count in self._other.most_common(5)) or "no files at all"
             hint = f"; {self._excluded} pictures match no --include pattern" if self._excluded else ""
+            hint += f"; {shown_left_out(self._hidden)}" if self._hidden else ""
             raise SourceError(
                 f"{self.source}: no pictures to build from (found: {seen}{hint}). Pictures end in {_listed(PICTURE_EXTENSIONS)}"
             )
@@ -158,10 +192,15 @@ class ListingBuilder:
         names = [blob[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
         order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
         names = [names[place] for place in order]
+        doubles = 0
         for before, after in pairwise(names):
+            doubles += before.rpartition(b".")[0] == after.rpartition(b".")[0]
             if before == after:
                 raise SourceError(f"{self.source}: {after.decode('utf-8', 'replace')} is there twice. Unpack it and build from the folder")
-        classes, label = _label(names, self._rule(names, labels, label_pattern))
+        splits = PictureSplits(names, split, self.source)
+        order, names = order[splits.taken], [name for name, taken in zip(names, splits.taken, strict=True) if taken]
+        classes, label = _label(names, self._rule(names, labels, label_pattern, splits.behind))
+        splits.refuse_mixture()
         return Listing(
             url,
             classes,
@@ -174,16 +213,22 @@ class ListingBuilder:
             label,
             np.frombuffer(self._offset, dtype=np.int64)[order],
             np.frombuffer(self._length, dtype=np.int64)[order],
+            tuple(sorted(self._hidden)),
+            splits.left_out,
+            doubles,
         )
 
-    def _rule(self, names: list[bytes], labels: LabelRule, label_pattern: str | None) -> Callable[[bytes], bytes] | None:
+    def _rule(
+        self, names: list[bytes], labels: LabelRule, label_pattern: str | None, behind: Callable[[bytes], bytes]
+    ) -> Callable[[bytes], bytes] | None:
         if label_pattern is not None:
             return self._by_pattern(label_pattern)
         if labels == "none":
             return None
         # ImageFolder's rule: the first folder is the class, which makes sense only if there are several
-        heads = {name.partition(b"/")[0] if b"/" in name else b"" for name in names}
-        return None if b"" in heads or len(heads) < 2 else lambda name: name.partition(b"/")[0]
+        parts = (behind(name).partition(b"/") for name in names)
+        heads = {head if slash else b"" for head, slash, _ in parts}
+        return None if b"" in heads or len(heads) < 2 else lambda name: behind(name).partition(b"/")[0]
 
     def _by_pattern(self, text: str) -> Callable[[bytes], bytes]:
         try:
@@ -223,5 +268,5 @@ def _label(names: list[bytes], rule: Callable[[bytes], bytes] | None) -> tuple[t
     return tuple(label.decode("utf-8", "surrogateescape") for label in ranked), rank[found]
 
 
-def _listed(extensions: frozenset[str]) -> str:
+def _listed(extensions: Iterable[str]) -> str:
     return ", ".join(f".{extension}" for extension in sorted(extensions))

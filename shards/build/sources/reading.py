@@ -11,8 +11,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 from shards.build.sources.listing import Entry
+from shards.dataset.pixels import PictureRejected
 from shards.errors import SourceError, StoreError
 from shards.store import Options, Store
 
@@ -20,8 +22,10 @@ _REQUESTS = 8  # pictures in flight from a store
 _PAUSES = (0.2, 1.0, 5.0)  # seconds before the second, third and last attempt
 
 
-def read_pictures(url: str, options: Options | None, entries: Sequence[Entry], max_bytes: int) -> Iterator[tuple[Entry, bytes | None]]:
-    """Reads pictures in the order given.
+def read_pictures(
+    url: str, options: Options | None, entries: Sequence[Entry], max_bytes: int
+) -> Iterator[tuple[Entry, bytes | PictureRejected | None]]:
+    """Reads pictures in the order given. In place of the bytes of a link that leads nowhere, its rejection is given.
 
     Args:
         url: URL of the listing.
@@ -53,7 +57,7 @@ def read_pictures(url: str, options: Options | None, entries: Sequence[Entry], m
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read_local(store: Store, entry: Entry) -> bytes:
+def _read_local(store: Store, entry: Entry) -> bytes | PictureRejected:
     try:
         handle = os.open(store.path(entry.path), os.O_RDONLY)
         try:
@@ -62,8 +66,8 @@ def _read_local(store: Store, entry: Entry) -> bytes:
         finally:
             os.close(handle)
     except FileNotFoundError:
-        if entry.length == 0:
-            return b""  # a link that leads nowhere was listed as empty
+        if Path(store.path(entry.path)).is_symlink():
+            return PictureRejected("a link that leads nowhere")
         raise _changed(store, entry, "gone") from None
     except OSError as error:
         raise SourceError(f"{store.describe(entry.path)}: can't be read: {error.strerror or error}") from error

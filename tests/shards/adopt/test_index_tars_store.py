@@ -16,6 +16,7 @@ from shards.check.verify import verify
 from shards.dataset import manifest
 from shards.dataset.index import Rules
 from shards.errors import ShardError, SourceError, StoreError
+from shards.tar.listing import list_tars
 from tests.shards.adopt.foreign import counted, ours, run, theirs, write_shards
 
 pytestmark = pytest.mark.server
@@ -145,3 +146,13 @@ def test_the_command_from_tars_to_a_sound_data_set(
     assert "    000008  " in text
     shutil.copytree(out, tmp_path / "moved")  # indexes may be moved: they name the tars by their URL
     assert main(["verify", str(tmp_path / "moved")]) == 0
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.tar", "/*.tar"])
+def test_tars_are_sorted_by_name_in_whatever_order_a_store_lists_them(s3: SeaweedFS, pattern: str) -> None:
+    bucket = s3.make_bucket("index-order")
+    names = ["Z.tar", "a-b.tar", "a.b.tar", "a.tar", "a.tar/c.tar", "a/b.tar", "é.tar"]
+    for name in ("a", *reversed(names)):
+        s3.filesystem().pipe_file(f"{bucket}/{name}", b"x")
+    found = [tar.name for tar in list_tars([bucket + pattern], s3.options).tars]
+    assert found == [name for name in names if pattern != "/*.tar" or "/" not in name]

@@ -16,13 +16,15 @@ from launch.local.object_store import SeaweedFS
 from shards.build.sources import SOURCES, Listing, open_source
 from shards.build.sources.listing import ListingBuilder
 from shards.build.sources.reading import read_pictures
+from shards.dataset.pixels import PictureRejected
 from shards.errors import SourceError, StoreError
+from shards.layout import left_out_part
 from tests.shards.trees import classed, tar_of, tar_of_tars, write_folder
 
 PICTURES = {f"c{number // 5}/{number:02d}.JPEG": bytes([number]) * (100 + number) for number in range(15)}
 
 
-def read_back(listing: Listing, options: dict[str, str] | None = None) -> dict[str, bytes | None]:
+def read_back(listing: Listing, options: dict[str, str] | None = None) -> dict[str, bytes | PictureRejected | None]:
     return {entry.name: data for entry, data in read_pictures(listing.url, options, list(listing), 10**6)}
 
 
@@ -140,7 +142,11 @@ def test_links_are_followed_and_circles_refused(tmp_path: Path) -> None:
     assert len(listing) == 11
     assert read_back(listing)["one.jpg"] == PICTURES["c1/07.JPEG"]
     (tmp_path / "subset" / "nowhere.jpg").symlink_to(tmp_path / "gone.jpg")
-    assert read_back(open_source(str(tmp_path / "subset")))["nowhere.jpg"] == b""
+    assert isinstance(read_back(open_source(str(tmp_path / "subset")))["nowhere.jpg"], PictureRejected)
+    (tmp_path / "subset" / "loop.jpg").symlink_to("loop.jpg")
+    with pytest.raises(SourceError, match=r"subset/loop\.jpg: can't be listed: Too many levels of symbolic links"):
+        open_source(str(tmp_path / "subset"))
+    (tmp_path / "subset" / "loop.jpg").unlink()
     (tmp_path / "subset" / "up").symlink_to(tmp_path / "subset")
     with pytest.raises(SourceError, match="subset/up: this link leads back"):
         open_source(str(tmp_path / "subset"))
@@ -209,10 +215,10 @@ def test_a_tar_that_is_cut_short_is_refused_wherever_it_is_cut(tmp_path: Path, n
 
 def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(os.urandom(4096))
-    with pytest.raises(SourceError, match="not a readable tar"):
+    with pytest.raises(SourceError, match="not a tar"):
         open_source(str(tmp_path / "x.tar"))
     (tmp_path / "x.jpg").write_bytes(next(iter(classed(4).values())))
-    with pytest.raises(SourceError, match=r"x\.jpg: not a readable tar"):
+    with pytest.raises(SourceError, match=r"x\.jpg: not a tar"):
         open_source(str(tmp_path / "x.jpg"))
 
 
@@ -222,7 +228,7 @@ names = st.lists(st.text(st.characters(exclude_characters="/\0"), min_size=1, ma
 @given(st.dictionaries(names.map(lambda name: name + ".png"), st.integers(0, 2**40), min_size=1, max_size=20))
 def test_columns_give_back_what_was_put_in(files: dict[str, int]) -> None:
     builder = ListingBuilder("x")
-    encodable = {name: size for name, size in files.items() if name.isprintable()}
+    encodable = {name: size for name, size in files.items() if name.isprintable() and not left_out_part(name)}
     for name, size in encodable.items():
         builder.add(name, size)
     if not encodable:

@@ -162,6 +162,12 @@ def test_a_folder_without_a_manifest_says_what_it_holds(tmp_path: Path) -> None:
         manifest.load(str(tmp_path))
 
 
+def test_a_manifest_that_was_not_fetched_says_so(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+    with pytest.raises(ManifestMismatch, match=r"manifest\.json: a Git LFS pointer.*git lfs pull"):
+        manifest.load(str(tmp_path))
+
+
 def test_an_index_of_another_shard_is_refused(tmp_path: Path) -> None:
     data = write_dataset(tmp_path, photographs(4), [2, 2])
     store = Store(str(tmp_path))

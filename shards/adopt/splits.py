@@ -1,0 +1,52 @@
+"""The splits of tars: those of the split that was asked for, and the refusal to index several as one set unasked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from shards.errors import SourceError
+from shards.layout import ALL, Splits, mixture, refusal, split_in, wanted_kind
+from shards.tar.listing import TarListing
+from shards.tar.places import absolute
+from shards.urls import redacted
+
+
+def take_split(listing: TarListing, urls: Sequence[str], wanted: str | None) -> tuple[TarListing, str]:
+    """Takes the tars of one split. Splits whose names stand in the URLs behind the folder in common were asked for.
+
+    Args:
+        listing: tars that the URLs name.
+        urls: URLs of the tars.
+        wanted: split to take, `all` for all of them together; None takes all and refuses splits that were not asked for.
+
+    Returns:
+        The listing, and a line for people about the tars that are left out; empty where none is.
+
+    Raises:
+        SourceError: the tars are of several splits, or none is of the wanted one.
+    """
+    splits = Splits((_stem(tar.name) for tar in listing.tars), alone=wanted is not None)
+    kinds = [splits.of(_stem(tar.name))[0] for tar in listing.tars]
+    counts = Counter(kinds)
+    shown = redacted(listing.url)
+    if wanted is None:
+        named = [absolute(url)[len(listing.url) :].replace("{", "/").replace(",", "/").replace("}", "/") for url in urls]
+        asked = {found[0] for text in named for part in text.split("/") if (found := split_in(part)) is not None}
+        if len(counts) > 1 and not asked.issuperset(counts):
+            raise SourceError(f"{shown}: {refusal(counts, 'tars')}")
+        return listing, ""
+    kind = wanted_kind(wanted)
+    if kind == ALL:
+        return listing, ""
+    if kind not in splits.kinds:
+        there = mixture(counts.items()) if splits.kinds else "no folder and no tar is named train, val, test or the like"
+        raise SourceError(f"{shown}: has no split {wanted} ({there})")
+    taken = tuple(tar for tar, each in zip(listing.tars, kinds, strict=True) if each == kind)
+    del counts[kind]
+    return replace(listing, tars=taken), f"tars of other splits, left out: {mixture(counts.items())}" if counts else ""
+
+
+def _stem(name: str) -> str:
+    return name[: -len(".tar")]

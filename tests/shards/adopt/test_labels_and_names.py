@@ -1,0 +1,216 @@
+"""Labels, class names, keys and pictures of other programs' tars: whatever is chosen among several is chosen by a rule, and said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shards.__main__ import main
+from shards.adopt.index_tars import as_text
+from shards.build.sources import open_source
+from shards.check.inspect import samples_of
+from shards.check.verify import verify
+from shards.dataset import manifest
+from shards.dataset.index import NO_LABEL, PICTURE_EXTENSIONS, Rules
+from shards.dataset.manifest import Manifest
+from shards.errors import ShardError, SourceError
+from tests.shards.adopt.foreign import ours, picture, run
+from tests.shards.trees import tar_of, write_folder
+
+SAMPLES = {"0.jpg": picture(0), "0.cls": b"1", "1.jpg": picture(1), "1.cls": b"0", "2.jpg": picture(2), "2.cls": b"-1", "3.jpg": picture(3)}
+
+
+def wrote(folder: Path, members: dict[str, bytes], name: str = "0.tar") -> Path:
+    return write_folder(folder, {name: tar_of(members)})
+
+
+@pytest.mark.parametrize("text", [b"-1", b"-1\n", b" -1 "])
+def test_minus_one_is_a_sample_without_a_label(tmp_path: Path, text: bytes) -> None:
+    result = run(wrote(tmp_path, {**SAMPLES, "2.cls": text}))
+    assert [label for _, _, label in ours(tmp_path)] == [1, 0, NO_LABEL, NO_LABEL]
+    assert (result.manifest.rejected, result.manifest.settings["labelled"], result.manifest.labelled) == (0, 2, True)
+    assert verify(str(tmp_path), quiet=True).problems == ()
+
+
+@pytest.mark.parametrize(("members", "rules"), [({"0.jpg": picture(0), "0.cls": b"-1"}, Rules()), (SAMPLES, Rules(labels=False))])
+def test_a_set_without_any_label_says_so(tmp_path: Path, members: dict[str, bytes], rules: Rules) -> None:
+    assert not run(wrote(tmp_path, members), rules=rules).manifest.labelled
+
+
+def test_a_manifest_that_did_not_count_its_labels_is_taken_to_have_some() -> None:
+    assert Manifest((), settings={"indexed": [], "labels": "cls"}).labelled
+    assert not Manifest((), settings={"indexed": [], "labels": "none"}).labelled
+    assert not Manifest((), settings={"labels": "folder"}).labelled
+    assert Manifest((), classes=("cat", "dog")).labelled
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("classnames.txt", "cat\nbig dog\n"),
+        ("classes.txt", "\ufeff0 cat\r\n1: 'big dog',\r\n"),
+        ("labels.txt", "1 big dog\n0 cat"),
+        ("class_names.json", '["cat", "big dog", "none of them"]'),
+        ("classnames.json", '{"0": ["n01", "cat"], "1": ["n02", "big dog"]}'),
+        ("labels.json", '{"big dog": 1, "cat": 0}'),
+    ],
+)
+def test_a_file_beside_the_tars_names_the_classes(tmp_path: Path, name: str, content: str) -> None:
+    write_folder(wrote(tmp_path, SAMPLES), {name: content.encode()})
+    result = run(tmp_path)
+    assert result.manifest.classes[:2] == ("cat", "big dog")
+    assert any(f"class names: {len(result.manifest.classes)} from {tmp_path / name}" in line for line in as_text(result))
+    assert [sample.label for sample in samples_of(manifest.load(str(tmp_path)), 0, 4)] == ["big dog", "cat", None, None]
+    assert run(tmp_path).read == 0
+    assert verify(str(tmp_path), quiet=True).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("cat\n", "names 1 classes, and the labels go up to 1"),
+        ("1\n0\n1\n", "holds lines that are no names"),
+        ("cat\n\ndog\n", "holds lines that are no names"),
+        ("0.jpg\n1.jpg\n", "names pictures, not classes"),
+        ("1 cat\n2 dog\n", "does not number its names from 0"),
+        ("\udcff\udcfe", "is neither a list of names nor a table"),
+    ],
+)
+def test_a_file_that_holds_no_names_is_not_used_and_said(tmp_path: Path, content: str, why: str) -> None:
+    write_folder(wrote(tmp_path, SAMPLES), {"labels.txt": content.encode("utf-8", "surrogateescape")})
+    result = run(tmp_path)
+    assert result.manifest.classes == ()
+    assert any(f"class names: none, because {tmp_path}/labels.txt {why}" in line for line in as_text(result))
+
+
+def test_the_names_of_a_split_may_lie_one_folder_up(tmp_path: Path) -> None:
+    for folder in ("test", "other"):
+        wrote(tmp_path / folder, SAMPLES)
+    write_folder(tmp_path, {"classnames.txt": b"cat\ndog\n"})
+    assert run(tmp_path / "test").manifest.classes == ("cat", "dog")
+    assert run(tmp_path / "other").manifest.classes == ()
+
+
+DOTTED = {
+    "photo.{}.{}.jpg": ["photo.0.0", "photo.1.7", "photo.2.14"],
+    "{:02d}.05.jpg": ["00.05", "01.05", "02.05"],
+    "IMG_2020-0{}.v2.jpg": ["IMG_2020-00.v2", "IMG_2020-01.v2", "IMG_2020-02.v2"],
+}
+
+
+@pytest.mark.parametrize("names", DOTTED)
+def test_names_with_dots_lead_to_advice_that_helps(tmp_path: Path, names: str, capsys: pytest.CaptureFixture[str]) -> None:
+    stems = [names.format(number, 7 * number).removesuffix(".jpg") for number in range(3)]
+    members = {f"{stem}.{end}": b"3" if end == "cls" else stem.encode() for stem in stems for end in ("cls", "jpg")}
+    wrote(tmp_path, members)
+    for more in ([], ["--picture", "jpg"]):
+        assert main(["index", str(tmp_path), *more]) == 1
+        assert "--key-ends last-dot" in capsys.readouterr().err
+    assert main(["index", str(tmp_path), "--key-ends", "last-dot"]) == 0
+    assert [(key, label) for key, _, label in ours(tmp_path)] == [(key, 3) for key in DOTTED[names]]
+    assert verify(str(tmp_path), quiet=True).problems == ()
+
+
+def test_the_advice_also_stands_where_some_samples_can_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrote(tmp_path, {"0.jpg": picture(0), "1.left.jpg": picture(1)})
+    assert main(["index", str(tmp_path)]) == 0
+    assert "--picture left.jpg" in capsys.readouterr().out
+    assert main(["index", str(tmp_path), "--picture", ".LEFT.jpg; jpg"]) == 0
+    assert [key for key, _, _ in ours(tmp_path)] == ["0", "1"]
+
+
+@pytest.mark.parametrize("picture_option", ["jpg;jpeg;webp", "jpg,jpeg,webp", "*.jpg .jpeg .WEBP"])
+def test_several_extensions_can_be_told(tmp_path: Path, picture_option: str) -> None:
+    kinds = ("jpg", "jpeg", "webp")
+    members = {f"{n}.{end}": picture(n + 9 * (end == "png")) for n, kind in enumerate(kinds) for end in ("png", kind)}
+    wrote(tmp_path, {**members, "3.webp": picture(3), "3.jpg": picture(4)})
+    assert main(["index", str(tmp_path), "--picture", picture_option]) == 0
+    assert [data for _, data, _ in ours(tmp_path)] == [picture(0), picture(1), picture(2), picture(4)]
+    assert manifest.load(str(tmp_path)).settings["picture"] == "jpg;jpeg;webp"
+    assert verify(str(tmp_path), quiet=True).problems == ()
+
+
+def test_no_extension_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", str(wrote(tmp_path, SAMPLES)), "--picture", " ; "]) == 1
+    assert "names no extension" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("photograph", ["jpg", "jpeg", "jpe", "jfif", "webp"])
+def test_of_several_pictures_the_documented_one_is_taken_and_said(tmp_path: Path, photograph: str) -> None:
+    wrote(tmp_path, {"0.png": picture(1), f"0.{photograph}": picture(0), "1.bmp": picture(2)})
+    result = run(tmp_path)
+    assert [data for _, data, _ in ours(tmp_path)] == [picture(0), picture(2)]
+    assert any(line.startswith("  samples with several pictures") and line.endswith(": 1") for line in as_text(result))
+    assert verify(str(tmp_path), quiet=True).problems == ()
+    documented = Path(__file__).parents[3].joinpath("docs", "shards.md").read_text()
+    assert ", ".join(f"`{extension}`" for extension in PICTURE_EXTENSIONS) in " ".join(documented.split())
+
+
+@pytest.mark.parametrize("extension", ["avif", "jp2", "heic"])
+def test_formats_that_are_not_read_are_left_out_and_counted(tmp_path: Path, extension: str) -> None:
+    write_folder(tmp_path / "in", {"a.jpg": b"1", f"b.{extension}": b"2"})
+    assert open_source(str(tmp_path / "in")).other == {f".{extension}": 1}
+    wrote(tmp_path / "tars", {"9.cls": b"1", f"9.{extension}": picture(0), "8.jpg": picture(8)})
+    assert [reason for _, _, reason in run(tmp_path / "tars").rejected] == [
+        f"has 0 pictures where one is needed: {sorted(['cls', extension])}"
+    ]
+
+
+def test_data_sets_of_the_rules_before_are_sound_and_are_read_anew_when_indexed_again(tmp_path: Path) -> None:
+    old = Rules(format=1)
+    wrote(tmp_path, {**SAMPLES, "4.jpg": picture(4), "4.png": picture(5), "5.jfif": picture(6), "5.cls": b"1"})
+    result = run(tmp_path, rules=old)
+    assert [key for key, _, _ in ours(tmp_path)] == ["0", "1", "3"]
+    assert (result.manifest.rejected, result.manifest.settings["index_format"]) == (3, 1)
+    settings = {key: value for key, value in result.manifest.settings.items() if key not in {"labelled", "key_ends"}}
+    table = json.loads((tmp_path / "manifest.json").read_bytes())
+    (tmp_path / "manifest.json").write_text(json.dumps({**table, "settings": settings}))
+    assert verify(str(tmp_path), quiet=True).problems == ()
+    assert manifest.load(str(tmp_path)).labelled
+    assert run(tmp_path).read == 1
+    assert [key for key, _, _ in ours(tmp_path)] == ["0", "1", "2", "3", "4", "5"]
+
+
+SPLIT_TARS = ["train/0.tar test/0.tar", "set-train-000000.tar set-train-000001.tar set-val-000000.tar", "a/Training.tar a/Validation.tar"]
+
+
+@pytest.mark.parametrize("names", SPLIT_TARS)
+def test_tars_of_several_splits_are_not_one_set_unasked(tmp_path: Path, names: str) -> None:
+    for number, name in enumerate(names.split()):
+        wrote(tmp_path, {f"{number}.jpg": picture(number)}, name)
+    with pytest.raises(SourceError, match=r"holds several splits \(tars: .*train \d.*--split train, or all together with --split all"):
+        run(tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+    chosen = run(tmp_path, tmp_path / "one", split="training")
+    assert {record.name for record in chosen.manifest.records} == {name for name in names.split() if "train" in name.lower()}
+    assert any(line.startswith("  tars of other splits, left out: ") for line in as_text(chosen))
+    assert len(run(tmp_path, tmp_path / "all", split="all").manifest.records) == len(names.split())
+    with pytest.raises(SourceError, match="has no split holdout"):
+        run(tmp_path, tmp_path / "none", split="holdout")
+
+
+def test_splits_that_the_urls_name_were_asked_for(tmp_path: Path) -> None:
+    for name in ("train/0.tar", "val/0.tar"):
+        wrote(tmp_path, {"0.jpg": picture(0)}, name)
+    for number, urls in enumerate(([f"{tmp_path}/{{train,val}}/*.tar"], [f"{tmp_path}/train", f"{tmp_path}/val"])):
+        assert len(run(urls, tmp_path / f"out{number}").manifest.records) == 2
+    with pytest.raises(SourceError, match="holds several splits"):
+        run(f"{tmp_path}/*/*.tar", tmp_path / "glob")
+
+
+def test_tars_in_hidden_and_tool_folders_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hidden = (".ipynb_checkpoints/0.tar", "@eaDir/0.tar", "a/.Trash-1000/0.tar", "__MACOSX/._0.tar", "._0.tar")
+    for number, name in enumerate(("0.tar", *hidden)):
+        wrote(tmp_path, {f"{number}.jpg": picture(number)}, name)
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "lost+found" / "round").symlink_to(tmp_path / "lost+found")
+    assert main(["index", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "hidden or of a tool, left out: 5 (.Trash-1000, ._0.tar, .ipynb_checkpoints, @eaDir, __MACOSX)" in said
+    assert [record.name for record in manifest.load(str(tmp_path)).records] == ["0.tar"]
+    named = run(f"{tmp_path}/.ipynb_checkpoints/*.tar", tmp_path / "named").manifest
+    assert [record.name for record in named.records] == ["0.tar"]
+    with pytest.raises(ShardError, match=r"no \.tar is there \(hidden or of a tool, left out: 1 \(\.Trash-1000\)\)"):
+        run(tmp_path / "a")
