@@ -99,7 +99,7 @@ def index(request: IndexRequest) -> IndexResult:
         StoreError: a store can't be read or written.
         ShardError: tars can't be read (all are named), the destination holds something else, or no sample can be used.
     """
-    listing, other_splits = take_split(list_tars(request.urls, request.options), request.urls, request.split)
+    listing, other_splits = take_split(list_tars(request.urls, request.options), request.split)
     inner = next((tar.name for tar in listing.tars if tar.name.startswith(f"{FOLDER}/")), None)
     if inner is not None:
         raise SourceError(

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 
 from shards.errors import SourceError
 from shards.layout import ALL, Splits, mixture, refusal, split_in, wanted_kind
-from shards.tar.listing import TarListing, absolute
+from shards.tar.listing import TarListing
 from shards.urls import redacted
 
 
-def take_split(listing: TarListing, urls: Sequence[str], wanted: str | None) -> tuple[TarListing, str]:
-    """Takes the tars of one split. Splits whose names stand in the URLs behind the folder in common were asked for.
+def take_split(listing: TarListing, wanted: str | None) -> tuple[TarListing, str]:
+    """Takes the tars of one split. Splits that the URLs of the listing name were asked for.
 
     Args:
-        listing: tars that the URLs name.
-        urls: URLs of the tars.
+        listing: tars of the URLs.
         wanted: split to take, `all` for all of them together; None takes all and refuses splits that were not asked for.
 
     Returns:
@@ -31,8 +30,8 @@ def take_split(listing: TarListing, urls: Sequence[str], wanted: str | None) -> 
     counts = Counter(kinds)
     shown = redacted(listing.url)
     if wanted is None:
-        named = [absolute(url)[len(listing.url) :].replace("{", "/").replace(",", "/").replace("}", "/") for url in urls]
-        asked = {found[0] for text in named for part in text.split("/") if (found := split_in(part)) is not None}
+        named = (part for text in listing.asked for part in re.split(r"[/{,}]", text))
+        asked = {found[0] for part in named if (found := split_in(part)) is not None}
         if len(counts) > 1 and not asked.issuperset(counts):
             raise SourceError(f"{shown}: {refusal(counts, 'tars')}")
         return listing, ""
