@@ -209,6 +209,20 @@ def test_tars_of_several_splits_are_not_one_set_unasked(tmp_path: Path, names: s
         run(tmp_path, tmp_path / "none", split="holdout")
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_keys_of_several_splits_are_not_one_set_unasked(tmp_path: Path, together: bool) -> None:
+    keys = {f"data/{split}/cat/{number}.jpg": picture(number) for number, split in enumerate(("train", "val"))}
+    parts = [keys] if together else [{key: data} for key, data in keys.items()]
+    for number, members in enumerate(parts):
+        wrote(tmp_path, members, f"{number}.tar")
+    for _ in range(2):  # also where the tars were read by the run before
+        with pytest.raises(SourceError, match=r"0\.tar: the keys .* several splits \(train, val\).*--split all"):
+            run(tmp_path)
+        assert not (tmp_path / "manifest.json").exists()
+    assert (run(tmp_path, split="all").read, len(ours(tmp_path))) == (0, 2)
+    assert run(tmp_path).manifest.total_samples == 2
+
+
 def test_splits_that_the_urls_name_were_asked_for(tmp_path: Path) -> None:
     for name in ("train/0.tar", "val/0.tar"):
         wrote(tmp_path, {"0.jpg": picture(0)}, name)
