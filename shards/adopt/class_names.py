@@ -24,6 +24,7 @@ _STEMS = ("classnames", "class_names", "classes", "labels")
 NAMES = tuple(f"{stem}.{ending}" for stem, ending in itertools.product(_STEMS, ("txt", "json")))
 """Names of such files; the first that is there is read."""
 _MOST_BYTES = 16 << 20
+_NO_FILES = ("<", "version https://git-lfs")  # the page of a web server that has no such file, and what stands for a file in Git LFS
 _LONGEST = 200  # characters of a name
 _NUMBER_AND_NAME = re.compile(r"(\d+)[\s:,;=]+(.+)")
 
@@ -99,6 +100,8 @@ def find_class_names(url: str, options: Options, largest: int) -> tuple[tuple[st
 def _decoded(data: bytes, name: str) -> list[str]:
     try:
         text = data.decode("utf-8-sig")
+        if text.lstrip().startswith(_NO_FILES):
+            raise ValueError("another file")
         return _of_json(json.loads(text)) if name.endswith(".json") else _of_lines(text.strip().splitlines())
     except (ValueError, TypeError, RecursionError):
         raise _NoNames("is neither a list of names nor a table of names and numbers") from None

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from shards.adopt.class_names import Labels, find_labels
 from shards.adopt.records import Done, begin, choose, clear, find_begun, find_finished, find_interrupted, install_all, refuse_foreign
 from shards.adopt.repeated import repeated_tars
-from shards.adopt.splits import take_split
+from shards.adopt.splits import refuse_mixed_keys, split_places, take_split
 from shards.console import ProgressReport, megabytes
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
-from shards.dataset.index import DOTS, PICTURE_EXTENSIONS, SUFFIX, Rules, ShardIndex
+from shards.dataset.index import DOTS, PICTURE_EXTENSIONS, SUFFIX, Remarks, Rules, ShardIndex
 from shards.dataset.manifest import Manifest, ShardRecord, settings_of
 from shards.dataset.workplace import FOLDER, REJECTED, scratch_folder
 from shards.errors import ShardCorrupt, ShardError, SourceError, StoreError
@@ -101,7 +101,7 @@ def index(request: IndexRequest) -> IndexResult:
         StoreError: a store can't be read or written.
         ShardError: tars can't be read (all are named), the destination holds something else, or no sample can be used.
     """
-    listing, other_splits = take_split(list_tars(request.urls, request.options), request.urls, request.split)
+    listing, other_splits = take_split(list_tars(request.urls, request.options), request.split)
     inner = next((tar.name for tar in listing.tars if tar.name.startswith(f"{FOLDER}/")), None)
     if inner is not None:
         raise SourceError(
@@ -122,6 +122,8 @@ def index(request: IndexRequest) -> IndexResult:
         todo = [tar for tar in listing.tars if tar.name not in done]
         done.update(_run(store, listing, todo, request))
         ordered = [done[tar.name] for tar in listing.tars]
+        if request.split is None:
+            refuse_mixed_keys(listing, ordered)
         labels = find_labels(store, ordered, listing.url, request.options) if request.rules.labels else Labels()
         manifest = _finish(store, listing, ordered, request, listed_before, labels)
     names = {tar.name for tar in listing.tars}
@@ -146,7 +148,7 @@ def read_tar(
     rules: Rules,
     reject: Callable[[str, str], None],
     passed: Callable[[int], None] | None = None,
-    prefer: Callable[[str], None] = lambda _key: None,
+    remarks: Remarks | None = None,
 ) -> tuple[ShardIndex, str]:
     """Reads the index of a tar in a store and the sha256 of the tar, which is empty where the rules ask for no digests.
 
@@ -161,7 +163,7 @@ def read_tar(
             f"{shown}: compressed, in spite of its name. Unpack it (gunzip, unzstd, ...), because samples are read by their offset"
         )
     reader.seek(0)
-    found = shard_index.index_of(reader, shown, rules, reject, prefer)
+    found = shard_index.index_of(reader, shown, rules, reject, remarks)
     sha256 = reader.sha256()
     now = look_up(store, tar.name)
     if now != tar:
@@ -217,11 +219,11 @@ def _run(store: Store, listing: TarListing, todo: Sequence[Tar], request: IndexR
 def _index_tar(store: Store, tars: Store, rules: Rules, passed: Callable[[int], None], tar: Tar) -> Done:
     """Reads one tar and commits its index, then its record."""
     rejected: list[tuple[str, str]] = []
-    several: list[str] = []
-    found, sha256 = read_tar(tars, tar, rules, lambda key, reason: rejected.append((key, reason)), passed, several.append)
+    remarks = Remarks()
+    found, sha256 = read_tar(tars, tar, rules, lambda key, reason: rejected.append((key, reason)), passed, remarks)
     rows = found.encode()
     record = ShardRecord(tar.name, tar.size, sha256, len(found), hashlib.sha256(rows).hexdigest(), tar.version)
-    done = Done(record, tuple(rejected), new=True, several=len(several))
+    done = Done(record, tuple(rejected), new=True, several=remarks.several, splits=split_places(remarks.folders))
     done.write(store, rules, rows)
     return done
 

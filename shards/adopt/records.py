@@ -39,15 +39,21 @@ _ELSEWHERE = "It is not removed: move it away, or name another folder with --to"
 
 @dataclass(frozen=True)
 class Done:
-    """One indexed tar, with (key, reason) of its samples that were left out, and the number of those with several pictures.
+    """One indexed tar.
 
-    The index of a `new` one is still in `_build`.
+    Attributes:
+        shard: the tar in the manifest.
+        rejected: (key, reason) of the samples that were left out.
+        new: True while the index is still in `_build`.
+        several: number of samples with several pictures; known for a new one alone.
+        splits: places of splits in the keys, as `splits.split_places` finds them; known for a new one alone.
     """
 
     shard: ShardRecord
     rejected: tuple[tuple[str, str], ...]
     new: bool = False
     several: int = 0
+    splits: tuple[str, ...] = ()
 
     @property
     def index_name(self) -> str:
@@ -73,7 +79,8 @@ class Done:
     def write(self, store: Store, rules: Rules, rows: bytes) -> None:
         """Writes the index of a tar, then its record."""
         store.write(self.index_name, rows)
-        table = {"shard": astuple(self.shard), "rejected": self.rejected, "several": self.several, "rules": settings_of(rules)}
+        remarks = {"several": self.several, "splits": self.splits}
+        table = {"shard": astuple(self.shard), "rejected": self.rejected, **remarks, "rules": settings_of(rules)}
         store.write(f"{self._work_name}.json", json.dumps(table).encode())
 
     def install(self, store: Store) -> None:
@@ -196,7 +203,9 @@ def find_interrupted(store: Store, rules: Rules, sizes: Mapping[str, int]) -> di
             if table["rules"] != settings_of(rules):
                 return None
             rejected = tuple((str(key), str(reason)) for key, reason in table["rejected"])
-            return Done(ShardRecord(*table["shard"]), rejected, new=True, several=int(table["several"]))
+            return Done(
+                ShardRecord(*table["shard"]), rejected, new=True, several=int(table["several"]), splits=tuple(map(str, table["splits"]))
+            )
         except (ValueError, KeyError, TypeError):
             return None
 

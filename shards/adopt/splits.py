@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from shards.adopt.records import Done
 from shards.errors import SourceError
 from shards.layout import ALL, Splits, mixture, refusal, split_in, wanted_kind
 from shards.tar.listing import TarListing
-from shards.tar.places import absolute
-from shards.urls import redacted
+from shards.urls import join, redacted
 
 
-def take_split(listing: TarListing, urls: Sequence[str], wanted: str | None) -> tuple[TarListing, str]:
-    """Takes the tars of one split. Splits whose names stand in the URLs behind the folder in common were asked for.
+def take_split(listing: TarListing, wanted: str | None) -> tuple[TarListing, str]:
+    """Takes the tars of one split. Splits that the URLs of the listing name were asked for.
 
     Args:
-        listing: tars that the URLs name.
-        urls: URLs of the tars.
+        listing: tars of the URLs.
         wanted: split to take, `all` for all of them together; None takes all and refuses splits that were not asked for.
 
     Returns:
@@ -32,8 +32,8 @@ def take_split(listing: TarListing, urls: Sequence[str], wanted: str | None) -> 
     counts = Counter(kinds)
     shown = redacted(listing.url)
     if wanted is None:
-        named = [absolute(url)[len(listing.url) :].replace("{", "/").replace(",", "/").replace("}", "/") for url in urls]
-        asked = {found[0] for text in named for part in text.split("/") if (found := split_in(part)) is not None}
+        named = (part for text in listing.asked for part in re.split(r"[/{,}]", text))
+        asked = {found[0] for part in named if (found := split_in(part)) is not None}
         if len(counts) > 1 and not asked.issuperset(counts):
             raise SourceError(f"{shown}: {refusal(counts, 'tars')}")
         return listing, ""
@@ -46,6 +46,23 @@ def take_split(listing: TarListing, urls: Sequence[str], wanted: str | None) -> 
     taken = tuple(tar for tar, each in zip(listing.tars, kinds, strict=True) if each == kind)
     del counts[kind]
     return replace(listing, tars=taken), f"tars of other splits, left out: {mixture(counts.items())}" if counts else ""
+
+
+def split_places(folders: Iterable[str]) -> tuple[str, ...]:
+    """Returns the parts of folders that end in the name of a split, e.g. `a/train` of `a/train/cat`, sorted."""
+    parts = (folder.split("/") for folder in folders)
+    return tuple(sorted({"/".join(each[: at + 1]) for each in parts for at, part in enumerate(each) if split_in(part) is not None}))
+
+
+def refuse_mixed_keys(listing: TarListing, done: Sequence[Done]) -> None:
+    """Raises SourceError if the keys of the tars that were read lie in folders of several splits, because a tar is indexed as a whole."""
+    kinds = Splits(place for one in done for place in one.splits).kinds
+    if kinds:
+        first = next(one.shard.name for one in done if one.splits)
+        raise SourceError(
+            f"{redacted(join(listing.url, first))}: the keys in the tars lie in folders of several splits ({', '.join(kinds)}), which are "
+            "not mixed unasked. Take all together with --split all, or make tars of one split each"
+        )
 
 
 def _stem(name: str) -> str:

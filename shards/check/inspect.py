@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from shards.urls import redacted
 
 _READ_THREADS = 16
 _SHOWN_CLASSES = 3
+_MOST_CLASSES = 1 << 20
 _LONGEST_NOTE = 1 << 20  # bytes of a sample's json that are read
 
 
@@ -39,7 +41,8 @@ class Summary:
     """A data set in numbers.
 
     Attributes:
-        class_counts: samples of each class, in the manifest's order.
+        classes: class names; where labels go into the millions, those of the labels that occur.
+        class_counts: samples of each class, in the order of the names or of the numbers.
         unlabelled: number of samples without a label.
         unread: number of shards that were indexed without reading them whole, so that their samples have no digests.
     """
@@ -67,16 +70,18 @@ def summarise(manifest: Manifest, options: Options | None = None) -> Summary:
         StoreError: the store can't be read.
     """
     store = Store(manifest.url, options)
-    counts = np.zeros(len(manifest.classes), dtype=np.int64)
+    counts: Counter[int] = Counter()
     picture_bytes = unlabelled = 0
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         for index in pool.map(lambda shard: manifest.read_index(store, shard), range(len(manifest.records))):
             labels = index.rows["label"].astype(np.int64)
-            found = np.bincount(labels[labels != NO_LABEL])
-            counts = np.pad(counts, (0, max(0, len(found) - len(counts))))
-            counts[: len(found)] += found
+            found, numbers = np.unique(labels[labels != NO_LABEL], return_counts=True)
+            counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
             unlabelled += int((labels == NO_LABEL).sum())
             picture_bytes += int(index.rows["length"].sum(dtype=np.int64))
+    last = max(counts, default=-1)
+    # labels may be ids with gaps of millions between them: then only those that occur are listed
+    listed = range(max(last + 1, len(manifest.classes))) if last < _MOST_CLASSES else sorted(counts)
     return Summary(
         redacted(manifest.url),
         redacted(manifest.shards_url),
@@ -85,8 +90,8 @@ def summarise(manifest: Manifest, options: Options | None = None) -> Summary:
         manifest.total_samples,
         manifest.total_bytes,
         picture_bytes,
-        manifest.classes,
-        tuple(int(count) for count in counts),
+        manifest.classes if last < _MOST_CLASSES else tuple(_class_name(manifest.classes, label) for label in listed),
+        tuple(counts[label] for label in listed),
         unlabelled,
         manifest.rejected,
         manifest.settings,
@@ -115,7 +120,7 @@ def samples_of(manifest: Manifest, shard: int, count: int, options: Options | No
         sample = next((sample for sample in samples if (offset, length) in sample.members.values()), None)  # skips rejected samples
         if sample is None:
             raise ManifestMismatch(f"{tars.describe(record.name)}: holds no sample at byte {offset}, where its index has one. Verify it")
-        label = None if number == NO_LABEL else manifest.classes[number] if number < len(manifest.classes) else str(number)
+        label = None if number == NO_LABEL else _class_name(manifest.classes, number)
         found.append(SampleSummary(sample.key, length, label, _about(tar, sample)))
     return found
 
@@ -174,7 +179,7 @@ def as_text(summary: Summary, samples: list[SampleSummary], shard: int = 0) -> s
 def _class_lines(summary: Summary) -> list[str]:
     if not any(summary.class_counts):
         return ["  classes   none: the samples have no labels"]
-    named = [(count, _name(summary, label)) for label, count in enumerate(summary.class_counts)]
+    named = [(count, _class_name(summary.classes, label)) for label, count in enumerate(summary.class_counts)]
     most, least = sorted(named, key=lambda pair: (-pair[0], pair[1])), sorted(named)
     lines = [f"  classes   {len(named):,}" + (f"; {summary.unlabelled:,} samples have no label" if summary.unlabelled else "")]
     lines.append("            most:  " + ", ".join(f"{name} {count:,}" for count, name in most[:_SHOWN_CLASSES]))
@@ -182,8 +187,8 @@ def _class_lines(summary: Summary) -> list[str]:
     return lines
 
 
-def _name(summary: Summary, label: int) -> str:
-    return summary.classes[label] if label < len(summary.classes) else str(label)
+def _class_name(classes: Sequence[str], label: int) -> str:
+    return classes[label] if label < len(classes) else str(label)
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -130,6 +130,19 @@ class Rules:
         return tuple(self.picture.split(";")) if self.picture else every
 
 
+@dataclass
+class Remarks:
+    """Remarkable facts about the samples of a tar, which decide no row.
+
+    Attributes:
+        several: number of samples with several pictures, of which the order of PICTURE_EXTENSIONS chose one.
+        folders: folders of the samples' keys.
+    """
+
+    several: int = 0
+    folders: set[str] = field(default_factory=set)
+
+
 class _Unusable(ShardError):
     """The reason why a sample can't become a row; the caller knows the sample."""
 
@@ -145,15 +158,17 @@ def make(tar: TarFile, name: str) -> ShardIndex:
         ShardCorrupt: as `index_of`; or a sample has not exactly one picture, or a label that is no integer.
     """
 
-    def refuse(key: str, reason: str = "has several pictures where one is needed") -> None:
+    def refuse(key: str, reason: str) -> None:
         raise ShardCorrupt(f"{name}: sample {key} {reason}")
 
-    return index_of(tar, name, Rules(), refuse, refuse)
+    remarks = Remarks()
+    found = index_of(tar, name, Rules(), refuse, remarks)
+    if remarks.several:
+        raise ShardCorrupt(f"{name}: {remarks.several:,} of its samples have several pictures where one is needed")
+    return found
 
 
-def index_of(
-    tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str], None], prefer: Callable[[str], None] = lambda _key: None
-) -> ShardIndex:
+def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str], None], remarks: Remarks | None = None) -> ShardIndex:
     """Makes the index of a tar in one pass that only goes forward.
 
     Args:
@@ -161,7 +176,7 @@ def index_of(
         name: name of the tar in errors.
         rules: rules by which samples become rows.
         reject: called with (key, reason) for every sample that can't become a row.
-        prefer: called with the key of every sample that has several pictures, of which the order of PICTURE_EXTENSIONS chose one.
+        remarks: gets what is remarkable about the samples.
 
     Raises:
         ShardCorrupt: as `scan`.
@@ -184,8 +199,9 @@ def index_of(
             continue
         try:
             rows.append(_row(sample, rules, digests, labels))
-            if rules.picture is None and len(pictures & sample.members.keys()) > 1:
-                prefer(sample.key)
+            if remarks is not None:
+                remarks.folders.add(sample.key.rpartition("/")[0])
+                remarks.several += rules.picture is None and len(pictures & sample.members.keys()) > 1
         except _Unusable as error:
             reject(sample.key, str(error))
         for place, _ in sample.members.values():
@@ -243,7 +259,7 @@ def _shown(sample: Sample, rules: Rules) -> str:
 
 def _label(data: bytes, rules: Rules) -> int:
     try:
-        value = int(data)
+        value = int(data.replace(b"_", b"?"))  # int reads 1_0 as 10
     except ValueError:
         raise _Unusable(f"has the label {data[:20]!r}, which is not a class number") from None
     if value == NO_LABEL and rules.format != _STRICT_FORMAT:

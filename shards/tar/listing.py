@@ -45,12 +45,14 @@ class TarListing:
         tars: tars that were found, at least one.
         compressed: number of compressed tars among them that are left out.
         hidden: places of hidden and tool files and folders whose tars are left out.
+        asked: parts of the URLs behind the folder.
     """
 
     url: str
     tars: tuple[Tar, ...]
     compressed: int
     hidden: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
 
 
 def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing:
@@ -80,7 +82,8 @@ def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing
         else:
             found.update(_find(store, place, folder))
     found.update(_named(store, list(dict.fromkeys(named))))
-    hidden = _hidden(found, [place.url[len(folder) :] for place in places])
+    asked = tuple(place.url[len(folder) :] for place in places)
+    hidden = _hidden(found, asked)
     found = {name: info for name, info in found.items() if left_out_part(name) not in hidden}
     unsized = [name for name, info in found.items() if info.get("size") is None]  # web servers list names alone
     found.update(_named(store, unsized))
@@ -101,7 +104,7 @@ def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing
     odd = next((tar.name for tar in tars if not tar.name.isprintable() or {"", ".", ".."} & set(tar.name.split("/"))), None)
     if odd is not None:
         raise SourceError(f"{shown}: the tar {odd!r} has a name that a manifest can't hold. Rename it")
-    return TarListing(folder, tuple(tars), compressed, tuple(sorted(hidden)))
+    return TarListing(folder, tuple(tars), compressed, tuple(sorted(hidden)), asked)
 
 
 def _hidden(names: Iterable[str], asked: Sequence[str]) -> set[str]:

@@ -67,7 +67,11 @@ class DatasetPictures:
         self.name = self._dataset.reader.index_reader.store.describe()
         shards = [self._dataset.reader.index(shard).rows["label"] for shard in range(len(manifest.records))]
         self.labels = np.concatenate(shards).astype(np.int64)
-        self.classes = tuple(manifest.classes) or tuple(str(label) for label in range(int(self.labels.max(initial=-1)) + 1))
+        self.classes = tuple(manifest.classes)
+        if not self.classes:  # numbers without names may have gaps of millions between them
+            occurring = np.unique(self.labels[self.labels >= 0])
+            self.classes = tuple(map(str, occurring.tolist()))
+            self.labels[self.labels >= 0] = np.searchsorted(occurring, self.labels[self.labels >= 0])
 
     def read(self, numbers: Sequence[int]) -> Iterator[bytes | None]:
         """Reads samples by their ids, several requests at a time."""

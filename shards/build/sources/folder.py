@@ -20,12 +20,13 @@ from shards.build.sources import tar
 from shards.build.sources.listing import ListingBuilder, extension_of
 from shards.dataset import manifest
 from shards.errors import SourceError
+from shards.layout import split_in
 from shards.local_files import TEMPORARY_PREFIX
 from shards.store import Store
 
 _LIST_THREADS = 16
 _SMALL_NUMBER = 1000
-_NUMBERED = re.compile(r"([^/]*?)(\d{4,})(?:-of-\d+)?\.tar", re.IGNORECASE)
+_NUMBERED = re.compile(r"(.*?)(\d{4,})(?:-of-\d+)?\.tar", re.IGNORECASE)
 
 
 class FolderSource:
@@ -73,9 +74,11 @@ def _collect(store: Store, builder: ListingBuilder) -> None:
 
 def _numbered(tars: Sequence[str]) -> bool:
     """Returns whether tars are numbered as shards are, from a small number on and padded with zeros: `shard-000000.tar`, `00000.tar`, or
-    `train-00000-of-01024.tar`. ImageNet's classes have large numbers."""
-    found = [match for match in map(_NUMBERED.fullmatch, tars) if match is not None]
-    alike = len(found) == len(tars) > 1 and len({match[1] for match in found}) == 1
+    `train-00000-of-01024.tar`. Numbers of ImageNet's classes are large, and tars in folders of classes may be numbered."""
+    places = (posixpath.split(name) for name in tars)
+    names = [base for folder, base in places if not folder or split_in(posixpath.basename(folder)) is not None]
+    found = [match for match in map(_NUMBERED.fullmatch, names) if match is not None]
+    alike = len(found) == len(names) > 1 and len({match[1] for match in found}) == 1
     return alike and min(int(match[2]) for match in found) < _SMALL_NUMBER
 
 

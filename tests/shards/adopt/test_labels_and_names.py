@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.evaluation.probe.pictures import DatasetPictures
 from shards.__main__ import main
 from shards.adopt.index_tars import as_text
 from shards.build.sources import open_source
-from shards.check.inspect import samples_of
+from shards.check.inspect import inspect, samples_of
 from shards.check.verify import verify
 from shards.dataset import manifest
 from shards.dataset.index import NO_LABEL, PICTURE_EXTENSIONS, Rules
@@ -32,6 +33,21 @@ def test_minus_one_is_a_sample_without_a_label(tmp_path: Path, text: bytes) -> N
     assert [label for _, _, label in ours(tmp_path)] == [1, 0, NO_LABEL, NO_LABEL]
     assert (result.manifest.rejected, result.manifest.settings["labelled"], result.manifest.labelled) == (0, 2, True)
     assert verify(str(tmp_path), quiet=True).problems == ()
+
+
+def test_labels_that_are_ids_are_counted_without_a_row_for_every_number_between(tmp_path: Path) -> None:
+    run(wrote(tmp_path, {**SAMPLES, "0.cls": b"2147483647", "3.cls": b"2147483647"}))
+    summary, samples = inspect(str(tmp_path))
+    assert (summary.classes, summary.class_counts, summary.unlabelled) == (("0", "2147483647"), (1, 2), 1)
+    assert [sample.label for sample in samples] == ["2147483647", "0", None, "2147483647"]
+    pictures = DatasetPictures(str(tmp_path))
+    assert (pictures.classes, pictures.labels.tolist()) == (("0", "2147483647"), [1, 0, -1, 1])
+
+
+@pytest.mark.parametrize("text", [b"", b"3.0", b"1_0", b"cat"])
+def test_what_is_no_class_number_is_listed(tmp_path: Path, text: bytes) -> None:
+    ((key, _, reason),) = run(wrote(tmp_path, {**SAMPLES, "1.cls": text})).rejected
+    assert (key, reason) == ("1", f"has the label {text!r}, which is not a class number")
 
 
 @pytest.mark.parametrize(("members", "rules"), [({"0.jpg": picture(0), "0.cls": b"-1"}, Rules()), (SAMPLES, Rules(labels=False))])
@@ -75,6 +91,8 @@ def test_a_file_beside_the_tars_names_the_classes(tmp_path: Path, name: str, con
         ("cat\n\ndog\n", "holds lines that are no names"),
         ("0.jpg\n1.jpg\n", "names pictures, not classes"),
         ("1 cat\n2 dog\n", "does not number its names from 0"),
+        ("<!DOCTYPE html>\n<html>\n</html>\n", "is neither a list of names nor a table"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is neither a list of names nor a table"),
         ("\udcff\udcfe", "is neither a list of names nor a table"),
     ],
 )
@@ -189,6 +207,20 @@ def test_tars_of_several_splits_are_not_one_set_unasked(tmp_path: Path, names: s
     assert len(run(tmp_path, tmp_path / "all", split="all").manifest.records) == len(names.split())
     with pytest.raises(SourceError, match="has no split holdout"):
         run(tmp_path, tmp_path / "none", split="holdout")
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_keys_of_several_splits_are_not_one_set_unasked(tmp_path: Path, together: bool) -> None:
+    keys = {f"data/{split}/cat/{number}.jpg": picture(number) for number, split in enumerate(("train", "val"))}
+    parts = [keys] if together else [{key: data} for key, data in keys.items()]
+    for number, members in enumerate(parts):
+        wrote(tmp_path, members, f"{number}.tar")
+    for _ in range(2):  # also where the tars were read by the run before
+        with pytest.raises(SourceError, match=r"0\.tar: the keys .* several splits \(train, val\).*--split all"):
+            run(tmp_path)
+        assert not (tmp_path / "manifest.json").exists()
+    assert (run(tmp_path, split="all").read, len(ours(tmp_path))) == (0, 2)
+    assert run(tmp_path).manifest.total_samples == 2
 
 
 def test_splits_that_the_urls_name_were_asked_for(tmp_path: Path) -> None:

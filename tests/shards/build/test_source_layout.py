@@ -94,7 +94,7 @@ WEBDATASET = {
 }
 
 
-@pytest.mark.parametrize("names", ["shard-{:06d}.tar", "{:05d}.tar", "x-train-{:05d}-of-00003.tar"])
+@pytest.mark.parametrize("names", ["shard-{:06d}.tar", "{:05d}.tar", "x-train-{:05d}-of-00003.tar", "train/{:04d}.tar"])
 @pytest.mark.parametrize("kind", WEBDATASET)
 def test_webdataset_shards_are_no_classes(tmp_path: Path, kind: str, names: str) -> None:
     write_folder(tmp_path, {names.format(number): tar_of(WEBDATASET[kind]) for number in range(3)})
@@ -109,6 +109,8 @@ def test_one_webdataset_shard_is_refused_and_tars_of_classes_are_not(tmp_path: P
         open_source(str(tmp_path / "x.tar"))
     tars = {f"n{number:08d}.tar": tar_of({"0.JPEG": b"1", "0.json": b"{}"}) for number in (1440764, 1443537)}
     assert open_source(str(write_folder(tmp_path / "imagenet", tars))).classes == ("n01440764", "n01443537")
+    tars = {f"{name}/{number:04d}.tar": tar_of({"0.jpg": b"1"}) for name in ("cat", "dog") for number in range(2)}
+    assert open_source(str(write_folder(tmp_path / "parts", tars))).classes == ("cat", "dog")
 
 
 def test_the_command_names_what_may_be_no_class_or_no_photograph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
