@@ -66,7 +66,7 @@ def test_a_data_set_in_such_a_folder_is_indexed_verified_and_read(place: Store) 
     ("text", "expected"),
     [
         ("a.tar\nb.tar\n", ["a.tar", "b.tar"]),
-        ("# the first set\r\n\r\n  b.tar  \r\na.tar\r\nb.tar", ["a.tar", "b.tar"]),
+        ("\ufeff# the first set\r\n\r\n  b.tar  \r\na.tar\r\nb.tar", ["a.tar", "b.tar"]),
         ("{a,b}.tar\nsub", ["a.tar", "b.tar", "sub/c.tar"]),
         ("*.tar\nsub/*.tar", ["a.tar", "b.tar", "sub/c.tar"]),
         ("FOLDER/a.tar\nFOLDER/sub/c.tar", ["a.tar", "sub/c.tar"]),
