@@ -56,12 +56,12 @@ class Store:
         self.options = {key: typed_option(key, value) for key, value in (options or {}).items()}
         try:
             located = str(Path(self.url).expanduser()) if self.url.startswith("~") else self.url
+            if wrong := mistyped_option(fsspec.get_filesystem_class(fsspec.core.split_protocol(located)[0]), self.options):
+                raise StoreOptionsError(f"{redacted(url)}: {wrong}")
             self.fs, self.root = fsspec.core.url_to_fs(located, **self.options)
         except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:  # RuntimeError: ~name of a user who does not exist
             raise StoreError(f"{redacted(url)}: {reason_of(error)}") from error
         self.root = self.root.rstrip("/") or "/"
-        if wrong := mistyped_option(type(self.fs), self.options):
-            raise StoreOptionsError(f"{redacted(url)}: {wrong}")
 
     @property
     def local(self) -> Path | None:

@@ -100,7 +100,7 @@ def _tar_sizes(manifest: Manifest, tars: Store, listed: Mapping[str, int] | None
     names = [record.name for record in manifest.records]
     try:
         listed = dict(tars.list()) if listed is None else listed
-        unsized = {name for name in names if listed.get(name) == 0}  # web servers list names without sizes
+        unsized = {name for name in names if not listed.get(name)}  # web servers list names without sizes, or nothing at all
     except StoreError:  # some stores let objects be read but not listed
         listed, unsized = {}, set(names)
     with ThreadPoolExecutor(_SIZE_THREADS) as pool:

@@ -143,7 +143,7 @@ def _read_list(url: str, options: Options | None) -> Iterator[str] | None:
     if size > _LONGEST_LIST:
         raise SourceError(f"{store.describe(name)}: {size:,} bytes are too long for a list of tars. Name their folder, or a pattern")
     try:
-        lines = [line.strip() for line in store.read(name).decode().splitlines()]
+        lines = [line.strip() for line in store.read(name).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise SourceError(f"{store.describe(name)}: not a list of tars, because it is no text: {error}") from error
     named = [line for line in lines if line and not line.startswith("#")]
