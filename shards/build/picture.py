@@ -20,7 +20,7 @@ from PIL import Image, features
 
 from shards.dataset.jpeg_header import with_table
 from shards.dataset.orientation import UPRIGHT, orientation_of, turned
-from shards.dataset.pixels import FORMATS, PictureRejected, decode_jpeg, is_jpeg, opened, read_rgb, rejection, to_rgb
+from shards.dataset.pixels import FORMATS, MOST_PIXELS, PictureRejected, decode_jpeg, is_jpeg, opened, read_rgb, rejection, to_rgb
 from shards.errors import ShardError
 
 # what is read to be encoded again: no format that needs another program (EPS runs Ghostscript) or holds no photographs
@@ -47,7 +47,7 @@ class PictureRules:
 
     resize: int | None = 256
     quality: int = 90
-    max_pixels: int = 100_000_000
+    max_pixels: int = MOST_PIXELS
     max_bytes: int = 100_000_000
 
     def __post_init__(self) -> None:

@@ -33,6 +33,8 @@ _HEADER = struct.Struct("<8sQQQ")  # magic, samples, size of the shard in bytes,
 MAGIC = b"CE-IDX\x00\x01"
 _CHUNK = 1 << 20
 _LONGEST_LABEL = 64  # bytes of a label that are looked at
+Look = Callable[[str, bytes], None]
+"""Function that looks at the picture of a sample, by its key."""
 
 
 def digest(data: bytes | memoryview) -> int:
@@ -114,12 +116,13 @@ class _Unusable(ShardError):
     """The reason why a sample can't become a row; the caller knows the sample."""
 
 
-def make(tar: TarFile, name: str) -> ShardIndex:
+def make(tar: TarFile, name: str, look: Look | None = None) -> ShardIndex:
     """Makes the index of a tar by reading it.
 
     Args:
         tar: seekable file.
         name: name of the tar in errors.
+        look: as in `index_of`.
 
     Raises:
         ShardCorrupt: as `index_of`; or a sample has not exactly one picture, or a label that is no integer.
@@ -128,10 +131,10 @@ def make(tar: TarFile, name: str) -> ShardIndex:
     def refuse(key: str, reason: str) -> None:
         raise ShardCorrupt(f"{name}: sample {key} {reason}")
 
-    return index_of(tar, name, Rules(), refuse)
+    return index_of(tar, name, Rules(), refuse, look=look)
 
 
-def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str], None]) -> ShardIndex:
+def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str], None], look: Look | None = None) -> ShardIndex:
     """Makes the index of a tar in one pass that only goes forward.
 
     Args:
@@ -139,6 +142,7 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
         name: name of the tar in errors.
         rules: rules by which samples become rows.
         reject: called with (key, reason) for every sample that can't become a row.
+        look: called with (key, bytes of the picture) for every row; None reads no picture for its pixels.
 
     Raises:
         ShardCorrupt: as `scan`; or bytes follow the end of the archive.
@@ -147,9 +151,14 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
     pictures = frozenset({rules.picture}) if rules.picture else PICTURE_EXTENSIONS
     digests: dict[int, int] = {}
     labels: dict[int, bytes] = {}
+    files: dict[int, bytes] = {}
 
     def visit(extension: str, offset: int, length: int) -> None:
-        if extension in pictures and rules.digests:
+        if extension in pictures and look is not None:
+            files[offset] = _bytes_of(tar, offset, length)
+            if rules.digests:
+                digests[offset] = digest(files[offset])
+        elif extension in pictures and rules.digests:
             digests[offset] = _digest_of(tar, offset, length)
         elif extension in LABEL_EXTENSIONS and rules.labels:
             tar.seek(offset)
@@ -163,6 +172,9 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
             rows.append(_row(sample, pictures, digests, labels))
         except _Unusable as error:
             reject(sample.key, str(error))
+        if look is not None and rows and rows[-1][0] in files:
+            look(sample.key, files[rows[-1][0]])
+        files.clear()
         for place, _ in sample.members.values():
             digests.pop(place, None)
             labels.pop(place, None)
@@ -195,6 +207,16 @@ def member_name(header: bytes) -> str:
     name, prefix = (header[start:end].split(b"\0", 1)[0] for start, end in ((0, 100), (345, 500)))
     split = header[257:263] == b"ustar\0" and prefix  # GNU keeps other things there
     return (prefix + b"/" + name if split else name).decode("utf-8", "replace")
+
+
+def _bytes_of(tar: TarFile, offset: int, length: int) -> bytes:
+    """Returns a part of a tar, which may be longer than a reader gives at once."""
+    tar.seek(offset)
+    parts = []
+    while length > 0 and (data := tar.read(min(length, _CHUNK))):
+        parts.append(data)
+        length -= len(data)
+    return b"".join(parts)
 
 
 def _digest_of(tar: TarFile, offset: int, length: int) -> int:

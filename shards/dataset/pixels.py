@@ -17,6 +17,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from shards.dataset.jpeg_header import read_frame
 from shards.dataset.orientation import UPRIGHT, orientation_of, turned
 from shards.errors import ShardError
 
@@ -28,6 +29,8 @@ LOST_PIXELS = re.compile(
 _SOS, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE  # JPEG markers
 _ADDRESS = re.compile(r" ?(?:at )?0x[0-9a-fA-F]+")  # of an object in memory: another one in every run
 _LONGEST_REASON = 200
+MOST_PIXELS = 100_000_000
+"""Most pixels of a picture where nothing else is set."""
 _SPARE = 1 << 28  # bytes that a machine has which is not out of memory
 _ALWAYS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})  # Pillow's modes whose values always have a range
 
@@ -66,7 +69,8 @@ def read_rgb(
 
 
 def check_header(data: bytes, max_pixels: int) -> None:
-    """Refuses a picture that its header alone shows to be unreadable: its format, its size, or values without an agreed range.
+    """Refuses a picture that its header alone shows to be unreadable: its format, its size, or values without an agreed range. A few
+    microseconds for a JPEG.
 
     Args:
         data: bytes of the picture.
@@ -75,6 +79,9 @@ def check_header(data: bytes, max_pixels: int) -> None:
     Raises:
         PictureRejected: as `read_rgb`.
     """
+    frame = read_frame(data)
+    if frame is not None and frame.height * frame.width <= max_pixels:
+        return
     try:
         with opened(data, max_pixels) as image:
             if image.mode not in _ALWAYS:
@@ -91,7 +98,10 @@ def opened(data: bytes, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> 
     """
     if not data:
         raise PictureRejected("empty file")
-    image = Image.open(io.BytesIO(data), formats=formats)
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:
+        raise PictureRejected("not in a picture format that is known here") from None
     if image.width * image.height > max_pixels:
         raise PictureRejected(f"{image.width} x {image.height} pixels are more than max_pixels, {max_pixels}")
     return image
@@ -108,8 +118,6 @@ def rejection(error: Exception) -> PictureRejected:
     """
     if isinstance(error, PictureRejected):
         return error
-    if isinstance(error, UnidentifiedImageError):
-        return PictureRejected("not in a picture format that is known here")
     if isinstance(error, Image.DecompressionBombError):
         return PictureRejected("many times the pixels of max_pixels")
     if isinstance(error, MemoryError):  # damaged files claim absurd sizes too

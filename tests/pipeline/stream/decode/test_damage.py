@@ -117,7 +117,7 @@ def test_a_run_goes_on_over_jpegs_that_leave_the_fast_path(tmp_path: Path) -> No
 
 
 def test_damaged_pictures_of_every_format_are_refused_or_read_the_same_everywhere(draw: random.Random) -> None:
-    """What a build stores, the training reads, in every crop; and a build with `--resize none` stores what can be read whole."""
+    """The training reads, in every crop, all that a build stores; and a build with `--resize none` stores all that can be read whole."""
     grey = Image.fromarray(np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE) * 15)
     files = [sampled(*each) for each in ((1, 1), (2, 1), (2, 2), (1, 2), (4, 1), (1, 4))]
     files += [prepare(saved("PNG"), PictureRules()).data, saved("JPEG", progressive=True), saved("MPO")]
