@@ -24,8 +24,8 @@ from PIL import Image
 
 from pipeline.stream.decode import nvimgcodec
 from pipeline.stream.decode.crop import Box, Crop, CropRule, choose
-from pipeline.stream.decode.decoder import Decoder, DecoderName, decode, make_decoder
-from pipeline.stream.decode.jpeg import decode_rows
+from pipeline.stream.decode.decoder import Decoder, DecoderName, make_decoder
+from pipeline.stream.decode.jpeg import decode, decode_rows
 from pipeline.stream.decode.resize import resize
 from pipeline.stream.decode.segments import cut
 from shards.build.picture import PictureRules, prepare

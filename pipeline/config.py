@@ -123,6 +123,9 @@ class DataConfig:
     unavailable: Literal["stop", "substitute"] = "stop"
     """Reaction to a shard that fails after all retries: stop ends the run with the shard's name; substitute counts its samples as
     unreadable and goes on within max_bad_fraction. With substitute, the samples of a batch depend on when the store failed."""
+    orientation: Literal["turned", "stored"] = "turned"
+    """Handling of pictures that a camera stored on their side or mirrored: turned upright, as their EXIF data say, or as they are stored. A
+    run keeps what it began with; runs of versions that turned nothing keep `stored`. `build --resize` has turned its pictures already."""
     max_pixels: Annotated[int, Ge(1)] = 100_000_000
     """Pixels of the largest picture that is decoded; larger ones count as unreadable."""
 

@@ -228,6 +228,7 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("url", metavar="URL", help="the folder of the data set, or its manifest.json")
     parser.add_argument("--workers", type=int, default=0, help="shards read at once; 0: one per core, at most 8")
     parser.add_argument("--repair-index", action="store_true", help="make a missing or damaged index again if its shard is sound")
+    parser.add_argument("--decode", action="store_true", help="decode every picture, and count all that training could not read")
     _add_storage(parser)
     parser.set_defaults(run=_verify, after_interrupt="Nothing was changed")
 
@@ -237,8 +238,8 @@ def _verify(options: argparse.Namespace) -> int:
 
     if options.workers < 0:
         raise ShardError(f"--workers {options.workers}: give 0 or more")
-    findings = verify(options.url, parse_options(options.storage), options.workers, options.repair_index)
-    for problem in findings.problems:
+    findings = verify(options.url, parse_options(options.storage), options.workers, options.repair_index, decode=options.decode)
+    for problem in (*findings.problems, *findings.notes):
         print(printable(f"{problem.name}: {problem.what}"))
     for name in findings.repaired:
         print(printable(f"{name}: made again"))
@@ -247,6 +248,8 @@ def _verify(options: argparse.Namespace) -> int:
     if findings.problems:
         print(f"NOT sound: {len(findings.problems):,} problems in {what}", file=sys.stderr)
         return 1
+    if findings.unreadable:
+        what += f", {findings.unreadable:,} of which can't be read and are replaced in training (data.max_bad_fraction)"
     if findings.unproven:
         print(
             f"sound as far as is known: {what}; {findings.unproven:,} shards were indexed without reading them, "

@@ -240,9 +240,10 @@ class _Work:
 
     def _facts(self) -> dict[str, Any]:
         """All that decides the features; parts of other facts are refused."""
-        config = self._config
+        config, may_turn = self._config, self._dataset.manifest.stored_side is None  # a build that shrinks pictures has turned them
         return {
             "format": "context-encoder features 1",
+            **({"orientation": "turned"} if may_turn and config.data.orientation == "turned" else {}),
             "data_set": f"{self._dataset.manifest.fingerprint:016x}",
             "samples": self._samples,
             "encoder": digest_of(self._encoder),
@@ -287,7 +288,7 @@ class _Work:
 def cutter_of(config: EmbedConfig, encoder: TrainedEncoder, decoder: Decoder) -> PictureCutter:
     """The way from a picture's bytes to the encoder's input."""
     shorter_side = encoder.facts.transform.shorter_side if config.crop == "scaled" else None
-    return PictureCutter(decoder, shorter_side, config.data.max_pixels)
+    return PictureCutter(decoder, shorter_side, config.data.max_pixels, config.data.orientation == "turned")
 
 
 def _as_read(config: EmbedConfig) -> DataConfig:

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from pipeline.evaluation.architecture import EncoderInvalid, Layer
 from pipeline.recipes.pixels import PixelScale
-from shards.dataset.pixels import PictureRejected, to_rgb
+from shards.dataset.pixels import to_rgb
 
 FORMAT = "context-encoder"
 Origin = Literal["data set", "option", "assumed"]
 """Source from which the scale of the training's pictures is known."""
 _ASSUMED_RATIO = 256 / 227  # of a stored picture's shorter side to the crop, as in Caffe's AlexNet
 _TEXTS = frozenset({"format", "recipe", "player", "layout", "channels", "torch", "version", "shorter_side_from"})
-_PICTURE_ERRORS = (OSError, ValueError, SyntaxError, PictureRejected, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,10 @@ class Transform:
             return self._prepared(picture)
         try:
             with Image.open(picture) as opened:
-                return self._prepared(opened)
-        except _PICTURE_ERRORS as error:
+                upright = to_rgb(ImageOps.exif_transpose(opened))
+        except Exception as error:  # decoders raise errors of any type for damaged files
             raise EncoderInvalid(f"{picture}: can't be read as a picture ({' '.join(str(error).split())})") from error
+        return self._prepared(upright)
 
     def _prepared(self, picture: Image.Image) -> Tensor:
         rgb = to_rgb(ImageOps.exif_transpose(picture))

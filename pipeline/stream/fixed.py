@@ -129,7 +129,7 @@ class FixedChoice:
                         self._config.mask.draw(sample.mask_key, masks[sample.slot])
 
         chosen = np.asarray(numbers, np.int64)
-        rule = CropRule(self._config.data.crop, self._config.data.flip, self._config.data.max_pixels)
+        rule = CropRule.of(self._config.data)
         with ThreadPoolExecutor(max(1, min(self._threads, -(-count // _TOGETHER))), thread_name_prefix="evaluation") as pool:
             list(pool.map(fill, np.array_split(np.arange(count), max(1, -(-count // _TOGETHER)))))
         images[~readable] = 0  # a decoder may have written a part

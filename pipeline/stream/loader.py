@@ -28,6 +28,7 @@ from pipeline.stream.batch.quarantine import Quarantine
 from pipeline.stream.buffers import BufferPool
 from pipeline.stream.counters import Counters
 from pipeline.stream.dataset import HELD_BACK, Dataset, open_datasets
+from pipeline.stream.decode.crop import CropRule
 from pipeline.stream.decode.decoder import make_decoder
 from pipeline.stream.held_back import held_back_count
 from pipeline.stream.mixture import Position, granule, samples_per_dataset, spread
@@ -40,6 +41,7 @@ __all__ = ["Batch", "LoaderClosed", "StreamConfig", "StreamLoader"]
 
 _LARGEST_READ = 2 << 20  # bytes of a task's files: more would not stay in a cache until they are decoded
 _LARGEST_TASK = 64  # pictures; smaller tasks cost more in scheduling than the threads gain
+_TURNED = "turned"  # name, in a position's state, of 1 where pictures are turned upright; positions of earlier versions lack it
 _SWITCH_SECONDS = 2e-5  # longest time that a thread keeps the GIL from another one
 
 
@@ -156,26 +158,34 @@ class StreamLoader:
         first, *others = {dataset.manifest.stored_side for dataset in self.datasets}
         return None if others else first
 
+    @property
+    def may_turn(self) -> bool:
+        """False where every data set was built with pictures shrunk, since such a build has turned its pictures upright already."""
+        return any(dataset.manifest.stored_side is None for dataset in self.datasets)
+
     def state_dict(self) -> dict[str, int]:
         """The position and the facts that make it meaningful; the same on every rank."""
         state = {
             "seed": self.config.seed,
             "shuffle_block": self.config.data.shuffle_block,
             "pad": int(self.config.data.tail == "pad"),
+            _TURNED: int(self.config.data.orientation == "turned"),
         }
         for dataset, position in zip(self.datasets, self._positions, strict=True):
             state.update(dataset.state(position))
         return state
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continues from a position. The number of ranks may differ, and the batch may be any multiple of the lanes.
+        """Continues from a position. The number of ranks may differ, and the batch may be any multiple of the lanes. The run keeps its
+        `data.orientation`, whatever the settings say: pictures must not change in the middle of it.
 
         Raises:
             ManifestMismatch: the position is one in another order or data set.
             OrderError: the batch does not fit the lanes.
         """
         mine = self.state_dict()
-        state = {key: 0 for key in mine if key.endswith(HELD_BACK)} | dict(state)  # runs from before there were any held nothing back
+        # runs of versions that knew neither held nothing back and turned no picture
+        state = {key: 0 for key in mine if key == _TURNED or key.endswith(HELD_BACK)} | dict(state)
         for key, setting in {"seed": "seed", "shuffle_block": "data.shuffle_block", "pad": "data.tail"}.items():
             if int(state[key]) != mine[key]:
                 raise ManifestMismatch(f"the position to continue from was reached with another {setting}: set it back, or start a new run")
@@ -184,6 +194,8 @@ class StreamLoader:
             raise ManifestMismatch("the position to continue from was reached with other data.sources: set them back, or start a new run")
         self._take_slots([(lanes, held_back) for lanes, held_back, _ in found])
         self._positions = tuple(position for _, _, position in found)
+        self.config = replace(self.config, data=replace(self.config.data, orientation="turned" if state[_TURNED] else "stored"))
+        self._filler.rule = CropRule.of(self.config.data)
 
     def close(self) -> None:
         """Ends the threads. The loader can't be used afterwards."""

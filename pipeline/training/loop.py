@@ -203,6 +203,7 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
             stack.enter_context(engine)
         if found is not None:
             loader.load_state_dict(found.facts["position"])
+            config = dataclasses.replace(config, data=loader.config.data)  # with the orientation of pictures that the run began with
         train_step = TrainStep(recipe, engines, world, config.training)
         stack.enter_context(closing(reporter))
         stack.enter_context(closing(checkpoints))  # before all others: the folder is released only when no save is being written

@@ -9,8 +9,6 @@ ones are found here and not during a training. Colour profiles are not applied, 
 
 from __future__ import annotations
 
-import io
-import re
 from dataclasses import dataclass
 
 import cv2
@@ -18,29 +16,19 @@ import numpy as np
 import PIL
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, features
 
 from shards.dataset.jpeg_header import with_table
-from shards.dataset.lookalike import kind_of
-from shards.dataset.pixels import PictureRejected, refuse_lost_pixels, to_rgb
+from shards.dataset.orientation import UPRIGHT, orientation_of, turned
+from shards.dataset.pixels import FORMATS, MOST_PIXELS, PictureRejected, decode_jpeg, is_jpeg, opened, read_rgb, rejection, to_rgb
 from shards.errors import ShardError
 
-# all formats except those that need another program (EPS runs Ghostscript) or hold no photographs
+# what is read to be encoded again: no format that needs another program (EPS runs Ghostscript) or holds no photographs
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "GIF": "gif", "PPM": "ppm"}
 Image.init()
-_READABLE = tuple(kind for kind in (*_EXTENSIONS, "JPEG2000") if kind in Image.OPEN)  # MPO opens as JPEG
+_READABLE = tuple(kind for kind in (*FORMATS, "JPEG2000") if kind in Image.OPEN)
 _LONGEST_SIDE = 65500  # pixels; libjpeg writes no more
 _PILLOW_LIMIT = 178_956_970  # Pillow refuses or warns above this by itself
-_ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -59,7 +47,7 @@ class PictureRules:
 
     resize: int | None = 256
     quality: int = 90
-    max_pixels: int = 100_000_000
+    max_pixels: int = MOST_PIXELS
     max_bytes: int = 100_000_000
 
     def __post_init__(self) -> None:
@@ -94,43 +82,24 @@ def prepare(data: bytes, rules: PictureRules) -> StoredPicture:
     Raises:
         PictureRejected: the picture is empty, too large, or not decodable.
     """
-    if not data:
-        raise PictureRejected("empty file")
     if len(data) > rules.max_bytes:
         raise too_long(len(data), rules)
     try:
-        with Image.open(io.BytesIO(data), formats=_READABLE) as image:
-            pixels = image.width * image.height
-            if pixels > rules.max_pixels:
-                raise PictureRejected(f"{image.width} x {image.height} pixels are more than max_pixels, {rules.max_pixels}")
-            return _unchanged(data, image) if rules.resize is None else _resized(data, image, rules.resize, rules.quality)
-    except (PictureRejected, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise PictureRejected(kind_of(data) or "not in a picture format that is known here") from None
-    except Image.DecompressionBombError:
-        raise PictureRejected(f"many times the pixels of max_pixels, {rules.max_pixels}") from None
-    except Exception as error:  # decoders raise errors of many types for damaged files: OSError, SyntaxError, struct.error, IndexError, ...
-        text = re.sub(r"0x[0-9a-fA-F]+", "", " ".join(str(error).split()))
-        raise PictureRejected(f"can't be decoded: {text or type(error).__name__}"[:200]) from error
+        with opened(data, rules.max_pixels, _READABLE) as image:
+            if rules.resize is not None:
+                return _resized(data, image, rules.resize, rules.quality)
+            extension = _EXTENSIONS.get(image.format or "")
+        if extension is None:
+            raise PictureRejected(f"{image.format} can't be stored as it is: let it be encoded with --resize")
+        read_rgb(data, rules.max_pixels)  # as the training will
+    except Exception as error:
+        raise rejection(error) from error
+    return StoredPicture(data, extension)
 
 
 def too_long(length: int, rules: PictureRules) -> PictureRejected:
     """Returns the rejection of a file of `length` bytes."""
     return PictureRejected(f"{length} bytes are more than max_bytes, {rules.max_bytes}")
-
-
-def _unchanged(data: bytes, image: Image.Image) -> StoredPicture:
-    extension = _EXTENSIONS.get(image.format or "")
-    if extension is None:
-        raise PictureRejected(f"{image.format} can't be stored as it is: let it be encoded with --resize")
-    if _is_plain_jpeg(image):
-        simplejpeg.decode_jpeg(data)  # stricter than Pillow, and the decoder of the training
-    else:
-        image.load()
-        if image.format in {"JPEG", "MPO"}:
-            _decode_jpeg(data, None)  # raises where pixels are lost
-    return StoredPicture(data, extension)
 
 
 def _resized(data: bytes, image: Image.Image, shorter: int, quality: int) -> StoredPicture:
@@ -141,24 +110,23 @@ def _resized(data: bytes, image: Image.Image, shorter: int, quality: int) -> Sto
         size = (shorter, round(height * shorter / width)) if width < height else (round(width * shorter / height), shorter)
     if max(size) > _LONGEST_SIDE:
         raise PictureRejected(f"{size[0]} x {size[1]} pixels don't fit in a JPEG, whose longest side is {_LONGEST_SIDE}")
-    pixels = _decode_jpeg(data, size if larger else None) if _is_plain_jpeg(image) else None
+    # the decoder may halve very large pictures as it goes; twice the size keeps the antialiasing to the resize
+    least = {"min_width": 2 * size[0], "min_height": 2 * size[1], "min_factor": 2} if larger else {}
+    pixels = decode_jpeg(data, image, **least) if is_jpeg(image) else None
     if pixels is None:  # another format, or a JPEG that is unusual in a harmless way
         image.load()
-        turn = _TURNS.get(_orientation(image))
         rgb = to_rgb(image)
     else:
-        turn = _TURNS.get(_orientation(image))
-        if not larger and turn is None:
-            return StoredPicture(data, "jpg")
         rgb = Image.fromarray(pixels)
+    orientation = orientation_of(data, image)
+    if pixels is not None and not larger and orientation == UPRIGHT:
+        return StoredPicture(data, "jpg")
     if larger:
         rgb = rgb.resize(size, Image.Resampling.BICUBIC)
-    if turn is not None:
-        rgb = rgb.transpose(turn)
-    return StoredPicture(_encode(rgb, quality), "jpg")
+    return StoredPicture(_encode(turned(np.asarray(rgb), orientation), quality), "jpg")
 
 
-def _encode(rgb: Image.Image, quality: int) -> bytes:
+def _encode(rgb: NDArray[np.uint8], quality: int) -> bytes:
     """Encodes a JPEG with a restart marker behind every block of 16 x 16 pixels; OpenCV does it even where Pillow fails, for noise."""
     options = {
         cv2.IMWRITE_JPEG_QUALITY: quality,
@@ -166,30 +134,7 @@ def _encode(rgb: Image.Image, quality: int) -> bytes:
         cv2.IMWRITE_JPEG_RST_INTERVAL: 1,
         cv2.IMWRITE_JPEG_OPTIMIZE: 1,
     }
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(np.asarray(rgb), cv2.COLOR_RGB2BGR), [each for pair in options.items() for each in pair])
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [each for pair in options.items() for each in pair])
     if not done:
         raise PictureRejected("can't be encoded")
     return with_table(bytes(data))
-
-
-def _is_plain_jpeg(image: Image.Image) -> bool:
-    return image.format in {"JPEG", "MPO"} and image.mode in {"RGB", "L"}
-
-
-def _decode_jpeg(data: bytes, size: tuple[int, int] | None) -> NDArray[np.uint8] | None:
-    """Decodes to RGB uint8 (height, width, 3), at least twice `size` (width, height) if possible; None for an unusual picture."""
-    # the decoder may halve very large pictures as it goes; twice the size keeps the antialiasing to the resize
-    width, height = (2 * size[0], 2 * size[1]) if size else (0, 0)
-    try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, min_factor=2 if size else 1)
-    except ValueError as error:
-        refuse_lost_pixels(data, error)
-        return None
-    return pixels
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF data is no reason to lose a picture
-        return 1

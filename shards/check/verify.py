@@ -4,6 +4,10 @@ A shard is read once, forward, through a bounded buffer and without a copy on di
 all problems are reported, not only the first. An index is a function of its shard, so a lost or damaged one can be made again whenever the
 shard is sound. A shard that was indexed without reading it whole has no digest to compare: only its size, version and structure are
 checked, and `Findings.unproven` counts it.
+
+Pictures that can't be read, by the rule of `shards.dataset.pixels`, are counted: those whose header shows it, or, if they are to be
+decoded, all. They are problems of a data set that was built, which promises that every picture can be read; tars of other programs promise
+nothing, and training replaces such pictures.
 """
 
 from __future__ import annotations
@@ -11,7 +15,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +25,9 @@ import numpy as np
 
 from shards.console import ProgressReport
 from shards.dataset import index as shard_index
-from shards.dataset.index import ShardIndex
+from shards.dataset.index import Look, ShardIndex
 from shards.dataset.manifest import NAME, Manifest, ShardRecord, load, rules_of
+from shards.dataset.pixels import MOST_PIXELS, PictureRejected, check_header, read_rgb
 from shards.dataset.workplace import FOLDER, REJECTED, read_rejected
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
 from shards.store import Options, Store
@@ -51,15 +57,21 @@ class Findings:
         problems: problems, sorted by object; empty for a sound data set.
         repaired: names of the indexes that were made again.
         unproven: number of shards whose bytes can't be verified, because they were indexed without reading them.
+        unreadable: number of pictures that can't be read.
+        notes: shards of other programs that hold such pictures, with their keys and reasons.
     """
 
     manifest: Manifest
     problems: tuple[Problem, ...]
     repaired: tuple[str, ...]
     unproven: int = 0
+    unreadable: int = 0
+    notes: tuple[Problem, ...] = ()
 
 
-def verify(url: str, options: Options | None = None, workers: int = 0, repair_index: bool = False, quiet: bool = False) -> Findings:
+def verify(
+    url: str, options: Options | None = None, workers: int = 0, repair_index: bool = False, quiet: bool = False, decode: bool = False
+) -> Findings:
     """Reads a whole data set and compares it with its manifest.
 
     Args:
@@ -68,6 +80,7 @@ def verify(url: str, options: Options | None = None, workers: int = 0, repair_in
         workers: number of shards that are read at once; 0 takes one per core, at most 8.
         repair_index: write a missing or damaged index again if its shard is sound.
         quiet: show no progress on stderr.
+        decode: decode every picture, which takes many times as long as reading it.
 
     Raises:
         ManifestMismatch: the manifest is missing or damaged.
@@ -80,19 +93,44 @@ def verify(url: str, options: Options | None = None, workers: int = 0, repair_in
     problems = _check_objects(manifest, store, sizes)
     sizes |= _tar_sizes(manifest, tars, sizes if tars is store else None)
     repaired: list[str] = []
+    notes: list[Problem] = []
+    unreadable = 0
     report = ProgressReport("samples", manifest.total_samples, quiet=quiet)
-    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))  # reading and hashing both release the GIL
+    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))  # reading, hashing and decoding all release the GIL
+    check = functools.partial(_check_shard, manifest, store, tars, sizes, repair_index, decode)
     try:
-        check = functools.partial(_check_shard, manifest, store, tars, sizes, repair_index)
-        for record, findings in zip(manifest.records, pool.map(check, range(len(manifest.records))), strict=True):
-            problems += findings.problems
-            repaired += findings.repaired
-            report.advance(record.count, record.size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata
+            for record, findings in zip(manifest.records, pool.map(check, range(len(manifest.records))), strict=True):
+                problems += findings.problems
+                repaired += findings.repaired
+                unreadable += len(findings.unreadable)
+                if findings.unreadable:
+                    (notes if manifest.indexed else problems).append(Problem(record.name, _named(findings.unreadable)))
+                report.advance(record.count, record.size)
     finally:
         report.close()
         pool.shutdown(cancel_futures=True)
     unproven = sum(not record.sha256 for record in manifest.records)
-    return Findings(manifest, tuple(sorted(problems)), tuple(repaired), unproven)
+    return Findings(manifest, tuple(sorted(problems)), tuple(repaired), unproven, unreadable, tuple(notes))
+
+
+def _look(decode: bool, unreadable: list[tuple[str, str]], key: str, picture: bytes) -> None:
+    """Adds key and reason of a picture to a list if it can't be read."""
+    try:
+        if decode:
+            read_rgb(picture, MOST_PIXELS)
+        else:
+            check_header(picture, MOST_PIXELS)
+    except PictureRejected as error:
+        unreadable.append((key, str(error)))
+
+
+def _named(unreadable: Sequence[tuple[str, str]]) -> str:
+    """The sentence about a shard's pictures that can't be read, by key and reason."""
+    shown = "; ".join(f"{key} {reason}" for key, reason in unreadable[:_SHOWN_ROWS])
+    pictures = "1 picture" if len(unreadable) == 1 else f"{len(unreadable)} pictures"
+    return f"{pictures} can't be read, which training replaces: {shown}{'; ...' if len(unreadable) > _SHOWN_ROWS else ''}"
 
 
 def _tar_sizes(manifest: Manifest, tars: Store, listed: Mapping[str, int] | None) -> dict[str, int]:
@@ -133,32 +171,17 @@ def _check_objects(manifest: Manifest, store: Store, sizes: Mapping[str, int]) -
 class _ShardFindings:
     problems: list[Problem]
     repaired: list[str]
+    unreadable: list[tuple[str, str]]
 
 
-def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[str, int], repair_index: bool, shard: int) -> _ShardFindings:
-    record, findings = manifest.records[shard], _ShardFindings([], [])
+def _check_shard(
+    manifest: Manifest, store: Store, tars: Store, sizes: Mapping[str, int], repair_index: bool, decode: bool, shard: int
+) -> _ShardFindings:
+    record, findings = manifest.records[shard], _ShardFindings([], [], [])
     stored, trouble = _stored_index(manifest, store, sizes, shard)
-    actual: ShardIndex | None = None
-    sound = False
-    if record.name not in sizes:
-        findings.problems.append(Problem(record.name, _missing(tars, record.name, tars is not store)))
-    else:
-        try:
-            if record.sha256:
-                reader = TarReader(tars, record.name, sizes[record.name], whole=True)
-                try:
-                    actual = _index_of(manifest, record, reader)
-                finally:  # a damaged tar may end the reading early, but the digest is compared all the same
-                    sound = (sizes[record.name], reader.sha256()) == (record.size, record.sha256)
-                    if not sound:
-                        findings.problems.append(Problem(record.name, _difference(record, sizes[record.name])))
-            else:
-                sound = look_up(tars, record.name) == Tar(record.name, record.size, record.version)
-                if not sound:
-                    findings.problems.append(Problem(record.name, _replaced(record, sizes[record.name])))
-                actual = _index_of(manifest, record, TarReader(tars, record.name, sizes[record.name], whole=False))
-        except (ShardCorrupt, StoreError) as error:
-            findings.problems.append(Problem(record.name, str(error)))
+    actual, sound = _read_shard(manifest, record, tars, sizes.get(record.name), tars is not store, decode, findings)
+    if not sound:
+        findings.unreadable.clear()  # other bytes than those of the data set
     if actual is not None:
         findings.problems += _check_samples(manifest, record, actual, stored)
     if trouble is not None:
@@ -171,6 +194,36 @@ def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[s
             hint = " (the shard is sound: --repair-index makes it again)" if repairable else ""
             findings.problems.append(Problem(record.index_name, trouble + hint))
     return findings
+
+
+def _read_shard(
+    manifest: Manifest, record: ShardRecord, tars: Store, size: int | None, elsewhere: bool, decode: bool, findings: _ShardFindings
+) -> tuple[ShardIndex | None, bool]:
+    """Reads a shard, of a size or missing, which may lie elsewhere than the manifest. Returns the index that the shard should have, if it
+    can be read to its end, and True if its bytes are those of the manifest."""
+    actual: ShardIndex | None = None
+    sound = False
+    look = functools.partial(_look, decode, findings.unreadable)
+    if size is None:
+        findings.problems.append(Problem(record.name, _missing(tars, record.name, elsewhere)))
+        return None, False
+    try:
+        if record.sha256:
+            reader = TarReader(tars, record.name, size, whole=True)
+            try:
+                actual = _index_of(manifest, record, reader, look)
+            finally:  # a damaged tar may end the reading early, but the digest is compared all the same
+                sound = (size, reader.sha256()) == (record.size, record.sha256)
+                if not sound:
+                    findings.problems.append(Problem(record.name, _difference(record, size)))
+        else:
+            sound = look_up(tars, record.name) == Tar(record.name, record.size, record.version)
+            if not sound:
+                findings.problems.append(Problem(record.name, _replaced(record, size)))
+            actual = _index_of(manifest, record, TarReader(tars, record.name, size, whole=False), look if decode else None)
+    except (ShardCorrupt, StoreError) as error:
+        findings.problems.append(Problem(record.name, str(error)))
+    return actual, sound
 
 
 def _stored_index(manifest: Manifest, store: Store, sizes: Mapping[str, int], shard: int) -> tuple[ShardIndex | None, str | None]:
@@ -201,11 +254,11 @@ def _replaced(record: ShardRecord, size: int) -> str:
     return "another object than the one that was indexed (its version differs). Index it again"
 
 
-def _index_of(manifest: Manifest, record: ShardRecord, tar: TarFile) -> ShardIndex:
+def _index_of(manifest: Manifest, record: ShardRecord, tar: TarFile, look: Look | None) -> ShardIndex:
     """Makes the index that the shard should have, by the rules of its manifest."""
     if not manifest.indexed:
-        return shard_index.make(tar, record.name)
-    return shard_index.index_of(tar, record.name, rules_of(manifest, record), lambda _key, _reason: None)
+        return shard_index.make(tar, record.name, look=look)
+    return shard_index.index_of(tar, record.name, rules_of(manifest, record), lambda _key, _reason: None, look=look)
 
 
 def _check_samples(manifest: Manifest, record: ShardRecord, actual: ShardIndex, stored: ShardIndex | None) -> list[Problem]:

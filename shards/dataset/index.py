@@ -42,6 +42,8 @@ _LONGEST_LABEL = 64  # bytes of a label that are looked at
 _SHOWN = 5  # extensions of a sample that are named
 DOTS = "an extension begins at the first dot of a name"
 """Part of the reason why a sample has no picture, where dots in its names hide the picture's extension."""
+Look = Callable[[str, bytes], None]
+"""Function that looks at the picture of a sample, by its key."""
 
 
 def digest(data: bytes | memoryview) -> int:
@@ -147,12 +149,13 @@ class _Unusable(ShardError):
     """The reason why a sample can't become a row; the caller knows the sample."""
 
 
-def make(tar: TarFile, name: str) -> ShardIndex:
+def make(tar: TarFile, name: str, look: Look | None = None) -> ShardIndex:
     """Makes the index of a tar by reading it.
 
     Args:
         tar: seekable file.
         name: name of the tar in errors.
+        look: as in `index_of`.
 
     Raises:
         ShardCorrupt: as `index_of`; or a sample has not exactly one picture, or a label that is no integer.
@@ -162,13 +165,20 @@ def make(tar: TarFile, name: str) -> ShardIndex:
         raise ShardCorrupt(f"{name}: sample {key} {reason}")
 
     remarks = Remarks()
-    found = index_of(tar, name, Rules(), refuse, remarks)
+    found = index_of(tar, name, Rules(), refuse, remarks, look)
     if remarks.several:
         raise ShardCorrupt(f"{name}: {remarks.several:,} of its samples have several pictures where one is needed")
     return found
 
 
-def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str], None], remarks: Remarks | None = None) -> ShardIndex:
+def index_of(
+    tar: TarFile,
+    name: str,
+    rules: Rules,
+    reject: Callable[[str, str], None],
+    remarks: Remarks | None = None,
+    look: Look | None = None,
+) -> ShardIndex:
     """Makes the index of a tar in one pass that only goes forward.
 
     Args:
@@ -177,6 +187,7 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
         rules: rules by which samples become rows.
         reject: called with (key, reason) for every sample that can't become a row.
         remarks: gets what is remarkable about the samples.
+        look: called with (key, bytes of the picture) for every row; None reads no picture for its pixels.
 
     Raises:
         ShardCorrupt: as `scan`.
@@ -185,9 +196,14 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
     pictures = frozenset(rules.pictures)
     digests: dict[int, int] = {}
     labels: dict[int, bytes] = {}
+    files: dict[int, bytes] = {}
 
     def visit(extension: str, offset: int, length: int) -> None:
-        if extension in pictures and rules.digests:
+        if extension in pictures and look is not None:
+            files[offset] = _bytes_of(tar, offset, length)
+            if rules.digests:
+                digests[offset] = digest(files[offset])
+        elif extension in pictures and rules.digests:
             digests[offset] = _digest_of(tar, offset, length)
         elif extension in LABEL_EXTENSIONS and rules.labels:
             tar.seek(offset)
@@ -204,6 +220,9 @@ def index_of(tar: TarFile, name: str, rules: Rules, reject: Callable[[str, str],
                 remarks.several += rules.picture is None and len(pictures & sample.members.keys()) > 1
         except _Unusable as error:
             reject(sample.key, str(error))
+        if look is not None and rows and rows[-1][0] in files:
+            look(sample.key, files[rows[-1][0]])
+        files.clear()
         for place, _ in sample.members.values():
             digests.pop(place, None)
             labels.pop(place, None)
@@ -236,6 +255,16 @@ def member_name(header: bytes) -> str:
     name, prefix = (header[start:end].split(b"\0", 1)[0] for start, end in ((0, 100), (345, 500)))
     split = header[257:263] == b"ustar\0" and prefix  # GNU keeps other things there
     return (prefix + b"/" + name if split else name).decode("utf-8", "replace")
+
+
+def _bytes_of(tar: TarFile, offset: int, length: int) -> bytes:
+    """Returns a part of a tar, which may be longer than a reader gives at once."""
+    tar.seek(offset)
+    parts = []
+    while length > 0 and (data := tar.read(min(length, _CHUNK))):
+        parts.append(data)
+        length -= len(data)
+    return b"".join(parts)
 
 
 def _digest_of(tar: TarFile, offset: int, length: int) -> int:

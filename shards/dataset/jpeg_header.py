@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_SOF_PROGRESSIVE, _DHT, _JPG, _DAC, _EOI, _SOS, _DRI, _TABLE = 0xC2, 0xC4, 0xC8, 0xCC, 0xD9, 0xDA, 0xDD, 0xE9
+from shards.dataset.orientation import UPRIGHT, orientation_in
+
+_SOF_PROGRESSIVE, _DHT, _JPG, _DAC, _EOI, _SOS, _DRI, _APP1, _TABLE = 0xC2, 0xC4, 0xC8, 0xCC, 0xD9, 0xDA, 0xDD, 0xE1, 0xE9
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {_DHT, _JPG, _DAC}
 _BARE = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})  # no length follows these markers, and none of them belongs before the scan
 _CONTEXT = {1: 0, 2: 2}  # rows below that the upsampling of colours stored at full and at half height reads
@@ -66,6 +68,7 @@ class Frame(NamedTuple):
         scan: offset of the first coded byte in the file, where `interval` is not 0.
         table: offset of the table of segment lengths in the file; 0 without a table.
         entry: bytes per length in the table.
+        orientation: orientation of the picture, 1 to 8; height and width are those of the stored picture.
     """
 
     height: int
@@ -78,6 +81,7 @@ class Frame(NamedTuple):
     scan: int = 0
     table: int = 0
     entry: int = 0
+    orientation: int = UPRIGHT
 
 
 def read_frame(data: bytes | memoryview) -> Frame | None:
@@ -121,6 +125,7 @@ def _grid(height: int, width: int, block: tuple[int, int], interval: int) -> tup
 def _from_segments(data: bytes | memoryview) -> Frame | None:
     """Reads the frame from the segments of the header, one after the other."""
     frame: Frame | None = None
+    metadata: list[bytes] = []
     components, interval = 0, 0
     place, end = 2, len(data) - 24  # what follows a marker can be read without asking for each byte
     while place < end:
@@ -135,9 +140,13 @@ def _from_segments(data: bytes | memoryview) -> Frame | None:
             if frame is None:
                 return None
         elif kind == _SOS:
+            if frame is not None and metadata:
+                frame = frame._replace(orientation=orientation_in(metadata))
             return frame and _with_scan(frame, interval, place + 2 + length, several=data[place + 4] != components)
         elif kind == _DRI:
             (interval,) = _NUMBER(data, place + 4)
+        elif kind == _APP1:
+            metadata.append(bytes(data[place + 4 : place + 2 + length]))
         place += 2 + length
     return None
 

@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.stream.decode.crop import CropRule
-from pipeline.stream.decode.decoder import Decoder, UndecodableError, decode
+from pipeline.stream.decode.decoder import Decoder
+from pipeline.stream.decode.jpeg import decode
 from pipeline.stream.decode.resize import resize
 from shards.dataset.jpeg_header import read_frame
+from shards.dataset.pixels import PictureRejected
 
 
 class PictureCutter:
@@ -21,11 +23,12 @@ class PictureCutter:
         shorter_side: shorter side that pictures are resized to before `side` pixels are cut out of their middle; None leaves them at their
             own scale, where only a picture that is smaller than the input grows.
         max_pixels: most pixels that a picture may have to be decoded.
+        turn: turn pictures upright as their orientation says.
     """
 
-    def __init__(self, decoder: Decoder, shorter_side: int | None, max_pixels: int) -> None:
+    def __init__(self, decoder: Decoder, shorter_side: int | None, max_pixels: int, turn: bool = True) -> None:
         self._decoder, self._shorter_side, self._max_pixels = decoder, shorter_side, max_pixels
-        self._rule = CropRule("center", False, max_pixels)
+        self._rule = CropRule("center", False, max_pixels, turn)
 
     def cut(self, data: Sequence[bytes | memoryview], out: Sequence[NDArray[np.uint8]]) -> list[str | None]:
         """Decodes pictures and writes the middle of each.
@@ -62,8 +65,8 @@ class PictureCutter:
     def _whole(self, data: bytes, out: NDArray[np.uint8]) -> str | None:
         """Decodes a picture that is no JPEG of the usual kind, and cuts out its middle."""
         try:
-            pixels = decode(data, self._max_pixels)
-        except UndecodableError as error:
+            pixels = decode(data, self._max_pixels, self._rule.turn)
+        except PictureRejected as error:
             return str(error)
         height, width = pixels.shape[:2]
         side = self._part(height, width, len(out))

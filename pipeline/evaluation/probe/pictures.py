@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +20,12 @@ from pipeline.config import DataConfig
 from pipeline.stream.counters import Counters
 from pipeline.stream.dataset import open_datasets
 from pipeline.stream.read.samples import BadSample
+from shards.dataset.pixels import PictureRejected, read_rgb
 from shards.errors import ExplainedError
 from shards.store import Options
 
 _REQUESTS = 8  # samples in flight from a store
 _Result = TypeVar("_Result")
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class ProbeError(ExplainedError):
@@ -184,10 +183,10 @@ def batches(
         if data is None:
             return None
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                return transform(picture)
-        except (*_UNREADABLE, ExplainedError):
+            picture = Image.fromarray(read_rgb(data, DataConfig().max_pixels))
+        except PictureRejected:
             return None
+        return transform(picture)
 
     threads = max(1, min(16, len(os.sched_getaffinity(0))))
     tensors = _ahead((functools.partial(decoded, data) for data in pictures.read(numbers)), threads)

@@ -41,7 +41,8 @@ class Filler:
         self.decoder = decoder
         self.quarantine = quarantine
         self.counters = counters
-        self._rule = CropRule(data.crop, data.flip, data.max_pixels)
+        self.rule = CropRule.of(data)
+        """Settings of the crops, which a position that is loaded may change."""
         self._files = Scratch(_LARGEST_KEPT)
 
     def fill(self, filling: Filling, dataset: Dataset, position: Position, samples: PlannedSamples) -> None:
@@ -79,7 +80,7 @@ class Filler:
             pictures.append(picture)
             filling.labels[sample.slot] = label
         out = [filling.image_rows[each.slot] for each in read]
-        reasons = self.decoder.crops(pictures, out, self._rule, [each.key for each in read], [each.draws for each in read])
+        reasons = self.decoder.crops(pictures, out, self.rule, [each.key for each in read], [each.draws for each in read])
         for each, reason in zip(read, reasons, strict=True):
             if reason is not None:
                 bad.append((each.slot, dataset.reader.bad(each.sample_id, each.shard, each.row, "undecodable", reason)))

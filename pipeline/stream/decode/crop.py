@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import DataConfig
+from shards.dataset.orientation import TURNS
 from shards.keyed import words, words_of
 
 Crop = Literal["random", "random_resized", "center"]
@@ -31,11 +33,18 @@ class CropRule:
             100 % of the area at aspect 3/4 to 4/3; center is the square of random in the middle, never mirrored.
         flip: mirror with probability 1/2.
         max_pixels: most pixels that a picture may have to be decoded.
+        turn: turn pictures upright as their orientation says, before they are cropped.
     """
 
     crop: Crop
     flip: bool
     max_pixels: int
+    turn: bool = True
+
+    @staticmethod
+    def of(data: DataConfig) -> CropRule:
+        """The rule that the settings of the data name."""
+        return CropRule(data.crop, data.flip, data.max_pixels, data.orientation == "turned")
 
 
 class Box(NamedTuple):
@@ -56,6 +65,21 @@ class Box(NamedTuple):
     def right(self) -> int:
         """The first column beyond."""
         return self.left + self.width
+
+    def as_stored(self, height: int, width: int, orientation: int) -> Box:
+        """The box of the stored picture that becomes this box of the upright one.
+
+        Args:
+            height: height of the upright picture in pixels.
+            width: width of the upright picture in pixels.
+            orientation: orientation of the stored picture, 1 to 8.
+        """
+        turn = TURNS[orientation]
+        top = height - self.bottom if turn.reverses_rows else self.top
+        left = width - self.right if turn.reverses_columns else self.left
+        if turn.swaps:
+            return Box(left, top, self.width, self.height, self.mirror)
+        return self._replace(top=top, left=left)
 
 
 def draws_of(keys: NDArray[np.uint64], crop: Crop) -> NDArray[np.float64]:

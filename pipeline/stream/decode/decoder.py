@@ -8,7 +8,6 @@ run and recorded with it, because the pixels of two libraries, or of two version
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,23 +16,18 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.mapping import ConfigError
 from pipeline.stream.decode import nvimgcodec
 from pipeline.stream.decode.crop import Box, CropRule, choose
-from pipeline.stream.decode.jpeg import decode_rows, decode_whole
+from pipeline.stream.decode.jpeg import decode, decode_rows
 from pipeline.stream.decode.resize import resize
 from pipeline.stream.decode.segments import cut
 from shards.dataset.jpeg_header import Frame, read_frame
-from shards.dataset.pixels import refuse_lost_pixels, to_rgb
+from shards.dataset.orientation import TURNS, UPRIGHT, turned
+from shards.dataset.pixels import PictureRejected
 
 DecoderName = Literal["simplejpeg", "nvimgcodec"]
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-
-
-class UndecodableError(ValueError):
-    """A picture that no decoder reads, or that is over the limit of pixels."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +67,7 @@ class Decoder:
         """
         frames = [read_frame(each) for each in data]
         drawn: Sequence[Sequence[float] | None] = draws or [None] * len(keys)
-        boxes = [  # none for a picture over the limit, which `decode` refuses
-            choose(rule.crop, rule.flip, key, frame.height, frame.width, place.shape[0], few)
-            if frame is not None and frame.height * frame.width <= rule.max_pixels
-            else None
-            for frame, key, place, few in zip(frames, keys, out, drawn, strict=True)
-        ]
+        boxes = [_box(frame, rule, key, place.shape[0], few) for frame, key, place, few in zip(frames, keys, out, drawn, strict=True)]
         pieces = cut(data, frames, boxes)
         reasons: list[str | None] = []
         for each, place, key, frame, planned, piece in zip(data, out, keys, frames, boxes, pieces, strict=True):
@@ -86,16 +75,28 @@ class Decoder:
             try:
                 if frame is not None and box is not None:
                     part = self.part(each, frame, box) if piece is None else piece.decode(box)
+                    if part is not None and rule.turn:
+                        part = turned(part, frame.orientation)
                 if part is None or box is None:
-                    pixels = decode(bytes(each), rule.max_pixels)
+                    pixels = decode(bytes(each), rule.max_pixels, rule.turn)
                     box = choose(rule.crop, rule.flip, key, pixels.shape[0], pixels.shape[1], place.shape[0])
                     part = pixels[box.top : box.bottom, box.left : box.right]
-            except UndecodableError as error:
+            except PictureRejected as error:
                 reasons.append(str(error))
             else:
                 _write(part, place, box.mirror)
                 reasons.append(None)
         return reasons
+
+
+def _box(frame: Frame | None, rule: CropRule, key: int, size: int, draws: Sequence[float] | None) -> Box | None:
+    """The box of a stored picture that becomes its crop; None without a frame, or for a picture over the limit, which `decode` refuses."""
+    if frame is None or frame.height * frame.width > rule.max_pixels:
+        return None
+    if not rule.turn or frame.orientation == UPRIGHT:
+        return choose(rule.crop, rule.flip, key, frame.height, frame.width, size, draws)
+    upright = (frame.width, frame.height) if TURNS[frame.orientation].swaps else (frame.height, frame.width)
+    return choose(rule.crop, rule.flip, key, *upright, size, draws).as_stored(*upright, frame.orientation)
 
 
 def _write(part: NDArray[np.uint8], out: NDArray[np.uint8], mirror: bool) -> None:
@@ -129,44 +130,3 @@ def make_decoder(name: DecoderName = "simplejpeg") -> Decoder:
             "data.decoder: nvImageCodec is not installed: pip install 'context-encoders[decode]', or set data.decoder to simplejpeg"
         )
     return Decoder(f"nvimgcodec {version}, {always}", nvimgcodec.decode_region)
-
-
-def decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """All pixels of a picture.
-
-    Args:
-        data: the bytes of a JPEG, PNG, WebP, BMP, TIFF, GIF or PPM.
-        max_pixels: most pixels that a picture may have; larger ones are refused before they are decoded.
-
-    Returns:
-        uint8 (height, width, 3), RGB, in memory that the calling thread's next call writes over: copy what is kept.
-
-    Raises:
-        UndecodableError: not a picture, damaged, or too large.
-    """
-    if data[:3] == b"\xff\xd8\xff":
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            _check_size(height, width, max_pixels)
-            if colours in ("YCbCr", "RGB", "Gray"):
-                return decode_whole(data, height, width)
-        except UndecodableError:
-            raise
-        except ValueError as error:
-            try:
-                refuse_lost_pixels(data, error)
-            except ValueError as lost:
-                raise UndecodableError(str(lost)) from lost
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            _check_size(picture.height, picture.width, max_pixels)
-            return np.asarray(to_rgb(picture))
-    except UndecodableError:
-        raise
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file leads them to
-        raise UndecodableError(f"{type(error).__name__}: {error}") from error
-
-
-def _check_size(height: int, width: int, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        raise UndecodableError(f"{width} x {height} pixels are more than data.max_pixels = {max_pixels}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.stream.buffers import Scratch
 from pipeline.stream.decode.crop import Box
 from shards.dataset.jpeg_header import Frame
+from shards.dataset.pixels import read_rgb
 
 _EARLY_END = "extraneous bytes before marker 0xd9"  # libjpeg's words for data between the last row and the end marker
 _pixels = Scratch()
@@ -27,12 +28,35 @@ def decode_whole(data: bytes | bytearray | memoryview, height: int, width: int) 
         uint8 (height, width, 3), RGB, in memory that the calling thread's next call writes over.
 
     Raises:
-        ValueError: libjpeg's first error or warning, or another size.
+        ValueError: libjpeg's first error or warning, any other error of the decoder, or another size.
     """
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", buffer=_pixels.take((height, width, 3)))
+    memory = _pixels.take((height, width, 3))
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", buffer=memory)
+    except ValueError:
+        raise
+    except Exception as error:  # of any other type, for a file that it can't cope with
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     if pixels.shape != (height, width, 3):
         raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels instead of {width} x {height}")
     return pixels
+
+
+def decode(data: bytes, max_pixels: int, turn: bool = True) -> NDArray[np.uint8]:
+    """All pixels of a picture in any format, by the rule of `shards.dataset.pixels`.
+
+    Args:
+        data: bytes of a JPEG, PNG, WebP, BMP, TIFF, GIF or PPM.
+        max_pixels: most pixels that a picture may have; larger ones are refused before they are decoded.
+        turn: turn the picture upright as its orientation says; False leaves it as it is stored.
+
+    Returns:
+        uint8 (height, width, 3), RGB, in memory that the calling thread's next call writes over: copy what is kept.
+
+    Raises:
+        PictureRejected: not a picture, damaged, too large, or values without an agreed range.
+    """
+    return read_rgb(data, max_pixels, turn, _pixels.take)
 
 
 def decode_rows(data: bytes | memoryview, frame: Frame, box: Box) -> NDArray[np.uint8] | None:

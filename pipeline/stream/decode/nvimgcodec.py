@@ -49,7 +49,7 @@ def decode_region(data: bytes | memoryview, frame: Frame, box: Box) -> NDArray[n
         region = nvimgcodec.Region(box.top, box.left, box.bottom, box.right)
         image = _decoder().decode(nvimgcodec.CodeStream(bytes(data)).get_sub_code_stream(region=region), params=_thread.parameters)
         pixels: NDArray[np.uint8] | None = None if image is None else np.asarray(image.cpu())
-    except (RuntimeError, ValueError):
+    except Exception:  # of any type, for a file that it can't cope with
         pixels = None
     if pixels is None or pixels.shape != (box.height, box.width, 3):
         return decode_rows(data, frame, box)

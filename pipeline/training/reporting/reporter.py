@@ -7,7 +7,7 @@ all steps since the last time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -110,7 +110,8 @@ class Reporter:
             largest_slice: samples of the rank that has most of a global batch.
             evaluation: evaluation of the run, or a sentence about why it has none.
         """
-        config, size, step = self._config, self._world.size, found.step if found else 0
+        wanted, size, step = self._config, self._world.size, found.step if found else 0
+        config = replace(wanted, data=self._loader.config.data)  # with the orientation of pictures that the run began with
         slices = "" if size == 1 else f" in slices of up to {largest_slice}"
         self._progress.begin(step)
         self.say(f"recipe {config.recipe}, world size {size} ({self._world.device.type}), batch {config.training.global_batch}{slices}")
@@ -122,6 +123,9 @@ class Reporter:
             self.say(f"continues after step {step} of {config.training.steps}")
             for change in changed_settings(found.facts["config"], to_mapping(config)):
                 self.say(f"changed since the checkpoint: {change}")
+            if config.data.orientation != wanted.data.orientation and self._loader.may_turn:
+                kept, asked = config.data.orientation, wanted.data.orientation
+                self.say(f"data.orientation stays {kept}, as the run began; only a new run takes {asked}")
         self._folder.write_config(to_mapping(config))
         if self._world.is_first and isinstance(evaluation, str):
             self.learning.not_evaluated(evaluation)

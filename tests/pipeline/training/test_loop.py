@@ -107,3 +107,24 @@ def test_a_step_is_saved_once_however_often_its_turn_comes(tmp_path: Path, monke
     again = pretrain(parse(recipes.SETTINGS, [*settings, "--training.steps", "4"]), Interruption())
     assert (again.step, again.finished) == (4, True)
     assert saved == [2, 4]
+
+
+def test_a_run_that_turned_no_pictures_goes_on_so_and_says_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Positions of earlier versions say nothing of the orientation; pictures must not change in the middle of a run."""
+    state = StreamLoader.state_dict
+    settings = run_settings(tmp_path, 1, "--evaluation.every", "0", "--training.pictures_every", "0")
+
+    def train(steps: int, *more: str) -> None:
+        assert pretrain(parse(recipes.SETTINGS, [*settings, "--training.steps", str(steps), *more]), Interruption()).finished
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(StreamLoader, "state_dict", lambda self: {k: v for k, v in state(self).items() if k != "turned"})
+        train(1, "--data.orientation", "stored")
+    capsys.readouterr()
+    train(2)
+    assert "data.orientation stays stored, as the run began; only a new run takes turned" in capsys.readouterr().err
+    assert "orientation: stored" in (tmp_path / "run" / "config.yaml").read_text()
+    starts = [row for row in rows(tmp_path / "run" / "events.jsonl") if row["event"] == "start"]
+    assert starts[1]["position"]["turned"] == 0

@@ -7,15 +7,21 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from launch.local.object_store import SeaweedFS
+from pipeline.config import DataConfig
+from pipeline.stream.loader import StreamConfig, StreamLoader
+from shards.__main__ import main
 from shards.build.build import BuildFailed
 from shards.check.verify import verify
 from shards.dataset import index
+from shards.dataset.pixels import PictureRejected, read_rgb
 from shards.errors import ManifestMismatch, ShardError
 from shards.store import Store
-from tests.shards.trees import classed, contents, run, shards_only, write_folder
+from tests.datasets import photographs, write_dataset
+from tests.shards.trees import classed, contents, encoded, run, shards_only, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +202,54 @@ def test_a_build_into_a_store_that_goes_away_goes_on_when_it_is_back(tmp_path: P
 def contents_of(tree: Path, folder: Path) -> set[str]:
     run(tree, folder / "fresh")
     return set(shards_only(folder / "fresh")) | {"manifest.json"}
+
+
+def pictures_that_can_not_be_read() -> dict[str, bytes]:
+    photograph = photographs(1)[0]
+    return {
+        "floats": encoded(np.zeros((40, 40), np.float32), "TIFF"),
+        "wide integers": encoded(np.full((40, 40), 70_000, np.int32), "TIFF"),
+        "no picture": b"hello",
+        "cut short": photograph[: len(photograph) // 2],
+        "lost pixels": photograph[: len(photograph) // 2] + b"\xff\xd9",
+        "cut PNG": encoded(np.zeros((40, 40, 3), np.uint8), "PNG")[:-30],
+    }
+
+
+@pytest.mark.parametrize(("decode", "count"), [(False, 3), (True, 6)])
+def test_pictures_that_can_not_be_read_are_counted_by_the_rule_of_the_training(tmp_path: Path, decode: bool, count: int) -> None:
+    """They are problems of a data set that was built; in tars of others they are counted, and training replaces them."""
+    bad = pictures_that_can_not_be_read()
+    for picture in bad.values():
+        with pytest.raises(PictureRejected):
+            read_rgb(picture, 10**6)
+    write_dataset(tmp_path / "built", [*photographs(10), *bad.values()], [16])
+    found = verify(str(tmp_path / "built"), quiet=True, decode=decode)
+    assert found.unreadable == count
+    (problem,) = found.problems
+    assert problem.what.startswith(f"{count} pictures can't be read, which training replaces: 000000010 floating-point values")
+
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    shutil.copy(tmp_path / "built" / "shard-000000.tar", tars / "0.tar")
+    assert main(["index", str(tars)]) == 0
+    found = verify(str(tars), quiet=True, decode=decode)
+    assert found.problems == ()
+    assert found.unreadable == count
+    assert [note.name for note in found.notes] == ["0.tar"]
+    data = DataConfig(shards=str(tars), threads=1, lanes=1, max_bad_fraction=1)
+    with StreamLoader(StreamConfig(data, image_size=96, global_batch=16, epochs=1)) as loader:
+        (batch,) = loader
+        assert set(batch.sample_ids.tolist()) <= set(range(10))
+        found_bad = [loader.quarantine.find(number) for number in range(10, 16)]
+    assert all(each is not None and each.cause == "undecodable" for each in found_bad)
+
+
+def test_pictures_of_tars_without_digests_are_read_only_to_be_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(tmp_path / "built", [*photographs(4), b"hello"], [5])
+    (tmp_path / "tars").mkdir()
+    shutil.copy(tmp_path / "built" / "shard-000000.tar", tmp_path / "tars" / "0.tar")
+    assert main(["index", str(tmp_path / "tars"), "--digests", "none"]) == 0
+    assert verify(str(tmp_path / "tars"), quiet=True).unreadable == 0
+    assert main(["verify", str(tmp_path / "tars"), "--decode"]) == 0
+    assert "0.tar: 1 picture can't be read, which training replaces: 000000004 not in a picture format" in capsys.readouterr().out

@@ -1,0 +1,127 @@
+"""Orientation of pictures: cameras store a picture as their sensor lies, and note how it has to be turned to stand upright.
+
+The note is the orientation tag (0x0112) of the EXIF data, or `tiff:Orientation` of the XMP data where EXIF has none: 1 for a picture that
+stands upright as it is stored, 2 to 8 for the other turns and mirror images. A note that is damaged or out of range counts as 1. Pillow
+turns TIFFs by itself when it decodes them.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+UPRIGHT = 1
+"""Orientation of a picture that is stored as it is to be seen."""
+_TAG = 0x0112
+_SHORT = 3  # the tag's type in EXIF
+_EXIF, _ENTRY = b"Exif\0\0", 12
+_ORDERS = {b"II": "<", b"MM": ">"}
+_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_APP1, _SOS = 0xE1, 0xDA  # JPEG markers
+_BARE = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})  # no length follows these
+
+
+class Turn(NamedTuple):
+    """The way from a stored picture to the upright one: rows and columns are swapped, then either is reversed."""
+
+    swaps: bool
+    reverses_rows: bool
+    reverses_columns: bool
+
+
+TURNS = {
+    1: Turn(False, False, False),
+    2: Turn(False, False, True),
+    3: Turn(False, True, True),
+    4: Turn(False, True, False),
+    5: Turn(True, False, False),
+    6: Turn(True, False, True),
+    7: Turn(True, True, True),
+    8: Turn(True, True, False),
+}
+"""Turn of each orientation."""
+
+
+def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turns a picture, or a part of one, upright.
+
+    Args:
+        pixels: uint8 (height, width, 3), as stored.
+        orientation: orientation of the picture, 1 to 8.
+
+    Returns:
+        The upright pixels, contiguous; those that were given, where nothing is to be turned.
+    """
+    if orientation == UPRIGHT:
+        return pixels
+    turn = TURNS[orientation]
+    if turn.swaps:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels[:: -1 if turn.reverses_rows else 1, :: -1 if turn.reverses_columns else 1])
+
+
+def orientation_of(data: bytes, image: Image.Image) -> int:
+    """The orientation of a picture, 1 to 8.
+
+    Args:
+        data: bytes of the picture.
+        image: picture, opened and loaded, because some formats note the orientation behind the pixels.
+    """
+    if image.format in {"JPEG", "MPO"}:
+        return orientation_in(_metadata(data))
+    try:
+        found = image.getexif().get(_TAG, UPRIGHT)
+    except Exception:  # damaged EXIF data is no reason to lose a picture
+        return UPRIGHT
+    return found if found in TURNS else UPRIGHT
+
+
+def orientation_in(segments: Sequence[bytes]) -> int:
+    """The orientation that a JPEG's segments of metadata (APP1) note, 1 to 8.
+
+    Args:
+        segments: bytes of the segments behind their length, in the order of the file.
+    """
+    found = next((found for each in segments if each[:6] == _EXIF and (found := _tag(each[6:])) is not None), None)
+    if found is None:
+        xmp = next((match for each in segments if each[:6] != _EXIF and (match := _XMP.search(each))), None)
+        found = int(xmp[1]) if xmp else UPRIGHT
+    return found if found in TURNS else UPRIGHT
+
+
+def _tag(tiff: bytes) -> int | None:
+    """The orientation tag of EXIF data, which is built like a TIFF; None without the tag, or where the data are damaged before it."""
+    order = _ORDERS.get(tiff[:2])
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(f"{order}L", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        entry = struct.Struct(f"{order}HHLH").unpack_from
+        for number in range(count):
+            tag, kind, values, value = entry(tiff, start + 2 + number * _ENTRY)
+            if tag == _TAG and kind == _SHORT and values == 1:
+                return int(value)
+    except struct.error:
+        return None
+    return None
+
+
+def _metadata(jpeg: bytes) -> list[bytes]:
+    """The segments of metadata of any JPEG, also one with stray or fill bytes between its segments."""
+    found, place = list[bytes](), 2
+    while (place := jpeg.find(b"\xff", place)) >= 0 and place + 4 <= len(jpeg) and jpeg[place + 1] != _SOS:
+        if jpeg[place + 1] in _BARE:
+            place += 1
+            continue
+        end = place + 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+        if jpeg[place + 1] == _APP1:
+            found.append(jpeg[place + 4 : end])
+        place = end
+    return found
