@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from pipeline.mapping import ConfigError
 from pipeline.training.slurm.submission import SCRIPT, Resources, SubmitError, describe, prepare, submit
+from pipeline.training.slurm.surroundings import ignored_wishes
 
 
 def main() -> int:
@@ -38,6 +40,8 @@ def main() -> int:
     chosen = {name: value for name, value in vars(options).items() if name not in ("array", "dry_run", "sbatch")}
     try:
         submission = prepare(Resources(**chosen, options=options.sbatch), [word for word in settings if word != "--"], options.array)
+        if wishes := ignored_wishes(os.environ):
+            print(f"note: {', '.join(wishes)}: not followed. Give what this job needs with --sbatch KEY=VALUE", file=sys.stderr)
         print(submission, flush=True)
         if options.dry_run:
             print(f"\n{SCRIPT.read_text(encoding='utf-8')}\nnothing was submitted", flush=True)
