@@ -7,9 +7,12 @@ import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before PYTHONPATH, where another project may have a `pipeline`
+
 from pipeline.mapping import ConfigError
 from pipeline.training.slurm.submission import SCRIPT, Resources, SubmitError, describe, prepare, submit
 from pipeline.training.slurm.surroundings import ignored_wishes
+from shards.console import exit_code
 
 
 def main() -> int:
@@ -59,4 +62,4 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "squeue --me shows whether the job was submitted"))

@@ -1,7 +1,7 @@
 """The environment that SLURM's commands are called with: the caller's, without the variables of a job, site default or launcher around it.
 
-`sbatch` hands the whole environment on, and SLURM sets a variable of the new job only where the job has the thing that it counts. A shell
-inside an allocation (salloc, an interactive srun, a notebook) would therefore give the new job the memory, the GPUs or the array of its own.
+`sbatch` hands the whole environment on, and SLURM sets a variable of the new job only where the job has what the variable counts. A shell
+inside an allocation (salloc, an interactive srun, a notebook) would therefore give the new job its own memory, GPUs or array.
 """
 
 from __future__ import annotations
