@@ -75,7 +75,8 @@ class RunFolder:
             self._lock.close()
             raise RunFolderError(
                 f"{path / '.lock'}: can't be locked ({error.strerror}), and without a lock two runs could write here. The "
-                f"{file_system(path)} has no locks: choose another with --run, or have it mounted with them (Lustre: -o flock; NFS: with lockd)"
+                f"{file_system(path)} has no locks: choose another with --run, or have it mounted with them (Lustre: -o flock; NFS: with "
+                "lockd)"
             ) from error
         if not locked:
             self._lock.close()
