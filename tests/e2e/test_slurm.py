@@ -30,7 +30,7 @@ VENV = Path(sys.executable).parent.parent
 INSIDE_A_JOB = {
     **{"SBATCH_EXPORT": "NONE", "SBATCH_OPEN_MODE": "truncate", "SBATCH_SIGNAL": "B:TERM@5", "SQUEUE_STATES": "PENDING"},
     **{"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "5", "SLURM_RESTART_COUNT": "3"},
-    **{"SLURM_MEM_PER_CPU": "100", "SLURM_GPUS_ON_NODE": "2", "SLURM_NTASKS_PER_NODE": "2", "PMI_SIZE": "2"},
+    **{"SLURM_MEM_PER_CPU": "100", "SLURM_GPUS_ON_NODE": "2", "SLURM_NTASKS_PER_NODE": "2", "PMI_SIZE": "2", "OMP_NUM_THREADS": "2,1"},
 }
 """Variables of a shell inside another job, at a site whose jobs inherit nothing."""
 

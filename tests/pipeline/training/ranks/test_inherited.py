@@ -18,7 +18,7 @@ def test_the_folder_of_a_web_services_metrics_is_not_used(name: str) -> None:
     assert environment == OWN
 
 
-@pytest.mark.parametrize("name", sorted(LAUNCHED))
+@pytest.mark.parametrize("name", [*LAUNCHED, "TORCHELASTIC_RESTART_COUNT"])
 def test_a_variable_of_a_launch_that_is_set_to_nothing_is_none(name: str) -> None:
     environment = {**OWN, name: ""}
     leave_out(environment)
