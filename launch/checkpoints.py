@@ -8,11 +8,14 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before PYTHONPATH, where another project may have a `pipeline`
+
 from monitoring.run_files import EVENTS
 from pipeline.training.checkpoint.ownership import release
 from pipeline.training.checkpoint.retention import Retention
 from pipeline.training.checkpoint.store import CheckpointInvalid, describe, folder_name, verify
 from pipeline.training.record.run_folder import RunFolder, RunFolderError, checkpoint_store
+from shards.console import exit_code
 from shards.errors import ShardError
 from shards.urls import parse_options
 
@@ -91,4 +94,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "The same command goes on"))

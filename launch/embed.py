@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before PYTHONPATH, where another project may have a `pipeline`
+
 from pipeline.training.supervision import stacks
 from pipeline.training.supervision.interruption import Interruption
 
@@ -9,15 +15,14 @@ interruption = Interruption()
 stacks.answer()
 interruption.install()  # before the imports below take their seconds, in which a signal must not meet the default handler
 
-import os  # noqa: E402
-import sys  # noqa: E402
-
 from pipeline.evaluation.embedding.settings import check_launcher, parse  # noqa: E402
 from pipeline.training.failures import exit_with_message  # noqa: E402
+from shards.console import outlive_console  # noqa: E402
 
 
 def main() -> int:
     """Reads the settings, embeds, and prints the outcome; returns 130 where a signal ended the work before the output was whole."""
+    outlive_console()
     with exit_with_message():
         config = parse(sys.argv[1:], description=__doc__ or "")
         check_launcher(config, os.environ)

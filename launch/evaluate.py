@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before PYTHONPATH, where another project may have a `pipeline`
+
 from shards.build.sources import open_source
 from shards.build.sources.reading import read_pictures
 from shards.console import exit_code, printable

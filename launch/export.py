@@ -6,7 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before PYTHONPATH, where another project may have a `pipeline`
+
 from pipeline.evaluation.export import export_encoder
+from shards.console import exit_code
 from shards.errors import ExplainedError
 from shards.urls import parse_options
 
@@ -48,4 +51,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "Nothing was written"))

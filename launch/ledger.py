@@ -6,8 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before PYTHONPATH, where another project may have a `pipeline`
+
 from pipeline.training.record.ledger import account
 from pipeline.training.record.run_folder import RunFolderError
+from shards.console import exit_code
 from shards.errors import ShardError
 from shards.urls import parse_options
 
@@ -50,4 +53,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "Nothing was changed"))

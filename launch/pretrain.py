@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before PYTHONPATH, where another project may have a `pipeline`
+
+from pipeline.training.ranks import inherited
 from pipeline.training.supervision import stacks
 from pipeline.training.supervision.interruption import Interruption
 
+inherited.leave_out(os.environ)  # before the imports below read it
 interruption = Interruption()
 stacks.answer()
 interruption.install()  # before the imports below take their seconds, in which a signal must not meet the default handler
-
-import sys  # noqa: E402
 
 from monitoring.report import page_of_finished_run  # noqa: E402
 from pipeline import recipes  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.training.failures import exit_with_message  # noqa: E402
 from pipeline.training.loop import pretrain  # noqa: E402
+from shards.console import outlive_console  # noqa: E402
 
 
 def main() -> None:
     """Reads the settings, trains, and prints the outcome."""
+    outlive_console()
+    try:
+        inherited.check_ranks(os.environ)
+    except inherited.InheritedError as error:
+        raise SystemExit(f"error: {error}") from None
     with exit_with_message():
         config = parse(recipes.SETTINGS, sys.argv[1:], description=__doc__ or "")
         outcome = pretrain(config, interruption)

@@ -6,7 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before PYTHONPATH, where another project may have a `pipeline`
+
 from monitoring.report import RunPageError, write_run_page
+from shards.console import exit_code
 
 
 def main() -> int:
@@ -27,4 +30,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "The page is as it was"))

@@ -1,17 +1,23 @@
-"""Output of a command on a terminal or in a log: progress, sizes, names, and the error that ended it."""
+"""Output of a command on a terminal or in a log: progress, sizes, names, the error that ended it, and a console that can't be written."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
+from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
 
 from shards.errors import ShardError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -65,7 +71,47 @@ def megabytes(size: int) -> str:
 def printable(text: str) -> str:
     """Returns text that is safe for any terminal, because file names may hold control characters or bytes that are no text."""
     clean = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-    return clean.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(sys.stdout.encoding or "utf-8")
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # stdout is None where it was closed before the start
+    return clean.encode(encoding, "backslashreplace").decode(encoding)
+
+
+class _LossyFile(io.FileIO):
+    """A descriptor that takes everything: bytes that can't be written are lost, and no error is raised."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        view = memoryview(data).cast("B")
+        size = len(view)
+        with suppress(OSError):
+            while view and (written := super().write(view)):  # None: the reader is slow, and the descriptor does not wait
+                view = view[written:]
+        return size
+
+
+def outlive_console() -> None:
+    """Lets this process go on when its console is gone, full, or of an encoding that lacks a character: stdout and stderr lose the lines or
+    write the character's number, now and while the process ends.
+
+    A descriptor that was closed before the start becomes /dev/null, because the next file that is opened would get its number, and with it
+    everything that is printed.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = _lossy(sys.stdout, 1), _lossy(sys.stderr, 2)
+
+
+def _lossy(stream: TextIO | None, number: int) -> TextIO:
+    encoding = "utf-8"
+    if stream is not None:  # None: closed before the start
+        try:
+            number, encoding = stream.fileno(), stream.encoding
+        except ValueError:  # no file at all
+            return stream
+        with suppress(OSError):
+            stream.flush()
+    return io.TextIOWrapper(_LossyFile(number, "w", closefd=False), encoding=encoding, errors="backslashreplace", write_through=True)
 
 
 def exit_code(command: Callable[[], int], after_interrupt: str) -> int:
@@ -76,20 +122,43 @@ def exit_code(command: Callable[[], int], after_interrupt: str) -> int:
         after_interrupt: sentence that is shown when Ctrl-C or SIGTERM, which schedulers send, ends the work.
 
     Returns:
-        Exit code of the command; 1 after a ShardError or when the reader of stdout is gone, 130 after an interrupt.
+        Exit code of the command; 1 after a ShardError or when stdout can't be written, 130 after an interrupt.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return command()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        code = command()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, because at the end of the process the error would be a traceback
+        return code
     except ShardError as error:
         print("\n".join(map(printable, f"error: {error}".splitlines())), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted. {after_interrupt}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # | head
+    except OSError as error:
+        if not _is_lost(sys.stdout):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # | head
+            with suppress(OSError):
+                print(f"error: stdout can't be written ({error.strerror}): the output is cut short", file=sys.stderr)
         return 1
+
+
+def _is_lost(stream: TextIO | None) -> bool:
+    """Returns whether a stream can't be written, by writing an empty line."""
+    if stream is None:
+        return False
+    try:
+        os.write(stream.fileno(), b"\n")
+    except ValueError:  # no file at all, as in tests
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

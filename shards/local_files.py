@@ -16,7 +16,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -96,6 +96,18 @@ def wait_for_lock(file: int) -> None:
 def unlock(file: int) -> None:
     """Releases the lock of an open file."""
     fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def file_system(path: Path) -> str:
+    """Names the file system of a path as `TYPE at MOUNT POINT`, for a message; `file system` where the kernel does not list it."""
+    place = os.path.realpath(path)
+    best = ("", "")
+    with suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            point, kind = (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), field) for field in line.split(" ")[1:3])
+            if len(point) >= len(best[0]) and (place + "/").startswith(point.rstrip("/") + "/"):  # the later of two hides the other
+                best = (point, kind)
+    return f"{best[1]} at {best[0]}" if best[0] else "file system"
 
 
 def files_below(

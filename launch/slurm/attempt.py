@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before PYTHONPATH, where another project may have a `pipeline`
+
 from pipeline.training.record.run_folder import RunFolderError
 from pipeline.training.slurm.attempts import Verdict, begin_attempt, end_attempt, free_port, job_name
 

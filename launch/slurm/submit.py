@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before PYTHONPATH, where another project may have a `pipeline`
+
 from pipeline.mapping import ConfigError
 from pipeline.training.slurm.submission import SCRIPT, Resources, SubmitError, describe, prepare, submit
+from pipeline.training.slurm.surroundings import ignored_wishes
+from shards.console import exit_code
 
 
 def main() -> int:
@@ -38,6 +43,8 @@ def main() -> int:
     chosen = {name: value for name, value in vars(options).items() if name not in ("array", "dry_run", "sbatch")}
     try:
         submission = prepare(Resources(**chosen, options=options.sbatch), [word for word in settings if word != "--"], options.array)
+        if wishes := ignored_wishes(os.environ):
+            print(f"note: {', '.join(wishes)}: not followed. Give what this job needs with --sbatch KEY=VALUE", file=sys.stderr)
         print(submission, flush=True)
         if options.dry_run:
             print(f"\n{SCRIPT.read_text(encoding='utf-8')}\nnothing was submitted", flush=True)
@@ -55,4 +62,4 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, "squeue --me shows whether the job was submitted"))

@@ -26,11 +26,17 @@ BATCH = ["--training.global_batch", "8", "--training.micro_batch", "4"]
 
 
 @pytest.mark.slow
-def test_plain_accelerate_launch_trains_on_one_process(shards: Path, tmp_path: Path) -> None:
-    done = launch(1, *setting_list(shards, tmp_path / "run", 4, *SMALL, *BATCH), real=True)
+def test_plain_accelerate_launch_trains_on_one_process_whatever_other_programs_left_around_it(shards: Path, tmp_path: Path) -> None:
+    """A web service's folder of metrics, a rank of another launcher, an encoding without umlauts, and another project on the path."""
+    for name in ("pipeline.py", "monitoring.py", "shards.py"):
+        (tmp_path / name).write_text("raise ImportError('of another project')")
+    around = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "missing"), "LOCAL_RANK": "0", "RANK": "", "PYTHONIOENCODING": "ascii"}
+    settings = setting_list(shards, tmp_path / "run ä", 4, *SMALL, *BATCH)
+    done = launch(1, *settings, real=True, PYTHONPATH=str(tmp_path), **around)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "world size 1 (cpu)" in done.stderr
     assert done.stdout.count("finished: 4 steps with 1 ranks") == 1
+    assert "run \\xe4/report.html" in done.stdout
 
 
 @pytest.mark.slow

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from pipeline.training.record.run_folder import read_lines
+from tests.conftest import ROOT
 from tests.datasets import photographs, write_dataset
-from tests.launching import run_alone, setting_list
+from tests.launching import clean_environment, python, run_alone, setting_list
 
 SMALL = [
     *("--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "16", "--method.batch_norm_group", "2"),
@@ -40,3 +44,15 @@ def test_a_finished_run_has_a_report_and_no_report_changes_how_it_ends(shards: P
     assert done.returncode == 0, done.stderr
     assert f"report: {run / 'report.html'}" in done.stdout
     assert "All 4 steps are done" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_finished_run_whose_console_is_lost_ends_with_0_and_its_report(shards: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [python(), "launch/pretrain.py", *setting_list(shards, tmp_path / "run", 2, *SMALL)]
+    with open(writer, "wb") as pipe, open("/dev/full", "wb") as full:
+        done = subprocess.run(command, cwd=ROOT, env=clean_environment(), stdout=full, stderr=pipe, timeout=120, check=False)
+    assert read_lines(tmp_path / "run" / "events.jsonl")[-1]["reason"] == "finished"
+    assert done.returncode == 0
+    assert "All 2 steps are done" in (tmp_path / "run" / "report.html").read_text()

@@ -27,6 +27,12 @@ from tests.slurm_cluster import SlurmCluster
 
 BATCHES = 12  # an epoch
 VENV = Path(sys.executable).parent.parent
+INSIDE_A_JOB = {
+    **{"SBATCH_EXPORT": "NONE", "SBATCH_OPEN_MODE": "truncate", "SBATCH_SIGNAL": "B:TERM@5", "SQUEUE_STATES": "PENDING"},
+    **{"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "5", "SLURM_RESTART_COUNT": "3"},
+    **{"SLURM_MEM_PER_CPU": "100", "SLURM_GPUS_ON_NODE": "2", "SLURM_NTASKS_PER_NODE": "2", "PMI_SIZE": "2", "OMP_NUM_THREADS": "2,1"},
+}
+"""Variables of a shell inside another job, at a site whose jobs inherit nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,8 @@ def submit_command(*arguments: str) -> list[str]:
     return [python(), "launch/slurm/submit.py", "--venv", str(VENV), *arguments]
 
 
-def submit(cluster: SlurmCluster, run: Path, *arguments: str) -> Job:
-    environment = {**clean_environment(), **cluster.environment}
+def submit(cluster: SlurmCluster, run: Path, *arguments: str, **surroundings: str) -> Job:
+    environment = {**clean_environment(**surroundings), **cluster.environment}
     command = submit_command(*arguments, "--run", str(run))
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -243,7 +249,7 @@ def test_a_sweep_is_an_array_with_a_run_for_each_combination(slurm: SlurmCluster
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text("seed: [1, 2]\ntraining.steps: [24]\n")
     config = write(tmp_path / "config.yaml", settings)
-    array = submit(slurm, tmp_path / "sweep", "--array", str(sweep), "--config", str(config))
+    array = submit(slurm, tmp_path / "sweep", "--sbatch", "mem=300", "--array", str(sweep), "--config", str(config), **INSIDE_A_JOB)
     # the last element has the number of the whole array: what it does to itself must not reach the others
     last = Job(f"{array.number}_1", array.run / "seed=2,training.steps=24", slurm)
     last.wait_until(lambda: last.record("begin"), "the last element begins")

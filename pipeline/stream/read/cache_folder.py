@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.stream.counters import Counters
 from shards.errors import StoreError
-from shards.local_files import TEMPORARY_PREFIX, try_lock, unlock, wait_for_lock
+from shards.local_files import TEMPORARY_PREFIX, file_system, try_lock, unlock, wait_for_lock
 
 _OWN = re.compile(rf"({re.escape(TEMPORARY_PREFIX)})?[0-9a-f]{{64}}(\.tar)?")  # names that are ours to delete
 _room_mutex = threading.Lock()
@@ -45,8 +45,15 @@ class CacheFolder:
             raise StoreError(
                 f"{path}: the cache can't be written ({error.strerror}). Choose another with data.cache, or data.cache none"
             ) from error
-        with self.room():
-            self._sweep()
+        try:
+            with self.room():
+                self._sweep()
+        except OSError as error:
+            self.close()
+            raise StoreError(
+                f"{path}: the cache can't be locked ({error.strerror}), because the {file_system(path)} has no locks. Choose another "
+                "with data.cache, or data.cache none"
+            ) from error
 
     def close(self) -> None:
         """Closes the lock; the files stay for the next run."""

@@ -33,7 +33,7 @@ from monitoring.run_files import (
     step_name,
 )
 from shards.errors import ExplainedError
-from shards.local_files import try_lock, whole_file
+from shards.local_files import file_system, try_lock, whole_file
 from shards.store import Options, Store
 
 __all__ = ["Lines", "RunFolder", "RunFolderError", "append_row", "checkpoint_store", "last_saved_step", "read_lines"]
@@ -69,7 +69,16 @@ class RunFolder:
             self._lock = open(path / ".lock", "w")  # noqa: SIM115 (held until close)
         except OSError as error:
             raise RunFolderError(f"{path}: the run folder can't be written ({error.strerror}). Choose another with --run") from error
-        if not _lock_within(self._lock, _patience()):
+        try:
+            locked = _lock_within(self._lock, _patience())
+        except OSError as error:
+            self._lock.close()
+            raise RunFolderError(
+                f"{path / '.lock'}: can't be locked ({error.strerror}), and without a lock two runs could write here. The "
+                f"{file_system(path)} has no locks: choose another with --run, or have it mounted with them (Lustre: -o flock; NFS: with "
+                "lockd)"
+            ) from error
+        if not locked:
             self._lock.close()
             raise RunFolderError(f"{path}: another run is writing here. Wait for its end, or choose another folder with --run")
 

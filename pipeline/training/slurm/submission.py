@@ -22,6 +22,7 @@ from pipeline import recipes
 from pipeline.config import Config, parse, to_mapping
 from pipeline.mapping import ConfigError
 from pipeline.training.slurm.attempts import is_finished
+from pipeline.training.slurm.surroundings import submission_environment
 from pipeline.training.slurm.sweep import Element, element, plan, read_combinations
 from shards.errors import ExplainedError
 from shards.urls import redacted
@@ -206,7 +207,8 @@ def _options(resources: Resources, name: str, folder: Path, elements: int) -> li
     extra = dict(resources.options)
     waits = ",".join(filter(None, ["singleton", extra.pop("dependency", "")]))  # of two submissions at the same moment, one waits
     log = f"{folder}/slurm/".replace("%", "%%") + ("%A_%a.log" if elements else "%j.log")
-    options = {"job-name": name, "dependency": waits, "output": log, "nodes": resources.nodes}
+    # an explicit export, because a site's SBATCH_EXPORT=NONE would leave the job without the environment that its programs are in
+    options = {"job-name": name, "dependency": waits, "output": log, "export": "ALL", "nodes": resources.nodes}
     if resources.gpus_per_node:
         options["gpus-per-node"] = str(resources.gpus_per_node)
     options |= {key: value for key in ("time", "partition", "account", "qos") if (value := getattr(resources, key))}
@@ -246,7 +248,8 @@ def _call(command: Sequence[str]) -> str:
     program = shutil.which(command[0])
     if program is None:
         raise SubmitError(f"{command[0]}: no such program here. Submit on a machine that has SLURM's commands, such as a login node")
-    done = subprocess.run([program, *command[1:]], capture_output=True, text=True, check=False)
+    environment = submission_environment(os.environ)
+    done = subprocess.run([program, *command[1:]], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SubmitError(f"{command[0]}: {' '.join(done.stderr.split()) or f'ended with {done.returncode}'}")
     return done.stdout
