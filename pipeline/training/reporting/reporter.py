@@ -30,7 +30,7 @@ from pipeline.training.reporting.console import Progress
 from pipeline.training.reporting.flops import peak_flops
 from pipeline.training.reporting.learning import Learning
 from pipeline.training.resume import changed_settings
-from pipeline.training.step import StepResult
+from pipeline.training.step import StepResult, rate_jump
 from pipeline.training.supervision.watchdog import restart_count
 
 
@@ -122,6 +122,8 @@ class Reporter:
             self.say(f"continues after step {step} of {config.training.steps}")
             for change in changed_settings(found.facts["config"], to_mapping(config)):
                 self.say(f"changed since the checkpoint: {change}")
+            if step < config.training.steps and (jump := rate_jump(found.facts["config"], config, step)):
+                self.say(jump)
         self._folder.write_config(to_mapping(config))
         if self._world.is_first and isinstance(evaluation, str):
             self.learning.not_evaluated(evaluation)
