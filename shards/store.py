@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -44,6 +45,8 @@ class Store:
             raise StoreError("an empty URL: give a folder or something like s3://bucket/prefix")
         if url.startswith("pipe:") or "::" in url:
             raise StoreError(f"{redacted(url)}: URLs that run programs or chain file systems are not opened")
+        if found := re.match(r"([A-Za-z][\w+.-]+):/(?!/)", url):  # a local folder of that name would be made without a word
+            raise StoreError(f"{url}: has one slash behind {found[1]}: Write {found[1]}://..., or ./{url} for a folder of that name")
         self.url = url.rstrip("/") if url.rstrip("/") else url
         self.options = {key: typed_option(key, value) for key, value in (options or {}).items()}
         try:
