@@ -191,8 +191,10 @@ def _lock_within(file: IO[str], seconds: float) -> bool:
 
 
 def absolute(run: str) -> Path:
-    """The absolute path of a run folder without `.` and `..`, so that its last part names the run however the folder was typed."""
-    return Path(os.path.abspath(run))  # noqa: PTH100 (resolve() would follow links)
+    """The absolute path of a run folder without `.` and `..`, so that its last part names the run however it was typed. A link keeps its
+    own name."""
+    path = Path(run).absolute()
+    return path.resolve() if ".." in path.parts else path
 
 
 def checkpoint_store(run: str, options: Options | None = None) -> Store:

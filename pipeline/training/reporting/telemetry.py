@@ -76,7 +76,7 @@ def published(metrics: RunMetrics, config: Config[Any], world: World, folder: Ru
 
 def names_of(config: Config[Any]) -> tuple[str, str]:
     """Returns the names of the run and of this machine, as the series carry them."""
-    return config.monitoring.run_name or absolute(config.run).name, os.uname().nodename
+    return config.monitoring.run_name or absolute(config.run).name or config.run, os.uname().nodename
 
 
 def _version() -> str:

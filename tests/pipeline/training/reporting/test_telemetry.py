@@ -86,11 +86,15 @@ def test_a_first_attempt_that_has_trained_is_missed(tmp_path: Path, asked: list[
     assert len(asked) == len(targets(tmp_path)) == 1
 
 
-@pytest.mark.parametrize(("typed", "name"), [(".", "mine"), ("./", "mine"), ("sub/..", "mine"), ("../mine/a", "a"), ("link", "link")])
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [(".", "mine"), ("./", "mine"), ("sub/..", "mine"), ("../mine/a", "a"), ("link", "link"), ("link/..", "deep"), ("/", "/")],
+)
 def test_a_run_folder_has_a_name_however_it_was_typed(typed: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path / "mine")
-    (tmp_path / "mine" / "link").symlink_to(tmp_path)
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    (tmp_path / "mine" / "link").symlink_to(tmp_path / "deep" / "down")
     config = Config(method=None, run=typed)
     assert names_of(config)[0] == name
     assert names_of(replace(config, monitoring=replace(config.monitoring, run_name="given")))[0] == "given"
