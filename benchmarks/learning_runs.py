@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import measured_here
-from monitoring.run_files import EVALUATION, EVENTS, Lines
+from monitoring.run_files import EVALUATION, EVENTS, Lines, with_nans
 from pipeline import recipes
 from pipeline.config import parse
 from pipeline.training.loop import Outcome, pretrain
@@ -68,7 +68,7 @@ def train(data: Path, run: Path, settings: list[str]) -> Outcome:
 
 def row(name: str, run: Path, outcome: Outcome, seconds: float) -> str:
     """The line of a run in the table."""
-    rows = list(Lines(run / EVALUATION))
+    rows = [with_nans(each) for each in Lines(run / EVALUATION)]
     last, steps = rows[-1], ", ".join(f"{each['l1']:.2f} ({each['step']})" for each in rows)
     reported = sorted({each["problem"] for each in Lines(run / EVENTS) if each.get("event") == "not_learning"})
     dead = ", ".join(f"{last['dead_maps'][layer]} of {last['maps'][layer]}" for layer in ("relu3", "relu4", "relu5"))

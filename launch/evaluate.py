@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before PYTHONPATH, where another project may have a `pipeline`
 
+from monitoring.run_files import json_text
 from shards.build.sources import open_source
 from shards.build.sources.reading import read_pictures
 from shards.console import exit_code, printable
@@ -131,10 +131,13 @@ def _probe(options: argparse.Namespace) -> int:
     import torch  # noqa: PLC0415 - --help needs none of these
 
     from pipeline.evaluation.encoder import read_encoder  # noqa: PLC0415
+    from pipeline.evaluation.export import check_target  # noqa: PLC0415
     from pipeline.evaluation.probe.probe import ProbeSettings, probe  # noqa: PLC0415
     from pipeline.evaluation.probe.report import as_mapping, as_text  # noqa: PLC0415
     from shards.local_files import whole_file  # noqa: PLC0415
 
+    if options.out is not None:
+        check_target(options.out, "the figures")
     settings = ProbeSettings(
         tuple(options.layers),
         tuple(dict.fromkeys(options.classifiers)),
@@ -154,7 +157,7 @@ def _probe(options: argparse.Namespace) -> int:
     if options.out is not None:
         named = {"encoder_path": redacted(options.encoder), "labelled": pictures.name, **found}
         with whole_file(options.out.resolve(), durable=False) as file:
-            file.write((json.dumps(named, indent=1) + "\n").encode())
+            file.write((json_text(named, indent=1) + "\n").encode())
         print(f"all figures: {options.out}")
     return 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,35 @@ def step_of_name(name: str) -> int | None:
     """The step in a name that `step_name` made; None for any other name."""
     match = _STEP_NAME.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON of a value, in which numbers that are not finite are null, because JSON has no words for them: strict readers refuse a file
+    with NaN in it.
+
+    Args:
+        value: dicts, lists, numbers and texts.
+        indent: spaces of a level; None writes one line.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, indent=indent)
+    except ValueError:
+        return json.dumps(_with_nulls(value), allow_nan=False, indent=indent)
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def with_nans(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `history.jsonl` or `evaluation.jsonl` with NaN for the figures that are null because they were not finite. `probe` is null
+    where there is no probe, and stays so."""
+    restored = {key: math.nan if value is None and key != "probe" else value for key, value in row.items()}
+    return {key: with_nans(value) if isinstance(value, Mapping) else value for key, value in restored.items()}
 
 
 class Lines:

@@ -1,4 +1,4 @@
-"""The two places that settings are read from: a YAML file, and dotted arguments of a command line, both as plain values.
+"""The two places that settings are read from: YAML files, and dotted arguments of a command line, both as plain values.
 
 Neither refuses a value for being out of bounds: `pipeline.mapping.from_mapping` does, so that both are refused with the same words. The
 help of the command line says the bounds that stand on the fields.
@@ -7,7 +7,8 @@ help of the command line says the bounds that stand on the fields.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from pipeline.mapping import ConfigError, bounds
+from pipeline.mapping import ConfigError, bounds, expanded
 
 
 def load_yaml(path: Path, option: str) -> Any:
@@ -26,50 +27,67 @@ def load_yaml(path: Path, option: str) -> Any:
         option: option that named it, for errors.
 
     Raises:
-        ConfigError: the file can't be read, or is not YAML.
+        ConfigError: the file can't be read, is not YAML, or gives a key twice, of which YAML would keep the last without a word.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if twice := next(_keys_given_twice(node), None):
+            key, first, second = twice
+            raise ConfigError(f"{option} {path}: {key} is given twice, in lines {first} and {second}. Join the two, or remove one of them")
+        return loader.construct_document(node) if node is not None else None
     except OSError as error:
         raise ConfigError(f"{option} {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{option} {path}: not readable as YAML: {' '.join(str(error).split())}") from error
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The table of settings in a file.
+def read_yaml(files: Sequence[str]) -> dict[str, Any]:
+    """The table of settings in some files together: a setting of a later file replaces that of an earlier one, and all others stay.
+
+    Args:
+        files: paths of the files, in which `~` and variables are expanded.
 
     Raises:
         ConfigError: no such file, or one that holds anything else.
     """
-    values = load_yaml(path, "--config")
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {path}: holds {type(values).__name__}, not a table of settings")
-    return values
+    joined: dict[str, Any] = {}
+    for path in (Path(expanded(file, "--config")) for file in files):
+        values = load_yaml(path, "--config")
+        if not isinstance(values, dict | None):
+            raise ConfigError(f"--config {path}: holds {type(values).__name__}, not a table of settings")
+        joined = _joined(joined, values or {})
+    return joined
 
 
-def take(arguments: Sequence[str], name: str) -> tuple[list[str], str | None]:
-    """Splits an option off: the arguments without `name VALUE` or `name=VALUE`, and the value.
+def name_sources(values: dict[str, Any], arguments: Sequence[str]) -> None:
+    """Adds an empty entry for each source that only the command line names, because overrides need an entry to change."""
+    named = [found[1] for argument in arguments if (found := re.match(r"--data\.sources\.(\w+)\.", argument))]
+    if named and isinstance(data := values.setdefault("data", {}), dict) and isinstance(sources := data.setdefault("sources", {}), dict):
+        for name in named:
+            sources.setdefault(name, {})
+
+
+def take(arguments: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+    """Splits an option off: the arguments without any `name VALUE` or `name=VALUE`, and the values in their order.
 
     Raises:
         ConfigError: the option without a value.
     """
-    rest, value, position = [], None, 0
+    rest, values, position = list[str](), list[str](), 0
     while position < len(arguments):
         argument = arguments[position]
         if argument == name:
             if position + 1 == len(arguments):
                 raise ConfigError(f"{name}: a value is missing")
-            value = arguments[position + 1]
+            values.append(arguments[position + 1])
             position += 1
         elif argument.startswith(f"{name}="):
-            value = argument.partition("=")[2]
+            values.append(argument.partition("=")[2])
         else:
             rest.append(argument)
         position += 1
-    return rest, value
+    return rest, values
 
 
 def overridden(config_type: Any, defaults: Any, arguments: Sequence[str], program: str, description: str) -> dict[str, Any]:
@@ -96,6 +114,32 @@ def overridden(config_type: Any, defaults: Any, arguments: Sequence[str], progra
         registry=_registry(),
     )
     return values
+
+
+def _keys_given_twice(root: yaml.Node | None) -> Iterator[tuple[str, int, int]]:
+    """Yields the dotted name of each key that a table has twice, and the lines of both."""
+    stack, seen = [("", root)], set[int]()
+    while stack:
+        path, node = stack.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:  # aliases lead to one node from many places
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            stack += [(path, each) for each in node.value]
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            where = f"{path}.{name}" if path else name
+            if name in lines:
+                yield where, lines[name], line
+            lines[name] = line
+            stack.append((where, value))
+
+
+def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: _joined(first[key], second[key]) for key in second if isinstance(first.get(key), dict) and isinstance(second[key], dict)}
+    return {**first, **second, **both}
 
 
 def _registry() -> ConstructorRegistry:

@@ -11,19 +11,20 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Interval
 
 from monitoring.settings import EndpointError, MonitoringConfig
 from monitoring.settings import check as check_monitoring
-from pipeline.command_line import overridden, read_yaml, take
-from pipeline.mapping import ConfigError, checked, from_mapping, nearest
+from pipeline.command_line import name_sources, overridden, read_yaml, take
+from pipeline.mapping import ConfigError, check_local, checked, from_mapping, nearest, with_places
 from shards.urls import redacted
 
 MethodT = TypeVar("MethodT")
 _Decay = Annotated[float, Interval(ge=0, lt=1)]
+_PLACES = ("run", "*.shards", "checkpoint.url", "checkpoint.resume", "monitoring.*_file", "monitoring.pushgateway")
+"""Settings in which `~` and $VARIABLE are expanded; data.cache is one too, but of each node, and is expanded there."""
 _SHOWN_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})
 
 
@@ -240,7 +241,8 @@ class Config(Generic[MethodT]):
     recipe: str = "features"
     """Pretext task: the name of a recipe in pipeline/recipes."""
     run: str = "runs/default"
-    """Folder for everything that the run writes; giving the same folder again continues the run."""
+    """Folder for everything that the run writes, no URL; giving the same folder again continues the run. Here and wherever a setting names
+    a file, folder or URL, ~ and $VARIABLE are expanded."""
     seed: Annotated[int, Interval(ge=0, lt=2**63)] = 0
     """Seed of the order, crops, masks, dropout and initial weights."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -253,7 +255,7 @@ class Config(Generic[MethodT]):
 
 
 def parse(methods: Mapping[str, type], arguments: Sequence[str], program: str = "launch/pretrain.py", description: str = "") -> Config[Any]:
-    """Reads `--config FILE.yaml` and dotted overrides into one tree.
+    """Reads any number of `--config FILE.yaml`, of which later ones come over earlier ones, and dotted overrides into one tree.
 
     Args:
         methods: frozen dataclasses of the recipes' settings, by the recipes' names.
@@ -262,24 +264,23 @@ def parse(methods: Mapping[str, type], arguments: Sequence[str], program: str = 
         description: first lines of the help.
 
     Raises:
-        ConfigError: unknown key in the file, wrong type, a value out of bounds, values that contradict each other.
+        ConfigError: unknown key in a file or one given twice, wrong type, a value out of bounds, values that contradict each other.
         SystemExit: --help, or an unknown or malformed argument, after it has been explained.
     """
-    remaining, file_name = take(arguments, "--config")
-    from_file = read_yaml(Path(file_name)) if file_name else {}
-    _, recipe = take(remaining, "--recipe")
-    recipe = recipe or str(from_file.get("recipe", "features"))
+    remaining, files = take(arguments, "--config")
+    from_file = read_yaml(files)
+    recipe = (take(remaining, "--recipe")[1] or [str(from_file.get("recipe", "features"))])[-1]
     if recipe not in methods:
         raise ConfigError(f"recipe: {recipe!r} is not a recipe{nearest(recipe, methods)}. There are: {', '.join(sorted(methods))}")
     method = methods[recipe]
-    _name_sources(from_file, remaining)
+    name_sources(from_file, remaining)
     defaults: Config[Any] = from_mapping(Config, {**from_file, "recipe": recipe}, method=method)
     description = (
-        f"{description}\n\nA file of the same settings comes first: --config FILE.yaml. Several data sets are mixed by "
+        f"{description}\n\nFiles of the same settings come first, a later one over an earlier: --config FILE.yaml. Data sets are mixed by "
         "--data.sources.NAME.shards URL and --data.sources.NAME.weight W, for each NAME"
     )
     values = overridden(types.GenericAlias(Config, (method,)), defaults, remaining, program, description)
-    config: Config[Any] = from_mapping(Config, values, method=method)
+    config: Config[Any] = with_places(from_mapping(Config, values, method=method), _PLACES)
     check(config)
     return config
 
@@ -298,6 +299,8 @@ def check(config: Config[Any]) -> None:
         raise ConfigError("data.cache: give a folder, auto or none")
     if not config.run:
         raise ConfigError("run: give the folder that this run writes into: --run runs/NAME")
+    check_local("run", config.run, "Give a folder, --run runs/NAME; its checkpoints may go to a store: --checkpoint.url URL")
+    check_local("data.cache", config.data.cache, "Give a folder on a disk of each node, auto or none")
     _check_options("data", config.data.storage_options)
     _check_sources(config.data)
     try:
@@ -305,6 +308,9 @@ def check(config: Config[Any]) -> None:
     except EndpointError as error:
         raise ConfigError(str(error)) from None
     check_mode(config.training)
+    for name, rule in vars(config.method).items():
+        if isinstance(rule, OptimiserConfig) and (lost := rule.learning_rate * rule.weight_decay) >= 1:
+            raise ConfigError(f"method.{name}.weight_decay: times the learning rate it is {lost:g}, so a step would take off whole weights")
     if (of_the_recipe := getattr(config.method, "check", None)) is not None:
         of_the_recipe()
     _check_unit(config.training, getattr(config.method, "unit", 1))
@@ -361,11 +367,3 @@ def to_mapping(config: Config[Any]) -> dict[str, Any]:
     for key in ("url", "resume"):
         plain["checkpoint"][key] = redacted(plain["checkpoint"][key])
     return plain
-
-
-def _name_sources(values: dict[str, Any], arguments: Sequence[str]) -> None:
-    """Adds an empty entry for each source that only the command line names, because overrides need an entry to change."""
-    named = [found[1] for argument in arguments if (found := re.match(r"--data\.sources\.(\w+)\.", argument))]
-    if named and isinstance(data := values.setdefault("data", {}), dict) and isinstance(sources := data.setdefault("sources", {}), dict):
-        for name in named:
-            sources.setdefault(name, {})

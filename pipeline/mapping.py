@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fnmatch
 import math
 import operator
+import os
+import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from shards.errors import ExplainedError
+from shards.urls import redacted
 
 ConfigT = TypeVar("ConfigT")
 
@@ -66,6 +70,68 @@ def checked(config: ConfigT, path: str = "") -> ConfigT:
     """
     fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}  # type: ignore[arg-type]
     return from_mapping(type(config), fields, path, type(fields["method"]) if "method" in fields else None)
+
+
+def with_places(value: Any, places: Collection[str], path: str = "") -> Any:
+    """Expands `~` and variables in the settings that name a file, a folder or a URL; returns a tree of the same types.
+
+    Args:
+        value: dataclass of a tree of settings, or a part of one.
+        places: dotted names of those settings; * stands for any part of a name.
+        path: dotted name of the value in the tree.
+
+    Raises:
+        ConfigError: as `expanded`.
+    """
+    if isinstance(value, str):
+        return expanded(value, path) if any(fnmatch.fnmatchcase(path, place) for place in places) else value
+    start = f"{path}." if path else ""
+    if isinstance(value, dict):
+        return {name: with_places(each, places, f"{start}{name}") for name, each in value.items()}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    return dataclasses.replace(value, **with_places(fields, places, path))
+
+
+def expanded(text: str, where: str) -> str:
+    """Expands a leading `~`, `$NAME` and `${NAME}` as a shell does, because settings of a file pass through none.
+
+    Args:
+        text: path or URL.
+        where: dotted name of the setting, for errors.
+
+    Raises:
+        ConfigError: a variable is not set, or there is no such user.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if name not in os.environ:
+            raise ConfigError(f"{where}: {redacted(text)} needs the variable {name}, which is not set here. Set it, or write its value out")
+        return os.environ[name]
+
+    path = os.path.expanduser(re.sub(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", value, text))  # noqa: PTH111 (of a URL, // stays)
+    if path.startswith("~"):
+        raise ConfigError(
+            f"{where}: {text}: there is no user {path[1:].split('/')[0]!r} here. Write the folder out, or ./{text} for that name"
+        )
+    return path
+
+
+def check_local(where: str, path: str, instead: str) -> None:
+    """Refuses a URL where a file or folder of this machine is needed, because a folder named `s3:` would be made without a word.
+
+    Args:
+        where: name of the setting or argument.
+        path: value of the setting or argument.
+        instead: sentence that says what to give.
+
+    Raises:
+        ConfigError: the path begins with a scheme such as s3://, also in the form s3:/ that path libraries make of it.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:/", path):
+        raise ConfigError(f"{where}: {redacted(path)} is a URL, not a path of this machine. {instead}")
 
 
 def bounds(kind: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from monitoring.run_files import CHECKPOINTS, EVALUATION, EVENTS, HISTORY, PICTURES, SETTINGS, TARGETS, Lines
+from monitoring.run_files import CHECKPOINTS, EVALUATION, EVENTS, HISTORY, PICTURES, SETTINGS, TARGETS, Lines, with_nans
 from pipeline.model.inpainting_network import Generator
 from pipeline.training.checkpoint.retention import Retention
 from pipeline.training.checkpoint.store import folder_name, verify
@@ -54,7 +54,7 @@ def summary(run: Path, before: int, metrics: Path, origin: str, task: str, secon
         task: what the probe was asked.
         seconds: time that this call took.
     """
-    history = {row["step"]: row["losses"]["generator"]["total"] for row in Lines(run / HISTORY)}
+    history = {row["step"]: with_nans(row)["losses"]["generator"]["total"] for row in Lines(run / HISTORY)}
     losses = [history[step] for step in sorted(history)]
     tenth = max(1, len(losses) // 10)
     first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
@@ -62,7 +62,7 @@ def summary(run: Path, before: int, metrics: Path, origin: str, task: str, secon
     size = verify(Store(str(run / CHECKPOINTS)), step)
     grids = sorted((run / PICTURES).glob("*.png"))
     worlds = {line.rpartition(" ")[2] for line in metrics.read_text().splitlines() if line.startswith("context_encoder_world_size{")}
-    rows = {int(row["step"]): row for row in Lines(run / EVALUATION)}
+    rows = {int(row["step"]): with_nans(row) for row in Lines(run / EVALUATION)}
     print(
         f"""
 network      {network(demo_settings()["method"])}

@@ -6,6 +6,7 @@ Curves are named ("loss", player, part), ("accuracy", player, kind), ("gradient_
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,13 +65,16 @@ def _values(row: Mapping[str, Any]) -> list[tuple[Name, float]]:
         for player, value in norms.items():
             _append(found, ("gradient_norm", player), value)
     for name, key in _SINGLE:
-        _append(found, name, row.get(key))
+        if key in row:
+            _append(found, name, row[key])
     return found
 
 
 def _append(found: list[tuple[Name, float]], name: Name, value: object) -> None:
     if type(value) is float:  # nearly always
         found.append((name, value))
+    elif value is None:  # NaN or infinite, for which JSON has no word
+        found.append((name, math.nan))
     elif (converted := number(value)) is not None:
         found.append((name, converted))
 

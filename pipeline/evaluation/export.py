@@ -13,12 +13,14 @@ from typing import Literal
 
 from safetensors.torch import save
 
+from monitoring.run_files import json_text
 from pipeline.evaluation.architecture import EncoderInvalid
 from pipeline.evaluation.encoder import CARD, CONFIG, WEIGHTS, TrainedEncoder, read_encoder
 from pipeline.evaluation.model_card import model_card
 from pipeline.evaluation.onnx_file import onnx_bytes
 from pipeline.evaluation.torchvision_names import FORMAT as TORCHVISION
 from pipeline.evaluation.torchvision_names import with_torchvision_names
+from pipeline.mapping import check_local
 from shards.local_files import TEMPORARY_PREFIX, whole_file
 from shards.store import Options
 
@@ -51,9 +53,9 @@ def export_encoder(
 
     Raises:
         EncoderInvalid: there is no encoder, `target` names nothing that can be made, the layout is not torchvision's, ONNX differs, or
-            `stored_side` is less than 1.
+            `stored_side` is less than 1; or the target can't be written, and what was there is unchanged.
+        ConfigError: `target` is a URL.
         CheckpointInvalid: no checkpoint of the run verifies.
-        OSError: the target can't be written; what was there is unchanged.
     """
     kind = kind or _kind_of(target)
     if torchvision_names and kind != "safetensors":
@@ -64,12 +66,15 @@ def export_encoder(
     encoder = read_encoder(run, options, step)
     if stored_side is not None:
         encoder = replace(encoder, facts=replace(encoder.facts, shorter_side=stored_side, shorter_side_from="option"))
-    if kind == "folder":
-        _write_folder(target.resolve(), encoder)
-    elif kind == "onnx":
-        _write_file(target.resolve(), onnx_bytes(encoder))
-    else:
-        _write_file(target.resolve(), _safetensors(encoder, torchvision_names))
+    try:
+        if kind == "folder":
+            _write_folder(target.resolve(), encoder)
+        elif kind == "onnx":
+            _write_file(target.resolve(), onnx_bytes(encoder))
+        else:
+            _write_file(target.resolve(), _safetensors(encoder, torchvision_names))
+    except OSError as error:
+        raise EncoderInvalid(f"{target}: can't be written ({error.strerror or error}). Make room, or name another place") from error
     values = sum(tensor.numel() for tensor in encoder.weights.values())
     facts = encoder.facts
     return f"{target}: the encoder of {facts.player} after {facts.step} steps, {len(encoder.weights)} tensors, {values:,} values"
@@ -104,17 +109,33 @@ def _check_target(target: Path, kind: Format) -> None:
 
     Raises:
         EncoderInvalid: the folder of the target does not exist, or something else than an export of this kind is in its place.
+        ConfigError: the target is a URL.
     """
-    if not target.resolve().parent.is_dir():
-        raise EncoderInvalid(f"{target}: its folder does not exist. Make it first, or name another")
-    if kind != "folder":
-        if target.exists() and not target.is_file():
-            raise EncoderInvalid(f"{target}: is not a file that can be replaced. Name a file to write the encoder to")
-    elif target.exists():
+    check_target(target, "the encoder", is_file=kind != "folder")
+    if kind == "folder" and target.exists():
         found = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
         if found not in (set(), {WEIGHTS, CONFIG, CARD}):  # a README.md alone may be anybody's
             lost = ", ".join(sorted(found)[:5])
             raise EncoderInvalid(f"{target}: is not an exported folder alone ({lost}). Name a new folder to write the encoder to")
+
+
+def check_target(target: Path, content: str, is_file: bool = True) -> None:
+    """Refuses a place that nothing can be written to, before the work whose result belongs there.
+
+    Args:
+        target: file or folder to write.
+        content: words for the result, for the error.
+        is_file: whether the target is a file.
+
+    Raises:
+        EncoderInvalid: the folder of the target does not exist, or the target is no file that can be replaced.
+        ConfigError: the target is a URL.
+    """
+    check_local("target", str(target), f"Write {content} to a disk, and copy it to the store afterwards")
+    if not target.resolve().parent.is_dir():
+        raise EncoderInvalid(f"{target}: its folder does not exist. Make it first, or name another")
+    if is_file and target.exists() and not target.is_file():
+        raise EncoderInvalid(f"{target}: is not a file that can be replaced. Name a file to write {content} to")
 
 
 def _write_file(target: Path, data: bytes) -> None:
@@ -129,7 +150,7 @@ def _write_folder(target: Path, encoder: TrainedEncoder) -> None:
     try:
         partial.mkdir()
         (partial / WEIGHTS).write_bytes(_safetensors(encoder))
-        (partial / CONFIG).write_text(json.dumps(encoder.facts.to_mapping(), indent=1) + "\n", encoding="utf-8")
+        (partial / CONFIG).write_text(json_text(encoder.facts.to_mapping(), indent=1) + "\n", encoding="utf-8")
         (partial / CARD).write_text(model_card(encoder.facts), encoding="utf-8")
         if replaces:
             os.replace(target, former)

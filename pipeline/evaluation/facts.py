@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from monitoring.run_files import json_text
 from pipeline.evaluation.architecture import EncoderInvalid, Layer
 from pipeline.recipes.pixels import PixelScale
 from shards.dataset.pixels import to_rgb
@@ -153,8 +154,9 @@ class EncoderFacts:
         return {"format": FORMAT, **plain}
 
     def to_metadata(self) -> dict[str, str]:
-        """Returns the facts as texts by name, as the metadata of safetensors and ONNX want them: words as they are, all else as JSON."""
-        return {name: value if name in _TEXTS else json.dumps(value) for name, value in self.to_mapping().items()}
+        """Returns the facts as texts by name, as the metadata of safetensors and ONNX want them: words as they are, all else as JSON with
+        null for figures that are not finite."""
+        return {name: value if name in _TEXTS else json_text(value) for name, value in self.to_mapping().items()}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str) -> EncoderFacts:

@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import DataConfig, SourceConfig
+from pipeline.mapping import expanded
 from pipeline.stream.counters import Counters
 from pipeline.stream.mixture import Position, dataset_seed, named_sources
 from pipeline.stream.order import OrderError, SampleOrder
 from pipeline.stream.plan import PlannedSample, PlannedSamples, plan_samples
-from pipeline.stream.read.cache import ShardCache, default_folder
+from pipeline.stream.read.cache import ShardCache
+from pipeline.stream.read.cache_folder import default_folder
 from pipeline.stream.read.fetch import Fetcher
 from pipeline.stream.read.samples import BadSample, SampleReader
 from pipeline.stream.read.storage import ResumingReader, reading_store
@@ -68,7 +70,7 @@ class Dataset:
         """True for shards in a folder of this machine, which are read in place."""
         cache = None
         if not self.is_local and data.cache != "none":
-            folder = default_folder() if data.cache == "auto" else Path(data.cache).expanduser()
+            folder = default_folder() if data.cache == "auto" else Path(expanded(data.cache, "data.cache"))
             cache = ShardCache(folder, int(data.cache_gb * 1e9), self.manifest, reader, counters, parts=parts)
         self.reader = SampleReader(self.manifest, reader, index_reader, cache, counters)
         self.lost: dict[int, str] = {}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.config import ScheduleConfig, TrainingConfig
+from pipeline.config import Config, ScheduleConfig, TrainingConfig
 from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import discard_statistics, fold_statistics
 from pipeline.recipes.player import Losses, Networks, Paintings, Recipe, Views
@@ -103,6 +104,27 @@ def rate_factor(config: ScheduleConfig, step: int, steps: int) -> float:
     if config.kind == "step":
         return config.step_factor ** ((step - config.warmup_steps) // config.step_every)
     return 1.0
+
+
+def rate_jump(before: Mapping[str, Any], now: Config[Any], step: int) -> str:
+    """Says that the learning rates do not go on as they would have, because the schedule is another one or ends at another step.
+
+    Args:
+        before: settings of the checkpoint, as plain values.
+        now: settings of this attempt.
+        step: steps that are done, at least 1.
+
+    Returns:
+        A sentence with the factors of both steps; empty where the rates go on as planned.
+    """
+    names = {item.name for item in fields(ScheduleConfig)}
+    schedule = ScheduleConfig(**{name: value for name, value in before["schedule"].items() if name in names})
+    planned, steps = int(before["training"]["steps"]), now.training.steps
+    last, after = rate_factor(schedule, step - 1, planned), rate_factor(now.schedule, step, steps)
+    if after == rate_factor(schedule, step, planned):
+        return ""
+    ends = f"ends at step {steps} instead of {planned}" if schedule == now.schedule else "is another one"
+    return f"the schedule {ends}: the factor of the learning rates was {last:.4g} in step {step}, and is {after:.4g} in step {step + 1}"
 
 
 class TrainStep:

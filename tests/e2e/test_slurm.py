@@ -131,7 +131,7 @@ def test_preempted_four_ways_a_job_finishes_and_every_sample_of_every_epoch_coun
     token.write_text("only for Prometheus")
     monitoring = {"address": "0.0.0.0", "token_file": str(token)}  # noqa: S104 (what a cluster's nodes have to be told)
     config = write(tmp_path / "run's config.yaml", settings, monitoring=monitoring)
-    run = tmp_path / 'it\'s a "run" of $HOME; 100% ä'
+    run = tmp_path / 'it\'s a "run" of $5; 100% ä'
     options = ["--nodes", "1-2", "--time", "30", "--sbatch", "signal=B:USR1@90", "--give-up-after", "2"]
     job = submit(slurm, run, *options, "--config", str(config))
 

@@ -25,7 +25,7 @@ def submit(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
 
 
 def test_a_dry_run_shows_the_command_and_the_script_and_touches_nothing(tmp_path: Path) -> None:
-    run = tmp_path / 'it\'s "odd" $HOME; 100% ä'
+    run = tmp_path / 'it\'s "odd" $5; 100% ä'
     options = ["--nodes", "2-8", "--gpus-per-node", "8", "--time", "1-00:00:00", "--partition", "gpu", "--account", "me", "--qos", "low"]
     done = submit("--dry-run", *options, "--sbatch", "mem=0", "--sbatch", "exclusive", *DATA, "--run", str(run), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -55,6 +55,7 @@ def test_the_name_of_the_job_is_that_of_the_run_folder_wherever_it_is_named_from
     monkeypatch.chdir(tmp_path)
     one, other = (prepare(Resources(), [*DATA, "--run", run]).name for run in ("runs/a", str(tmp_path / "runs" / "a")))
     assert one == other
+    assert {prepare(Resources(), [*DATA, "--run", run]).name for run in ("runs/../runs/a", "./runs/a/.")} == {one}
     assert prepare(Resources(), [*DATA, "--run", "elsewhere/a"]).name != one
 
 
@@ -181,12 +182,27 @@ def test_a_changed_sweep_never_continues_a_run_of_another_combination(tmp_path: 
         ("run: [a, b]", "run is not for a sweep"),
         ("method.optimiser.betas: [[0.9, 0.99]]", "only plain values"),
         ("a: [", "not readable as YAML"),
+        ("seed: [1]\nseed: [2]\n", "seed is given twice, in lines 1 and 2"),
     ],
 )
 def test_a_file_that_is_no_sweep_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "sweep.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_combinations(tmp_path / "sweep.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: [1, 2, 1]", "seed=1 is the same run as seed=1"),
+        ("method.optimiser.learning_rate: [0.001, 1e-3]", "method.optimiser.learning_rate=1e-3 is the same run as"),
+        ("monitoring.run_name: [a, b]", "monitoring.run_name=b is the same run as monitoring.run_name=a"),
+    ],
+)
+def test_a_sweep_that_has_one_run_twice_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "sweep.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"--array: {message}.*Give each value of a setting once"):
+        prepare(Resources(), [*DATA, "--run", str(tmp_path / "s")], tmp_path / "sweep.yaml")
 
 
 def test_one_wrong_combination_refuses_the_whole_sweep(tmp_path: Path) -> None:

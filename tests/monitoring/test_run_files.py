@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 import tracemalloc
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitoring.run_files import LONGEST_LINE, Lines, last_counted_steps, read_lines, step_name, step_of_name
+from monitoring.run_files import LONGEST_LINE, Lines, json_text, last_counted_steps, read_lines, step_name, step_of_name, with_nans
 
 
 def test_damaged_lines_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -23,6 +25,23 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path: Path) -> None:
         assert [row["step"] for row in lines] == [1, 2]
         assert (lines.damaged, lines.cut_short, lines.missing) == (5, True, False)
     assert read_lines(path) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_null_because_json_has_none(value: float) -> None:
+    row = {"step": 1, "losses": {"a": {"total": value, "part": 0.5}}, "list": [value, (1, value)], "word": "NaN"}
+    text = json_text(row)
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        **{"step": 1, "losses": {"a": {"total": None, "part": 0.5}}, "list": [None, [1, None]], "word": "NaN"}
+    }
+    assert json_text({"step": 1, "part": 0.5}, indent=1) == json.dumps({"step": 1, "part": 0.5}, indent=1)
+
+
+def test_figures_that_are_null_are_read_as_nan_and_a_probe_that_is_not_there_stays_none() -> None:
+    read = with_nans({"l1": None, "baselines": {"constant": {"l1": None, "l2": 2.0}}, "probe": None, "choice": "these"})
+    assert math.isnan(read["l1"])
+    assert math.isnan(read["baselines"]["constant"].pop("l1"))
+    assert (read["baselines"], read["probe"], read["choice"]) == ({"constant": {"l2": 2.0}}, None, "these")
 
 
 def test_a_last_line_that_is_whole_counts_without_its_end(tmp_path: Path) -> None:

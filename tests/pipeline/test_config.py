@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import recipes
-from pipeline.config import Config, OptimiserConfig, parse, to_mapping
-from pipeline.mapping import ConfigError, from_mapping
+from pipeline.config import Config, OptimiserConfig, check, parse, to_mapping
+from pipeline.mapping import ConfigError, expanded, from_mapping
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,102 @@ def test_the_recipe_decides_what_the_method_is() -> None:
 def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(METHODS, ["--config", write(tmp_path, text), "--data.shards", "x"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {steps: 7}\nseed: 3\ntraining: {threads: 1}\n", "training is given twice, in lines 1 and 3"),
+        ("seed: 3\n'seed': 4\n", "seed is given twice, in lines 1 and 2"),
+        ("method:\n  optimiser:\n    momentum: 0.5\n    momentum: 0.6\n", "method.optimiser.momentum is given twice, in lines 3 and 4"),
+        ("data: {sources: {a: {shards: x}, a: {shards: y}}}\n", "data.sources.a is given twice, in lines 1 and 1"),
+    ],
+)
+def test_a_key_that_a_file_has_twice_is_refused_by_its_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"--config {tmp_path}/settings.yaml: {re.escape(message)}"):
+        parse(METHODS, ["--config", write(tmp_path, text), "--data.shards", "x"])
+
+
+def test_anchors_and_merged_keys_of_yaml_are_no_keys_given_twice(tmp_path: Path) -> None:
+    text = "data: {shards: x}\ntraining: &some {steps: 7, threads: 2}\nmethod: {optimiser: &rule {momentum: 0.5}}\n"
+    assert parse(METHODS, ["--config", write(tmp_path, text)]).training.threads == 2
+    bomb = "\n".join(f"a{level}: &a{level} [{', '.join(['*a' + str(level - 1)] * 9) if level else 1}]" for level in range(12))
+    with pytest.raises(ConfigError, match="a0: no such setting"):
+        parse(METHODS, ["--config", write(tmp_path, bomb)])
+
+
+def test_several_files_are_joined_in_their_order(tmp_path: Path) -> None:
+    texts = (
+        "data: {shards: x, storage_options: {profile: mine}}\nmethod: {std: 1, optimiser: {momentum: 0.5}}\nseed: 1\n",
+        "",
+        "data: {storage_options: {anon: true}}\nmethod: {optimiser: {epsilon: 1.0e-6}}\nseed: 2\n",
+    )
+    files = [f"--config={name}.yaml" for name in "abc"]
+    for name, text in zip("abc", texts, strict=True):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with contextlib.chdir(tmp_path):
+        config, other = parse(METHODS, files), parse(METHODS, [*reversed(files), "--method.std", "3"])
+    assert config.method == Method(std=1.0, optimiser=OptimiserConfig(momentum=0.5, epsilon=1e-6))
+    assert (config.data.shards, config.data.storage_options, config.seed) == ("x", {"profile": "mine", "anon": "true"}, 2)
+    assert (other.seed, other.method.std) == (1, 3.0), "the later file, then the command line"
+
+
+def test_home_and_variables_are_expanded_wherever_a_setting_names_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch/us")
+    monkeypatch.setenv("STORE_HOST", "host")
+    tree = {
+        "run": "$SCRATCH/run",
+        "data": {"sources": {"a": {"shards": "~/a"}, "b": {"shards": "s3://${STORE_HOST}_b/x"}}},
+        "evaluation": {"shards": "~"},
+        "checkpoint": {"url": "s3://$STORE_HOST/x", "resume": "~/other/step_000000001"},
+        "monitoring": {"token_file": "${SCRATCH}/token", "pushgateway": "http://$STORE_HOST:9091", "run_name": "$SCRATCH"},
+    }
+    config = parse(METHODS, ["--config", write(tmp_path, yaml.safe_dump(tree))])
+    assert config.run == "/scratch/us/run"
+    assert [source.shards for source in config.data.sources.values()] == ["/home/me/a", "s3://host_b/x"]
+    assert config.evaluation.shards == "/home/me"
+    assert (config.checkpoint.url, config.checkpoint.resume) == ("s3://host/x", "/home/me/other/step_000000001")
+    monitoring = config.monitoring
+    assert (monitoring.token_file, monitoring.pushgateway) == ("/scratch/us/token", "http://host:9091")
+    assert monitoring.run_name == "$SCRATCH", "a label, no place"
+
+
+@pytest.mark.parametrize("place", ["run", "--config", "data.sources.a.shards"])
+def test_a_place_that_can_not_be_expanded_is_refused_by_its_name(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_SET", raising=False)
+    for plain in ("costs$5/~x", "plain", "s3://b//x", "100%$"):
+        assert expanded(plain, place) == plain
+    with pytest.raises(ConfigError, match=rf"{place}: s3://b/\$NOT_SET needs the variable NOT_SET, which is not set here"):
+        expanded("s3://key:secret@b/$NOT_SET?signature=1", place)
+    with pytest.raises(ConfigError, match=rf"{place}: ~nobody-of-this-name/x: there is no user 'nobody-of-this-name' here"):
+        expanded("~nobody-of-this-name/x", place)
+
+
+@pytest.mark.parametrize("place", ["run", "data.cache"])
+@pytest.mark.parametrize("url", ["s3://bucket/x", "gs://bucket/x", "https://key:hunter2@host/x", "file:///scratch/x", "s3:/bucket/x"])
+def test_a_url_where_a_folder_is_needed_is_refused_with_what_to_use_instead(place: str, url: str) -> None:
+    tree = {"data": {"shards": "x", "cache": url}} if place == "data.cache" else {"data": {"shards": "x"}, "run": url}
+    with pytest.raises(ConfigError, match=rf"{place}: .* is a URL, not a path of this machine. Give a folder") as refused:
+        check(from_mapping(Config, tree, method=Method))
+    assert "hunter2" not in str(refused.value)
+    assert (place == "run") == ("--checkpoint.url URL" in str(refused.value))
+
+
+def test_the_run_folder_of_a_file_and_of_the_command_line_may_be_no_url(tmp_path: Path) -> None:
+    for words in (["--run", "s3://bucket/x"], ["--config", write(tmp_path, "run: s3://bucket/x")]):
+        with pytest.raises(ConfigError, match="run: s3://bucket/x is a URL"):
+            parse(METHODS, ["--data.shards", "x", *words])
+
+
+@pytest.mark.parametrize(("rate", "decay"), [(2e-3, 500.0), (1.0, 1.0), (1e-3, 1e9)])
+def test_a_weight_decay_that_takes_off_whole_weights_is_refused(rate: float, decay: float) -> None:
+    config = lambda decay: from_mapping(  # noqa: E731
+        Config, {"data": {"shards": "x"}, "method": {"optimiser": {"learning_rate": rate, "weight_decay": decay}}}, method=Method
+    )
+    check(config(0.99 / rate))
+    with pytest.raises(ConfigError, match=r"method\.optimiser\.weight_decay: times the learning rate it is [\d.e+]+, so a step"):
+        check(config(decay))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

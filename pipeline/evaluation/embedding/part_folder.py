@@ -110,7 +110,7 @@ class PartFolder:
         """Takes a unit for this process; None if its part is there, or another process computes it, or the folder is gone."""
         path = self.folder / _CLAIMS / str(unit.number)
         try:
-            claim = Claim(unit, path, os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
+            claim = Claim(unit, path, os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
         except FileNotFoundError:
             return None
         free = _try_lock(claim.handle)
@@ -142,7 +142,7 @@ class PartFolder:
         Yields:
             Whether this process holds the lock.
         """
-        handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if wait:
                 with suppress(OSError):

@@ -12,7 +12,7 @@ from annotated_types import Ge, Interval
 
 from pipeline.command_line import overridden
 from pipeline.config import DataConfig
-from pipeline.mapping import ConfigError, from_mapping
+from pipeline.mapping import ConfigError, from_mapping, with_places
 
 Pool = Literal["average", "none"]
 Crop = Literal["scaled", "stored"]
@@ -61,11 +61,12 @@ def parse(arguments: Sequence[str], program: str = "launch/embed.py", descriptio
         description: first lines of the help.
 
     Raises:
-        ConfigError: a value of the wrong type or out of bounds, or a setting that embedding can't follow.
+        ConfigError: a value of the wrong type or out of bounds, a variable that is not set, or a setting that embedding can't follow.
         SystemExit: --help, or an unknown or malformed argument, after it has been explained.
     """
     defaults = EmbedConfig(tyro.MISSING, tyro.MISSING)
-    config = from_mapping(EmbedConfig, overridden(EmbedConfig, defaults, arguments, program, description))
+    config: EmbedConfig = from_mapping(EmbedConfig, overridden(EmbedConfig, defaults, arguments, program, description))
+    config = with_places(config, ("encoder", "output", "data.shards"))
     check(config)
     return config
 

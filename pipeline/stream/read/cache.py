@@ -13,11 +13,9 @@ short read is an error with a name.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import os
 import resource
-import tempfile
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable
@@ -33,15 +31,6 @@ from shards.errors import ShardCorrupt, ShardError
 from shards.local_files import try_lock
 
 _OPEN_FILES = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-
-
-def default_folder() -> Path:
-    """The folder for cached shards unless another is configured: one for each user in $TMPDIR."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # the container's user has no name
-        user = str(os.getuid())
-    return Path(tempfile.gettempdir()) / f"context-encoders-{user}" / "shards"
 
 
 class ShardCache:
@@ -173,7 +162,8 @@ class ShardCache:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             return None
-        os.utime(file.handle)
+        with suppress(OSError):  # another user's file, in a folder that users share
+            os.utime(file.handle)
         self._files[shard] = file
         while len(self._files) > self._open_files:
             self._files.popitem(last=False)
@@ -206,7 +196,7 @@ class ShardCache:
     def _download(self, shard: int) -> None:
         record = self.manifest.records[shard]
         partial = self._disk.partial(self._identity(record))
-        handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if not try_lock(handle):
                 return  # another process downloads it

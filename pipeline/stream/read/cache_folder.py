@@ -7,8 +7,10 @@ prefix in front is being written; files of any other name are not the cache's an
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +22,15 @@ from shards.local_files import TEMPORARY_PREFIX, file_system, try_lock, unlock, 
 
 _OWN = re.compile(rf"({re.escape(TEMPORARY_PREFIX)})?[0-9a-f]{{64}}(\.tar)?")  # names that are ours to delete
 _room_mutex = threading.Lock()
+
+
+def default_folder() -> Path:
+    """The folder for cached shards unless another is configured: one for each user in $TMPDIR."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # the container's user has no name
+        user = str(os.getuid())
+    return Path(tempfile.gettempdir()) / f"context-encoders-{user}" / "shards"
 
 
 class CacheFolder:
@@ -39,8 +50,8 @@ class CacheFolder:
         self.budget = budget
         self._counters = counters
         try:
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._room_lock = os.open(path / ".room.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            path.mkdir(parents=True, exist_ok=True, mode=0o700 if path == default_folder() else 0o777)  # below a $TMPDIR that all share
+            self._room_lock = os.open(path / ".room.lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise StoreError(
                 f"{path}: the cache can't be written ({error.strerror}). Choose another with data.cache, or data.cache none"

@@ -1,13 +1,12 @@
 """The folder that a run writes: settings, events, the history of every step, pictures, the quarantine list.
 
 `events.jsonl` has one line for each start, checkpoint and end of an attempt: which ranks trained which steps from which position.
-`history.jsonl` has one line a step, `evaluation.jsonl` one an evaluation. All three are only ever appended to; where attempts overlap, the
-later line of a step counts. Names and format of the files are in `monitoring.run_files`.
+`history.jsonl` has one line a step, `evaluation.jsonl` one an evaluation; a figure that is not finite is null in them. All three are only
+ever appended to; where attempts overlap, the later line of a step counts. Names and format of the files are in `monitoring.run_files`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -29,6 +28,7 @@ from monitoring.run_files import (
     SETTINGS,
     TARGETS,
     Lines,
+    json_text,
     read_lines,
     step_name,
 )
@@ -36,7 +36,7 @@ from shards.errors import ExplainedError
 from shards.local_files import file_system, try_lock, whole_file
 from shards.store import Options, Store
 
-__all__ = ["Lines", "RunFolder", "RunFolderError", "append_row", "checkpoint_store", "last_saved_step", "read_lines"]
+__all__ = ["Lines", "RunFolder", "RunFolderError", "absolute", "append_row", "checkpoint_store", "last_saved_step", "read_lines"]
 _EXITING_SECONDS = 60.0  # how long a rank that the launcher killed may go on holding the lock
 _LOST_SECONDS = 900.0  # how long a node that SLURM gave up may live on: until its watchdog fires
 
@@ -154,7 +154,7 @@ class RunFolder:
             self._lock.close()
 
     def _append(self, name: str, rows: Iterable[Mapping[str, Any]], durable: bool) -> None:
-        data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        data = b"".join(json_text(row).encode() + b"\n" for row in rows)
         with self._writing, self._reported(name):
             file = self._files.get(name)
             if file is None:
@@ -199,6 +199,13 @@ def _lock_within(file: IO[str], seconds: float) -> bool:
     return True
 
 
+def absolute(run: str) -> Path:
+    """The absolute path of a run folder without `.` and `..`, so that its last part names the run however it was typed. A link keeps its
+    own name."""
+    path = Path(run).absolute()
+    return path.resolve() if ".." in path.parts else path
+
+
 def checkpoint_store(run: str, options: Options | None = None) -> Store:
     """Opens the store of a run's checkpoints.
 
@@ -241,7 +248,7 @@ def append_row(file: FileIO, row: Mapping[str, Any]) -> None:
     Raises:
         OSError: the line can't be written.
     """
-    line = json.dumps(row).encode() + b"\n"
+    line = json_text(row).encode() + b"\n"
     if file.seek(0, os.SEEK_END):
         file.seek(-1, os.SEEK_END)
         line = line if file.read(1) == b"\n" else b"\n" + line  # a crash cut the last line short

@@ -20,6 +20,7 @@ from monitoring.run_files import (
     LEAST_FEATURE_SPREAD,
     LEAST_OUTPUT_SPREAD,
     MOST_DEAD,
+    with_nans,
 )
 from pipeline.config import EvaluationConfig
 from pipeline.training.record.run_folder import Lines, RunFolder
@@ -121,7 +122,7 @@ class Learning:
         """
         self._choice = choice
         rows = Lines(self._folder.path / EVALUATION) if step else ()
-        self._rows = {int(row["step"]): row for row in rows if row.get("choice") == choice and row["step"] <= step}
+        self._rows = {int(row["step"]): with_nans(row) for row in rows if row.get("choice") == choice and row["step"] <= step}
         if self._rows:
             last = max(self._rows)
             self._metrics.evaluation(self._rows[last])

@@ -30,7 +30,7 @@ from pipeline.training.reporting.console import Progress
 from pipeline.training.reporting.flops import peak_flops
 from pipeline.training.reporting.learning import Learning
 from pipeline.training.resume import changed_settings
-from pipeline.training.step import StepResult
+from pipeline.training.step import StepResult, rate_jump
 from pipeline.training.supervision.watchdog import restart_count
 
 
@@ -126,6 +126,8 @@ class Reporter:
             if config.data.orientation != wanted.data.orientation and self._loader.may_turn:
                 kept, asked = config.data.orientation, wanted.data.orientation
                 self.say(f"data.orientation stays {kept}, as the run began; only a new run takes {asked}")
+            if step < config.training.steps and (jump := rate_jump(found.facts["config"], config, step)):
+                self.say(jump)
         self._folder.write_config(to_mapping(config))
         if self._world.is_first and isinstance(evaluation, str):
             self.learning.not_evaluated(evaluation)

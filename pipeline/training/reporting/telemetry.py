@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from monitoring.metrics.hardware import Gpu
 from monitoring.metrics.run_metrics import RunMetrics
 from pipeline.config import Config
 from pipeline.training.ranks.world import World
-from pipeline.training.record.run_folder import RunFolder
+from pipeline.training.record.run_folder import RunFolder, absolute
 from pipeline.training.reporting.loader_series import LOADER_SERIES
 from pipeline.training.supervision.watchdog import Watchdog, restart_count
 
@@ -32,7 +31,7 @@ def rank_metrics(config: Config[Any], world: World, watchdog: Watchdog) -> RunMe
         watchdog: watchdog of this process, which knows the attempt and the age of the loop's last beat.
     """
     logging.basicConfig(format=f"rank {world.rank}: %(message)s")  # before the first warning
-    run, node = _names(config)
+    run, node = names_of(config)
     metrics = RunMetrics(
         run,
         world.rank,
@@ -69,15 +68,15 @@ def published(metrics: RunMetrics, config: Config[Any], world: World, folder: Ru
     if not config.monitoring.enabled:
         yield None
         return
-    run, node = _names(config)
+    run, node = names_of(config)
     identity = RankIdentity(folder.path, run, node, world.rank, world.size, world.local_rank, world.local_size, attempt)
     with Publication(metrics.registry, config.monitoring, identity, folder.targets) as publication:
         yield publication
 
 
-def _names(config: Config[Any]) -> tuple[str, str]:
+def names_of(config: Config[Any]) -> tuple[str, str]:
     """Returns the names of the run and of this machine, as the series carry them."""
-    return config.monitoring.run_name or Path(config.run).name, os.uname().nodename
+    return config.monitoring.run_name or absolute(config.run).name or config.run, os.uname().nodename
 
 
 def _version() -> str:

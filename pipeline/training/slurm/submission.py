@@ -21,9 +21,10 @@ from typing import Any
 from pipeline import recipes
 from pipeline.config import Config, parse, to_mapping
 from pipeline.mapping import ConfigError
+from pipeline.training.record.run_folder import absolute
 from pipeline.training.slurm.attempts import is_finished
 from pipeline.training.slurm.surroundings import submission_environment
-from pipeline.training.slurm.sweep import Element, element, plan, read_combinations
+from pipeline.training.slurm.sweep import Element, element, plan, read_combinations, refuse_twins
 from shards.errors import ExplainedError
 from shards.urls import redacted
 
@@ -116,13 +117,14 @@ def prepare(resources: Resources, settings: Sequence[str], sweep: Path | None = 
     """
     _check_resources(resources)
     config = parse_settings(settings)
-    folder = Path(config.run).absolute()
+    folder = absolute(config.run)
     combinations = read_combinations(sweep) if sweep else []
     _refuse_secrets(config, settings, [value for combination in combinations for value in combination.values()])
     sweep_name = config.monitoring.run_name or folder.name
     elements = [element(combination, folder, sweep_name) for combination in combinations] or [Element(folder, [])]
-    for each in elements:
-        steps = parse_settings([*settings, *each.settings]).training.steps
+    configs = [parse_settings([*settings, *each.settings]) for each in elements]
+    refuse_twins(elements, configs)
+    for each, steps in zip(elements, (of_it.training.steps for of_it in configs), strict=True):
         if is_finished(each.run, steps):
             raise SubmitError(f"{each.run}: all {steps} steps are done. Give more --training.steps, or another --run")
     plan_file = plan(folder, elements) if sweep else None

@@ -10,10 +10,12 @@ import json
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.command_line import load_yaml
+from pipeline.config import Config
 from pipeline.mapping import ConfigError
 
 _LONGEST_NAME = 100  # characters of the readable part of a run folder's name
@@ -78,6 +80,25 @@ def element(combination: Mapping[str, str], folder: Path, name: str) -> Element:
     run = folder / run_name(combination)
     settings = [f"--{key}={value}" for key, value in combination.items()]
     return Element(run, [*settings, f"--run={run}", f"--monitoring.run_name={name}/{run.name}"])
+
+
+def refuse_twins(elements: Sequence[Element], configs: Sequence[Config[Any]]) -> None:
+    """Refuses a sweep that has one combination twice, also spelt in two ways, because two jobs would train the same, perhaps in one folder.
+
+    Args:
+        elements: runs of the sweep.
+        configs: all settings of each run.
+
+    Raises:
+        ConfigError: naming the combinations.
+    """
+    seen: list[Config[Any]] = []
+    for each, config in zip(elements, configs, strict=True):
+        unnamed = replace(config, run="", monitoring=replace(config.monitoring, run_name=""))
+        if unnamed in seen:
+            first = elements[seen.index(unnamed)].run.name
+            raise ConfigError(f"--array: {each.run.name} is the same run as {first}. Give each value of a setting once")
+        seen.append(unnamed)
 
 
 def plan(folder: Path, elements: Sequence[Element]) -> tuple[Path, str]:

@@ -54,7 +54,7 @@ class Stacks:
             for path in self.path.parent.glob(self._stale):  # attempts that were killed before they wrote any
                 if path.stat().st_size == 0:
                     path.unlink(missing_ok=True)
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             answer(self._file)
 
     @property

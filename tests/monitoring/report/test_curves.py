@@ -8,6 +8,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,8 +62,10 @@ def test_a_long_history_takes_little_memory_and_keeps_its_one_spike(tmp_path: Pa
     assert sum(bucket.count for bucket in curve.counted.values()) == steps
 
 
-def test_values_that_are_not_finite_are_marked_and_break_the_line(tmp_path: Path) -> None:
-    history = [history_row(step, 1, math.nan if step == 5 else 0.5) for step in range(1, 10)]
+@pytest.mark.parametrize("missing", [None, math.nan], ids=["null", "NaN of older versions"])
+def test_values_that_are_not_finite_are_marked_and_break_the_line(missing: Any, tmp_path: Path) -> None:
+    history = [history_row(step, 1, 0.5) for step in range(1, 10)]
+    history[4]["losses"]["generator"]["total"] = missing
     page = written(write_run(tmp_path / "run", [start(1, 0)], history))
     assert page.found("line", "nonfinite")
     lines = [each["d"] for each in page.found("path", "line")]

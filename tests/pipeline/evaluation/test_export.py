@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +62,9 @@ def photograph(tmp_path: Path) -> Path:
     return tmp_path / "photo.jpg"
 
 
+EXPECTED = {"side": 227, "channels": "RGB", "mean": [123.0, 117.0, 104.0], "divisor": 128.0, "shorter_side": 256}
+
+
 def readme_code() -> list[str]:
     """The blocks of Python in README.md's section on the use of an encoder."""
     section = (ROOT / "README.md").read_text().partition("\n## Use the encoder\n")[2].partition("\n## ")[0]
@@ -106,6 +111,59 @@ def test_a_file_that_can_not_be_written_is_an_error_and_the_old_one_stays(
         assert "too large" in capsys.readouterr().err
         assert contents(target.parent) == before
         target.parent.rename(tmp_path / f"done {name}")
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077], ids=oct)
+def test_every_file_of_an_export_obeys_the_umask(umask: int, run: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    before = os.umask(umask)
+    try:
+        out.mkdir()
+        for name in ("encoder.safetensors", "encoder"):
+            export_encoder(run, out / name)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in out.rglob("*") if path.is_file()} == {0o666 & ~umask}
+    assert stat.S_IMODE((out / "encoder").stat().st_mode) == 0o777 & ~umask
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("none/encoder.safetensors", "none/encoder.safetensors: its folder does not exist. Make it first"),
+        ("folder.safetensors", "folder.safetensors: is not a file that can be replaced"),
+        ("s3://bucket/encoder.safetensors", "target: s3:/bucket/encoder.safetensors is a URL, not a path of this machine"),
+        ("s3:/bucket/encoder", "target: s3:/bucket/encoder is a URL, not a path of this machine"),
+    ],
+)
+def test_a_place_that_nothing_can_be_written_to_is_refused_before_a_run_is_read(
+    place: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "folder.safetensors").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "out")
+    assert call(monkeypatch, "no run", place) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["folder.safetensors"]
+
+
+def test_a_place_that_turns_out_not_to_be_writable_is_named_in_one_line(run: str) -> None:
+    with pytest.raises(EncoderInvalid, match=r"^/proc/encoder.safetensors: can't be written \(No such file or directory\). Make room"):
+        export_encoder(run, Path("/proc/encoder.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "folder", "torchvision"])
+def test_every_format_says_what_the_encoder_expects(kind: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "torchvision")
+    target = tmp_path / ("folder" if kind == "folder" else "file.safetensors")
+    export_encoder(str(tmp_path / "run"), target, torchvision_names=kind == "torchvision")
+    if kind == "folder":
+        facts = json.loads((target / "config.json").read_text(), parse_constant=pytest.fail)
+    else:
+        with safe_open(target, "pt") as file:
+            texts = file.metadata()
+        facts = {name: text if name == "channels" else json.loads(text) for name, text in texts.items() if name in EXPECTED}
+    assert {name: facts[name] for name in EXPECTED} == EXPECTED
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -106,6 +106,25 @@ def test_a_data_set_of_shards_and_another_seed(made: Path, tmp_path: Path) -> No
     assert accuracies(found, "neighbours")["mean colour", ""] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("none/out.json", "its folder does not exist"),
+        (".", "is not a file that can be replaced"),
+        ("s3://b/out.json", "is a URL, not a path"),
+    ],
+)
+def test_figures_that_could_not_be_written_are_refused_before_they_are_made(
+    place: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["probe", "no run", "--labelled", "no pictures", "--out", place]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_pictures_that_can_not_be_decoded_are_named_and_left_out(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "pictures"
     write_pictures(folder)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipeline.config import OptimiserConfig, ScheduleConfig, TrainingConfig
+from pipeline.config import Config, OptimiserConfig, ScheduleConfig, TrainingConfig, to_mapping
 from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import GroupedBatchNorm2d
 from pipeline.recipes.player import Losses, Player
@@ -23,7 +23,7 @@ from pipeline.training.engine.engine import Engine, ReplicatedEngine
 from pipeline.training.engine.optimiser_state import make_optimiser
 from pipeline.training.engine.zero import ShardedEngine
 from pipeline.training.ranks.world import World, join
-from pipeline.training.step import NonFiniteError, TrainStep, micro_batches, rate_factor
+from pipeline.training.step import NonFiniteError, TrainStep, micro_batches, rate_factor, rate_jump
 
 MODES = ["ddp", "zero1", "zero2", "zero3"]
 
@@ -47,6 +47,40 @@ def test_every_rank_takes_the_same_number_of_micro_steps_and_the_last_is_never_e
 def test_a_batch_norm_group_that_fits_no_micro_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.micro_batch: 32 is less than the batch-norm group of 64"):
         micro_batches(64, 64, 32, 64)
+
+
+LONG = Config(method=None, training=TrainingConfig(steps=8))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (ScheduleConfig("cosine"), ScheduleConfig("cosine"), "ends at step 8 instead of 4: the factor of the learning rates was 0.1464"),
+        (
+            ScheduleConfig("cosine", final_factor=0.5),
+            ScheduleConfig("cosine", final_factor=0.5),
+            "was 0.5732 in step 4, and is 0.75",
+        ),
+        (
+            ScheduleConfig("cosine"),
+            ScheduleConfig("constant"),
+            "is another one: the factor of the learning rates was 0.1464",
+        ),
+        (
+            ScheduleConfig(),
+            ScheduleConfig("step", step_every=2),
+            "was 1 in step 4, and is 0.25 in step 5",
+        ),
+        (ScheduleConfig(), ScheduleConfig(), ""),
+        (ScheduleConfig("step", step_every=2), ScheduleConfig("step", step_every=2), ""),
+        (ScheduleConfig("cosine", warmup_steps=6), ScheduleConfig("cosine", warmup_steps=6), ""),
+    ],
+)
+def test_learning_rates_that_jump_where_a_run_continues_are_said_with_both(before: ScheduleConfig, now: ScheduleConfig, said: str) -> None:
+    kept = to_mapping(replace(LONG, schedule=before, training=TrainingConfig(steps=4)))
+    found = rate_jump({**kept, "schedule": {**kept["schedule"], "of_another_version": 1}}, replace(LONG, schedule=now), step=4)
+    assert said in found
+    assert bool(said) == bool(found)
 
 
 def test_schedules() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,11 +14,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import DataConfig, SourceConfig
+from pipeline import recipes
+from pipeline.config import DataConfig, SourceConfig, parse
+from pipeline.mapping import ConfigError
 from pipeline.stream.counters import Counters
 from pipeline.stream.dataset import Dataset
 from pipeline.stream.read import storage
 from pipeline.stream.read.cache import ShardCache
+from pipeline.stream.read.cache_folder import CacheFolder, default_folder
 from shards.store import Store
 from tests.datasets import photographs, write_dataset
 from tests.launching import wait_until
@@ -96,6 +102,41 @@ def test_closing_waits_for_the_piece_that_is_under_way_and_for_no_other(store: H
     assert len(store.asked) == 3 < PIECES, "the rest of the shard was downloaded, though nothing needs it"
     assert files(cache) == []
     assert cache.failures == {}
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077], ids=oct)
+def test_the_files_of_the_cache_obey_the_umask(umask: int, store: HeldStore, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        dataset, cache = opened(store, tmp_path)
+        with closing(dataset):
+            cache.prefetch([0])
+            wait_until(lambda: cache.holds(0))
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in cache.folder.iterdir()} == {0o666 & ~umask}
+    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o777 & ~umask
+
+
+def test_the_cache_of_a_user_below_the_folder_for_temporary_files_is_closed_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    CacheFolder(default_folder(), 0, Counters()).close()
+    assert stat.S_IMODE(default_folder().stat().st_mode) == 0o700
+
+
+def test_a_variable_in_the_folder_of_the_cache_is_that_of_the_node(
+    store: HeldStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
+    config = parse(recipes.SETTINGS, ["--data.shards", store.url, "--data.cache", "$NODE_DISK/cache"])
+    assert config.data.cache == "$NODE_DISK/cache", "another node may have another"
+    with closing(Dataset("", SourceConfig(shards=store.url), config.data, 0, 0, Counters())):
+        assert (tmp_path / "disk" / "cache").is_dir()
+    monkeypatch.delenv("NODE_DISK")
+    with pytest.raises(ConfigError, match=r"data\.cache: \$NODE_DISK/cache needs the variable NODE_DISK"):
+        Dataset("", SourceConfig(shards=store.url), config.data, 0, 0, Counters())
 
 
 @pytest.mark.timeout(60)

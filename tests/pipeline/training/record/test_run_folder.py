@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from pipeline.training.record.run_folder import RunFolder, RunFolderError, last_saved_step, read_lines
+from pipeline.training.record.run_folder import RunFolder, RunFolderError, append_row, last_saved_step, read_lines
 
 
 def test_two_runs_never_write_into_one_folder(tmp_path: Path) -> None:
@@ -42,6 +44,21 @@ def test_a_line_that_a_crash_cut_short_is_left_out_and_the_next_starts_anew(tmp_
     events = read_lines(tmp_path / "events.jsonl")
     assert [(row["event"], row["step"]) for row in events] == [("start", 0), ("start", 2)]
     assert all(row["time"] > 1e9 for row in events)
+
+
+@pytest.mark.parametrize("write", ["history", "evaluation", "event", "append_row"])
+def test_every_line_is_json_also_where_a_figure_is_not_finite(write: str, tmp_path: Path) -> None:
+    row = {"step": 3, "losses": {"generator": {"total": float("nan")}}, "norm": float("inf")}
+    if write == "append_row":
+        with open(tmp_path / "lines.jsonl", "a+b", buffering=0) as file:
+            append_row(file, row)
+    else:
+        with closing(RunFolder(tmp_path, writes=True)) as folder:
+            calls = {"history": lambda: folder.history([row]), "evaluation": lambda: folder.evaluation(row)}
+            calls.get(write, lambda: folder.event("x", **row))()
+    (path,) = tmp_path.glob("*.jsonl")
+    found = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert (found["step"], found["losses"], found["norm"]) == (3, {"generator": {"total": None}}, None)
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:

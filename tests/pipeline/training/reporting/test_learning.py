@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -47,6 +49,12 @@ ILL = {
 }
 LENGTHS = {"feature_spread": 0.005}
 """Features that have collapsed onto a point, in however many dimensions."""
+
+
+def gauges(metrics: RunMetrics) -> list[str]:
+    """The figures of the newest evaluation as Prometheus gets them."""
+    lines = generate_latest(metrics.registry).decode().splitlines()
+    return [line for line in lines if re.match("context_encoder_(held_back|output_spread|feature|dead_maps)", line)]
 
 
 @contextmanager
@@ -128,8 +136,17 @@ def test_each_problem_is_reported_once_and_its_end_too(problem: str, tmp_path: P
 def test_a_network_that_gives_no_numbers_is_reported(tmp_path: Path) -> None:
     broken = {**WELL, **dict.fromkeys(("loss", "l1", "gain", "output_spread", "feature_dimensions"), math.nan)}
     assert set(problems(broken)) == {"baseline", "constant_output", "collapsed_features"}
-    with learning(tmp_path) as (watch, _, _):
+    with learning(tmp_path) as (watch, _, metrics):
         watch.add(broken)
+        figures = gauges(metrics)
+    (line,) = (tmp_path / EVALUATION).read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["l1"] is None
+    with learning(tmp_path) as (watch, said, metrics):
+        watch.resume(1000, "these")
+        assert gauges(metrics) == figures, "null is read as NaN"
+        watch.add({**broken, "step": 2000})
+        assert len(said) == 1, "no second report of the same problem"
+        assert "no number" in watch.conclusion()
 
 
 def test_an_attempt_takes_over_what_was_reported_before_it(tmp_path: Path) -> None:

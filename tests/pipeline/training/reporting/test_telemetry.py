@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import recipes
-from pipeline.config import parse
+from pipeline.config import Config, parse
 from pipeline.training import loop
 from pipeline.training.checkpoint import store as checkpoint
 from pipeline.training.reporting.reporter import Reporter
+from pipeline.training.reporting.telemetry import names_of
 from pipeline.training.supervision.interruption import Interruption
 from shards.errors import ShardError, StoreError
 from tests.datasets import photographs, write_dataset
@@ -82,6 +84,20 @@ def test_a_first_attempt_that_has_trained_is_missed(tmp_path: Path, asked: list[
     with pytest.raises(RuntimeError, match="as a step"):
         pretrain(tmp_path, 2)
     assert len(asked) == len(targets(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [(".", "mine"), ("./", "mine"), ("sub/..", "mine"), ("../mine/a", "a"), ("link", "link"), ("link/..", "deep"), ("/", "/")],
+)
+def test_a_run_folder_has_a_name_however_it_was_typed(typed: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    (tmp_path / "mine" / "link").symlink_to(tmp_path / "deep" / "down")
+    config = Config(method=None, run=typed)
+    assert names_of(config)[0] == name
+    assert names_of(replace(config, monitoring=replace(config.monitoring, run_name="given")))[0] == "given"
 
 
 def test_a_run_has_the_name_that_it_is_given(tmp_path: Path, asked: list[str]) -> None:
