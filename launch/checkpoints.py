@@ -13,6 +13,7 @@ from pipeline.training.checkpoint.ownership import release
 from pipeline.training.checkpoint.retention import Retention
 from pipeline.training.checkpoint.store import CheckpointInvalid, describe, folder_name, verify
 from pipeline.training.record.run_folder import RunFolder, RunFolderError, checkpoint_store
+from shards.counting import counted
 from shards.errors import ShardError
 from shards.urls import parse_options
 
@@ -79,7 +80,10 @@ def prune(checkpoints: Retention, run: str, dry_run: bool) -> int:
             print(f"{folder_name(step)}  {'would be deleted' if dry_run else 'deleted'}")
         if not dry_run and superfluous:
             checkpoints.prune()
-        print(f"{len(checkpoints.steps())} checkpoints are left; the newest {sound} sound ones were verified")
+        print(
+            f"{counted(len(checkpoints.steps()), 'checkpoint is', 'checkpoints are')} left; "
+            f"the newest {counted(sound, 'sound one was', 'sound ones were')} verified"
+        )
     return 0
 
 

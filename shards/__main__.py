@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from shards.build.picture import PictureRules
 from shards.build.plan import PlanSettings
 from shards.console import exit_code, megabytes, printable
+from shards.counting import counted
 from shards.errors import ShardError
 from shards.urls import join, parse_options, redacted
 
@@ -124,15 +125,17 @@ def _build(options: argparse.Namespace) -> int:
     result = build(request)
     manifest, listing, shown = result.manifest, result.listing, redacted(options.destination)
     print(printable(f"{shown}: already built" if result.already else shown))
-    print(f"  {manifest.total_samples:,} pictures in {len(manifest.records):,} shards, {megabytes(manifest.total_bytes)}")
-    print(f"  from {len(listing):,} pictures, {megabytes(listing.total_bytes)}; classes: {len(manifest.classes) or 'none'}")
+    print(f"  {counted(manifest.total_samples, 'picture')} in {counted(len(manifest.records), 'shard')}, {megabytes(manifest.total_bytes)}")
+    print(f"  from {counted(len(listing), 'picture')}, {megabytes(listing.total_bytes)}; classes: {len(manifest.classes) or 'none'}")
     if listing.other:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in listing.other.most_common(8))
-        print(printable(f"  not pictures, left out: {sum(listing.other.values()):,} files ({kinds})"))
+        print(printable(f"  not pictures, left out: {counted(sum(listing.other.values()), 'file')} ({kinds})"))
     if listing.excluded:
-        print(f"  left out because they match no --include: {listing.excluded:,} pictures")
+        print(f"  left out because they match no --include: {counted(listing.excluded, 'picture')}")
     if result.rejected:
-        print(printable(f"  rejected: {len(result.rejected):,} pictures that can't be stored, all listed in {join(shown, REJECTED)}"))
+        print(
+            printable(f"  rejected: {counted(len(result.rejected), 'picture')} that can't be stored, all listed in {join(shown, REJECTED)}")
+        )
         for name, reason in result.rejected[:SHOWN_REJECTIONS]:
             print(printable(f"    {name}: {reason}"))
     print(printable(f"next: python -m shards verify {shown}"))
@@ -206,13 +209,13 @@ def _verify(options: argparse.Namespace) -> int:
     for name in findings.repaired:
         print(printable(f"{name}: made again"))
     manifest = findings.manifest
-    what = f"{len(manifest.records):,} shards, {manifest.total_samples:,} samples, {megabytes(manifest.total_bytes)}"
+    what = f"{counted(len(manifest.records), 'shard')}, {counted(manifest.total_samples, 'sample')}, {megabytes(manifest.total_bytes)}"
     if findings.problems:
-        print(f"NOT sound: {len(findings.problems):,} problems in {what}", file=sys.stderr)
+        print(f"NOT sound: {counted(len(findings.problems), 'problem')} in {what}", file=sys.stderr)
         return 1
     if findings.unproven:
         print(
-            f"sound as far as is known: {what}; {findings.unproven:,} shards were indexed without reading them, "
+            f"sound as far as is known: {what}; {counted(findings.unproven, 'shard was', 'shards were')} indexed without reading them, "
             "so nothing proves their bytes"
         )
         return 0

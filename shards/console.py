@@ -11,6 +11,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
+from shards.counting import counted
 from shards.errors import ShardError
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -59,7 +60,7 @@ def megabytes(size: int) -> str:
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"
+    return counted(size, "byte")
 
 
 def printable(text: str) -> str:

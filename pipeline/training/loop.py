@@ -40,6 +40,7 @@ from pipeline.training.resume import build_engines, find_checkpoint
 from pipeline.training.step import TrainStep, rate_factor
 from pipeline.training.supervision.interruption import Interruption
 from pipeline.training.supervision.watchdog import Watchdog, restart_count
+from shards.counting import counted
 from shards.keyed import key_of
 from shards.store import Store
 
@@ -69,7 +70,9 @@ class Outcome:
     def __str__(self) -> str:
         if self.finished:
             learned = f"\n{self.learned}" if self.learned else ""
-            return f"finished: {self.step} steps with {self.world_size} ranks, everything is in {self.folder}{learned}"
+            return (
+                f"finished: {counted(self.step, 'step')} with {counted(self.world_size, 'rank')}, everything is in {self.folder}{learned}"
+            )
         return f"stopped after step {self.step} ({self.reason}), saved: the same command continues from there"
 
 

@@ -20,6 +20,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
+from shards.counting import counted
 from shards.dataset.jpeg_header import with_table
 from shards.dataset.pixels import PictureRejected, refuse_lost_pixels, to_rgb
 from shards.errors import ShardError
@@ -116,7 +117,7 @@ def prepare(data: bytes, rules: PictureRules) -> StoredPicture:
 
 def too_long(length: int, rules: PictureRules) -> PictureRejected:
     """Returns the rejection of a file of `length` bytes."""
-    return PictureRejected(f"{length} bytes are more than max_bytes, {rules.max_bytes}")
+    return PictureRejected(f"{counted(length, 'byte is', 'bytes are')} more than max_bytes, {rules.max_bytes:,}")
 
 
 def _unchanged(data: bytes, image: Image.Image) -> StoredPicture:

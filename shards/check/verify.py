@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.console import ProgressReport
+from shards.counting import counted
 from shards.dataset import index as shard_index
 from shards.dataset.index import ShardIndex
 from shards.dataset.manifest import NAME, Manifest, ShardRecord, load, rules_of
@@ -116,7 +117,7 @@ def _check_objects(manifest: Manifest, store: Store, sizes: Mapping[str, int]) -
         try:
             listed = len(read_rejected(store))
             if listed != manifest.rejected:
-                problems.append(Problem(REJECTED, f"lists {listed} pictures, the manifest says {manifest.rejected}"))
+                problems.append(Problem(REJECTED, f"lists {counted(listed, 'picture')}, the manifest says {manifest.rejected}"))
         except ShardError as error:
             problems.append(Problem(REJECTED, str(error)))
     for name in sorted(sizes.keys() - known):
@@ -184,13 +185,13 @@ def _stored_index(manifest: Manifest, store: Store, sizes: Mapping[str, int], sh
 
 def _difference(record: ShardRecord, size: int) -> str:
     if size != record.size:
-        return f"has {size} bytes, the manifest says {record.size}"
+        return f"has {counted(size, 'byte')}, the manifest says {record.size:,}"
     return "its sha256 is not the manifest's: bytes have changed"
 
 
 def _replaced(record: ShardRecord, size: int) -> str:
     if size != record.size:
-        return f"has {size} bytes, the manifest says {record.size}: replaced since it was indexed. Index it again"
+        return f"has {counted(size, 'byte')}, the manifest says {record.size:,}: replaced since it was indexed. Index it again"
     return "another object than the one that was indexed (its version differs). Index it again"
 
 
@@ -204,14 +205,17 @@ def _index_of(manifest: Manifest, record: ShardRecord, tar: TarFile) -> ShardInd
 def _check_samples(manifest: Manifest, record: ShardRecord, actual: ShardIndex, stored: ShardIndex | None) -> list[Problem]:
     problems = []
     if len(actual) != record.count:
-        problems.append(Problem(record.name, f"holds {len(actual)} samples, the manifest says {record.count}"))
+        problems.append(Problem(record.name, f"holds {counted(len(actual), 'sample')}, the manifest says {record.count}"))
     if manifest.classes and len(actual) and int(actual.rows["label"].max()) >= len(manifest.classes):
-        problems.append(Problem(record.name, f"has a label past the {len(manifest.classes)} classes of the manifest"))
+        problems.append(Problem(record.name, f"has a label past the {counted(len(manifest.classes), 'class')} of the manifest"))
     if stored is not None and len(stored) == len(actual):
         differing = np.flatnonzero(stored.rows != actual.rows)
         if differing.size:
             shown = ", ".join(str(row) for row in differing[:_SHOWN_ROWS]) + (", ..." if differing.size > _SHOWN_ROWS else "")
             problems.append(
-                Problem(record.name, f"{differing.size} samples are not what the index says (in the order of the shard: {shown})")
+                Problem(
+                    record.name,
+                    f"{counted(differing.size, 'sample is', 'samples are')} not what the index says (in the order of the shard: {shown})",
+                )
             )
     return problems

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shards.counting import counted
 from shards.dataset import index as shard_index
 from shards.dataset.index import Rules
 from shards.errors import ManifestMismatch, StoreError
@@ -190,7 +191,8 @@ class Manifest:
         index = shard_index.decode(data, name)
         if len(index) != record.count or index.shard_bytes != record.size:
             raise ManifestMismatch(
-                f"{name}: describes {len(index)} samples in {index.shard_bytes} bytes, the manifest {record.count} in {record.size}"
+                f"{name}: describes {counted(len(index), 'sample')} in {counted(index.shard_bytes, 'byte')}, "
+                f"the manifest {record.count:,} in {record.size:,}"
             )
         return index
 
@@ -250,7 +252,7 @@ def load(url: str, options: Options | None = None, reader: ObjectReader | None =
     data = store.whole(name) if reader is None else reader.whole(name)
     if data is None:
         found = [entry for entry, _ in store.list(deep=False) if entry.endswith(".tar")]
-        what = f"{len(found)} .tar files but no manifest" if found else "no shards"
+        what = f"{counted(len(found), '.tar file')} but no manifest" if found else "no shards"
         raise ManifestMismatch(f"{shown}: {redacted(folder)} holds {what}. {_advice(bool(found), redacted(folder))}")
     return decode(data, shown, folder)
 

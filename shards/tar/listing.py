@@ -18,6 +18,7 @@ from pathlib import Path
 import braceexpand
 from fsspec.utils import glob_translate
 
+from shards.counting import counted
 from shards.errors import SourceError, StoreError
 from shards.local_files import TEMPORARY_PREFIX, files_below
 from shards.store import Options, Store
@@ -74,8 +75,8 @@ def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing
     shown = " ".join(redacted(url) for url in urls)
     if not tars and compressed:
         raise SourceError(
-            f"{shown}: {compressed} compressed tars and no plain one. Samples are read from their place in the file, which compression "
-            "hides, and pictures hardly shrink: unpack them (gunzip, unzstd, ...) and index the .tar files"
+            f"{shown}: {counted(compressed, 'compressed tar')} and no plain one. Samples are read from their place in the file, "
+            "which compression hides, and pictures hardly shrink: unpack them (gunzip, unzstd, ...) and index the .tar files"
         )
     if not tars:
         raise SourceError(f"{shown}: no .tar is there. Name the folder that holds the shards, or the shards: shard-{{000000..000099}}.tar")
@@ -162,7 +163,7 @@ def _find(store: Store, place: str, folder: str) -> dict[str, Info]:
 
 
 def _too_many(place: str) -> SourceError:
-    return SourceError(f"{redacted(place)}: names more than {_MOST_NAMES:,} shards. Name the folder, or a glob")
+    return SourceError(f"{redacted(place)}: names more than {counted(_MOST_NAMES, 'shard')}. Name the folder, or a glob")
 
 
 def _named(store: Store, names: Sequence[str]) -> dict[str, Info]:
@@ -180,7 +181,7 @@ def _named(store: Store, names: Sequence[str]) -> dict[str, Info]:
     missing = sorted(name for name in names if name not in found)
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
-        raise SourceError(f"{store.describe()}: {len(missing)} of the {len(names)} shards that were named are missing: {shown}")
+        raise SourceError(f"{store.describe()}: {len(missing):,} of the {counted(len(names), 'shard')} named can't be found: {shown}")
     return {name: found[name] for name in names}
 
 

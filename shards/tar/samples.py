@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Protocol, cast
 
+from shards.counting import counted
 from shards.errors import ShardCorrupt
 from shards.tar.member import TarMember
 
@@ -47,7 +48,7 @@ class _Headers:
     def read(self, count: int, /) -> bytes:
         at = self._tar.tell()
         if count > _LONGEST_HEADER or (count > _BLOCK and count > self._size - at):
-            raise ShardCorrupt(f"{self._name}: a header of {count} bytes at byte {at} of {self._size}: damaged or cut short")
+            raise ShardCorrupt(f"{self._name}: a header of {counted(count, 'byte')} at byte {at:,} of {self._size:,}: damaged or cut short")
         return self._tar.read(count)
 
 
@@ -69,7 +70,7 @@ def walk(tar: TarFile, name: str, open_ended: bool = False) -> Iterator[tarfile.
             for member in archive:
                 # a damaged header may name a negative size, which would send tarfile round in circles
                 if member.size < 0 or (member.isreg() and member.offset_data + member.size > size):
-                    raise ShardCorrupt(f"{name}: cut short inside {member.name}: {size} bytes are there")
+                    raise ShardCorrupt(f"{name}: cut short inside {member.name}: {counted(size, 'byte is', 'bytes are')} there")
                 if member.issparse():
                     raise ShardCorrupt(f"{name}: {member.name} is stored as a sparse file. Make the tar without --sparse")
                 yield member

@@ -36,8 +36,8 @@ def test_a_build_ends_with_what_was_made_what_was_not_and_what_to_do_next(
     assert lines[1].startswith("  40 pictures in 3 shards, ")
     assert lines[2].startswith("  from 41 pictures, ")
     assert lines[2].endswith("classes: 4")
-    assert lines[3] == "  not pictures, left out: 1 files (.txt 1)"
-    assert lines[4] == f"  rejected: 1 pictures that can't be stored, all listed in {tmp_path}/out/rejected.jsonl"
+    assert lines[3] == "  not pictures, left out: 1 file (.txt 1)"
+    assert lines[4] == f"  rejected: 1 picture that can't be stored, all listed in {tmp_path}/out/rejected.jsonl"
     assert lines[5] == "    class0/bad.jpg: not in a picture format that is known here"
     assert lines[6] == f"next: python -m shards verify {tmp_path}/out"
     assert build(built, tmp_path / "out", "--shard-size", "15") == 0
@@ -53,7 +53,7 @@ def test_verify_says_sound_or_what_is_wrong(built: Path, capsys: pytest.CaptureF
     assert main(["verify", str(built / "out")]) == 1
     output = capsys.readouterr()
     assert output.out.splitlines() == ["shard-000001.tar.idx: missing (the shard is sound: --repair-index makes it again)"]
-    assert output.err.strip().splitlines()[-1].startswith("NOT sound: 1 problems in 3 shards")
+    assert output.err.strip().splitlines()[-1].startswith("NOT sound: 1 problem in 3 shards")
     assert main(["verify", str(built / "out"), "--repair-index"]) == 0
     assert victim.read_bytes() == kept
 

@@ -23,6 +23,7 @@ from pipeline.config import Config, parse, to_mapping
 from pipeline.mapping import ConfigError
 from pipeline.training.slurm.attempts import is_finished
 from pipeline.training.slurm.sweep import Element, element, plan, read_combinations
+from shards.counting import counted
 from shards.errors import ExplainedError
 from shards.urls import redacted
 
@@ -123,7 +124,9 @@ def prepare(resources: Resources, settings: Sequence[str], sweep: Path | None = 
     for each in elements:
         steps = parse_settings([*settings, *each.settings]).training.steps
         if is_finished(each.run, steps):
-            raise SubmitError(f"{each.run}: all {steps} steps are done. Give more --training.steps, or another --run")
+            raise SubmitError(
+                f"{each.run}: all {counted(steps, 'step is', 'steps are')} done. Give more --training.steps, or another --run"
+            )
     plan_file = plan(folder, elements) if sweep else None
     name = f"{re.sub(r'[^A-Za-z0-9._-]', '_', folder.name)}-{zlib.crc32(str(folder).encode()):08x}"
     command = ["sbatch", "--parsable", *_options(resources, name, folder, len(elements) if sweep else 0), str(SCRIPT)]
@@ -191,7 +194,7 @@ def describe(submission: Submission, job: str) -> str:
     run = f"{submission.folder.parent}/COMBINATION" if several else str(runs[0])
     element = f"{job}_ELEMENT" if several else job
     lines = [
-        f"job          {job} ({submission.name}){f', {len(runs)} elements' if several else ''}",
+        f"job          {job} ({submission.name})" + (f", {counted(len(runs), 'element')}" if several else ""),
         f"look         squeue --jobs={job}; scontrol show job {job}",
         f"log          {submission.folder}/{element}.log; of each node's ranks: {run}/slurm/{element}.NODE.log",
         f"attempts     {run}/slurm/attempts.jsonl",

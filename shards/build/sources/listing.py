@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.counting import counted
 from shards.dataset.index import PICTURE_EXTENSIONS
 from shards.errors import SourceError
 
@@ -150,7 +151,7 @@ class ListingBuilder:
         """
         if not self._ends:
             seen = ", ".join(f"{kind} {count}" for kind, count in self._other.most_common(5)) or "no files at all"
-            hint = f"; {self._excluded} pictures match no --include pattern" if self._excluded else ""
+            hint = f"; {counted(self._excluded, 'picture matches', 'pictures match')} no --include pattern" if self._excluded else ""
             raise SourceError(
                 f"{self.source}: no pictures to build from (found: {seen}{hint}). Pictures end in {_listed(PICTURE_EXTENSIONS)}"
             )
@@ -191,7 +192,9 @@ class ListingBuilder:
         except re.error as error:
             raise SourceError(f"the label pattern {text!r} is no regular expression: {error}") from error
         if pattern.groups != 1:
-            raise SourceError(f"the label pattern {text!r} has {pattern.groups} groups; it needs one, around the label: '^([^/]+)/'")
+            raise SourceError(
+                f"the label pattern {text!r} has {counted(pattern.groups, 'group')}; it needs one, around the label: '^([^/]+)/'"
+            )
 
         def rule(name: bytes) -> bytes:
             readable = name.decode("utf-8", "surrogateescape")
