@@ -19,7 +19,8 @@ from annotated_types import Ge, Gt, Interval
 from monitoring.settings import EndpointError, MonitoringConfig
 from monitoring.settings import check as check_monitoring
 from pipeline.command_line import overridden, read_yaml, take
-from pipeline.mapping import ConfigError, checked, from_mapping, nearest
+from pipeline.mapping import ConfigError, checked, from_mapping
+from pipeline.spelling import nearest
 from shards.urls import redacted
 
 MethodT = TypeVar("MethodT")
@@ -267,7 +268,7 @@ def parse(methods: Mapping[str, type], arguments: Sequence[str], program: str = 
     _, recipe = take(remaining, "--recipe")
     recipe = recipe or str(from_file.get("recipe", "features"))
     if recipe not in methods:
-        raise ConfigError(f"recipe: {recipe!r} is not a recipe{nearest(recipe, methods)}. There are: {', '.join(sorted(methods))}")
+        raise ConfigError(f"recipe: {recipe!r} is not a recipe{nearest(recipe, methods, listed=True)}")
     method = methods[recipe]
     _name_sources(from_file, remaining)
     defaults: Config[Any] = from_mapping(Config, {**from_file, "recipe": recipe}, method=method)
