@@ -9,12 +9,14 @@ interruption = Interruption()
 stacks.answer()
 interruption.install()  # before the imports below take their seconds, in which a signal must not meet the default handler
 
+import os  # noqa: E402
 import sys  # noqa: E402
 
 from monitoring.report import page_of_finished_run  # noqa: E402
 from pipeline import recipes  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.training.failures import exit_with_message  # noqa: E402
+from pipeline.training.finished import finished_before, next_command  # noqa: E402
 from pipeline.training.loop import pretrain  # noqa: E402
 
 
@@ -22,11 +24,17 @@ def main() -> None:
     """Reads the settings, trains, and prints the outcome."""
     with exit_with_message():
         config = parse(recipes.SETTINGS, sys.argv[1:], description=__doc__ or "")
+        if (answer := finished_before(config)) is not None:
+            if os.environ.get("RANK", "0") == "0":
+                print(answer, flush=True)
+            return
         outcome = pretrain(config, interruption)
         if outcome.rank == 0:
             print(outcome, flush=True)
         if outcome.rank == 0 and outcome.finished and config.monitoring.report:
             print(page_of_finished_run(outcome.folder), flush=True)
+        if outcome.rank == 0 and outcome.finished:
+            print(next_command(outcome.folder), flush=True)
 
 
 if __name__ == "__main__":

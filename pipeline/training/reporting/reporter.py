@@ -32,6 +32,7 @@ from pipeline.training.reporting.learning import Learning
 from pipeline.training.resume import changed_settings
 from pipeline.training.step import StepResult
 from pipeline.training.supervision.watchdog import restart_count
+from shards.counting import counted
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,11 @@ class Reporter:
         self.say(f"run folder {self._folder.path}")
         if found is not None:
             self.metrics.resumed(step=step, timestamp=float(found.facts["saved_at"]))
-            self.say(f"continues after step {step} of {config.training.steps}")
+            self.say(
+                f"continues after step {step} of {config.training.steps}"
+                if step < config.training.steps
+                else f"finished before: {counted(step, 'step is', 'steps are')} done; to train on, give more --training.steps than {step}"
+            )
             for change in changed_settings(found.facts["config"], to_mapping(config)):
                 self.say(f"changed since the checkpoint: {change}")
         self._folder.write_config(to_mapping(config))
