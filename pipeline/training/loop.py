@@ -210,10 +210,10 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
         stack.enter_context(closing(reporter))
         stack.enter_context(closing(checkpoints))  # before all others: the folder is released only when no save is being written
         stack.callback(watchdog.at, "end")
+        evaluation = open_evaluation(stack, config, recipe, engines, world, loader)
         if publication is not None:
             reporter.say(publication.summary)
             publication.alert_on_failure = True  # from now on a failure must raise an alert; before, an error is on the starter's console
-        evaluation = open_evaluation(stack, config, recipe, engines, world, loader)
         yield Run(config, world, interruption, watchdog, folder, loader, checkpoints, engines, train_step, reporter, evaluation), found
 
 

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.training.record.run_folder import RunFolderError, last_saved_step
+from pipeline.training.record.traces import OWNER, RUN_NAME
 from shards.errors import StoreError
 from shards.local_files import whole_file
 from shards.store import Store
-
-OWNER = "owner.json"
-_RUN_NAME = ".run-name"
 
 
 class OwnershipLost(StoreError):
@@ -111,18 +109,18 @@ class Ownership:
 
     def _own_name(self) -> str:
         try:
-            return (self._run / _RUN_NAME).read_text(encoding="ascii").strip()
+            return (self._run / RUN_NAME).read_text(encoding="ascii").strip()
         except FileNotFoundError:
             return ""
         except (OSError, ValueError) as error:
-            raise RunFolderError(f"{self._run / _RUN_NAME}: can't be read ({error}). Restore it, or choose another --run") from error
+            raise RunFolderError(f"{self._run / RUN_NAME}: can't be read ({error}). Restore it, or choose another --run") from error
 
     def _keep_name(self, name: str) -> None:
         if self._own_name() == name:
             return
         try:
             self._run.mkdir(parents=True, exist_ok=True)
-            with whole_file(self._run / _RUN_NAME, one_writer=True) as file:
+            with whole_file(self._run / RUN_NAME, one_writer=True) as file:
                 file.write(f"{name}\n".encode("ascii"))
         except OSError as error:
             raise RunFolderError(f"{self._run}: the run folder can't be written ({error.strerror}). Choose another with --run") from error
