@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pipeline.training.checkpoint.ownership import release
 from pipeline.training.checkpoint.retention import Retention
 from pipeline.training.checkpoint.store import CheckpointInvalid, describe, folder_name, verify
 from pipeline.training.record.run_folder import RunFolder, RunFolderError, checkpoint_store
+from shards.console import next_command
 from shards.counting import counted
 from shards.errors import ShardError
 from shards.urls import parse_options
@@ -29,10 +31,10 @@ def main() -> int:
     parser.add_argument("run", help="a run folder, or the folder or s3:// URL of its checkpoints")
     parser.add_argument("--storage", action="append", default=[], metavar="KEY=VALUE", help="an option of the store, as in fsspec")
     parser.add_argument(
-        "--keep-last", type=_positive, default=3, metavar="N", help="prune: newest sound checkpoints that stay (default: 3)"
+        "--keep-last", type=_whole(1), default=3, metavar="N", help="prune: newest sound checkpoints that stay (default: 3)"
     )
     parser.add_argument(
-        "--keep-every", type=int, default=0, metavar="N", help="prune: checkpoints whose step this divides stay, too (default: none)"
+        "--keep-every", type=_whole(0), default=0, metavar="N", help="prune: checkpoints whose step this divides stay, too (default: none)"
     )
     parser.add_argument("--dry-run", action="store_true", help="prune: only show what would be deleted")
     arguments = parser.parse_args()
@@ -49,14 +51,17 @@ def main() -> int:
             return 1
         if arguments.action == "prune":
             return prune(checkpoints, arguments.run, arguments.dry_run)
-        return show(checkpoints, steps, read_all=arguments.action == "verify")
+        verified = arguments.action == "verify"
+        sound = show(checkpoints, steps, read_all=verified)
+        print(_next_step(arguments.run, sound, verified, arguments.storage))
+        return 0 if sound else 1
     except (ShardError, RunFolderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def show(checkpoints: Retention, steps: list[int], read_all: bool) -> int:
-    """Prints one line a checkpoint; returns 1 where one is damaged."""
+def show(checkpoints: Retention, steps: list[int], read_all: bool) -> bool:
+    """Prints one line a checkpoint; returns whether all are sound."""
     sound = True
     for step in steps:
         try:
@@ -66,7 +71,15 @@ def show(checkpoints: Retention, steps: list[int], read_all: bool) -> int:
         except CheckpointInvalid as error:
             sound = False
             print(f"{folder_name(step)}  DAMAGED  {error}")
-    return 0 if sound else 1
+    return sound
+
+
+def _next_step(run: str, sound: bool, verified: bool, storage: Sequence[str]) -> str:
+    """The line that says what to do next: verify what was only listed, export what is sound, go on without what is damaged."""
+    if not sound:
+        return "next: restore the damaged ones, or leave them: the run continues from the newest that verifies"
+    command = ["launch/export.py", run, "encoder.safetensors"] if verified else ["launch/checkpoints.py", "verify", run]
+    return next_command("python", *command, storage=parse_options(storage))
 
 
 def prune(checkpoints: Retention, run: str, dry_run: bool) -> int:
@@ -87,11 +100,15 @@ def prune(checkpoints: Retention, run: str, dry_run: bool) -> int:
     return 0
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least one must stay")
-    return number
+def _whole(least: int) -> Callable[[str], int]:
+    """Reads a whole number that is not below a bound."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        return int(text)
+
+    return read
 
 
 if __name__ == "__main__":

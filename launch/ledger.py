@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.training.record.ledger import account
 from pipeline.training.record.run_folder import RunFolderError
+from shards.console import next_command
 from shards.counting import counted
 from shards.errors import ShardError
 from shards.urls import parse_options
@@ -51,6 +52,7 @@ def main() -> int:
         print(f"problem: {problem}", file=sys.stderr)
     if not result.problems:
         print("every counted step saw exactly the samples that the order has for it")
+        print(next_command("python", "launch/report.py", str(arguments.run), storage={}))
     return 1 if result.problems else 0
 
 

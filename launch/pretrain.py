@@ -16,7 +16,7 @@ from monitoring.report import page_of_finished_run  # noqa: E402
 from pipeline import recipes  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.training.failures import exit_with_message  # noqa: E402
-from pipeline.training.finished import finished_before, next_command  # noqa: E402
+from pipeline.training.finished import finished_before, next_step  # noqa: E402
 from pipeline.training.loop import pretrain  # noqa: E402
 
 
@@ -34,7 +34,7 @@ def main() -> None:
         if outcome.rank == 0 and outcome.finished and config.monitoring.report:
             print(page_of_finished_run(outcome.folder), flush=True)
         if outcome.rank == 0 and outcome.finished:
-            print(next_command(outcome.folder), flush=True)
+            print(next_step(outcome.folder), flush=True)
 
 
 if __name__ == "__main__":

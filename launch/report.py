@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from monitoring.report import RunPageError, write_run_page
+from shards.console import megabytes
 
 
 def main() -> int:
@@ -22,7 +23,7 @@ def main() -> int:
         return 1
     for problem in report.problems:
         print(f"note: {problem}", file=sys.stderr)
-    print(f"{report.path}: {report.bytes / 1e6:.1f} MB")
+    print(f"{report.path}: {megabytes(report.bytes)}; open it in any browser")
     return 0
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from shards.build.picture import PictureRules
 from shards.build.plan import PlanSettings
-from shards.console import exit_code, megabytes, printable
+from shards.console import exit_code, megabytes, next_command, printable
 from shards.counting import counted
 from shards.errors import ShardError
 from shards.urls import join, parse_options, redacted
@@ -138,7 +138,7 @@ def _build(options: argparse.Namespace) -> int:
         )
         for name, reason in result.rejected[:SHOWN_REJECTIONS]:
             print(printable(f"    {name}: {reason}"))
-    print(printable(f"next: python -m shards verify {shown}"))
+    print(printable(next_command("python", "-m", "shards", "verify", shown, storage=storage)))
     if command := train_command(manifest.total_samples, options.destination, storage, gpu=shutil.which("nvidia-smi") is not None):
         print(printable(f"then: {command}"))
     return 0
@@ -185,7 +185,9 @@ def _index(options: argparse.Namespace) -> int:
     storage = parse_options(options.storage)
     to_storage = storage if options.to_storage is None else parse_options(options.to_storage)
     request = IndexRequest(options.urls, options.to, rules, options.strict, storage, to_storage, options.workers)
-    print("\n".join(printable(line) for line in as_text(index(request))))
+    result = index(request)
+    following = next_command("python", "-m", "shards", "verify", redacted(result.manifest.url), storage=to_storage)
+    print("\n".join(printable(line) for line in (*as_text(result), following)))
     return 0
 
 
@@ -199,11 +201,13 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from shards.build.train_command import train_command  # noqa: PLC0415
     from shards.check.verify import verify  # noqa: PLC0415
 
     if options.workers < 0:
         raise ShardError(f"--workers {options.workers}: give 0 or more")
-    findings = verify(options.url, parse_options(options.storage), options.workers, options.repair_index)
+    storage = parse_options(options.storage)
+    findings = verify(options.url, storage, options.workers, options.repair_index)
     for problem in findings.problems:
         print(printable(f"{problem.name}: {problem.what}"))
     for name in findings.repaired:
@@ -212,14 +216,22 @@ def _verify(options: argparse.Namespace) -> int:
     what = f"{counted(len(manifest.records), 'shard')}, {counted(manifest.total_samples, 'sample')}, {megabytes(manifest.total_bytes)}"
     if findings.problems:
         print(f"NOT sound: {counted(len(findings.problems), 'problem')} in {what}", file=sys.stderr)
+        if all(problem.repairable for problem in findings.problems):
+            following = next_command("python", "-m", "shards", "verify", "--repair-index", redacted(options.url), storage=storage)
+        else:
+            following = "next: copy the damaged shards here again, or build or index the data set anew; then verify it again"
+        print(printable(following), file=sys.stderr)
         return 1
     if findings.unproven:
         print(
             f"sound as far as is known: {what}; {counted(findings.unproven, 'shard was', 'shards were')} indexed without reading them, "
             "so nothing proves their bytes"
         )
-        return 0
-    print(f"sound: {what}; every byte, index and label is as the manifest says")
+    else:
+        print(f"sound: {what}; every byte, index and label is as the manifest says")
+    folder = options.url.removesuffix("/manifest.json")
+    if command := train_command(manifest.total_samples, folder, storage, gpu=shutil.which("nvidia-smi") is not None):
+        print(printable(f"next: {command}"))
     return 0
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 
 from tqdm import tqdm
@@ -15,6 +16,8 @@ from shards.counting import counted
 from shards.errors import ShardError
 
 _SECONDS_BETWEEN_LINES = 10.0
+SHOWN_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})
+"""Options of a store that are no secrets."""
 
 
 class ProgressReport:
@@ -67,6 +70,17 @@ def printable(text: str) -> str:
     """Returns text that is safe for any terminal, because file names may hold control characters or bytes that are no text."""
     clean = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     return clean.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(sys.stdout.encoding or "utf-8")
+
+
+def next_command(*words: str, storage: Mapping[str, str]) -> str:
+    """The line that names the next command, quoted for the shell.
+
+    Args:
+        words: words of the command.
+        storage: options of the store, without which the command would not find it; values that may be secret are not repeated.
+    """
+    options = [word for key, value in storage.items() for word in ("--storage", f"{key}={value if key in SHOWN_OPTIONS else 'VALUE'}")]
+    return f"next: {shlex.join([*words, *options])}"
 
 
 def exit_code(command: Callable[[], int], after_interrupt: str) -> int:

@@ -6,7 +6,6 @@ all of them see the run folder.
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,15 @@ from pipeline.training.checkpoint.files import folder_name
 from pipeline.training.record.run_folder import RunFolder, last_saved_step
 from pipeline.training.resume import changed_settings
 from pipeline.training.slurm.attempts import is_finished
+from shards.console import next_command
 from shards.counting import counted
 
 _WITHOUT_EFFECT = ("monitoring.", "watchdog.")  # sections that change nothing of a finished run
 
 
-def next_command(run: Path) -> str:
+def next_step(run: Path) -> str:
     """The line that says what to do with a finished run."""
-    exporting = shlex.join(["python", "launch/export.py", str(run), str(run / "encoder.safetensors")])
-    return f"next: {exporting}"
+    return next_command("python", "launch/export.py", str(run), str(run / "encoder.safetensors"), storage={})
 
 
 def finished_before(config: Config[Any]) -> str | None:
@@ -54,5 +53,5 @@ def finished_before(config: Config[Any]) -> str | None:
         return None
     return (
         f"finished before: {counted(saved, 'step is', 'steps are')} done, everything is in {run}; nothing was trained now\n"
-        f"to train on, give more --training.steps than {saved}; to start anew, give another --run\n{next_command(run)}"
+        f"to train on, give more --training.steps than {saved}; to start anew, give another --run\n{next_step(run)}"
     )

@@ -290,4 +290,4 @@ def as_text(result: IndexResult) -> list[str]:
             f"  the store gives no time and no ETag of {counted(unversioned, 'tar')}: each run reads them again, "
             "because one that was replaced by another of the same length looks the same" + (", to training as well" if unread else "")
         )
-    return [*lines, f"next: python -m shards verify {shown}"]
+    return lines

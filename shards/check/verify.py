@@ -36,10 +36,11 @@ _SIZE_THREADS = 16
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One problem: the name of the object, and what is wrong with it."""
+    """One problem: the name of the object, what is wrong with it, and whether --repair-index mends it."""
 
     name: str
     what: str
+    repairable: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _check_shard(manifest: Manifest, store: Store, tars: Store, sizes: Mapping[s
             findings.repaired.append(record.index_name)
         else:
             hint = " (the shard is sound: --repair-index makes it again)" if repairable else ""
-            findings.problems.append(Problem(record.index_name, trouble + hint))
+            findings.problems.append(Problem(record.index_name, trouble + hint, repairable))
     return findings
 
 

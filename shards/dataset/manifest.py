@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -186,7 +187,7 @@ class Manifest:
         if hashlib.sha256(data).hexdigest() != record.index_sha256:
             raise ManifestMismatch(
                 f"{name}: not the index that the manifest names (its sha256 differs). Make it again with: "
-                f"python -m shards verify --repair-index {redacted(self.url)}"
+                f"python -m shards verify --repair-index {shlex.quote(redacted(self.url))}"
             )
         index = shard_index.decode(data, name)
         if len(index) != record.count or index.shard_bytes != record.size:
@@ -258,6 +259,7 @@ def load(url: str, options: Options | None = None, reader: ObjectReader | None =
 
 
 def _advice(tars: bool, folder: str) -> str:
+    folder = shlex.quote(folder)
     build = f"python -m shards build PICTURES {folder}"
     return f"Make one with: python -m shards index {folder} (or build one: {build})" if tars else f"Build it with: {build}"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 import uuid
 from pathlib import Path
@@ -64,7 +65,7 @@ class Ownership:
             raise RunFolderError(
                 f"{where}: these are the checkpoints of the run in {owner.get('run')} on {owner.get('host')}, and two runs would overwrite "
                 "each other's. Choose another --checkpoint.url. If that run is over and this one is to continue from its checkpoints, "
-                f"release them first: python launch/checkpoints.py release {where}"
+                f"release them first: python launch/checkpoints.py release {shlex.quote(where)}"
             )
         name = name or uuid.uuid4().hex
         record = {"name": name, "run": str(self._run), "host": os.uname().nodename, "attempt": self._attempt, "claimed_at": time.time()}
@@ -104,7 +105,7 @@ class Ownership:
         where = self._store.describe()
         raise RunFolderError(
             f"{self._store.describe(OWNER)}: can't be read, so the owner of these checkpoints is unknown. If no other run writes there: "
-            f"python launch/checkpoints.py release {where}"
+            f"python launch/checkpoints.py release {shlex.quote(where)}"
         )
 
     def _own_name(self) -> str:

@@ -199,7 +199,7 @@ def describe(submission: Submission, job: str) -> str:
         f"log          {submission.folder}/{element}.log; of each node's ranks: {run}/slurm/{element}.NODE.log",
         f"attempts     {run}/slurm/attempts.jsonl",
         f"metrics      {run}/targets/*.json, for Prometheus's file_sd_configs",
-        f"checkpoints  python launch/checkpoints.py list {run if several else shlex.quote(run)}",
+        f"checkpoints  python launch/checkpoints.py list {shlex.quote(run)}",
         f"stop         scancel {job}",
     ]
     return "\n".join([*lines, *(f"element {number:<4} {path}" for number, path in enumerate(runs) if several)])
