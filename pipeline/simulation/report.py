@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.simulation.prediction import LATER, NO_CACHE, Pace, Prediction
+from pipeline.simulation.prediction import FIRST, LATER, NO_CACHE, Pace, Prediction
 from pipeline.simulation.probe import Measurement
 from pipeline.simulation.settings import option
 from pipeline.stream.read.samples import INDEX_BUDGET
@@ -189,7 +189,19 @@ def advice(found: Prediction) -> list[str]:
     bare = found.paces.get(NO_CACHE, pace)
     if not said and found.cached and bare.stall < 0.005 and pace.traffic.bytes > bare.traffic.bytes * 1.2:
         said.append("the store is fast enough to go without a cache, which reads fewer bytes: --cache-gb 0.")
-    return said[:2] or ["nothing to change: the GPUs don't wait for data."]
+    return said[:2] or [_nothing(found)]
+
+
+def _nothing(found: Prediction) -> str:
+    """The advice where there is nothing to change, with the columns of the table in which the GPUs wait all the same."""
+    waits = {name: f"{100 * pace.stall:.1f} %" for name, pace in found.paces.items() if pace.stall >= 0.0005}
+    now = next(name for name, pace in found.paces.items() if pace is found.now)
+    said = "nothing to change: the GPUs " + (f"hardly wait for data ({waits[now]})" if now in waits else "don't wait for data")
+    if FIRST in waits and now != FIRST:
+        said += f" once the first epoch is over, in which they wait {waits[FIRST]} of the time while the cache fills"
+    if NO_CACHE in waits and now != NO_CACHE:
+        said += f"; without the cache they would wait {waits[NO_CACHE]}"
+    return f"{said}."
 
 
 def _remedy(found: Prediction, pace: Pace, enough: float) -> str:
