@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from pipeline.training.checkpoint.ownership import release
 from pipeline.training.checkpoint.retention import Retention
 from pipeline.training.checkpoint.store import CheckpointInvalid, describe, folder_name, verify
 from pipeline.training.record.run_folder import RunFolder, RunFolderError, checkpoint_store
-from shards.console import exit_code
+from shards.console import exit_code, next_command
+from shards.counting import counted
 from shards.errors import ShardError
 from shards.urls import parse_options
 
@@ -31,10 +33,10 @@ def main() -> int:
     parser.add_argument("run", help="a run folder, or the folder or s3:// URL of its checkpoints")
     parser.add_argument("--storage", action="append", default=[], metavar="KEY=VALUE", help="an option of the store, as in fsspec")
     parser.add_argument(
-        "--keep-last", type=_positive, default=3, metavar="N", help="prune: newest sound checkpoints that stay (default: 3)"
+        "--keep-last", type=_whole(1), default=3, metavar="N", help="prune: newest sound checkpoints that stay (default: 3)"
     )
     parser.add_argument(
-        "--keep-every", type=int, default=0, metavar="N", help="prune: checkpoints whose step this divides stay, too (default: none)"
+        "--keep-every", type=_whole(0), default=0, metavar="N", help="prune: checkpoints whose step this divides stay, too (default: none)"
     )
     parser.add_argument("--dry-run", action="store_true", help="prune: only show what would be deleted")
     arguments = parser.parse_args()
@@ -51,14 +53,17 @@ def main() -> int:
             return 1
         if arguments.action == "prune":
             return prune(checkpoints, arguments.run, arguments.dry_run)
-        return show(checkpoints, steps, read_all=arguments.action == "verify")
+        verified = arguments.action == "verify"
+        sound = show(checkpoints, steps, read_all=verified)
+        print(_next_step(arguments.run, sound, verified, arguments.storage))
+        return 0 if sound else 1
     except (ShardError, RunFolderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def show(checkpoints: Retention, steps: list[int], read_all: bool) -> int:
-    """Prints one line a checkpoint; returns 1 where one is damaged."""
+def show(checkpoints: Retention, steps: list[int], read_all: bool) -> bool:
+    """Prints one line a checkpoint; returns whether all are sound."""
     sound = True
     for step in steps:
         try:
@@ -68,7 +73,15 @@ def show(checkpoints: Retention, steps: list[int], read_all: bool) -> int:
         except CheckpointInvalid as error:
             sound = False
             print(f"{folder_name(step)}  DAMAGED  {error}")
-    return 0 if sound else 1
+    return sound
+
+
+def _next_step(run: str, sound: bool, verified: bool, storage: Sequence[str]) -> str:
+    """The line that says what to do next: verify what was only listed, export what is sound, go on without what is damaged."""
+    if not sound:
+        return "next: restore the damaged ones, or leave them: the run continues from the newest that verifies"
+    command = ["launch/export.py", run, "encoder.safetensors"] if verified else ["launch/checkpoints.py", "verify", run]
+    return next_command("python", *command, storage=parse_options(storage))
 
 
 def prune(checkpoints: Retention, run: str, dry_run: bool) -> int:
@@ -82,15 +95,22 @@ def prune(checkpoints: Retention, run: str, dry_run: bool) -> int:
             print(f"{folder_name(step)}  {'would be deleted' if dry_run else 'deleted'}")
         if not dry_run and superfluous:
             checkpoints.prune()
-        print(f"{len(checkpoints.steps())} checkpoints are left; the newest {sound} sound ones were verified")
+        print(
+            f"{counted(len(checkpoints.steps()), 'checkpoint is', 'checkpoints are')} left; "
+            f"the newest {counted(sound, 'sound one was', 'sound ones were')} verified"
+        )
     return 0
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least one must stay")
-    return number
+def _whole(least: int) -> Callable[[str], int]:
+    """Reads a whole number that is not below a bound."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        return int(text)
+
+    return read
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def main() -> int:
         options = parse_options(arguments.storage)
         target, side = arguments.target, arguments.stored_side
         print(export_encoder(arguments.run, target, arguments.step, options, arguments.format, torchvision, side))
+        if target.suffix != ".onnx" and not torchvision:
+            print(f"next: {shlex.join(['python', 'launch/evaluate.py', 'probe', str(target), '--labelled'])} PICTURES")
     except (ExplainedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before PYTHONPAT
 
 from pipeline.training.record.ledger import account
 from pipeline.training.record.run_folder import RunFolderError
-from shards.console import exit_code
+from shards.console import exit_code, next_command
+from shards.counting import counted
 from shards.errors import ShardError
 from shards.urls import parse_options
 
@@ -30,25 +31,30 @@ def main() -> int:
         return 1
     worlds = ", ".join(map(str, result.worlds))
     print(
-        f"{result.steps} steps count, of {result.attempts} attempts with {worlds} ranks; "
-        f"{result.undone} more were undone by a later attempt"
+        f"{counted(result.steps, 'step counts', 'steps count')}, of {counted(result.attempts, 'attempt')} with {worlds} "
+        f"{'rank' if result.worlds == [1] else 'ranks'}; "
+        f"{counted(result.undone, 'more was', 'more were')} undone by a later attempt"
     )
     if result.before:
         print(f"the record begins after step {result.before}: the steps before are not in it")
     if result.skipped or result.replaced:
-        print(f"{result.skipped} steps did not change the weights (gradient not finite); a bad sample was replaced {result.replaced} times")
+        print(
+            f"{counted(result.skipped, 'step')} did not change the weights (gradient not finite); "
+            f"a bad sample was replaced {counted(result.replaced, 'time')}"
+        )
     for epoch in result.epochs:
         name = f"{epoch.source}, " if epoch.source else ""
         state = "complete" if epoch.complete else "under way"
         held_back = f", {epoch.held_back} held back and never trained on" if epoch.held_back else ""
         print(
-            f"{name}epoch {epoch.number}: {epoch.batches} batches, {epoch.seen} samples, "
+            f"{name}epoch {epoch.number}: {counted(epoch.batches, 'batch')}, {counted(epoch.seen, 'sample')}, "
             f"{epoch.repeated} of them more than once, {epoch.left_out} not seen{held_back}; {state}"
         )
     for problem in result.problems:
         print(f"problem: {problem}", file=sys.stderr)
     if not result.problems:
         print("every counted step saw exactly the samples that the order has for it")
+        print(next_command("python", "launch/report.py", str(arguments.run), storage={}))
     return 1 if result.problems else 0
 
 

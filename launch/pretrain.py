@@ -21,6 +21,7 @@ from monitoring.report import page_of_finished_run  # noqa: E402
 from pipeline import recipes  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.training.failures import exit_with_message  # noqa: E402
+from pipeline.training.finished import finished_before, next_step  # noqa: E402
 from pipeline.training.loop import pretrain  # noqa: E402
 from shards.console import outlive_console  # noqa: E402
 
@@ -34,11 +35,17 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     with exit_with_message():
         config = parse(recipes.SETTINGS, sys.argv[1:], description=__doc__ or "")
+        if (answer := finished_before(config)) is not None:
+            if os.environ.get("RANK", "0") == "0":
+                print(answer, flush=True)
+            return
         outcome = pretrain(config, interruption)
         if outcome.rank == 0:
             print(outcome, flush=True)
         if outcome.rank == 0 and outcome.finished and config.monitoring.report:
             print(page_of_finished_run(outcome.folder), flush=True)
+        if outcome.rank == 0 and outcome.finished:
+            print(next_step(outcome.folder), flush=True)
 
 
 if __name__ == "__main__":

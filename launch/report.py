@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before PYTHONPATH, where another project may have a `pipeline`
 
 from monitoring.report import RunPageError, write_run_page
-from shards.console import exit_code
+from shards.console import exit_code, megabytes
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
         return 1
     for problem in report.problems:
         print(f"note: {problem}", file=sys.stderr)
-    print(f"{report.path}: {report.bytes / 1e6:.1f} MB")
+    print(f"{report.path}: {megabytes(report.bytes)}; open it in any browser")
     return 0
 
 

@@ -17,6 +17,8 @@ import yaml
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from pipeline.mapping import ConfigError, bounds, expanded
+from pipeline.spelling import nearest
+from shards.urls import redacted
 
 
 def load_yaml(path: Path, option: str) -> Any:
@@ -101,9 +103,11 @@ def overridden(config_type: Any, defaults: Any, arguments: Sequence[str], progra
         description: first lines of the help.
 
     Raises:
-        SystemExit: --help, or an unknown or malformed argument, after it has been explained.
+        ConfigError: an unknown argument, with the nearest right one.
+        SystemExit: --help, or a malformed value, after it has been explained.
     """
-    values: dict[str, Any] = tyro.cli(
+    values: dict[str, Any]
+    values, unknown = tyro.cli(
         config_type,
         prog=program,
         description=description,
@@ -112,7 +116,14 @@ def overridden(config_type: Any, defaults: Any, arguments: Sequence[str], progra
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed),
         registry=_registry(),
+        return_unknown_args=True,
     )
+    if unknown:
+        word = redacted(unknown[0].partition("=")[0])
+        if not word.startswith("-"):
+            raise ConfigError(f"{word}: is no setting. Settings are given as --SECTION.SETTING VALUE; --help lists them")
+        suggestion = nearest(word.lstrip("-").replace("-", "_"), _names(defaults), prefix="--")
+        raise ConfigError(f"{word}: no such setting{suggestion or '. --help lists them'}")
     return values
 
 
@@ -140,6 +151,17 @@ def _keys_given_twice(root: yaml.Node | None) -> Iterator[tuple[str, int, int]]:
 def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     both = {key: _joined(first[key], second[key]) for key in second if isinstance(first.get(key), dict) and isinstance(second[key], dict)}
     return {**first, **second, **both}
+
+
+def _names(values: Any, path: str = "") -> Iterator[str]:
+    """Yields the dotted names of all settings in a tree of dataclasses, and of tables of dataclasses."""
+    if dataclasses.is_dataclass(values):
+        values = {item.name: getattr(values, item.name) for item in dataclasses.fields(values)}
+    elif not isinstance(values, dict) or not any(map(dataclasses.is_dataclass, values.values())):
+        yield path
+        return
+    for name, value in values.items():
+        yield from _names(value, f"{path}.{name}" if path else name)
 
 
 def _registry() -> ConstructorRegistry:

@@ -18,7 +18,8 @@ from annotated_types import Ge, Gt, Interval
 from monitoring.settings import EndpointError, MonitoringConfig
 from monitoring.settings import check as check_monitoring
 from pipeline.command_line import name_sources, overridden, read_yaml, take
-from pipeline.mapping import ConfigError, check_local, checked, from_mapping, nearest, with_places
+from pipeline.mapping import ConfigError, check_local, checked, from_mapping, with_places
+from pipeline.spelling import nearest
 from shards.urls import redacted
 
 MethodT = TypeVar("MethodT")
@@ -271,7 +272,7 @@ def parse(methods: Mapping[str, type], arguments: Sequence[str], program: str = 
     from_file = read_yaml(files)
     recipe = (take(remaining, "--recipe")[1] or [str(from_file.get("recipe", "features"))])[-1]
     if recipe not in methods:
-        raise ConfigError(f"recipe: {recipe!r} is not a recipe{nearest(recipe, methods)}. There are: {', '.join(sorted(methods))}")
+        raise ConfigError(f"recipe: {recipe!r} is not a recipe{nearest(recipe, methods, listed=True)}")
     method = methods[recipe]
     name_sources(from_file, remaining)
     defaults: Config[Any] = from_mapping(Config, {**from_file, "recipe": recipe}, method=method)

@@ -6,7 +6,6 @@ The bounds of a setting stand on its field, as in `steps: Annotated[int, Ge(1)] 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 import math
 import operator
@@ -19,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
+from pipeline.spelling import nearest
 from shards.errors import ExplainedError
 from shards.urls import redacted
 
@@ -143,12 +143,6 @@ def bounds(kind: Any) -> str:
     if typing.get_origin(kind) is Annotated:
         return " and ".join(f"{words} {_shown(limit)}" for words, limit, _ in _limits(kind.__metadata__))
     return next(filter(None, map(bounds, typing.get_args(kind))), "")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean ...` where a known word is near, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f". Did you mean {close[0]!r}?" if close else ""
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from shards.build.picture import PictureRules
 from shards.build.plan import PlanSettings
-from shards.console import exit_code, megabytes, printable
+from shards.console import exit_code, megabytes, next_command, printable
+from shards.counting import counted
 from shards.errors import ShardError
 from shards.layout import mixture, shown_left_out
 from shards.urls import join, parse_options, redacted
@@ -130,13 +131,13 @@ def _build(options: argparse.Namespace) -> int:
     result = build(request)
     manifest, listing, shown = result.manifest, result.listing, redacted(options.destination)
     print(printable(f"{shown}: already built" if result.already else shown))
-    print(f"  {manifest.total_samples:,} pictures in {len(manifest.records):,} shards, {megabytes(manifest.total_bytes)}")
-    print(f"  from {len(listing):,} pictures, {megabytes(listing.total_bytes)}; classes: {len(manifest.classes) or 'none'}")
+    print(f"  {counted(manifest.total_samples, 'picture')} in {counted(len(manifest.records), 'shard')}, {megabytes(manifest.total_bytes)}")
+    print(f"  from {counted(len(listing), 'picture')}, {megabytes(listing.total_bytes)}; classes: {len(manifest.classes) or 'none'}")
     if not listing.classes and request.label_pattern is None and request.labels == "folder" and (head := listing.folder_around):
         print(printable(f"    all pictures lie in {head}; its folders are the classes with --label-pattern '^{re.escape(head)}/([^/]+)/'"))
     if listing.other:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in listing.other.most_common(8))
-        print(printable(f"  not pictures, left out: {sum(listing.other.values()):,} files ({kinds})"))
+        print(printable(f"  not pictures, left out: {counted(sum(listing.other.values()), 'file')} ({kinds})"))
     if listing.hidden:
         print(printable(f"  {shown_left_out(listing.hidden)}"))
     if listing.other_splits:
@@ -144,12 +145,14 @@ def _build(options: argparse.Namespace) -> int:
     if listing.doubles:
         print(f"  names that differ in the extension alone: {listing.doubles:,}; all are stored (take one kind with --include '*.jpg')")
     if listing.excluded:
-        print(f"  left out because they match no --include: {listing.excluded:,} pictures")
+        print(f"  left out because they match no --include: {counted(listing.excluded, 'picture')}")
     if result.rejected:
-        print(printable(f"  rejected: {len(result.rejected):,} pictures that can't be stored, all listed in {join(shown, REJECTED)}"))
+        print(
+            printable(f"  rejected: {counted(len(result.rejected), 'picture')} that can't be stored, all listed in {join(shown, REJECTED)}")
+        )
         for name, reason in result.rejected[:SHOWN_REJECTIONS]:
             print(printable(f"    {name}: {reason}"))
-    print(printable(f"next: python -m shards verify {shown}"))
+    print(printable(next_command("python", "-m", "shards", "verify", shown, storage=storage)))
     if command := train_command(manifest.total_samples, options.destination, storage, gpu=shutil.which("nvidia-smi") is not None):
         print(printable(f"then: {command}"))
     return 0
@@ -211,7 +214,9 @@ def _index(options: argparse.Namespace) -> int:
     storage = parse_options(options.storage)
     to_storage = storage if options.to_storage is None else parse_options(options.to_storage)
     request = IndexRequest(options.urls, options.to, rules, options.strict, storage, to_storage, options.workers, split=options.split)
-    print("\n".join(printable(line) for line in as_text(index(request))))
+    result = index(request)
+    following = next_command("python", "-m", "shards", "verify", redacted(result.manifest.url), storage=to_storage)
+    print("\n".join(printable(line) for line in (*as_text(result), following)))
     return 0
 
 
@@ -234,29 +239,39 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from shards.build.train_command import train_command  # noqa: PLC0415
     from shards.check.verify import verify  # noqa: PLC0415
 
     if options.workers < 0:
         raise ShardError(f"--workers {options.workers}: give 0 or more")
-    findings = verify(options.url, parse_options(options.storage), options.workers, options.repair_index, decode=options.decode)
+    storage = parse_options(options.storage)
+    findings = verify(options.url, storage, options.workers, options.repair_index, decode=options.decode)
     for problem in (*findings.problems, *findings.notes):
         print(printable(f"{problem.name}: {problem.what}"))
     for name in findings.repaired:
         print(printable(f"{name}: made again"))
     manifest = findings.manifest
-    what = f"{len(manifest.records):,} shards, {manifest.total_samples:,} samples, {megabytes(manifest.total_bytes)}"
+    what = f"{counted(len(manifest.records), 'shard')}, {counted(manifest.total_samples, 'sample')}, {megabytes(manifest.total_bytes)}"
     if findings.problems:
-        print(f"NOT sound: {len(findings.problems):,} problems in {what}", file=sys.stderr)
+        print(f"NOT sound: {counted(len(findings.problems), 'problem')} in {what}", file=sys.stderr)
+        if all(problem.repairable for problem in findings.problems):
+            following = next_command("python", "-m", "shards", "verify", "--repair-index", redacted(options.url), storage=storage)
+        else:
+            following = "next: copy the damaged shards here again, or build or index the data set anew; then verify it again"
+        print(printable(following), file=sys.stderr)
         return 1
     if findings.unreadable:
         what += f", {findings.unreadable:,} of which can't be read and are replaced in training (data.max_bad_fraction)"
     if findings.unproven:
         print(
-            f"sound as far as is known: {what}; {findings.unproven:,} shards were indexed without reading them, "
+            f"sound as far as is known: {what}; {counted(findings.unproven, 'shard was', 'shards were')} indexed without reading them, "
             "so nothing proves their bytes"
         )
-        return 0
-    print(f"sound: {what}; every byte, index and label is as the manifest says")
+    else:
+        print(f"sound: {what}; every byte, index and label is as the manifest says")
+    folder = options.url.removesuffix("/manifest.json")
+    if command := train_command(manifest.total_samples, folder, storage, gpu=shutil.which("nvidia-smi") is not None):
+        print(printable(f"next: {command}"))
     return 0
 
 

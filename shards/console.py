@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 from tqdm import tqdm
 
+from shards.counting import counted
 from shards.errors import ShardError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _SECONDS_BETWEEN_LINES = 10.0
+SHOWN_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})
+"""Options of a store that are no secrets."""
 
 
 class ProgressReport:
@@ -65,7 +69,7 @@ def megabytes(size: int) -> str:
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"
+    return counted(size, "byte")
 
 
 def printable(text: str) -> str:
@@ -112,6 +116,17 @@ def _lossy(stream: TextIO | None, number: int) -> TextIO:
         with suppress(OSError):
             stream.flush()
     return io.TextIOWrapper(_LossyFile(number, "w", closefd=False), encoding=encoding, errors="backslashreplace", write_through=True)
+
+
+def next_command(*words: str, storage: Mapping[str, str]) -> str:
+    """The line that names the next command, quoted for the shell.
+
+    Args:
+        words: words of the command.
+        storage: options of the store, without which the command would not find it; values that may be secret are not repeated.
+    """
+    options = [word for key, value in storage.items() for word in ("--storage", f"{key}={value if key in SHOWN_OPTIONS else 'VALUE'}")]
+    return f"next: {shlex.join([*words, *options])}"
 
 
 def exit_code(command: Callable[[], int], after_interrupt: str) -> int:

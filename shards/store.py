@@ -51,7 +51,9 @@ class Store:
         if url.startswith("pipe:") or chained(url):
             raise StoreError(f"{redacted(url)}: URLs that run programs or chain file systems are not opened")
         if misspelt_url(url):
-            raise StoreError(f"{url}: neither a path nor a URL. Write a URL with two slashes: {url.replace(':/', '://', 1)}")
+            raise StoreError(
+                f"{url}: has one slash behind its scheme. Write {url.replace(':/', '://', 1)}, or ./{url} for a folder of that name"
+            )
         self.url = url.rstrip("/") if url.rstrip("/") else url
         self.options = {key: typed_option(key, value) for key, value in (options or {}).items()}
         try:

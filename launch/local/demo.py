@@ -23,6 +23,7 @@ from launch.local.demo_pictures import SIDE, TRAINED_SIDE, cut_pictures, other_p
 from launch.local.demo_summary import PROBE, demo_setting, newest_step, summary
 from launch.local.object_store import SeaweedFS
 from monitoring.run_files import TARGETS
+from shards.counting import counted
 from shards.dataset.manifest import load
 from shards.store import Store
 
@@ -114,8 +115,8 @@ def own_data(images: Path, server: SeaweedFS, environment: dict[str, str]) -> De
     manifest = load(url, server.options)
     if manifest.total_samples < FEWEST:
         raise SystemExit(
-            f"error: {images} has {manifest.total_samples} pictures that can be read, and the demo holds some back to judge what it "
-            f"paints: give it {FEWEST} or more"
+            f"error: {images} has {counted(manifest.total_samples, 'picture')} that can be read, "
+            f"and the demo holds some back to judge what it paints: give it {FEWEST} or more"
         )
     labelled = url if len(manifest.classes) > 1 else ""
     return DemoData(name, url, "", labelled, "a part of your pictures", "which folder a picture is from, trained on without this label")

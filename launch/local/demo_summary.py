@@ -15,6 +15,7 @@ from monitoring.run_files import CHECKPOINTS, EVALUATION, EVENTS, HISTORY, PICTU
 from pipeline.model.inpainting_network import Generator
 from pipeline.training.checkpoint.retention import Retention
 from pipeline.training.checkpoint.store import folder_name, verify
+from shards.counting import counted
 from shards.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +67,7 @@ def summary(run: Path, before: int, metrics: Path, origin: str, task: str, secon
     print(
         f"""
 network      {network(demo_settings()["method"])}
-steps        {before} -> {step} of {demo_setting("global_batch")} pictures; this call took {seconds / 60:.1f} minutes
+steps        {before} -> {step}, a batch of {demo_setting("global_batch")}; this call took {seconds / 60:.1f} minutes
 world size   {", ".join(sorted(worlds))} (from the metrics)
 loss         {first:.4f} -> {last:.4f} (mean of the first and of the last tenth of all steps)
 held back    {held_back(rows, step, origin)}
@@ -129,7 +130,7 @@ def held_back(rows: Mapping[int, Mapping[str, Any]], step: int, origin: str) -> 
         others["random start"] = rows[0]
     beside = "; ".join(f"{name}: {errors(figures)}" for name, figures in others.items())
     compared = f"{abs(row['gain']):.0%} {'less' if row['gain'] > 0 else 'more'} L1 than the stronger baseline"
-    return f"{errors(row)} in the holes of {row['pictures']} pictures ({origin})\n             {beside}\n             {compared}"
+    return f"{errors(row)} in the holes of {counted(row['pictures'], 'picture')} ({origin})\n             {beside}\n             {compared}"
 
 
 def errors(figures: Mapping[str, float]) -> str:
@@ -148,7 +149,9 @@ def probe(file: Path, step: int, task: str) -> str:
     if not file.exists() or (found := json.loads(file.read_text()))["encoder"]["step"] != step:
         return "none, because the pictures have no labels"
     pictures = found["pictures"]
-    lines = [f"{task}; {pictures['count']:,} pictures of {len(pictures['classes'])} classes, frozen output of the encoder"]
+    lines = [
+        f"{task}; {counted(pictures['count'], 'picture')} of {counted(len(pictures['classes']), 'class')}, frozen output of the encoder"
+    ]
     lines += [compared(found, classifier, name) for classifier, name in _CLASSIFIERS.items()]
     return "\n             ".join([*lines, f"all figures: {file}"])
 

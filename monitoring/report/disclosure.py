@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from shards.counting import counted
+
 HIDDEN = "(not shown)"
 _PUBLIC_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})
 _NAME = (
@@ -96,7 +98,7 @@ def _text(value: object, depth: int = 0) -> str:
     if isinstance(value, (list, tuple)) and depth < 3:
         return ", ".join(_text(each, depth + 1) for each in value[:20]) + (", …" if len(value) > 20 else "")
     if isinstance(value, (Mapping, list, tuple)):
-        return f"{len(value)} entries" if value else "none"
+        return counted(len(value), "entry") if value else "none"
     if value == "":
         return "–"  # noqa: RUF001 (a dash in a table)
     return str(value)

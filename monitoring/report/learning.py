@@ -9,7 +9,7 @@ from monitoring.report.axes import UNKNOWN, duration, figure, percent
 from monitoring.report.charts import Chart, Drawing, Level, Line
 from monitoring.report.disclosure import shown
 from monitoring.report.evaluations import Evaluation, Evaluations, Probe, Scores
-from monitoring.report.markup import counted_as, figure_cell, row, section, table, text
+from monitoring.report.markup import figure_cell, row, section, table, text
 from monitoring.report.record import Record
 from monitoring.run_files import (
     BASELINES,
@@ -19,6 +19,7 @@ from monitoring.run_files import (
     LEAST_OUTPUT_SPREAD,
     MOST_DEAD,
 )
+from shards.counting import counted
 
 _MEANINGS = {
     "constant": "the mean colour of the data set in every hole",
@@ -111,12 +112,12 @@ def learning_section(record: Record, drawn: Sequence[Drawing]) -> str:
         return ""
     lead = f"{reached(evaluations)}. " if judged is not None else "Only the random start has been evaluated. "
     lead = lead[:1].upper() + lead[1:]
-    lead += f"{counted_as(evaluations.count, 'evaluation', 'evaluations')} on {counted_as(newest.pictures, 'picture', 'pictures')}"
+    lead += f"{counted(evaluations.count, 'evaluation')} on {counted(newest.pictures, 'picture')}"
     lead += f" that the run never trains on, with the same masks each time; the newest took {duration(newest.seconds)}."
     if evaluations.others:
-        lead += f" Without {counted_as(evaluations.others, 'evaluation', 'evaluations')} on other pictures, because those figures differ."
+        lead += f" Without {counted(evaluations.others, 'evaluation')} on other pictures, because those figures differ."
     if evaluations.undone:
-        lead += f" Without {counted_as(evaluations.undone, 'evaluation', 'evaluations')} of steps that were taken back."
+        lead += f" Without {counted(evaluations.undone, 'evaluation')} of steps that were taken back."
     charts = f'<div class="charts">{"".join(each.html() for each in drawn)}</div>' if drawn else ""
     start = evaluations.start if judged is not None else None
     parts = [
@@ -222,7 +223,7 @@ def _probe_table(now: Evaluation, start: Evaluation | None) -> str:
     ]
     head = ("accuracy by", f">step {now.step:,}", ">random start", ">guess")
     hint = (
-        f'<p class="hint">{counted_as(now.probe.classes, "class", "classes")}; few pictures, so that only large differences mean something.'
+        f'<p class="hint">{counted(now.probe.classes, "class")}; few pictures, so that only large differences mean something.'
         " <code>python launch/evaluate.py probe</code> gives figures with intervals.</p>"
     )
     return f"<h3>Probe of the frozen features</h3>{hint}{table(head, rows, 'Probe of the frozen features')}"

@@ -57,11 +57,6 @@ def pairs(entries: Iterable[tuple[str, str]]) -> str:
     return f"<dl class='pairs'>{''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in entries)}</dl>"
 
 
-def counted_as(count: int, one: str, several: str) -> str:
-    """Writes a number of things: 1 step, 1,200 steps."""
-    return f"{count:,} {one if count == 1 else several}"
-
-
 def section(name: str, title: str, content: str, lead: str = "") -> str:
     """Returns a part of the page; `name` is its anchor in the navigation."""
     lead = f'<p class="lead">{lead}</p>' if lead else ""

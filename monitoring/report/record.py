@@ -35,6 +35,7 @@ from monitoring.run_files import (
     STACKS,
     step_of_name,
 )
+from shards.counting import counted
 
 __all__ = ["EVENTS", "HISTORY", "SETTINGS", "Record", "kind_of", "read"]
 NEWEST_EVENTS, NEWEST_CHECKPOINTS, NEWEST_BAD_SAMPLES = 1000, 100, 20
@@ -197,7 +198,8 @@ def _read_history(record: Record, attempts: Attempts) -> None:
     record.curves, inferred = history.read(lines, attempts)
     if inferred:
         record.problems.append(
-            f"{EVENTS} has no start of {inferred} attempts whose steps are in {HISTORY}: they are taken to begin at their first steps."
+            f"{EVENTS} has no start of {counted(inferred, 'attempt')} whose steps are in {HISTORY}: "
+            "they are taken to begin at their first steps."
         )
     _note_damage(record, lines, "there are no curves")
 
@@ -272,7 +274,7 @@ def _note_damage(record: Record, lines: Lines, without: str) -> None:
     if lines.missing:
         record.problems.append(f"{name} is missing or can't be read: {without}.")
     if lines.damaged:
-        record.problems.append(f"{name}: {lines.damaged:,} damaged lines were left out.")
+        record.problems.append(f"{name}: {counted(lines.damaged, 'damaged line was', 'damaged lines were')} left out.")
     if lines.cut_short and not record.is_running:
         record.problems.append(f"{name}: its last line is cut short and was left out.")
 

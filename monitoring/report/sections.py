@@ -14,6 +14,7 @@ from monitoring.report.curves import Buckets, Curves, Name
 from monitoring.report.disclosure import flattened, shown
 from monitoring.report.markup import pairs, section, text
 from monitoring.report.record import Record
+from shards.counting import counted
 
 _SETTINGS_BUDGET = 200_000  # characters
 _MOST_SETTINGS = 2000
@@ -60,7 +61,7 @@ def curves_section(record: Record, drawn: list[Drawing]) -> str:
     width = record.curves.width
     lead = "Each point is a step."
     if width > 1:
-        lead = f"Each point is the mean of {width:,} steps; the band goes from their least to their greatest value."
+        lead = f"Each point is the mean of {counted(width, 'step')}; the band goes from their least to their greatest value."
     if any(attempt.undone for attempt in record.attempts):
         lead += " Dotted, on shaded ground: steps that a restart took back, which do not count."
     if len(record.attempts) > 1:
@@ -147,7 +148,7 @@ def settings_section(record: Record) -> str:
         groups.setdefault(group if rest else "run", []).append((text(rest or key), text(value)))
     in_order = sorted(groups.items(), key=_weight)
     blocks = "".join(f'<div class="group"><h3>{text(name, 60)}</h3>{pairs(entries)}</div>' for name, entries in in_order)
-    more = f'<p class="hint">{left_out:,} more settings are in config.yaml.</p>' if left_out else ""
+    more = f'<p class="hint">{counted(left_out, "more setting is", "more settings are")} in config.yaml.</p>' if left_out else ""
     lead = "Settings of the newest attempt, from config.yaml. Credentials are not shown."
     return section("configuration", "Configuration", f'<div class="groups">{blocks}</div>{more}', lead)
 

@@ -13,8 +13,9 @@ from monitoring.report.axes import UNKNOWN, duration, figure, moment, percent
 from monitoring.report.curves import Curve
 from monitoring.report.learning import baseline_name, better, reached
 from monitoring.report.lines import integer, number
-from monitoring.report.markup import counted_as, text
+from monitoring.report.markup import text
 from monitoring.report.record import Record
+from shards.counting import counted
 
 HEADLINES = {
     "baseline": "The network is no better than a plain colour",
@@ -53,12 +54,13 @@ def state(record: Record) -> State:
         return State("stopped", "warn", f"The run was stopped after {done} ({text(last.reason)}) and saved; the same command continues it.")
     if last.hung:
         return State("hung", "bad", f"The watchdog ended the run after {done}: {text(last.hung)}.")
+    are = _steps_done(record, "step is", "steps are")
     if record.is_running:
         left = _left_seconds(record)
         more = f", about {duration(left)} are left at this speed" if math.isfinite(left) else ""
-        return State("running", "live", f"{done} are done{more}.")
+        return State("running", "live", f"{are} done{more}.")
     silent = duration(record.read_at - record.written_at)
-    return State("silent", "bad", f"{done} are done; the run has written nothing for {silent}, and no end.")
+    return State("silent", "bad", f"{are} done; the run has written nothing for {silent}, and no end.")
 
 
 def _finished(record: Record, done: str) -> State:
@@ -69,11 +71,11 @@ def _finished(record: Record, done: str) -> State:
         if (best := record.evaluations.best) is not None and best.beats_baselines:
             but += f" It was {better(best.gain)} at step {best.step:,}."
         if judged.step < (limit := _judge_after(record)):
-            but += f" That may be too early to judge: evaluation.judge_after is {limit:,} steps."
+            but += f" That may be too early to judge: evaluation.judge_after is {counted(limit, 'step')}."
         return State("finished, baseline not beaten", "warn", f"All {done} are done, but {but}")
     sentence = f"All {done} are done{f': {sentence}' if sentence else ''}."
     if problems := sum(kind == "not_learning" for kind, _ in record.states):
-        there = "a problem is" if problems == 1 else f"{problems} problems are"
+        there = "a problem is" if problems == 1 else counted(problems, "problem is", "problems are")
         return State("finished, with problems", "warn", f"{sentence} But {there} in the notes below.")
     return State("finished", "good", sentence)
 
@@ -92,7 +94,7 @@ def progress(record: Record) -> float:
 def tiles(record: Record) -> list[tuple[str, str, str]]:
     """Returns the figures of the run as markup: (name, value, text beside the value)."""
     attempts, curves = record.attempts, record.curves
-    counted, undone = sum(each.counted for each in attempts), sum(each.undone for each in attempts)
+    trained, undone = sum(each.counted for each in attempts), sum(each.undone for each in attempts)
     found = [("Steps", f"{record.steps:,}", f"of {record.planned:,}" if record.planned else "")]
     seen = images(attempts)
     found.append(("Images", _thousands(seen) if seen else UNKNOWN, "trained on, in steps that count"))
@@ -116,8 +118,8 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
     found.append(
         ("Time training", duration(lasted) if lasted else UNKNOWN, f"with {ranks} {'rank' if ranks == '1' else 'ranks'}" if worlds else "")
     )
-    fraction = undone / (counted + undone) if undone else 0.0
-    beside = f"{counted_as(undone, 'step', 'steps')} taken back ({percent(fraction)})" if undone else "no step taken back"
+    fraction = undone / (trained + undone) if undone else 0.0
+    beside = f"{counted(undone, 'step')} taken back ({percent(fraction)})" if undone else "no step taken back"
     found.append(("Attempts", f"{len(attempts):,}", beside))
     saved = record.checkpoints[-1] if record.checkpoints else {}
     when, step = number(saved.get("time")), integer(saved.get("step"))
@@ -130,15 +132,15 @@ def notes(record: Record) -> list[tuple[str, str]]:
     """Returns the problems of the run: (mood, sentence as markup)."""
     found = [("bad", _described(kind, who, row)) for (kind, who), row in record.states.items()]
     if failed := record.event_counts["checkpoint_failed"]:
-        found.append(("warn", f"{counted_as(failed, 'save', 'saves')} failed; the event log has the reasons."))
+        found.append(("warn", f"{counted(failed, 'save')} failed; the event log has the reasons."))
     if skipped := sum(each.skipped for each in record.attempts):
-        found.append(("warn", f"{counted_as(skipped, 'step', 'steps')} did not change the weights, because a gradient was not finite."))
+        found.append(("warn", f"{counted(skipped, 'step')} did not change the weights, because a gradient was not finite."))
     if bad := sum(record.bad_samples.values()):
         causes = ", ".join(f"{count:,} {text(cause, 40)}" for cause, count in record.bad_samples.most_common())
-        found.append(("warn", f"{counted_as(bad, 'bad sample was', 'bad samples were')} replaced ({causes}): see quarantine.jsonl."))
+        found.append(("warn", f"{counted(bad, 'bad sample was', 'bad samples were')} replaced ({causes}): see quarantine.jsonl."))
     if hung := record.event_counts["stall"]:
-        where = f"the stacks of its threads are in the folder stacks ({counted_as(len(record.stacks), 'file', 'files')})"
-        found.append(("warn", f"{counted_as(hung, 'time', 'times')} a rank hung and was ended; {where}."))
+        where = f"the stacks of its threads are in the folder stacks ({counted(len(record.stacks), 'file')})"
+        found.append(("warn", f"{counted(hung, 'time')} a rank hung and was ended; {where}."))
     if record.curves.left_out:
         found.append(("warn", "The history names more quantities than any run has, so only the first ones are drawn."))
     return found + [("warn", text(problem, 600)) for problem in record.problems]
@@ -188,9 +190,9 @@ def _left_seconds(record: Record) -> float:
     return (record.planned - record.steps) * last.global_batch / rate if rate > 0 else math.nan
 
 
-def _steps_done(record: Record) -> str:
-    of = f" of {record.planned:,}" if record.planned and not record.is_finished else ""
-    return f"{record.steps:,}{of} steps"
+def _steps_done(record: Record, noun: str = "step", plural: str = "") -> str:
+    of = record.planned and not record.is_finished
+    return f"{record.steps:,} of {counted(record.planned, noun, plural)}" if of else counted(record.steps, noun, plural)
 
 
 def _thousands(count: int) -> str:

@@ -14,6 +14,7 @@ from monitoring.report.disclosure import flattened
 from monitoring.report.lines import integer, number
 from monitoring.report.markup import figure_cell, row, section, table, text, within
 from monitoring.report.record import Record, kind_of
+from shards.counting import counted
 
 _ATTEMPTS_BUDGET, _EVENTS_BUDGET, _CHECKPOINTS_BUDGET = 300_000, 600_000, 60_000  # characters
 _MOST_FACTS = 30  # facts of an event that are shown
@@ -28,12 +29,12 @@ def attempts_section(record: Record) -> str:
     last = max((max(each.last, each.start) for each in record.attempts), default=1) or 1
     newest = record.attempts[-1]
     rows, left_out = within(_ATTEMPTS_BUDGET, (_attempt_row(record, each, newest, last) for each in reversed(record.attempts)))
-    counted, undone = sum(each.counted for each in record.attempts), sum(each.undone for each in record.attempts)
-    lead = f"{counted:,} steps count. "
+    trained, undone = sum(each.counted for each in record.attempts), sum(each.undone for each in record.attempts)
+    lead = f"{counted(trained, 'step counts', 'steps count')}. "
     if undone:
-        lead += f"{undone:,} more were taken back, because a later attempt continued from a checkpoint before them. "
+        lead += f"{counted(undone, 'more was', 'more were')} taken back, because a later attempt continued from a checkpoint before them. "
     lead += "<code>python launch/ledger.py RUN</code> proves which samples the counted steps saw."
-    more = f'<p class="hint">{left_out:,} earlier attempts are not listed.</p>' if left_out else ""
+    more = f'<p class="hint">{counted(left_out, "earlier attempt is", "earlier attempts are")} not listed.</p>' if left_out else ""
     head = ("attempt", "began (UTC)", ">lasted", ">ranks", "steps", f"of {last:,}", ">count", ">taken back", ">images", "end")
     return section("attempts", "Attempts", table(head, rows, "Attempts", "attempts") + more, lead)
 
@@ -148,9 +149,11 @@ def events_section(record: Record) -> str:
     tools = (
         '<form class="tools" id="event-tools" hidden><label>Kind <select id="event-kind"><option value="">all</option>'
         f'{options}</select></label><label>Contains <input id="event-text" type="search" autocomplete="off"></label>'
-        f'<output id="event-count">{len(rows):,} events</output></form>'
+        f'<output id="event-count">{counted(len(rows), "event")}</output></form>'
     )
-    lead = "The newest first." + (f" {total - len(rows):,} older ones are in events.jsonl." if total > len(rows) else "")
+    lead = "The newest first." + (
+        f" {counted(total - len(rows), 'older one is', 'older ones are')} in events.jsonl." if total > len(rows) else ""
+    )
     return section("events", "Events", tools + table(("time (UTC)", "event", ">step", "details"), rows, "Events", "events"), lead)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -82,4 +83,5 @@ def page_of_finished_run(run: Path, seconds: float = _END_SECONDS) -> str:
     with suppress(RuntimeError):  # no more threads on this machine
         thread.start()
         thread.join(seconds)
-    return outcome[0] if outcome else f"no report was written within {seconds:.0f} s: run python launch/report.py {run} to write it"
+    command = f"python launch/report.py {shlex.quote(str(run))}"
+    return outcome[0] if outcome else f"no report was written within {seconds:.0f} s: run {command} to write it"

@@ -33,6 +33,7 @@ from pipeline.stream.dataset import open_datasets
 from pipeline.stream.decode.decoder import Decoder, make_decoder
 from pipeline.training.supervision.interruption import Interruption
 from shards.console import ProgressReport
+from shards.counting import counted
 
 try:
     from pipeline.evaluation.embedding.output import Output
@@ -164,7 +165,8 @@ class _Work:
                         self._pause()
         except _Interrupted as signal:
             return Outcome(
-                False, f"{self._output.path}: {signal} after {self._there():,} of {self._samples:,} pictures. The same command continues"
+                False,
+                f"{self._output.path}: {signal} after {self._there():,} of {counted(self._samples, 'picture')}. The same command continues",
             )
         seconds = time.monotonic() - began
         speed = f"; this rank made {made:,}, {made / seconds:,.0f} a second" if made else ""
@@ -261,7 +263,8 @@ class _Work:
         allowed = self._config.data.max_bad_fraction
         if unreadable > allowed * self._samples:
             raise EmbedError(
-                f"{self._output.path}: {unreadable} of {self._samples} samples are unreadable, data.max_bad_fraction allows {allowed:g} of "
+                f"{self._output.path}: {unreadable:,} of {counted(self._samples, 'sample is', 'samples are')} unreadable, "
+                f"data.max_bad_fraction allows {allowed:g} of "
                 f"them. They are named in {self._output.parts.folder / '_quarantine.jsonl'}. Build the data set again, or allow more"
             )
         encoder = {name: value for name, value in self._encoder.facts.to_mapping().items() if name not in ("layers", "format")}
@@ -277,8 +280,13 @@ class _Work:
     def _sentence(self) -> str:
         facts = self._output.facts()
         count, unreadable = facts["samples"] - facts["unreadable"], facts["unreadable"]
-        what = f"{count:,} pictures, {facts['dimensions']:,} values each of {facts['layer']} (pool {facts['pool']}, {facts['dtype']})"
-        left_out = f"; {unreadable:,} unreadable samples are left out, see {self._output.quarantine}" if unreadable else ""
+        what = f"{counted(count, 'picture')}, {counted(facts['dimensions'], 'value')} each of {facts['layer']} "
+        what += f"(pool {facts['pool']}, {facts['dtype']})"
+        left_out = (
+            f"; {counted(unreadable, 'unreadable sample is', 'unreadable samples are')} left out, see {self._output.quarantine}"
+            if unreadable
+            else ""
+        )
         return f"{self._output.path}: {what}{left_out}"
 
     def _warn(self, text: str) -> None:

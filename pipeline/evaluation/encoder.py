@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from pipeline.evaluation.architecture import EncoderInvalid, built
 from pipeline.evaluation.facts import EncoderFacts, Transform
 from pipeline.evaluation.of_run import initial_encoder, trained_encoder
-from pipeline.mapping import nearest
+from pipeline.spelling import nearest
+from shards.counting import counted
 from shards.store import Options, Store
 from shards.urls import redacted, split
 
@@ -79,7 +80,9 @@ def read_encoder(path: str | Path, options: Options | None = None, step: int | N
     else:
         return TrainedEncoder(*trained_encoder(text, step, options))
     if step not in (None, found.facts.step):
-        raise EncoderInvalid(f"{redacted(text)}: holds the encoder after {found.facts.step} steps, not {step}. Name the run instead")
+        raise EncoderInvalid(
+            f"{redacted(text)}: holds the encoder after {counted(found.facts.step, 'step')}, not {step}. Name the run instead"
+        )
     return found
 
 
@@ -104,7 +107,7 @@ def layer_outputs(module: nn.Module, inputs: Tensor, names: Iterable[str]) -> di
     """
     wanted, chain = set(names), dict(module.named_children())
     for name in sorted(wanted - chain.keys()):
-        raise EncoderInvalid(f"the encoder has no layer {name!r}{nearest(name, chain)}. There are: {', '.join(chain)}")
+        raise EncoderInvalid(f"the encoder has no layer {name!r}{nearest(name, chain, listed=True)}")
     outputs: dict[str, Tensor] = {}
     values = inputs
     for name, layer in chain.items():

@@ -21,6 +21,7 @@ from pipeline.evaluation.onnx_file import onnx_bytes
 from pipeline.evaluation.torchvision_names import FORMAT as TORCHVISION
 from pipeline.evaluation.torchvision_names import with_torchvision_names
 from pipeline.mapping import check_local
+from shards.counting import counted
 from shards.local_files import TEMPORARY_PREFIX, whole_file
 from shards.store import Options
 
@@ -77,7 +78,8 @@ def export_encoder(
         raise EncoderInvalid(f"{target}: can't be written ({error.strerror or error}). Make room, or name another place") from error
     values = sum(tensor.numel() for tensor in encoder.weights.values())
     facts = encoder.facts
-    return f"{target}: the encoder of {facts.player} after {facts.step} steps, {len(encoder.weights)} tensors, {values:,} values"
+    size = f"{counted(len(encoder.weights), 'tensor')}, {counted(values, 'value')}"
+    return f"{target}: the encoder of {facts.player} after {counted(facts.step, 'step')}, {size}"
 
 
 def _safetensors(encoder: TrainedEncoder, torchvision_names: bool = False) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evaluation.facts import EncoderFacts, Origin
+from shards.counting import counted
 
 WITH_PACKAGE = """\
 import torch
@@ -82,7 +83,7 @@ def model_card(facts: EncoderFacts) -> str:
     names = f"{facts.names[0]}, ..., {facts.names[-1]}"
     shape = {"maps": maps, "height": height, "width": width, "side": facts.side, "names": names}
     head = _HEAD.format(
-        title=f"{facts.recipe} encoder after {facts.step:,} steps",
+        title=f"{facts.recipe} encoder after {counted(facts.step, 'step')}",
         count=len(facts.layers),
         recipe=facts.recipe,
         divisor=facts.divisor,
@@ -120,7 +121,7 @@ def _layers(facts: EncoderFacts) -> str:
 def _training(facts: EncoderFacts) -> str:
     rows = {
         "recipe": f"`{facts.recipe}`{f', layout `{facts.layout}`' if facts.layout else ''}",
-        "steps": f"{facts.step:,}, each of {facts.global_batch:,} pictures",
+        "steps": f"{facts.step:,}, each of {counted(facts.global_batch, 'picture')}",
         "seed": str(facts.seed),
         "data set": ", ".join(f"{f'{name} ' if name else ''}`{value}`" for name, value in facts.data_sets.items())
         + " (fingerprint, as `python -m shards inspect` shows it)",
@@ -138,9 +139,10 @@ def _scores(facts: EncoderFacts) -> str:
         rows.append(("its random start", facts.start))
     baselines = facts.scores.get("baselines") or {}
     rows += [(f"baseline: {name.replace('_', ' ')}", figures) for name, figures in baselines.items()]
+    pictures = facts.scores.get("pictures")
+    shown = counted(pictures, "picture") if isinstance(pictures, int) else "pictures"
     lines = [
-        f"Dropped pixels of {facts.scores.get('pictures', 'some')} pictures that were held back from training. L1 and L2 are in per "
-        "cent of the range, PSNR in dB.",
+        f"Dropped pixels of {shown} that were held back from training. L1 and L2 are in per cent of the range, PSNR in dB.",
         "",
         "| | loss | L1 | L2 | PSNR |",
         "|---|---|---|---|---|",

@@ -14,6 +14,7 @@ from torch import nn
 
 from pipeline.evaluation.architecture import EncoderInvalid
 from pipeline.evaluation.encoder import TrainedEncoder
+from shards.counting import counted
 
 INPUT, OUTPUT = "images", "maps"
 TOLERANCE = 1e-4
@@ -81,10 +82,12 @@ def compare(data: bytes, network: nn.Module, side: int) -> None:
             expected = network(inputs)
         found = torch.from_numpy(session.run([OUTPUT], {INPUT: inputs.numpy()})[0])
         if found.shape != expected.shape:
-            raise EncoderInvalid(f"onnxruntime gives {tuple(found.shape)} for {count} pictures, torch {tuple(expected.shape)}")
+            raise EncoderInvalid(f"onnxruntime gives {tuple(found.shape)} for {counted(count, 'picture')}, torch {tuple(expected.shape)}")
         difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
         if not difference <= TOLERANCE:
-            raise EncoderInvalid(f"onnxruntime differs from torch by {difference:.1e} for {count} pictures, more than {TOLERANCE:.0e}")
+            raise EncoderInvalid(
+                f"onnxruntime differs from torch by {difference:.1e} for {counted(count, 'picture')}, more than {TOLERANCE:.0e}"
+            )
 
 
 @contextmanager

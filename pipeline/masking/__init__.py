@@ -20,6 +20,7 @@ from pipeline.masking.coverage import check_fractions
 from pipeline.masking.region import RandomRegion
 from pipeline.masking.silhouette import Silhouette, generated_silhouettes
 from pipeline.masking.source import MaskSource
+from shards.counting import counted
 
 __all__ = [
     "CentralRegion",
@@ -54,7 +55,7 @@ class MaskConfig:
         if self.overlap < 0:
             raise ValueError(f"overlap: {self.overlap} is negative")
         if self.overlap and self.kind != "central":
-            raise ValueError(f"overlap: {self.overlap} pixels need kind 'central', this is {self.kind!r}")
+            raise ValueError(f"overlap: {counted(self.overlap, 'pixel needs', 'pixels need')} kind 'central', this is {self.kind!r}")
 
 
 def mask_source(config: MaskConfig) -> RandomRegion | RandomBlock | CentralRegion:

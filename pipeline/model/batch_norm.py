@@ -19,6 +19,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shards.counting import counted
+
 
 class GroupedBatchNorm2d(nn.Module):
     """Normalises each channel over groups of samples, with the numbers of `nn.BatchNorm2d` where a group is the batch.
@@ -46,7 +48,7 @@ class GroupedBatchNorm2d(nn.Module):
     def __init__(self, channels: int, group: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
         super().__init__()
         if group < 0:
-            raise ValueError(f"group: {group} samples can't be normalised")
+            raise ValueError(f"group: {counted(group, 'sample')} can't be normalised")
         self.channels = channels
         self.group = group
         self.momentum = momentum
@@ -75,8 +77,8 @@ class GroupedBatchNorm2d(nn.Module):
         group = self.group or max(1, count)
         if count == 0 or count % group:
             raise ValueError(
-                f"batch norm: {count} samples are not whole groups of {group}: make the group divide training.micro_batch "
-                "and the share of every rank, or evaluate with network.eval()"
+                f"batch norm: {counted(count, 'sample is', 'samples are')} not whole groups of {group}: "
+                "make the group divide training.micro_batch and the share of every rank, or evaluate with network.eval()"
             )
         if group * values.shape[2] * values.shape[3] < 2:
             raise ValueError(

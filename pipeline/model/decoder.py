@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.model.batch_norm import GroupedBatchNorm2d
 from pipeline.model.initialisation import gaussian_start, scale_start
+from shards.counting import counted
 
 MAPS = (128, 64, 64, 32, 3)
 
@@ -72,7 +73,7 @@ class Decoder(nn.Sequential):
     ) -> None:
         super().__init__()
         if target_size < 1:
-            raise ValueError(f"target_size: {target_size} pixels can't be predicted")
+            raise ValueError(f"target_size: {counted(target_size, 'pixel')} can't be predicted")
         size, before = 6, channels
         for number, published in enumerate(MAPS, start=1):
             last = number == len(MAPS)

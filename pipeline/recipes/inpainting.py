@@ -27,6 +27,7 @@ from pipeline.model.inpainting_network import Generator
 from pipeline.recipes.adversarial import AdversarialPair, Distance, check_weights
 from pipeline.recipes.pixels import PixelScale
 from pipeline.recipes.player import Collapse, Networks, Paintings, Views
+from shards.counting import counted
 
 IMAGE_SIZE, PATCH = 128, 64
 HOLE_FILL = (117.0, 104.0, 123.0)  # R, G, B as in the released code: Caffe's mean with its channels permuted
@@ -82,7 +83,10 @@ class InpaintingSettings:
         """
         check_weights(self)
         if 2 * self.mask.overlap >= PATCH:
-            raise ConfigError(f"method.mask.overlap: {self.mask.overlap} pixels on each side leave nothing of the {PATCH} x {PATCH} pixels")
+            raise ConfigError(
+                f"method.mask.overlap: {counted(self.mask.overlap, 'pixel on each side leaves', 'pixels on each side leave')} "
+                f"nothing of the {PATCH} x {PATCH} pixels"
+            )
         if self.mask.kind == "central" and self.mask.max_fraction != 0.25:
             raise ConfigError(
                 f"method.mask.max_fraction: {self.mask.max_fraction} is not 0.25, and the central region of this recipe is "

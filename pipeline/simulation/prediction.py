@@ -17,6 +17,7 @@ from pipeline.simulation.quality import Quality, quality
 from pipeline.simulation.settings import Setup, SimulationError, Subject, index_bytes
 from pipeline.simulation.workload import NodeReplay, Traffic, Walk
 from pipeline.stream.order import OrderError, SampleOrder
+from shards.counting import counted
 
 _DOWNLOADS = 2  # shards that a rank's cache downloads at the same time
 _MOST_ORDERED = 20_000_000  # samples of the first blocks that are put in order for the first batch
@@ -122,9 +123,11 @@ def simulate(subject: Subject, setup: Setup) -> Prediction:
     """
     total = subject.manifest.total_samples
     if subject.manifest.total_bytes >= 2**62:
-        raise SimulationError(f"{subject.name} holds {subject.manifest.total_bytes:,} bytes, 2^62 or more: simulate a part of it")
+        raise SimulationError(f"{subject.name} holds {counted(subject.manifest.total_bytes, 'byte')}, 2^62 or more: simulate a part of it")
     if total < setup.global_batch:
-        raise SimulationError(f"{subject.name} holds {total:,} samples, less than one --global-batch of {setup.global_batch:,}: lower it")
+        raise SimulationError(
+            f"{subject.name} holds {counted(total, 'sample')}, less than one --global-batch of {setup.global_batch:,}: lower it"
+        )
     try:
         return _simulated(subject, setup)
     except OrderError as error:

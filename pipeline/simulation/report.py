@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.simulation.prediction import LATER, NO_CACHE, Pace, Prediction
+from pipeline.simulation.prediction import FIRST, LATER, NO_CACHE, Pace, Prediction
 from pipeline.simulation.probe import Measurement
 from pipeline.simulation.settings import option
 from pipeline.stream.read.samples import INDEX_BUDGET
 from shards.console import megabytes, printable
+from shards.counting import counted
 
 _FEW_SHARDS, _COSTLY = 16, 0.1
 _NOT_MODELLED = (
@@ -27,10 +28,11 @@ def as_text(found: Prediction, measured: Measurement | None = None, kept: Sequen
     setup, manifest = found.setup, found.subject.manifest
     lines = [
         found.subject.name,
-        f"  {manifest.total_samples:,} samples in {len(manifest.records):,} shards, {megabytes(manifest.total_bytes)}; "
-        f"{found.batches:,} batches of {setup.global_batch:,} an epoch",
-        f"  {setup.nodes:,} nodes x {setup.ranks_per_node} ranks; the figures are of the node that has most to read: {found.node_lanes} of "
-        f"{found.lanes} lanes, {found.node_samples:,} samples a batch",
+        f"  {counted(manifest.total_samples, 'sample')} in {counted(len(manifest.records), 'shard')}, {megabytes(manifest.total_bytes)}; "
+        f"{counted(found.batches, 'batch')} of {setup.global_batch:,} an epoch",
+        f"  {counted(setup.nodes, 'node')} x {counted(setup.ranks_per_node, 'rank')}; "
+        f"the figures are of the node that has most to read: {found.node_lanes} of "
+        f"{counted(found.lanes, 'lane')}, {counted(found.node_samples, 'sample')} a batch",
         f"  store: {_limits(found)}",
         *_measured(measured, kept),
         "",
@@ -64,7 +66,7 @@ def _limits(found: Prediction) -> str:
     parts = [f"{setup.bandwidth:,.4g} MB/s a node"]
     parts += [f"{setup.store_bandwidth:,.4g} MB/s in all"] if setup.store_bandwidth else []
     parts += [f"{setup.connection_bandwidth:,.4g} MB/s a request"] if setup.connection_bandwidth else []
-    parts.append(f"{setup.latency:.4g} ms a request, {setup.connections} ranges at a time a rank")
+    parts.append(f"{setup.latency:.4g} ms a request, {counted(setup.connections, 'range')} at a time a rank")
     parts += [f"{setup.requests_per_second:,.6g} requests/s in all"] if setup.requests_per_second else []
     return ", ".join(parts) + f". {_rates(found)}"
 
@@ -81,9 +83,10 @@ def _measured(measured: Measurement | None, kept: Sequence[str]) -> list[str]:
     over = [f"  given, so not taken from the measurement: {', '.join(map(option, kept))}"] if kept else []
     again = f", {measured.retries} repeated" if measured.retries else ""
     return [
-        f"  measured: latency {measured.latency:.1f} ms, 95th percentile {measured.latency_p95:.1f} ms ({measured.reads} reads); "
-        f"{measured.bandwidth:,.0f} MB/s by {measured.threads} requests at a time, {measured.connection_bandwidth:,.0f} MB/s by one "
-        f"({megabytes(measured.bytes)} read{again})",
+        f"  measured: latency {measured.latency:.1f} ms, 95th percentile {measured.latency_p95:.1f} ms "
+        f"({counted(measured.reads, 'read')}); "
+        f"{measured.bandwidth:,.0f} MB/s by {counted(measured.threads, 'request')} at a time, "
+        f"{measured.connection_bandwidth:,.0f} MB/s by one ({megabytes(measured.bytes)} read{again})",
         *over,
     ]
 
@@ -126,8 +129,10 @@ def _given(found: Prediction) -> str:
 def _first_batch(found: Prediction) -> str:
     first = found.first_batch
     if found.subject.local:
-        return f"{first.ranged:.1f} s for decoding, from {first.shards:,} shards"
-    return f"{first.ranged:.1f} s by ranges, from {first.shards:,} shards; {first.whole_shards:.1f} s if it waited for whole shards"
+        return f"{first.ranged:.1f} s for decoding, from {counted(first.shards, 'shard')}"
+    return (
+        f"{first.ranged:.1f} s by ranges, from {counted(first.shards, 'shard')}; {first.whole_shards:.1f} s if it waited for whole shards"
+    )
 
 
 def _quality(found: Prediction) -> list[str]:
@@ -184,7 +189,19 @@ def advice(found: Prediction) -> list[str]:
     bare = found.paces.get(NO_CACHE, pace)
     if not said and found.cached and bare.stall < 0.005 and pace.traffic.bytes > bare.traffic.bytes * 1.2:
         said.append("the store is fast enough to go without a cache, which reads fewer bytes: --cache-gb 0.")
-    return said[:2] or ["nothing to change: the GPUs don't wait for data."]
+    return said[:2] or [_nothing(found)]
+
+
+def _nothing(found: Prediction) -> str:
+    """The advice where there is nothing to change, with the columns of the table in which the GPUs wait all the same."""
+    waits = {name: f"{100 * pace.stall:.1f} %" for name, pace in found.paces.items() if pace.stall >= 0.0005}
+    now = next(name for name, pace in found.paces.items() if pace is found.now)
+    said = "nothing to change: the GPUs " + (f"hardly wait for data ({waits[now]})" if now in waits else "don't wait for data")
+    if FIRST in waits and now != FIRST:
+        said += f" once the first epoch is over, in which they wait {waits[FIRST]} of the time while the cache fills"
+    if NO_CACHE in waits and now != NO_CACHE:
+        said += f"; without the cache they would wait {waits[NO_CACHE]}"
+    return f"{said}."
 
 
 def _remedy(found: Prediction, pace: Pace, enough: float) -> str:
@@ -204,7 +221,7 @@ def _exact(found: Prediction) -> str:
     parts = ["lanes, shards a node needs"]
     if found.walk.exact and not found.subject.local:
         parts.append(
-            "whole shards, and samples read by ranges (the cache replayed block by block over " + _epochs(len(found.walk.epochs)) + ")"
+            f"whole shards, and samples read by ranges (the cache replayed block by block over {counted(len(found.walk.epochs), 'epoch')})"
         )
     if found.quality.exact:
         parts.append("the shuffle of the first epoch (all its batches counted)")
@@ -220,24 +237,21 @@ def _estimated(found: Prediction) -> str:
         parts.append("samples read before their shard arrives, at the start and after a kill")
     if not found.walk.exact:
         parts.append(
-            f"bytes and requests (from {len(found.walk.working_sets):,} blocks of the first epoch; later epochs find nothing in the cache)"
+            f"bytes and requests (from {counted(len(found.walk.working_sets), 'block')} of the first epoch; "
+            "later epochs find nothing in the cache)"
         )
     if found.paces.get(LATER) and found.setup.epochs > len(found.walk.epochs):
         parts.append(f"epochs after the first {len(found.walk.epochs)}: as the last of these")
     if found.subject.local:
         parts = []
     if not found.quality.exact:
-        counted = f"{found.quality.batches} batches" if found.quality.batches else "the expectation over all shuffles of a block"
-        parts.append(f"the shuffle (from {counted})")
+        basis = counted(found.quality.batches, "batch") if found.quality.batches else "the expectation over all shuffles of a block"
+        parts.append(f"the shuffle (from {basis})")
     return "; ".join(["all times and rates", *parts])
 
 
 def _not_modelled(found: Prediction) -> str:
     return _NOT_MODELLED + (", the disk that the shards lie on" if found.subject.local else "")
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch" + ("s" if count > 1 else "")
 
 
 def _spread(found: Prediction) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import CheckpointConfig, DataConfig
+from shards.counting import counted
 from shards.dataset import manifest as manifests
 from shards.dataset.index import file_size
 from shards.dataset.manifest import Manifest, ShardRecord
@@ -90,8 +91,8 @@ class Setup:
                 raise SimulationError(f"{option(entry.name)} {_shown(value)}: give {wanted}")
         if self.world_size > self.global_batch:
             raise SimulationError(
-                f"{self.world_size} ranks (--nodes {self.nodes} x --ranks-per-node {self.ranks_per_node}) get less than a sample each of "
-                f"--global-batch {self.global_batch}: raise it to {self.world_size} or more"
+                f"{counted(self.world_size, 'rank')} (--nodes {self.nodes} x --ranks-per-node {self.ranks_per_node}) "
+                f"get less than a sample each of --global-batch {self.global_batch}: raise it to {self.world_size} or more"
             )
 
     @property
@@ -143,7 +144,7 @@ def stored(url: str, options: Options | None = None) -> Subject:
     chosen = filled[np.unique(np.linspace(0, len(filled) - 1, _INDEXES_READ).astype(int))]
     pictures = sum(int(manifest.read_index(store, shard).rows["length"].sum(dtype=np.int64)) for shard in chosen.tolist())
     fraction = pictures / sum(manifest.records[shard].size for shard in chosen.tolist())
-    source = f"indexes of {len(chosen)} of {len(filled)} shards"
+    source = f"indexes of {len(chosen)} of {counted(len(filled), 'shard')}"
     return Subject(manifest, store.describe(), fraction, source, Store(manifest.shards_url, options).local is not None)
 
 
@@ -166,19 +167,19 @@ def made_up(samples: float, shard_samples: float, sample_bytes: float) -> Subjec
     full, rest = divmod(count, each)
     if full > _MOST_SHARDS:
         raise SimulationError(
-            f"--samples {count:,} in shards of {each:,} are {full:,} shards, more than {_MOST_SHARDS:,}: raise --shard-samples"
+            f"--samples {count:,} in shards of {each:,} are {counted(full, 'shard')}, more than {_MOST_SHARDS:,}: raise --shard-samples"
         )
     stride = _TAR_MEMBERS * _TAR_BLOCK + 2 * _TAR_BLOCK + -(-size // _TAR_BLOCK) * _TAR_BLOCK
 
     def record(held: int) -> ShardRecord:
-        return ShardRecord(f"{held} samples", -(-(held * stride + 2 * _TAR_BLOCK) // _TAR_END) * _TAR_END, "", held, "")
+        return ShardRecord(counted(held, "sample"), -(-(held * stride + 2 * _TAR_BLOCK) // _TAR_END) * _TAR_END, "", held, "")
 
     if full * record(each).size + record(rest).size >= _MOST_BYTES:
         raise SimulationError(
             f"--samples {count:,} of --sample-bytes {size:,} are 2^62 bytes or more with their tar headers: lower one of them"
         )
     manifest = Manifest((record(each),) * full + ((record(rest),) if rest else ()))
-    name = f"made up: {count:,} pictures of {size:,} bytes, {each:,} a shard"
+    name = f"made up: {counted(count, 'picture')} of {counted(size, 'byte')}, {each:,} a shard"
     return Subject(manifest, name, count * size / manifest.total_bytes, "given")
 
 

@@ -24,6 +24,7 @@ from pipeline.stream.read.cache_folder import default_folder
 from pipeline.stream.read.fetch import Fetcher
 from pipeline.stream.read.samples import BadSample, SampleReader
 from pipeline.stream.read.storage import ResumingReader, reading_store
+from shards.counting import counted
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
@@ -98,10 +99,10 @@ class Dataset:
 
     def describe(self, global_batch: int) -> str:
         """One line for the console: what the data set holds, and its part of a global batch where it has a name."""
-        name = f"{self.name}: {self.order.global_batch_size} of every {global_batch} samples, " if self.name else ""
-        what = f"{self.manifest.total_samples} pictures in {len(self.manifest.records)} shards"
+        name = f"{self.name}: {self.order.global_batch_size} of every {counted(global_batch, 'sample')}, " if self.name else ""
+        what = f"{counted(self.manifest.total_samples, 'picture')} in {counted(len(self.manifest.records), 'shard')}"
         held_back = f", {len(self.held_back)} of them held back" if len(self.held_back) else ""
-        return f"{name}{what}{held_back}, {self.order.batches_per_epoch()} batches an epoch"
+        return f"{name}{what}{held_back}, {counted(self.order.batches_per_epoch(), 'batch')} an epoch"
 
     @property
     def held_back(self) -> NDArray[np.int64]:
@@ -156,9 +157,10 @@ class Dataset:
             )
         lanes, count = int(state[self._key("lanes")]), self.order.global_batch_size
         if count % lanes:
-            what = f"its {count} samples of a batch" if self.name else f"a global batch of {count}"
+            what = f"its {counted(count, 'sample')} of a batch" if self.name else f"a global batch of {count}"
             raise OrderError(
-                f"the run was started with {lanes} lanes{f' of {self.name}' if self.name else ''}: {what} must be a multiple of that number"
+                f"the run was started with {counted(lanes, 'lane')}{f' of {self.name}' if self.name else ''}: "
+                f"{what} must be a multiple of that number"
             )
         return lanes, int(state[self._key(HELD_BACK)]), (int(state[self._key("epoch")]), int(state[self._key("consumed")]))
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.stream.order import OrderError
+from shards.counting import counted
 from shards.keyed import key_of
 
 _GRANULES = 8  # a data set's samples of a batch are a multiple of an eighth of the lanes, so that it has that many lanes of its own
@@ -46,7 +47,9 @@ def samples_per_dataset(weights: Sequence[float], global_batch: int, lanes: int)
     step = granule(len(weights), global_batch, lanes)
     units = global_batch // step
     if units < len(weights):
-        raise OrderError(f"a global batch of {global_batch} has no room for {len(weights)} data sets: raise training.global_batch")
+        raise OrderError(
+            f"a global batch of {global_batch} has no room for {counted(len(weights), 'data set')}: raise training.global_batch"
+        )
     exact = [weight / sum(weights) * units for weight in weights]
     counts = [max(1, int(wanted)) for wanted in exact]
     while sum(counts) != units:

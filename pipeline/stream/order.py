@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.stream.held_back import TrainedSamples
+from shards.counting import counted
 from shards.dataset.manifest import Manifest
 from shards.errors import ExplainedError
 from shards.keyed import key_of, permutation
@@ -87,7 +88,7 @@ class SampleOrder:
         if not self.batches_per_epoch():
             beside, lower = (f" beside {held_back} that are held back", " or evaluation.held_back") if held_back else ("", "")
             raise OrderError(
-                f"the data set holds {self.samples.total} samples{beside}, less than one global batch of {global_batch}: "
+                f"the data set holds {counted(self.samples.total, 'sample')}{beside}, less than one global batch of {global_batch}: "
                 f"lower training.global_batch{lower}, or set data.tail to pad"
             )
         self._lock = threading.RLock()
@@ -213,7 +214,9 @@ class SampleOrder:
 
     def _lane_position(self, epoch: int, consumed: int) -> int:
         if epoch < 0 or consumed < 0 or consumed % self.lanes or not self.has_batch(consumed):
-            raise OrderError(f"epoch {epoch} has no batch of {self.global_batch_size} after {consumed} samples of {self.samples.total}")
+            raise OrderError(
+                f"epoch {epoch} has no batch of {self.global_batch_size} after {counted(consumed, 'sample')} of {self.samples.total}"
+            )
         return consumed // self.lanes
 
     def _block(self, epoch: int, lanes: range, number: int) -> NDArray[np.int64]:
@@ -285,5 +288,8 @@ def rank_slice(global_batch: int, rank: int, world_size: int, unit: int = 1) -> 
         raise OrderError(f"rank {rank} is not one of {world_size}")
     if world_size > units:
         what = "samples" if unit == 1 else f"batch-norm groups of {unit}"
-        raise OrderError(f"{world_size} ranks share {units} {what} a step: start at most {units} ranks or raise training.global_batch")
+        raise OrderError(
+            f"{counted(world_size, 'rank')} share {units} {what} a step: "
+            f"start at most {counted(units, 'rank')} or raise training.global_batch"
+        )
     return slice(rank * units // world_size * unit, (rank + 1) * units // world_size * unit)

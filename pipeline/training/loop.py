@@ -40,6 +40,7 @@ from pipeline.training.resume import build_engines, find_checkpoint
 from pipeline.training.step import TrainStep, rate_factor
 from pipeline.training.supervision.interruption import Interruption
 from pipeline.training.supervision.watchdog import Watchdog, restart_count
+from shards.counting import counted
 from shards.keyed import key_of
 from shards.store import Store
 
@@ -69,7 +70,9 @@ class Outcome:
     def __str__(self) -> str:
         if self.finished:
             learned = f"\n{self.learned}" if self.learned else ""
-            return f"finished: {self.step} steps with {self.world_size} ranks, everything is in {self.folder}{learned}"
+            return (
+                f"finished: {counted(self.step, 'step')} with {counted(self.world_size, 'rank')}, everything is in {self.folder}{learned}"
+            )
         return f"stopped after step {self.step} ({self.reason}), saved: the same command continues from there"
 
 
@@ -208,10 +211,10 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
         stack.enter_context(closing(reporter))
         stack.enter_context(closing(checkpoints))  # before all others: the folder is released only when no save is being written
         stack.callback(watchdog.at, "end")
+        evaluation = open_evaluation(stack, config, recipe, engines, world, loader)
         if publication is not None:
             reporter.say(publication.summary)
             publication.alert_on_failure = True  # from now on a failure must raise an alert; before, an error is on the starter's console
-        evaluation = open_evaluation(stack, config, recipe, engines, world, loader)
         yield Run(config, world, interruption, watchdog, folder, loader, checkpoints, engines, train_step, reporter, evaluation), found
 
 

@@ -19,6 +19,7 @@ from pipeline.training.checkpoint.store import Checkpoint, CheckpointInvalid, Ch
 from pipeline.training.engine.engine import Engine, ReplicatedEngine
 from pipeline.training.ranks.world import World
 from pipeline.training.record.run_folder import RunFolderError
+from shards.counting import counted
 from shards.store import Store
 from shards.urls import split
 
@@ -69,7 +70,7 @@ def _read(config: Config[Any], checkpoints: CheckpointStore, decoder: str) -> Ch
     newest = checkpoints.newest(lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
     if newest is None and steps:
         raise CheckpointInvalid(
-            f"{where}: none of its {len(steps)} checkpoints verifies. Restore one, or start a new run with another --run"
+            f"{where}: none of {counted(len(steps), 'checkpoint')} verifies. Restore one, or start a new run with another --run"
         )
     if newest is not None:
         _check(newest, config, where, decoder)
@@ -149,7 +150,8 @@ def _load_weights(name: str, network: torch.nn.Module, found: Checkpoint) -> Non
     wrong = sorted(saved.keys() ^ own.keys()) + sorted(key for key in saved.keys() & own.keys() if saved[key].shape != own[key].shape)
     if wrong:
         raise CheckpointInvalid(
-            f"the checkpoint of step {found.step} does not fit the {name} of these settings: {len(wrong)} tensors differ, "
-            f"the first is {wrong[0]}. Set method.* as it was (the run folder's config.yaml), or choose another folder with --run"
+            f"the checkpoint of step {found.step} does not fit the {name} of these settings: "
+            f"{counted(len(wrong), 'tensor differs', 'tensors differ')}, the first is {wrong[0]}. "
+            "Set method.* as it was (the run folder's config.yaml), or choose another folder with --run"
         )
     network.load_state_dict(dict(saved))

@@ -23,6 +23,7 @@ from pipeline.stream.order import rank_slice
 from pipeline.training.engine.engine import Engine, evaluating
 from pipeline.training.phases import Phases
 from pipeline.training.ranks.world import World
+from shards.counting import counted
 from shards.errors import ExplainedError
 
 
@@ -258,7 +259,7 @@ class TrainStep:
         self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if result.skipped else 0
         if self.nonfinite_in_a_row > self.training.max_nonfinite_steps:
             raise NonFiniteError(
-                f"{self.nonfinite_in_a_row} steps in a row gave a gradient that is not finite ({', '.join(result.skipped)}): "
+                f"{counted(self.nonfinite_in_a_row, 'step')} in a row gave a gradient that is not finite ({', '.join(result.skipped)}): "
                 "lower the learning rate, set training.max_gradient_norm, or train in fp32. The last checkpoint is from before"
             )
 

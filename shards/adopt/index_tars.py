@@ -23,6 +23,7 @@ from shards.adopt.records import Done, begin, choose, clear, find_begun, find_fi
 from shards.adopt.repeated import repeated_tars
 from shards.adopt.splits import refuse_mixed_keys, split_places, take_split
 from shards.console import ProgressReport, megabytes
+from shards.counting import counted
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.index import DOTS, PICTURE_EXTENSIONS, SUFFIX, Remarks, Rules, ShardIndex
@@ -210,7 +211,8 @@ def _run(store: Store, listing: TarListing, todo: Sequence[Tar], request: IndexR
         named = "\n".join(f"  {problem}" for problem in sorted(problems))
         there = len(listing.tars) - len(todo) + len(done)
         raise ShardError(
-            f"{there} of {len(listing.tars)} tars are indexed, and no new manifest was written; not usable:\n{named}\n"
+            f"{there} of {counted(len(listing.tars), 'tar is', 'tars are')} indexed, "
+            f"and no new manifest was written; not usable:\n{named}\n"
             "Replace or remove these tars and run the same command, which indexes the missing ones"
         )
     return done
@@ -247,10 +249,10 @@ def _finish(
         clear(store)  # another run has no use for the records; an existing data set is unchanged
     if rejected and (request.strict or not samples):
         named = "\n".join(f"  {name}: sample {key} {reason}" for key, name, reason in _first(done))
-        what = "no sample can be used" if not samples else f"{rejected} samples can't be used, which --strict makes an error"
+        what = "no sample can be used" if not samples else f"{counted(rejected, 'sample')} can't be used, which --strict makes an error"
         raise ShardError(f"{store.describe()}: {what}; no manifest was written. The first are\n{named}\n{_advice(_first(done))}")
     if not samples:
-        raise ShardError(f"{redacted(listing.url)}: the {len(done)} tars hold no samples")
+        raise ShardError(f"{redacted(listing.url)}: the {counted(len(done), 'tar holds', 'tars hold')} no samples")
     settings = {
         manifests.INDEXED: [redacted(url) for url in request.urls],
         "digests": "read" if all(one.shard.sha256 for one in done) else "none",
@@ -298,28 +300,31 @@ def as_text(result: IndexResult) -> list[str]:
     known = len(manifest.records) - result.read
     lines = [
         redacted(manifest.shards_url) + (f"; manifest and indexes in {shown}" if manifest.url != manifest.shards_url else ""),
-        f"  {manifest.total_samples:,} samples in {len(manifest.records):,} tars, {megabytes(manifest.total_bytes)}"
-        f"; {result.read:,} tars read now, {known:,} known before",
+        f"  {counted(manifest.total_samples, 'sample')} in {counted(len(manifest.records), 'tar')}, {megabytes(manifest.total_bytes)}"
+        f"; {counted(result.read, 'tar')} read now, {known:,} known before",
     ]
     if result.gone:
-        lines.append(f"  {result.gone:,} tars of the previous manifest are not among the named ones: samples have other ids than before")
+        lines.append(
+            f"  {counted(result.gone, 'tar of the previous manifest is', 'tars of the previous manifest are')} not among the named ones: "
+            "samples have other ids than before"
+        )
     lines += [f"  {note}" for note in result.notes]
     if result.compressed:
-        lines.append(f"  left out: {result.compressed:,} compressed tars (unpack them to use them)")
+        lines.append(f"  left out: {counted(result.compressed, 'compressed tar')} (unpack them to use them)")
     if manifest.rejected:
-        lines.append(f"  rejected: {manifest.rejected:,} samples that can't be used, all listed in {join(shown, REJECTED)}")
+        lines.append(f"  rejected: {counted(manifest.rejected, 'sample')} that can't be used, all listed in {join(shown, REJECTED)}")
         lines += [f"    {name}: sample {key} {reason}" for key, name, reason in result.rejected]
         lines.append(f"    {_advice(result.rejected)}")
     unread = sum(not record.sha256 for record in manifest.records)
     if unread:
         lines.append(
-            f"  no digests of the samples in {unread:,} tars: bytes that change in the store, the network or a cache are noticed "
+            f"  no digests of the samples in {counted(unread, 'tar')}: bytes that change in the store, the network or a cache are noticed "
             "only if a picture does not decode, which is rare; a tar that was replaced is noticed by its size and version"
         )
     unversioned = sum(not record.version for record in manifest.records)
     if unversioned:
         lines.append(
-            f"  the store gives no time and no ETag of {unversioned:,} tars: each run reads them again, because one that was replaced "
-            "by another of the same length looks the same" + (", to training as well" if unread else "")
+            f"  the store gives no time and no ETag of {counted(unversioned, 'tar')}: each run reads them again, "
+            "because one that was replaced by another of the same length looks the same" + (", to training as well" if unread else "")
         )
-    return [*lines, *repeated_tars(manifest.records), f"next: python -m shards verify {shown}"]
+    return [*lines, *repeated_tars(manifest.records)]

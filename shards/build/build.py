@@ -21,6 +21,7 @@ from shards.build.plan import Plan, PlanSettings, ShardTask
 from shards.build.sources import LabelRule, Listing, open_source
 from shards.build.task import Progress, TaskLocations, TaskRecord, run_task
 from shards.console import ProgressReport
+from shards.counting import counted
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
 from shards.dataset.workplace import FOLDER, REJECTED, read_rejected, scratch_folder
@@ -133,7 +134,10 @@ def _run(plan: Plan, before: Mapping[int, TaskRecord], locations: TaskLocations,
     if failures:
         named = "\n".join(f"  {failure.shard}: {failure.reason}" for failure in failures)
         there = len(before) + len(records)
-        raise BuildFailed(f"{there} of {len(plan)} shards are there; not made:\n{named}\nRun the same command to make the missing shards")
+        raise BuildFailed(
+            f"{there} of {counted(len(plan), 'shard is', 'shards are')} there; not made:\n{named}\n"
+            "Run the same command to make the missing shards"
+        )
     return records
 
 
@@ -155,7 +159,7 @@ def _finish(
     if not shards:
         store.delete(FOLDER)
         named = "\n".join(f"  {name}: {reason}" for name, reason in rejected[:SHOWN_REJECTIONS])
-        raise ShardError(f"none of the {len(listing)} pictures could be stored; nothing was built. The first are\n{named}")
+        raise ShardError(f"none of {counted(len(listing), 'picture')} could be stored; nothing was built. The first are\n{named}")
     if rejected:
         lines = (json.dumps({"source": name, "reason": reason}) + "\n" for name, reason in rejected)
         store.write(REJECTED, "".join(lines).encode())

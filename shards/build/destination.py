@@ -15,6 +15,7 @@ from typing import Any
 
 from shards.build.plan import Plan
 from shards.build.task import TaskRecord
+from shards.counting import counted
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
@@ -61,8 +62,8 @@ def find_finished(store: Store, settings: Settings) -> Manifest | None:
     missing = [r.name for r in manifest.records if sizes.get(r.name) != r.size or r.index_name not in sizes]
     if missing:
         raise ShardError(
-            f"{store.describe()}: holds this data set already, but {len(missing)} of its shards are missing or cut short ({missing[0]}, "
-            "...). Build it anew with --overwrite"
+            f"{store.describe()}: holds this data set already, but {counted(len(missing), 'shard is', 'shards are')} missing or cut short "
+            f"({missing[0]}, ...). Build it anew with --overwrite"
         )
     return manifest
 
@@ -78,7 +79,8 @@ def find_records(store: Store, plan: Plan, settings: Settings) -> dict[int, Task
         foreign = [name for name, _ in store.list(deep=False) if name.endswith((".tar", shard_index.SUFFIX)) or name == REJECTED]
         if foreign:
             raise ShardError(
-                f"{store.describe()}: holds {len(foreign)} files of a data set, but no manifest and no build ({foreign[0]}, ...). "
+                f"{store.describe()}: holds {counted(len(foreign), 'file')} of a data set, but no manifest and no build "
+                f"({foreign[0]}, ...). "
                 "Build into an empty folder, or remove them"
             )
         prove_deletable(store)

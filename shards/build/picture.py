@@ -18,6 +18,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from shards.counting import counted
 from shards.dataset.jpeg_header import with_table
 from shards.dataset.orientation import UPRIGHT, orientation_of, turned
 from shards.dataset.pixels import FORMATS, MOST_PIXELS, PictureRejected, decode_jpeg, is_jpeg, opened, read_rgb, rejection, to_rgb
@@ -99,7 +100,7 @@ def prepare(data: bytes, rules: PictureRules) -> StoredPicture:
 
 def too_long(length: int, rules: PictureRules) -> PictureRejected:
     """Returns the rejection of a file of `length` bytes."""
-    return PictureRejected(f"{length} bytes are more than max_bytes, {rules.max_bytes}")
+    return PictureRejected(f"{counted(length, 'byte is', 'bytes are')} more than max_bytes, {rules.max_bytes:,}")
 
 
 def _resized(data: bytes, image: Image.Image, shorter: int, quality: int) -> StoredPicture:

@@ -19,6 +19,7 @@ from shards.build.picture import StoredPicture, prepare, too_long
 from shards.build.plan import ShardTask
 from shards.build.sources import Entry
 from shards.build.sources.reading import read_pictures
+from shards.counting import counted
 from shards.dataset import index as shard_index
 from shards.dataset.manifest import ShardRecord
 from shards.dataset.pixels import PictureRejected
@@ -154,7 +155,9 @@ def _commit(store: Store, task: ShardTask, partial: Path, rejected: list[tuple[s
         while chunk := tar.read(_CHUNK):
             sha256.update(chunk)
     if len(index) != samples:
-        raise ShardCorrupt(f"{task.shard}: holds {len(index)} samples where {samples} were written: is the disk of {partial.parent} sound?")
+        raise ShardCorrupt(
+            f"{task.shard}: holds {counted(len(index), 'sample')} where {samples} were written: is the disk of {partial.parent} sound?"
+        )
     rows = index.encode()
     record = ShardRecord(task.shard, index.shard_bytes, sha256.hexdigest(), samples, hashlib.sha256(rows).hexdigest())
     store.adopt_file(partial, task.shard)

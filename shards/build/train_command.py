@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
+from shards.console import SHOWN_OPTIONS
 from shards.urls import redacted
 
 SMALL_CONFIG, LARGE_CONFIG = "launch/configs/small.yaml", "launch/configs/features.yaml"
@@ -15,7 +16,6 @@ SMALL_BATCH = 16
 """training.global_batch of launch/configs/small.yaml."""
 FEWEST = 4
 """Fewest pictures that a command is made for: two ranks with a picture each, and as many that are held back."""
-_SHOWN_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})
 
 
 def train_command(samples: int, url: str, storage: Mapping[str, str], gpu: bool) -> str:
@@ -36,7 +36,7 @@ def train_command(samples: int, url: str, storage: Mapping[str, str], gpu: bool)
     words += ["launch/pretrain.py", "--config", LARGE_CONFIG if large else SMALL_CONFIG, "--data.shards", redacted(url)]
     if storage:
         words.append("--data.storage_options")
-        words += [word for key, value in storage.items() for word in (key, value if key in _SHOWN_OPTIONS else "VALUE")]
+        words += [word for key, value in storage.items() for word in (key, value if key in SHOWN_OPTIONS else "VALUE")]
     words += [*_batch(samples), "--run", f"runs/{_name(url)}"]
     return shlex.join(words)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from shards.console import megabytes, printable
+from shards.counting import counted
 from shards.dataset.index import NO_LABEL
 from shards.dataset.manifest import Manifest, load, rules_of
 from shards.errors import ManifestMismatch
@@ -157,7 +158,7 @@ def as_text(summary: Summary, samples: list[SampleSummary], shard: int = 0) -> s
     """Returns the description as lines of text, for people."""
     lines = [
         summary.url,
-        f"  samples   {summary.samples:,} in {summary.shards:,} shards ({summary.samples / summary.shards:,.0f} a shard)",
+        f"  samples   {summary.samples:,} in {counted(summary.shards, 'shard')} ({summary.samples / summary.shards:,.0f} a shard)",
         f"  bytes     {megabytes(summary.bytes)}; a picture takes {megabytes(summary.picture_bytes // summary.samples)} on average",
         f"  rejected  {summary.rejected:,}",
         f"  identity  {summary.fingerprint}",
@@ -165,7 +166,9 @@ def as_text(summary: Summary, samples: list[SampleSummary], shard: int = 0) -> s
     if summary.shards_url != summary.url:
         lines.insert(1, f"  tars      {summary.shards_url}")
     if summary.unread:
-        lines.append(f"  digests   unknown in {summary.unread:,} shards: damaged bytes there are noticed only if they don't decode")
+        lines.append(
+            f"  digests   unknown in {counted(summary.unread, 'shard')}: damaged bytes there are noticed only if they don't decode"
+        )
     lines += _class_lines(summary)
     lines.append("  settings  " + ", ".join(f"{key}={_shown(value)}" for key, value in summary.settings.items()))
     lines.append(f"  first samples of shard {shard}:")
@@ -181,7 +184,10 @@ def _class_lines(summary: Summary) -> list[str]:
         return ["  classes   none: the samples have no labels"]
     named = [(count, _class_name(summary.classes, label)) for label, count in enumerate(summary.class_counts)]
     most, least = sorted(named, key=lambda pair: (-pair[0], pair[1])), sorted(named)
-    lines = [f"  classes   {len(named):,}" + (f"; {summary.unlabelled:,} samples have no label" if summary.unlabelled else "")]
+    lines = [
+        f"  classes   {len(named):,}"
+        + (f"; {counted(summary.unlabelled, 'sample has', 'samples have')} no label" if summary.unlabelled else "")
+    ]
     lines.append("            most:  " + ", ".join(f"{name} {count:,}" for count, name in most[:_SHOWN_CLASSES]))
     lines.append("            least: " + ", ".join(f"{name} {count:,}" for count, name in least[:_SHOWN_CLASSES]))
     return lines

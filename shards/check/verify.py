@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.console import ProgressReport
+from shards.counting import counted
 from shards.dataset import index as shard_index
 from shards.dataset.index import Look, ShardIndex
 from shards.dataset.manifest import NAME, Manifest, ShardRecord, load, rules_of
@@ -42,10 +43,11 @@ _SIZE_THREADS = 16
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One problem: the name of the object, and what is wrong with it."""
+    """One problem: the name of the object, what is wrong with it, and whether --repair-index mends it."""
 
     name: str
     what: str
+    repairable: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,7 @@ def _look(decode: bool, unreadable: list[tuple[str, str]], key: str, picture: by
 def _named(unreadable: Sequence[tuple[str, str]]) -> str:
     """The sentence about a shard's pictures that can't be read, by key and reason."""
     shown = "; ".join(f"{key} {reason}" for key, reason in unreadable[:_SHOWN_ROWS])
-    pictures = "1 picture" if len(unreadable) == 1 else f"{len(unreadable)} pictures"
-    return f"{pictures} can't be read, which training replaces: {shown}{'; ...' if len(unreadable) > _SHOWN_ROWS else ''}"
+    return f"{counted(len(unreadable), 'picture')} can't be read, which training replaces: {shown}{'; ...' if len(unreadable) > _SHOWN_ROWS else ''}"
 
 
 def _tar_sizes(manifest: Manifest, tars: Store, listed: Mapping[str, int] | None) -> dict[str, int]:
@@ -155,7 +156,7 @@ def _check_objects(manifest: Manifest, store: Store, sizes: Mapping[str, int]) -
         try:
             listed = len(read_rejected(store))
             if listed != manifest.rejected:
-                problems.append(Problem(REJECTED, f"lists {listed} pictures, the manifest says {manifest.rejected}"))
+                problems.append(Problem(REJECTED, f"lists {counted(listed, 'picture')}, the manifest says {manifest.rejected}"))
         except ShardError as error:
             problems.append(Problem(REJECTED, str(error)))
     for name in sorted(sizes.keys() - known):
@@ -192,7 +193,7 @@ def _check_shard(
             findings.repaired.append(record.index_name)
         else:
             hint = " (the shard is sound: --repair-index makes it again)" if repairable else ""
-            findings.problems.append(Problem(record.index_name, trouble + hint))
+            findings.problems.append(Problem(record.index_name, trouble + hint, repairable))
     return findings
 
 
@@ -244,13 +245,13 @@ def _missing(tars: Store, name: str, elsewhere: bool) -> str:
 
 def _difference(record: ShardRecord, size: int) -> str:
     if size != record.size:
-        return f"has {size} bytes, the manifest says {record.size}"
+        return f"has {counted(size, 'byte')}, the manifest says {record.size:,}"
     return "its sha256 is not the manifest's: bytes have changed"
 
 
 def _replaced(record: ShardRecord, size: int) -> str:
     if size != record.size:
-        return f"has {size} bytes, the manifest says {record.size}: replaced since it was indexed. Index it again"
+        return f"has {counted(size, 'byte')}, the manifest says {record.size:,}: replaced since it was indexed. Index it again"
     return "another object than the one that was indexed (its version differs). Index it again"
 
 
@@ -264,14 +265,17 @@ def _index_of(manifest: Manifest, record: ShardRecord, tar: TarFile, look: Look 
 def _check_samples(manifest: Manifest, record: ShardRecord, actual: ShardIndex, stored: ShardIndex | None) -> list[Problem]:
     problems = []
     if len(actual) != record.count:
-        problems.append(Problem(record.name, f"holds {len(actual)} samples, the manifest says {record.count}"))
+        problems.append(Problem(record.name, f"holds {counted(len(actual), 'sample')}, the manifest says {record.count}"))
     if manifest.classes and len(actual) and int(actual.rows["label"].max()) >= len(manifest.classes):
-        problems.append(Problem(record.name, f"has a label past the {len(manifest.classes)} classes of the manifest"))
+        problems.append(Problem(record.name, f"has a label past the {counted(len(manifest.classes), 'class')} of the manifest"))
     if stored is not None and len(stored) == len(actual):
         differing = np.flatnonzero(stored.rows != actual.rows)
         if differing.size:
             shown = ", ".join(str(row) for row in differing[:_SHOWN_ROWS]) + (", ..." if differing.size > _SHOWN_ROWS else "")
             problems.append(
-                Problem(record.name, f"{differing.size} samples are not what the index says (in the order of the shard: {shown})")
+                Problem(
+                    record.name,
+                    f"{counted(differing.size, 'sample is', 'samples are')} not what the index says (in the order of the shard: {shown})",
+                )
             )
     return problems

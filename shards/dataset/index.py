@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from shards.counting import counted
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
 from shards.tar.samples import Sample, TarFile, scan
 
@@ -95,7 +96,7 @@ def decode(data: bytes, name: str) -> ShardIndex:
     _, count, shard_bytes, expected = _HEADER.unpack_from(data)
     body = memoryview(data)[_HEADER.size :]
     if len(body) != count * ROW.itemsize:
-        raise refuse(f"holds {len(body)} bytes of rows where its header says {count} samples of {ROW.itemsize}")
+        raise refuse(f"holds {counted(len(body), 'byte')} of rows where its header says {counted(count, 'sample')} of {ROW.itemsize}")
     if digest(body) != expected:
         raise refuse("its digest is wrong: the file is damaged")
     rows = np.frombuffer(body, dtype=ROW)
@@ -239,10 +240,10 @@ def _row(sample: Sample, rules: Rules, digests: dict[int, int], labels: dict[int
             "with COPYFILE_DISABLE=1)"
         )
     if not places or (len(places) > 1 and rules.format == _STRICT_FORMAT):
-        raise _Unusable(f"has {len(places)} pictures where one is needed: {_shown(sample, rules)}")
+        raise _Unusable(f"has {counted(len(places), 'picture')} where one is needed: {_shown(sample, rules)}")
     offset, length = places[0]
     if not 0 < length < 2**32:
-        raise _Unusable(f"has a picture of {length} bytes: 1 byte is the least and 4 GiB the most")
+        raise _Unusable(f"has a picture of {counted(length, 'byte')}: 1 byte is the least and 4 GiB the most")
     label = NO_LABEL
     for extension in LABEL_EXTENSIONS & sample.members.keys():
         text = labels.get(sample.members[extension][0])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shards.counting import counted
 from shards.dataset import index as shard_index
 from shards.dataset.index import Rules
 from shards.dataset.location import find_shards, place_from, relative_place
@@ -201,12 +203,13 @@ class Manifest:
         if hashlib.sha256(data).hexdigest() != record.index_sha256:
             raise ManifestMismatch(
                 f"{name}: not the index that the manifest names (its sha256 differs). Make it again with: "
-                f"python -m shards verify --repair-index {redacted(self.url)}"
+                f"python -m shards verify --repair-index {shlex.quote(redacted(self.url))}"
             )
         index = shard_index.decode(data, name)
         if len(index) != record.count or index.shard_bytes != record.size:
             raise ManifestMismatch(
-                f"{name}: describes {len(index)} samples in {index.shard_bytes} bytes, the manifest {record.count} in {record.size}"
+                f"{name}: describes {counted(len(index), 'sample')} in {counted(index.shard_bytes, 'byte')}, "
+                f"the manifest {record.count:,} in {record.size:,}"
             )
         return index
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from contextlib import suppress
 
+from shards.counting import counted
 from shards.errors import ManifestMismatch, StoreError
 from shards.store import Options, Store
 from shards.tar.places import index_command
@@ -34,7 +36,8 @@ def no_manifest(store: Store, name: str) -> ManifestMismatch:
     """Returns the error for a folder without the manifest `name`, with the command that makes a data set of the tars there, if any."""
     found = [entry for entry, _ in store.list(deep=False) if entry.endswith(".tar")]
     folder = store.describe()
-    what = f"{len(found)} .tar files but no manifest" if found else "no shards"
-    build = f"python -m shards build PICTURES {folder}"
-    advice = f"Make one with: python -m shards index {folder} (or build one: {build})" if found else f"Build it with: {build}"
+    what = f"{counted(len(found), '.tar file')} but no manifest" if found else "no shards"
+    quoted = shlex.quote(folder)
+    build = f"python -m shards build PICTURES {quoted}"
+    advice = f"Make one with: python -m shards index {quoted} (or build one: {build})" if found else f"Build it with: {build}"
     return ManifestMismatch(f"{store.describe(name)}: {folder} holds {what}. {advice}")

@@ -17,6 +17,7 @@ from pathlib import Path
 import braceexpand
 from fsspec.utils import glob_translate
 
+from shards.counting import counted
 from shards.errors import SourceError, StoreError
 from shards.layout import left_out_part, shown_left_out
 from shards.local_files import TEMPORARY_PREFIX, files_below
@@ -93,8 +94,8 @@ def list_tars(urls: Sequence[str], options: Options | None = None) -> TarListing
     shown = " ".join(redacted(url) for url in urls)
     if not tars and compressed:
         raise SourceError(
-            f"{shown}: {compressed} compressed tars and no plain one. Samples are read from their place in the file, which compression "
-            "hides, and pictures hardly shrink: unpack them (gunzip, unzstd, ...) and index the .tar files"
+            f"{shown}: {counted(compressed, 'compressed tar')} and no plain one. Samples are read from their place in the file, "
+            "which compression hides, and pictures hardly shrink: unpack them (gunzip, unzstd, ...) and index the .tar files"
         )
     if not tars:
         there = f" ({shown_left_out(hidden)})" if hidden else ""
@@ -162,7 +163,7 @@ def _expand(store: Store, place: Place, folder: str) -> tuple[dict[str, Info], l
 
 
 def _too_many(place: str) -> SourceError:
-    return SourceError(f"{redacted(place)}: names more than {_MOST_NAMES:,} shards. Name the folder, or a glob")
+    return SourceError(f"{redacted(place)}: names more than {counted(_MOST_NAMES, 'shard')}. Name the folder, or a glob")
 
 
 def _named(store: Store, names: Sequence[str]) -> dict[str, Info]:
@@ -181,7 +182,7 @@ def _named(store: Store, names: Sequence[str]) -> dict[str, Info]:
     if missing:
         _refuse_dead_link(store, *missing)
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
-        raise SourceError(f"{store.describe()}: {len(missing)} of the {len(names)} shards that were named are missing: {shown}")
+        raise SourceError(f"{store.describe()}: {len(missing):,} of the {counted(len(names), 'shard')} named can't be found: {shown}")
     return {name: found[name] for name in names}
 
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections.abc import Callable
 
+from shards.counting import counted
 from shards.errors import ShardCorrupt
 from shards.store import Store
 
@@ -58,7 +59,7 @@ class TarReader:
         """Reads up to `count` bytes, fewer only at the end."""
         count = max(0, min(count, self._size - self._at))
         if count > _LONGEST_READ:
-            raise ShardCorrupt(f"{self._store.describe(self._name)}: a header of {count} bytes at byte {self._at}: damaged")
+            raise ShardCorrupt(f"{self._store.describe(self._name)}: a header of {counted(count, 'byte')} at byte {self._at:,}: damaged")
         place = self._at - self._start
         if place >= 0 and place + count <= len(self._data):  # nearly always
             self._at += count
@@ -102,7 +103,8 @@ class TarReader:
         self._start = start
         if len(self._data) != stop - start:
             raise ShardCorrupt(
-                f"{self._store.describe(self._name)}: the store says {self._size} bytes and gave {len(self._data)} of {stop - start} "
+                f"{self._store.describe(self._name)}: the store says {counted(self._size, 'byte')} and gave "
+                f"{len(self._data):,} of {stop - start:,} "
                 f"from byte {start}. Was it replaced? Run this again"
             )
         if self._whole:

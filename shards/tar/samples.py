@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Protocol, cast
 
+from shards.counting import counted
 from shards.errors import ShardCorrupt
 from shards.tar.damage import Progress, check_end, check_member, fault
 from shards.tar.member import TarMember
@@ -50,7 +51,7 @@ class _Headers:
     def read(self, count: int, /) -> bytes:
         at = self._tar.tell()
         if count > _LONGEST_HEADER or (count > _BLOCK and count > self._size - at):
-            raise ShardCorrupt(f"{self._name}: a header of {count} bytes at byte {at} of {self._size}: damaged or cut short")
+            raise ShardCorrupt(f"{self._name}: a header of {counted(count, 'byte')} at byte {at:,} of {self._size:,}: damaged or cut short")
         data = self._tar.read(count)
         if count == _BLOCK:
             self.reached.read(at, data)

@@ -50,6 +50,40 @@ def store(run: Path) -> Store:
     return found
 
 
+@pytest.mark.parametrize("number", ["-1", "-5", "2.5", "x"])
+@pytest.mark.parametrize("option", ["--keep-every", "--keep-last"])
+def test_a_number_that_nothing_can_be_kept_by_is_refused(
+    option: str, number: str, run: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "prune", str(run), option, number)
+    assert f"argument {option}: {number!r} is not a whole number of " in capsys.readouterr().err
+    assert len([entry for entry, _ in store.list() if entry.endswith("checkpoint.json")]) == 6
+
+
+@pytest.mark.parametrize(
+    ("action", "bad", "following"),
+    [
+        ("list", False, "next: python launch/checkpoints.py verify {run} --storage key=VALUE"),
+        ("verify", False, "next: python launch/export.py {run} encoder.safetensors --storage key=VALUE"),
+        ("verify", True, "next: restore the damaged ones, or leave them: the run continues from the newest that verifies"),
+    ],
+)
+def test_what_to_do_next_is_said(
+    action: str,
+    bad: bool,
+    following: str,
+    run: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if bad:
+        damage(store, 40)
+    assert call(monkeypatch, action, str(run), "--storage", "key=secret") == int(bad)
+    assert capsys.readouterr().out.splitlines()[-1] == following.format(run=run)
+
+
 def test_checkpoints_elsewhere_are_found(
     run: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

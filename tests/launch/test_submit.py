@@ -61,8 +61,8 @@ def test_the_name_of_the_job_is_that_of_the_run_folder_wherever_it_is_named_from
 
 def test_wrong_settings_are_refused_on_the_spot(tmp_path: Path) -> None:
     for arguments, message in (
-        (["--data.shard", "x"], "Unrecognized options"),
-        ([*DATA, "--node", "2"], "Unrecognized options"),
+        (["--data.shard", "x"], "--data.shard: no such setting. Did you mean --data.shards?"),
+        ([*DATA, "--node", "2"], "--node: no such setting"),
         ([*DATA, "--training.steps", "0"], "training.steps: 0 is not at least 1"),
         ([*DATA, "--nodes", "8-2"], "--nodes 8-2: give a number"),
         ([*DATA, "--ranks-per-node", "0"], "--ranks-per-node 0"),

@@ -182,11 +182,36 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         parse(METHODS, ["--config"])
 
 
-def test_an_unknown_argument_ends_with_the_nearest_right_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        parse(METHODS, ["--data.shard", "x"])
-    assert stopped.value.code == 2
-    assert "--data.shards" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argument", "right"),
+    [
+        ("--training.stesp", "--training.steps"),
+        ("--monitoring.prot=1", "--monitoring.port"),
+        ("--trainng.global-batch", "--training.global_batch"),
+        ("--checkpoint.evry", "--checkpoint.every"),
+        ("--steps", "--training.steps"),
+        ("--training.learning_rate", "--method.optimiser.learning_rate"),
+        ("--data.sources.a.shrads", "--data.sources.a.shards"),
+    ],
+)
+def test_an_unknown_argument_ends_with_the_one_that_is_spelt_most_alike(argument: str, right: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(METHODS, [argument, "1"])
+    assert str(refused.value) == f"{argument.partition('=')[0]}: no such setting. Did you mean {right}?"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--qqq", "--qqq: no such setting. --help lists them"),
+        ("s3://b/k?X-Amz-Signature=abc", "s3://b/k: is no setting. Settings are given as"),
+    ],
+)
+def test_an_argument_that_is_like_no_setting_leads_to_the_help(argument: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(METHODS, ["--data.shards", "x", argument])
+    assert str(refused.value).startswith(message)
+    assert "abc" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -36,12 +37,36 @@ def test_a_build_ends_with_what_was_made_what_was_not_and_what_to_do_next(
     assert lines[1].startswith("  40 pictures in 3 shards, ")
     assert lines[2].startswith("  from 41 pictures, ")
     assert lines[2].endswith("classes: 4")
-    assert lines[3] == "  not pictures, left out: 1 files (.txt 1)"
-    assert lines[4] == f"  rejected: 1 pictures that can't be stored, all listed in {tmp_path}/out/rejected.jsonl"
+    assert lines[3] == "  not pictures, left out: 1 file (.txt 1)"
+    assert lines[4] == f"  rejected: 1 picture that can't be stored, all listed in {tmp_path}/out/rejected.jsonl"
     assert lines[5] == "    class0/bad.jpg: not in a picture format that is known here"
     assert lines[6] == f"next: python -m shards verify {tmp_path}/out"
     assert build(built, tmp_path / "out", "--shard-size", "15") == 0
     assert "already built" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["shards", "my shards", "it's; $HOME"])
+def test_every_command_ends_with_the_next_one_as_the_shell_takes_it(
+    folder: str, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, option = tmp_path / folder, ["--storage", "auto_mkdir=true"]
+    assert build(built, place, *option) == 0
+    assert main(["verify", str(place)]) == 0
+    (index,) = place.glob("*.idx")
+    index.unlink()
+    assert main(["verify", str(place)]) == 1
+    assert main(["index", str(place / "*.tar"), "--to", str(tmp_path / f"{folder} indexed")]) == 0
+    assert main(["verify", str(tmp_path / f"{folder} indexed/manifest.json")]) == 0
+    output = capsys.readouterr()
+    said = [shlex.split(line) for line in (output.out + output.err).splitlines() if line.startswith(("next: ", "then: "))]
+    verify, train = ["next:", "python", "-m", "shards", "verify"], ["--data.shards", str(place)]
+    assert [line for line in said if line[:5] == verify] == [
+        [*verify, str(place), "--storage", "auto_mkdir=VALUE"],
+        [*verify, str(tmp_path / f"{folder} indexed")],
+        [*verify, "--repair-index", str(place)],
+    ]
+    training = [line[line.index("--data.shards") :][:2] for line in said if "launch/pretrain.py" in line]
+    assert training == [train, train, ["--data.shards", str(tmp_path / f"{folder} indexed")]]
 
 
 def test_verify_says_sound_or_what_is_wrong(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +78,7 @@ def test_verify_says_sound_or_what_is_wrong(built: Path, capsys: pytest.CaptureF
     assert main(["verify", str(built / "out")]) == 1
     output = capsys.readouterr()
     assert output.out.splitlines() == ["shard-000001.tar.idx: missing (the shard is sound: --repair-index makes it again)"]
-    assert output.err.strip().splitlines()[-1].startswith("NOT sound: 1 problems in 3 shards")
+    assert output.err.strip().splitlines()[-2].startswith("NOT sound: 1 problem in 3 shards")
     assert main(["verify", str(built / "out"), "--repair-index"]) == 0
     assert victim.read_bytes() == kept
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.evaluation.embedding.flow import Features
 from pipeline.evaluation.embedding.units import Unit
+from shards.counting import counted
 from shards.errors import ExplainedError
 
 KEY = b"context_encoder"
@@ -134,7 +135,7 @@ def unreadable_of(path: Path, unit: Unit, facts: Mapping[str, Any]) -> list[dict
     refuse_other(path, found, facts)
     unreadable = found.get("unreadable")
     if not isinstance(unreadable, list) or found.get("unit") != unit.number or rows != len(unit) - len(unreadable):
-        raise PartDamaged(path, f"holds {rows} samples of unit {found.get('unit')}, not all of unit {unit.number}")
+        raise PartDamaged(path, f"holds {counted(rows, 'sample')} of unit {found.get('unit')}, not all of unit {unit.number}")
     return unreadable
 
 

@@ -24,6 +24,7 @@ from pipeline.evaluation.encoder import layer_outputs
 from pipeline.evaluation.probe.pictures import LabelledPictures, ProbeError, batches
 from pipeline.evaluation.probe.table import FeatureTable
 from pipeline.model.batch_norm import GroupedBatchNorm2d, recomputed_statistics
+from shards.counting import counted
 
 VALUES = 9216
 """Values a picture that the maps of a layer are pooled to, as nearly as a square grid allows."""
@@ -131,7 +132,7 @@ def extracted(
                 for key, values in found.items():
                     tables[key].append(values.float().cpu().numpy())
                 rows += batch.numbers
-                report(f"features of {len(rows) + len(damaged):,} of {len(numbers):,} pictures")
+                report(f"features of {len(rows) + len(damaged):,} of {counted(len(numbers), 'picture')}")
             yield Extracted({key: table.finish() for key, table in tables.items()}, np.array(rows, np.int64), tuple(damaged))
         finally:
             for table in tables.values():
@@ -151,6 +152,6 @@ def _refuse_full_disk(folder: Path, pictures: int, values: int) -> None:
     needed, free = 4 * pictures * values, shutil.disk_usage(folder).free
     if needed > 0.95 * free:
         raise ProbeError(
-            f"{folder}: the features of {pictures:,} pictures take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. "
-            "Name another folder with --scratch, fewer --layers, or a --limit of pictures of a class"
+            f"{folder}: the features of {counted(pictures, 'picture takes', 'pictures take')} {needed / 1e9:.1f} GB, "
+            f"and {free / 1e9:.1f} GB are free. Name another folder with --scratch, fewer --layers, or a --limit of pictures of a class"
         )

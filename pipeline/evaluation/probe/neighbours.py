@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.evaluation.probe.choice import Outcome, best_of
 from pipeline.evaluation.probe.table import Standardised, chunk_rows
+from shards.counting import counted
 
 NEIGHBOURS = (1, 5, 20, 100)
 """Numbers of neighbours that are tried by default."""
@@ -78,7 +79,7 @@ def nearest(queries: Tensor, database: Iterable[tuple[Tensor, Tensor]], k: int, 
         best = joined.topk(min(k, joined.shape[1]), dim=1).values
     similarities, ids = _from_keys(best)
     if best.shape[1] < k or not bool(torch.isfinite(similarities).all()):
-        raise ValueError(f"{k} neighbours can't be found among so few rows")
+        raise ValueError(f"{counted(k, 'neighbour')} can't be found among so few rows")
     return Neighbours(similarities, ids)
 
 

@@ -20,6 +20,7 @@ from pipeline.config import DataConfig
 from pipeline.stream.counters import Counters
 from pipeline.stream.dataset import open_datasets
 from pipeline.stream.read.samples import BadSample
+from shards.counting import counted
 from shards.dataset.pixels import PictureRejected, read_rgb
 from shards.errors import ExplainedError
 from shards.store import Options
@@ -126,15 +127,16 @@ def divided(
     kept = np.flatnonzero(counts >= folds)
     if len(kept) < 2:
         raise ProbeError(
-            f"a probe needs two classes with {folds} pictures or more, and there are {len(kept)} ({int((labels >= 0).sum())} pictures with "
-            f"a label, {np.count_nonzero(counts)} classes). Name a folder of one folder a class, or set --label-pattern or --folds"
+            f"a probe needs two classes with {counted(folds, 'picture')} or more, and there are {len(kept)} "
+            f"({counted(int((labels >= 0).sum()), 'picture')} with a label, {counted(int(np.count_nonzero(counts)), 'class')}). Name a "
+            "folder of one folder a class, or set --label-pattern or --folds"
         )
     notes = []
     if unknown := int((labels < 0).sum()):
-        notes.append(f"{unknown:,} pictures without a label are left out")
+        notes.append(f"{counted(unknown, 'picture without a label is', 'pictures without a label are')} left out")
     small = [f"{classes[each]} ({counts[each]})" for each in np.flatnonzero((counts > 0) & (counts < folds)).tolist()]
     if small:
-        notes.append(f"classes with fewer pictures than the {folds} folds are left out: {', '.join(small[:10])}{_more(small)}")
+        notes.append(f"classes with fewer than {counted(folds, 'picture')} (--folds) are left out: {', '.join(small[:10])}{_more(small)}")
     found = np.isin(labels, kept)
     if limit is not None and bool((counts[kept] > limit).any()):
         order = np.random.default_rng(seed).permutation(len(labels))
@@ -143,7 +145,7 @@ def divided(
             label = int(labels[place])
             taken[label] = taken.get(label, 0) + 1
             found[place] &= taken[label] <= limit
-        notes.append(f"of every class at most {limit:,} pictures are taken (--limit), drawn by the seed")
+        notes.append(f"of every class at most {counted(limit, 'picture is', 'pictures are')} taken (--limit), drawn by the seed")
     renumbered = np.searchsorted(kept, labels[found])
     return Chosen(numbers[found], renumbered.astype(np.int64), tuple(classes[each] for each in kept.tolist()), tuple(notes))
 

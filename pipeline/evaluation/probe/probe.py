@@ -19,6 +19,7 @@ from pipeline.evaluation.probe.folds import Fold, stratified_folds
 from pipeline.evaluation.probe.neighbours import NEIGHBOURS
 from pipeline.evaluation.probe.pictures import Chosen, LabelledPictures, ProbeError, choose, divided
 from pipeline.evaluation.probe.verdict import too_few
+from shards.counting import counted
 
 ENCODER, CHOSEN = "encoder", "chosen layer"
 """Name of the trained encoder among the sources, and of the layer that each fold chooses."""
@@ -173,7 +174,7 @@ def _decoded(chosen: Chosen, found: Extracted, settings: ProbeSettings) -> tuple
     labels = chosen.labels[np.searchsorted(chosen.numbers, found.numbers)]
     kept = divided(found.numbers, labels, chosen.classes, settings.folds, None, settings.seed)
     named = ", ".join(map(str, found.damaged[:10]))
-    note = f"{len(found.damaged):,} pictures could not be decoded and are left out: numbers {named}"
+    note = f"{counted(len(found.damaged), 'picture')} could not be decoded, and left out: numbers {named}"
     rows = np.searchsorted(found.numbers, kept.numbers)
     return Chosen(kept.numbers, kept.labels, kept.classes, (*chosen.notes, note, *kept.notes)), rows
 
@@ -191,7 +192,7 @@ def _refuse_full_memory(pictures: int, settings: ProbeSettings) -> None:
     (free,) = (1024 * int(line.split()[1]) for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
     if needed > 0.9 * free:
         raise ProbeError(
-            f"{' and '.join(name for name in settings.classifiers if name != 'neighbours')} of {pictures:,} pictures hold about "
+            f"{' and '.join(name for name in settings.classifiers if name != 'neighbours')} of {counted(pictures, 'picture')} hold about "
             f"{needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: take fewer pictures of a class with --limit, or "
             "--classifiers neighbours"
         )

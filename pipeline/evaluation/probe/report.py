@@ -15,6 +15,7 @@ from pipeline.evaluation.probe.features import RIVALS
 from pipeline.evaluation.probe.intervals import Interval, accuracy
 from pipeline.evaluation.probe.probe import CHOSEN, ENCODER, ProbeResult
 from pipeline.evaluation.probe.verdict import Comparison, compare
+from shards.counting import counted
 
 _TITLES = {
     "ridge": "Ridge",
@@ -121,9 +122,9 @@ def as_text(values: Mapping[str, Any], name: str, labelled: str) -> str:
     folds = settings["test_folds"]
     lines = [
         f"probe of {name}: {encoder['recipe']}, step {encoder['step']:,}",
-        f"on {labelled}: {pictures['count']:,} pictures, {len(pictures['classes'])} classes; naming the largest class is right on "
-        f"{_percent(pictures['chance'])} %",
-        f"{settings['folds']} stratified folds of {min(folds):,} to {max(folds):,} pictures, seed {settings['seed']}; "
+        f"on {labelled}: {counted(pictures['count'], 'picture')}, {counted(len(pictures['classes']), 'class')}; "
+        f"naming the largest class is right on {_percent(pictures['chance'])} %",
+        f"{counted(settings['folds'], 'stratified fold')} of {min(folds):,} to {counted(max(folds), 'picture')}, seed {settings['seed']}; "
         "every figure is the percentage of pictures classified rightly by classifiers that never saw them",
         *(f"note: {note}" for note in pictures["notes"]),
     ]

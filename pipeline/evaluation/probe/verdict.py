@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.probe.intervals import Interval, difference
+from shards.counting import counted
 
 Verdict = Literal["better", "not distinguishable", "worse", "too few pictures"]
 SMALLEST_GAIN = 0.04
@@ -72,13 +73,13 @@ def too_few(labels: NDArray[np.int64], classes: Sequence[str]) -> str | None:
     around = 196 * (0.4 / len(labels)) ** 0.5
     if len(labels) < FEWEST_PICTURES:
         return (
-            f"{len(labels):,} pictures of {len(classes)} classes are too few for a verdict: with so many, a difference to the random start "
-            f"is known to about {around:.1f} points (95 %), and published gains are 1 to 4 points. "
-            f"Probe with {FEWEST_PICTURES:,} pictures or more; the figures above are no verdict."
+            f"{counted(len(labels), 'picture')} of {counted(len(classes), 'class')} are too few for a verdict: with so many, "
+            f"a difference to the random start is known to about {around:.1f} points (95 %), and published gains are 1 to 4 points. "
+            f"Probe with {counted(FEWEST_PICTURES, 'picture')} or more; the figures above are no verdict."
         )
     if counts[smallest] < FEWEST_OF_A_CLASS:
         return (
-            f"the class {classes[smallest]} has {counts[smallest]} pictures, which is too few for a verdict: give every class "
+            f"the class {classes[smallest]} has {counted(counts[smallest], 'picture')}, which is too few for a verdict: give every class "
             f"{FEWEST_OF_A_CLASS} or more, or leave the class out; the figures above are no verdict."
         )
     return None

@@ -10,6 +10,7 @@ from typing import IO
 
 from pipeline.stream.counters import Counters
 from pipeline.stream.read.samples import BadSample
+from shards.counting import counted
 from shards.errors import ShardError
 from shards.local_files import wait_for_lock
 
@@ -100,7 +101,7 @@ class Quarantine:
         first = "; ".join(str(BadSample(*facts)) for facts in list(self._found.values())[:5])
         where = f" The whole list is in {self.path}." if self.path is not None else ""
         return (
-            f"{len(self._named)} of {self.total_samples} samples are unreadable, "
+            f"{len(self._named)} of {counted(self.total_samples, 'sample is', 'samples are')} unreadable, "
             f"data.max_bad_fraction allows {self.max_bad_fraction:g} of them: {first}.{where} "
             "Run python -m shards verify on the data set and build it again, or allow more"
         )

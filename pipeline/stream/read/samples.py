@@ -22,6 +22,7 @@ from pipeline.stream.counters import Counters
 from pipeline.stream.read.cache import ShardCache
 from pipeline.stream.read.local_files import LocalFile
 from pipeline.stream.read.storage import ResumingReader, ShardUnavailable
+from shards.counting import counted
 from shards.dataset.index import NO_DIGEST, ShardIndex, digest, file_size, member_name
 from shards.dataset.manifest import Manifest
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError, StoreError
@@ -268,9 +269,9 @@ class SampleReader:
         elif self.reader.store.local is not None:
             size = self.reader.store.size(record.name)
             if size != record.size:
-                found = "missing" if size is None else f"{size} bytes long"
+                found = "missing" if size is None else f"{counted(size, 'byte')} long"
                 raise ShardCorrupt(
-                    f"{self.reader.store.describe(record.name)}: {found}, the manifest says {record.size} bytes. "
+                    f"{self.reader.store.describe(record.name)}: {found}, the manifest says {counted(record.size, 'byte')}. "
                     "Build or copy this shard again"
                 )
         return index
@@ -287,7 +288,11 @@ class SampleReader:
                     raise ShardUnavailable(f"{shown}: its size and time can't be read. {error}") from error
                 time.sleep(_PAUSE * 2**attempt)
         if now is None or (now.size, now.version) != (record.size, record.version):
-            what = "missing" if now is None else f"another tar than the one that was indexed ({now.size} bytes, {record.size} before)"
+            what = (
+                "missing"
+                if now is None
+                else f"another tar than the one that was indexed ({counted(now.size, 'byte')}, {record.size:,} before)"
+            )
             raise ShardCorrupt(f"{shown}: {what}, and no digests prove its samples. Index it again: python -m shards index")
 
     def _drop_oldest(self) -> None:

@@ -24,6 +24,7 @@ from pipeline.stream.read.local_files import LocalFile, LocalFiles
 from pipeline.stream.read.retries import Short, cause, final_reason, is_replaced
 from pipeline.stream.read.s3 import Body, ClientBody, PlainGets, in_loop
 from shards import web
+from shards.counting import counted
 from shards.errors import ShardCorrupt, ShardError, StoreError, StoreOptionsError
 from shards.store import Options, Store
 
@@ -218,9 +219,13 @@ class ResumingReader:
             size = self.store.size(name)
         what = self.store.describe(name)
         if size is not None and size < end:
-            return ShardCorrupt(f"{what}: cut short: {size} bytes are there where {end} are needed. Build or upload this shard again")
+            return ShardCorrupt(
+                f"{what}: cut short: {counted(size, 'byte is', 'bytes are')} there where {end:,} are needed. "
+                "Build or upload this shard again"
+            )
         return ShardUnavailable(
-            f"{what}: gave up at byte {progress.position} after {len(progress.failures)} failures, the last: {progress.failures[-1]}. "
+            f"{what}: gave up at byte {progress.position} after {counted(len(progress.failures), 'failure')}, "
+            f"the last: {progress.failures[-1]}. "
             "Check the store, or raise data.retries"
         )
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from monitoring import run_files
+from shards.counting import counted
 from shards.errors import ExplainedError, StoreError
 from shards.local_files import sync_folder
 from shards.store import Store
@@ -110,7 +111,9 @@ def write(store: Store, checkpoint: Checkpoint, before_commit: Callable[[], None
     for name, entry in files.items():
         found = store.size(f"{folder}/{name}")
         if found != entry["size"]:
-            raise StoreError(f"{store.describe(f'{folder}/{name}')}: the store took {entry['size']} bytes and has {found or 'none'}")
+            raise StoreError(
+                f"{store.describe(f'{folder}/{name}')}: the store took {counted(int(entry['size']), 'byte')} and has {found or 'none'}"
+            )
     before_commit()
     facts = {"format": _FORMAT, "version": _VERSION, "step": checkpoint.step, **checkpoint.facts, "files": files}
     data = _commit_file(facts)
@@ -201,7 +204,7 @@ def _files(store: Store, step: int, facts: Mapping[str, Any]) -> Iterator[tuple[
         path = f"{folder_name(step)}/{name}"
         size = store.size(path)
         if size != entry["size"]:
-            found = "is missing" if size is None else f"has {size} bytes"
+            found = "is missing" if size is None else f"has {counted(size, 'byte')}"
             raise CheckpointInvalid(f"{store.describe(path)}: {found}, the checkpoint says {entry['size']}.")
         yield path, entry
 

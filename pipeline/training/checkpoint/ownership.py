@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 from pipeline.training.record.run_folder import RunFolderError, last_saved_step
+from pipeline.training.record.traces import OWNER, RUN_NAME
 from shards.errors import StoreError
 from shards.local_files import whole_file
 from shards.store import Store
-
-OWNER = "owner.json"
-_RUN_NAME = ".run-name"
 
 
 class OwnershipLost(StoreError):
@@ -66,7 +65,7 @@ class Ownership:
             raise RunFolderError(
                 f"{where}: these are the checkpoints of the run in {owner.get('run')} on {owner.get('host')}, and two runs would overwrite "
                 "each other's. Choose another --checkpoint.url. If that run is over and this one is to continue from its checkpoints, "
-                f"release them first: python launch/checkpoints.py release {where}"
+                f"release them first: python launch/checkpoints.py release {shlex.quote(where)}"
             )
         name = name or uuid.uuid4().hex
         record = {"name": name, "run": str(self._run), "host": os.uname().nodename, "attempt": self._attempt, "claimed_at": time.time()}
@@ -106,23 +105,23 @@ class Ownership:
         where = self._store.describe()
         raise RunFolderError(
             f"{self._store.describe(OWNER)}: can't be read, so the owner of these checkpoints is unknown. If no other run writes there: "
-            f"python launch/checkpoints.py release {where}"
+            f"python launch/checkpoints.py release {shlex.quote(where)}"
         )
 
     def _own_name(self) -> str:
         try:
-            return (self._run / _RUN_NAME).read_text(encoding="ascii").strip()
+            return (self._run / RUN_NAME).read_text(encoding="ascii").strip()
         except FileNotFoundError:
             return ""
         except (OSError, ValueError) as error:
-            raise RunFolderError(f"{self._run / _RUN_NAME}: can't be read ({error}). Restore it, or choose another --run") from error
+            raise RunFolderError(f"{self._run / RUN_NAME}: can't be read ({error}). Restore it, or choose another --run") from error
 
     def _keep_name(self, name: str) -> None:
         if self._own_name() == name:
             return
         try:
             self._run.mkdir(parents=True, exist_ok=True)
-            with whole_file(self._run / _RUN_NAME, one_writer=True) as file:
+            with whole_file(self._run / RUN_NAME, one_writer=True) as file:
                 file.write(f"{name}\n".encode("ascii"))
         except OSError as error:
             raise RunFolderError(f"{self._run}: the run folder can't be written ({error.strerror}). Choose another with --run") from error

@@ -27,6 +27,7 @@ from pipeline.training.checkpoint.files import (
 from pipeline.training.checkpoint.ownership import Ownership, OwnershipLost
 from pipeline.training.checkpoint.retention import Retention
 from pipeline.training.checkpoint.snapshot import Snapshot, SnapshotMemory
+from shards.counting import counted
 from shards.errors import StoreError
 from shards.store import Store
 
@@ -166,7 +167,7 @@ class CheckpointStore:
             raise self._lost
         if len(self._failures) >= (1 if must_succeed else _FAILURES):
             raise StoreError(
-                f"{self.store.describe()}: {len(self._failures)} checkpoints in a row could not be written, "
+                f"{self.store.describe()}: {counted(len(self._failures), 'checkpoint')} in a row could not be written, "
                 f"the last: {self._failures[-1]}. Once the store takes them again, the same command continues from the newest that is there"
             )
 

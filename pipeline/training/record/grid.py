@@ -27,6 +27,7 @@ from torch import Tensor
 from monitoring.run_files import GRID_TEXT
 from pipeline.recipes.player import Paintings
 from pipeline.training.record.grid_layout import GridLayout
+from shards.counting import counted
 from shards.local_files import whole_file
 
 NON_FINITE = (255, 0, 255)
@@ -91,12 +92,12 @@ def _check(paintings: Paintings, l1: Sequence[float], baseline_l1: Sequence[floa
         if tensor.ndim != 4 or tensor.shape[1] != channels or 0 in tensor.shape or not fits:
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} is not {kind} (n, {channels}, H, W)")
         if len(tensor) != rows:
-            raise ValueError(f"{name} has {len(tensor)} pictures, truth {rows}")
+            raise ValueError(f"{name} has {counted(len(tensor), 'picture')}, truth {rows}")
         if tensor.shape[2:] != paintings.truth.shape[2:]:
-            raise ValueError(f"{name} has pictures of {tuple(tensor.shape[2:])} pixels, truth of {tuple(paintings.truth.shape[2:])}")
+            raise ValueError(f"{name} has pictures of the size {tuple(tensor.shape[2:])}, truth of {tuple(paintings.truth.shape[2:])}")
     for name, figures in (("l1", l1), ("baseline_l1", baseline_l1)):
         if len(figures) not in (0, rows):
-            raise ValueError(f"{name} has {len(figures)} figures for {rows} pictures")
+            raise ValueError(f"{name} has {counted(len(figures), 'figure')} for {counted(rows, 'picture')}")
     return rows
 
 

@@ -27,6 +27,7 @@ from pipeline.stream.mixture import Position, dataset_seed, named_sources
 from pipeline.stream.order import SampleOrder
 from pipeline.training.record.run_folder import RunFolderError, last_saved_step
 from pipeline.training.record.samples_digest import samples_digest, samples_text
+from shards.counting import counted
 from shards.dataset import manifest as manifests
 from shards.dataset.manifest import Manifest
 from shards.store import Options
@@ -275,7 +276,9 @@ class _Replay:
     def _end_epoch(self, source: _Source, complete: bool) -> None:
         if trained := source.count_trained_on(source.order.samples.held_back):
             name = f"{source.name}, " if source.name else ""
-            self._account.problems.append(f"{name}epoch {source.position[0]}: {trained} samples that are held back were trained on")
+            self._account.problems.append(
+                f"{name}epoch {source.position[0]}: {counted(trained, 'sample')} that are held back were trained on"
+            )
         self._account.epochs.append(source.end_epoch(complete))
 
     def _skip_finished_epochs(self) -> None:

@@ -32,6 +32,7 @@ from monitoring.run_files import (
     read_lines,
     step_name,
 )
+from pipeline.training.record.traces import LOCK, make_folder, remove_traces
 from shards.errors import ExplainedError
 from shards.local_files import file_system, try_lock, whole_file
 from shards.store import Options, Store
@@ -60,13 +61,17 @@ class RunFolder:
         self.path = path
         self.writes = writes
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []
         self._files: dict[str, IO[bytes]] = {}
         self._writing = threading.Lock()  # because the thread that writes a checkpoint also reports it
-        if not writes:
-            return
+        if writes:
+            self._hold(path)
+
+    def _hold(self, path: Path) -> None:
+        """Makes the folder and takes its lock."""
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / ".lock", "w")  # noqa: SIM115 (held until close)
+            self._made = make_folder(path)
+            self._lock = open(path / LOCK, "w")  # noqa: SIM115 (held until close)
         except OSError as error:
             raise RunFolderError(f"{path}: the run folder can't be written ({error.strerror}). Choose another with --run") from error
         try:
@@ -81,6 +86,9 @@ class RunFolder:
         if not locked:
             self._lock.close()
             raise RunFolderError(f"{path}: another run is writing here. Wait for its end, or choose another folder with --run")
+        if os.fstat(self._lock.fileno()).st_nlink == 0:  # its last holder was refused and has removed it
+            self._lock.close()
+            self._hold(path)
 
     @property
     def checkpoints(self) -> Path:
@@ -146,11 +154,12 @@ class RunFolder:
         return sum(row.get("event") == "start" for row in Lines(self.path / EVENTS))
 
     def close(self) -> None:
-        """Closes the files and releases the lock."""
+        """Closes the files and releases the lock. A folder in which no run has begun is left as it was found."""
         for file in self._files.values():
             file.close()
         self._files.clear()
-        if self._lock is not None:
+        if self._lock is not None and not self._lock.closed:
+            remove_traces(self.path, self._made)
             self._lock.close()
 
     def _append(self, name: str, rows: Iterable[Mapping[str, Any]], durable: bool) -> None:

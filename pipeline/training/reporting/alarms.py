@@ -12,6 +12,7 @@ from pipeline.config import WatchdogConfig
 from pipeline.recipes.player import Player
 from pipeline.training.record.run_folder import RunFolder
 from pipeline.training.reporting.health import CollapseWatch, Starvation
+from shards.counting import counted
 
 
 class Alarms:
@@ -86,8 +87,9 @@ class Alarms:
             fraction = thousandths / 1000 / ranks
             self._folder.event("starving", step=step, ranks=ranks, share=round(fraction, 3))
             self._say(
-                f"step {step}: {ranks} of {self._world_size} ranks wait for data {fraction:.0%} of the time. If processor cores are idle, "
-                "raise data.threads; if the store is slow, data.requests and data.ready_batches; docs/watchdogs.md shows how to find out"
+                f"step {step}: {ranks} of {counted(self._world_size, 'rank waits', 'ranks wait')} for data {fraction:.0%} of the time. "
+                "If processor cores are idle, raise data.threads; if the store is slow, data.requests and "
+                "data.ready_batches; docs/watchdogs.md shows how to find out"
             )
         elif before and not ranks:
             self._folder.event("starving_over", step=step)

@@ -1,5 +1,6 @@
-"""The console of a run: a bar if stderr is a terminal, otherwise one plain line at every update.
+"""The console of a run: a bar if stderr is a terminal, otherwise one plain line with the time of day at every update.
 
+A line stays below 120 columns: parts that do not fit are left out, and are in the history all the same.
 Log files get plain lines, because carriage returns make a file unreadable, and at the same steps in every run, so that two logs can be
 compared. If the console can't be written (the terminal is gone, the disk is full), its lines are lost and the run goes on.
 """
@@ -10,13 +11,14 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 _WINDOW = 32  # updates over which the speed is measured: enough to be steady, few enough to follow a change
+_COLUMNS = 119  # of a plain line
 _NARROW = 40  # fewest columns of a terminal with a bar; 0 columns mean that the size is unknown
 
 
@@ -29,6 +31,7 @@ class Progress:
         stream: stream to print to; None is stderr.
         log_every: plain lines are printed at multiples of this number and at the last step.
         clock: clock of monotonic seconds.
+        time_of_day: clock of seconds since 1970, for the local time of plain lines.
     """
 
     def __init__(
@@ -38,7 +41,9 @@ class Progress:
         stream: TextIO | None = None,
         log_every: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        time_of_day: Callable[[], float] = time.time,
     ) -> None:
+        self._time_of_day = time_of_day
         self._total, self._enabled, self._log_every, self._clock = total_steps, enabled, log_every, clock
         self._stream = sys.stderr if stream is None else stream
         self._timed: deque[tuple[int, float]] = deque([(0, clock())], maxlen=_WINDOW)
@@ -64,7 +69,16 @@ class Progress:
                     desc=f"step {first_step}/{self._total}",
                 )
 
-    def update(self, step: int, losses: Mapping[str, float], images_per_second: float, wait_fraction: float, epoch: int) -> None:
+    def update(
+        self,
+        step: int,
+        losses: Mapping[str, float],
+        images_per_second: float,
+        wait_fraction: float,
+        epoch: int,
+        gradient_norms: Collection[float] = (),
+        rates: Collection[float] = (),
+    ) -> None:
         """Shows the progress of the run.
 
         Args:
@@ -73,16 +87,22 @@ class Progress:
             images_per_second: images over all ranks.
             wait_fraction: fraction of the time that was spent waiting for data, 0 to 1.
             epoch: epoch of the batch, from 0.
+            gradient_norms: gradient norms of the players, before clipping.
+            rates: learning rates of the players.
         """
         left = self._left(step)
         if not self._enabled:
             return
+        shown = [f"{name} {value:.4g}" for name, value in losses.items()]
         parts = [
             f"step {step}/{self._total}",
             f"{_duration(left)} left",  # early, because a narrow terminal cuts the end off
-            *(f"{name} {value:.4g}" for name, value in losses.items()),
+            *shown[:1],
+            *_of_players("grad", gradient_norms),
+            *_of_players("lr", rates),
             f"{images_per_second:.{0 if images_per_second >= 100 else 1}f} images/s",
-            f"{wait_fraction:.0%} waiting for data",
+            f"{wait_fraction:.0%} waiting",
+            *shown[1:],
             f"epoch {epoch}",
         ]
         if self._bar is not None:
@@ -90,7 +110,8 @@ class Progress:
                 self._bar.n = step
                 self._bar.set_description_str(", ".join(parts))  # draws
         elif step % self._log_every == 0 or step == self._total:
-            self._print(", ".join(parts))
+            clock = time.strftime("%H:%M:%S", time.localtime(self._time_of_day()))
+            self._print(_fitting(f"{clock} ", parts))
 
     def message(self, text: str) -> None:
         """Prints a line of its own, above the bar."""
@@ -117,6 +138,19 @@ class Progress:
     def _print(self, text: str) -> None:
         with suppress(OSError, ValueError):
             print(text, file=self._stream, flush=True)
+
+
+def _of_players(name: str, values: Collection[float]) -> list[str]:
+    """One part of a line: the values of all players, `lr 0.0001/2e-05`."""
+    return [f"{name} {'/'.join(f'{value:.3g}' for value in values)}"] if values else []
+
+
+def _fitting(line: str, parts: Sequence[str]) -> str:
+    """Joins the parts that fit; the first part always does."""
+    for number, part in enumerate(parts):
+        joined = f"{line}, {part}" if number else f"{line}{part}"
+        line = joined if len(joined) <= _COLUMNS or not number else line
+    return line
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]

@@ -24,6 +24,7 @@ from monitoring.run_files import (
 )
 from pipeline.config import EvaluationConfig
 from pipeline.training.record.run_folder import Lines, RunFolder
+from shards.counting import counted
 
 ADVICE = "Another learning rate, a longer warm-up, clipping or batch-norm help; docs/learning.md says which"
 
@@ -44,7 +45,7 @@ def sentence(row: Mapping[str, Any]) -> str:
     compared = f"{abs(gain):.0%} {'better' if gain > 0 else 'worse'}" if gain == gain else "no number"  # noqa: PLR0124 (NaN)
     found = f"held back L1 {row['l1']:.4g} %, {BASELINES[name]} {row['baselines'][name]['l1']:.4g} %: {compared}"
     if (probe := row.get("probe")) is not None:
-        guessed = f"the largest of {probe['classes']} classes: {probe['chance']:.0%}"
+        guessed = f"the largest of {counted(probe['classes'], 'class')}: {probe['chance']:.0%}"
         found += f"; labels by k-NN {probe['knn']:.0%}, by ridge {probe['ridge']:.0%} ({guessed})"
     return found
 
@@ -162,11 +163,11 @@ class Learning:
         last = self._rows[max(self._rows)]
         start = self._rows.get(0)
         beside = f"; the random start had {_beside(start)}" if start is not None and last["step"] > 0 else ""
-        lines = [f"{sentence(last)}{beside} (after step {last['step']}, {last['pictures']} pictures that were not trained on)"]
+        lines = [f"{sentence(last)}{beside} (after step {last['step']}, {counted(last['pictures'], 'picture')} that were not trained on)"]
         found = self._judged(last)
         lines += [f"not learning: {found[problem]}. {ADVICE}" for problem in PROBLEMS if problem in found]
         if not last["gain"] > 0 and not found and last["step"] < self._settings.judge_after:
-            lines.append(f"too early to judge: evaluation.judge_after is {self._settings.judge_after} steps")
+            lines.append(f"too early to judge: evaluation.judge_after is {counted(self._settings.judge_after, 'step')}")
         return "\n".join(lines)
 
     def _judged(self, row: Mapping[str, Any]) -> dict[str, str]:

@@ -32,6 +32,7 @@ from pipeline.training.reporting.learning import Learning
 from pipeline.training.resume import changed_settings
 from pipeline.training.step import StepResult, rate_jump
 from pipeline.training.supervision.watchdog import restart_count
+from shards.counting import counted
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,11 @@ class Reporter:
         self.say(f"run folder {self._folder.path}")
         if found is not None:
             self.metrics.resumed(step=step, timestamp=float(found.facts["saved_at"]))
-            self.say(f"continues after step {step} of {config.training.steps}")
+            self.say(
+                f"continues after step {step} of {config.training.steps}"
+                if step < config.training.steps
+                else f"finished before: {counted(step, 'step is', 'steps are')} done; to train on, give more --training.steps than {step}"
+            )
             for change in changed_settings(found.facts["config"], to_mapping(config)):
                 self.say(f"changed since the checkpoint: {change}")
             if config.data.orientation != wanted.data.orientation and self._loader.may_turn:
@@ -180,24 +185,28 @@ class Reporter:
         }
         self._unread.append((row, facts.result))
         if step % training.log_every == 0 or step == training.steps:
-            self._log(step, batch)
+            self._log(facts)
         for each in facts.times():
             self.metrics.step_times(each.phases, each.own)
 
-    def _log(self, step: int, batch: Batch) -> None:
+    def _log(self, facts: StepFacts) -> None:
+        step, batch = facts.step, facts.batch
         images_per_second = self._config.training.global_batch * self._steps / self._seconds if self._seconds else 0.0
         wait_fraction = self._wait_seconds / self._seconds if self._seconds else 0.0
         losses = self.flush(images_per_second=round(images_per_second, 2), data_wait_share=round(wait_fraction, 4))
         self.metrics.losses(losses)
         self._name_cache_failures()
         self.metrics.mask_coverage(float(batch.masks.float().mean()))
+        players = sorted(self._players, key=lambda each: "reconstruction" not in losses.get(each.name, {}))  # the painter first, unnamed
         shown = {
-            f"{player} {part}": value
-            for player, parts in losses.items()
-            for part, value in parts.items()
-            if part != "total" or len(parts) == 1
+            f"{each.name} {part}" if number else part: value
+            for number, each in enumerate(players)
+            for part, value in sorted(losses.get(each.name, {}).items(), key=lambda pair: pair[0] != "reconstruction")
+            if part != "total" or len(losses[each.name]) == 1
         }
-        self._progress.update(step, shown, images_per_second, wait_fraction, batch.epoch)
+        norms = [facts.result.gradient_norms[each.name] for each in players if each.name in facts.result.gradient_norms]
+        rates = [each.optimiser.learning_rate * facts.rate for each in players]
+        self._progress.update(step, shown, images_per_second, wait_fraction, batch.epoch, norms, rates)
         self._seconds = self._wait_seconds = 0.0
         self._steps = 0
 

@@ -29,6 +29,7 @@ from typing import Any
 
 from monitoring.run_files import BATCH_ATTEMPTS, EVENTS, Lines
 from pipeline.training.record.run_folder import RunFolderError, append_row, last_saved_step
+from shards.counting import counted
 
 RECORD_VARIABLE = "CONTEXT_ENCODER_ATTEMPTS"
 """Environment variable of the ranks with the path of the record of attempts."""
@@ -104,14 +105,14 @@ def end_attempt(run: Path, environment: Mapping[str, str], give_up_after: int, c
     fruitless = 0 if saved > saved_before else (ends[-1]["fruitless"] if ends else 0) + 1
     refusals = [row["message"] for row in later if row.get("event") == "refused"]
     if is_finished(run, steps):
-        decision = Decision(Verdict.FINISHED, f"finished: {steps} steps are done")
+        decision = Decision(Verdict.FINISHED, f"finished: {counted(steps, 'step is', 'steps are')} done")
     elif refusals:
         decision = Decision(Verdict.REFUSED, f"the settings are refused: {refusals[-1]}")
     elif fruitless >= give_up_after:
         decision = Decision(
             Verdict.GIVE_UP,
-            f"{fruitless} attempts in a row left no checkpoint behind step {saved}: see the ranks' logs in {record_file(run).parent}, "
-            "then submit again to continue from there",
+            f"{counted(fruitless, 'attempt')} in a row left no checkpoint behind step {saved}: see the ranks' logs in "
+            f"{record_file(run).parent}, then submit again to continue from there",
         )
     else:
         progress = f"saved up to step {saved}" if not fruitless else f"attempt {fruitless} of {give_up_after} without a newer checkpoint"

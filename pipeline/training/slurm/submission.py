@@ -25,6 +25,7 @@ from pipeline.training.record.run_folder import absolute
 from pipeline.training.slurm.attempts import is_finished
 from pipeline.training.slurm.surroundings import submission_environment
 from pipeline.training.slurm.sweep import Element, element, plan, read_combinations, refuse_twins
+from shards.counting import counted
 from shards.errors import ExplainedError
 from shards.urls import redacted
 
@@ -126,7 +127,9 @@ def prepare(resources: Resources, settings: Sequence[str], sweep: Path | None = 
     refuse_twins(elements, configs)
     for each, steps in zip(elements, (of_it.training.steps for of_it in configs), strict=True):
         if is_finished(each.run, steps):
-            raise SubmitError(f"{each.run}: all {steps} steps are done. Give more --training.steps, or another --run")
+            raise SubmitError(
+                f"{each.run}: all {counted(steps, 'step is', 'steps are')} done. Give more --training.steps, or another --run"
+            )
     plan_file = plan(folder, elements) if sweep else None
     name = f"{re.sub(r'[^A-Za-z0-9._-]', '_', folder.name)}-{zlib.crc32(str(folder).encode()):08x}"
     command = ["sbatch", "--parsable", *_options(resources, name, folder, len(elements) if sweep else 0), str(SCRIPT)]
@@ -194,12 +197,12 @@ def describe(submission: Submission, job: str) -> str:
     run = f"{submission.folder.parent}/COMBINATION" if several else str(runs[0])
     element = f"{job}_ELEMENT" if several else job
     lines = [
-        f"job          {job} ({submission.name}){f', {len(runs)} elements' if several else ''}",
+        f"job          {job} ({submission.name})" + (f", {counted(len(runs), 'element')}" if several else ""),
         f"look         squeue --jobs={job}; scontrol show job {job}",
         f"log          {submission.folder}/{element}.log; of each node's ranks: {run}/slurm/{element}.NODE.log",
         f"attempts     {run}/slurm/attempts.jsonl",
         f"metrics      {run}/targets/*.json, for Prometheus's file_sd_configs",
-        f"checkpoints  python launch/checkpoints.py list {run if several else shlex.quote(run)}",
+        f"checkpoints  python launch/checkpoints.py list {shlex.quote(run)}",
         f"stop         scancel {job}",
     ]
     return "\n".join([*lines, *(f"element {number:<4} {path}" for number, path in enumerate(runs) if several)])

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.build.sources.splitting import PictureSplits
+from shards.counting import counted
 from shards.dataset.index import PICTURE_EXTENSIONS
 from shards.errors import SourceError
 from shards.layout import left_out_part, shown_left_out
@@ -183,7 +184,7 @@ class ListingBuilder:
             raise SourceError(self._no_classes)
         if not self._ends:
             seen = ", ".join(f"{kind} {count}" for kind, count in self._other.most_common(5)) or "no files at all"
-            hint = f"; {self._excluded} pictures match no --include pattern" if self._excluded else ""
+            hint = f"; {counted(self._excluded, 'picture matches', 'pictures match')} no --include pattern" if self._excluded else ""
             hint += f"; {shown_left_out(self._hidden)}" if self._hidden else ""
             raise SourceError(
                 f"{self.source}: no pictures to build from (found: {seen}{hint}). Pictures end in {_listed(PICTURE_EXTENSIONS)}"
@@ -236,7 +237,9 @@ class ListingBuilder:
         except re.error as error:
             raise SourceError(f"the label pattern {text!r} is no regular expression: {error}") from error
         if pattern.groups != 1:
-            raise SourceError(f"the label pattern {text!r} has {pattern.groups} groups; it needs one, around the label: '^([^/]+)/'")
+            raise SourceError(
+                f"the label pattern {text!r} has {counted(pattern.groups, 'group')}; it needs one, around the label: '^([^/]+)/'"
+            )
 
         def rule(name: bytes) -> bytes:
             readable = name.decode("utf-8", "surrogateescape")

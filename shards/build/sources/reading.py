@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from shards.build.sources.listing import Entry
+from shards.counting import counted
 from shards.dataset.pixels import PictureRejected
 from shards.errors import SourceError, StoreError
 from shards.store import Options, Store
@@ -72,7 +73,7 @@ def _read_local(store: Store, entry: Entry) -> bytes | PictureRejected:
     except OSError as error:
         raise SourceError(f"{store.describe(entry.path)}: can't be read: {error.strerror or error}") from error
     if len(data) != entry.length:
-        raise _changed(store, entry, f"{len(data)} bytes or more where there were {entry.length}")
+        raise _changed(store, entry, f"{counted(len(data), 'byte')} or more where there were {entry.length:,}")
     return data
 
 
@@ -98,7 +99,7 @@ def _read_remote(store: Store, entry: Entry) -> bytes:
             if len(data) == entry.length:
                 return data
             if pause is None:
-                raise _changed(store, entry, f"the store gave {len(data)} bytes of {entry.length}")
+                raise _changed(store, entry, f"the store gave {counted(len(data), 'byte')} of {entry.length:,}")
         time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
 

@@ -134,7 +134,7 @@ def test_pictures_that_can_not_be_decoded_are_named_and_left_out(made: Path, tmp
     found = probe(made, "start", str(folder), tmp_path / "out.json", "--classifiers", "neighbours")
     assert found["pictures"]["classes"] == {"blue": EACH - 1, "red": EACH}
     said = capsys.readouterr().out
-    assert "note: 11 pictures could not be decoded and are left out: numbers 0, 14, 15" in said
+    assert "note: 11 pictures could not be decoded, and left out: numbers 0, 14, 15" in said
     assert "green (2)" in said
     assert accuracies(found, "neighbours")["mean colour", ""] == 1.0
 

@@ -107,7 +107,7 @@ def test_pictures_without_label_and_small_classes_are_left_out_and_named() -> No
     assert found.labels.tolist() == [0] * 6 + [1] * 5
     assert found.notes == (
         "3 pictures without a label are left out",
-        "classes with fewer pictures than the 5 folds are left out: dog (2)",
+        "classes with fewer than 5 pictures (--folds) are left out: dog (2)",
     )
 
 

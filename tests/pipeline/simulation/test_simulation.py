@@ -94,6 +94,26 @@ def test_each_limit_binds_where_it_is_the_lowest(figures: dict[str, float], boun
     assert expected in sentence
 
 
+@pytest.mark.parametrize(
+    ("figures", "ending"),
+    [
+        ({"cache_gb": 0}, "don't wait for data."),
+        ({"cache_gb": 1, "bandwidth": 10, "epochs": 2}, "of the time while the cache fills"),
+        ({"cache_gb": 1, "latency": 900, "connections": 2, "epochs": 2, "requests_per_second": 0}, "without the cache they would wait "),
+        ({"cache_gb": 0, "bandwidth": 7.98}, "hardly wait for data (0."),
+    ],
+    ids=["nowhere", "in the first epoch", "without the cache", "a little"],
+)
+def test_the_advice_never_says_less_waiting_than_the_table(figures: dict[str, float], ending: str) -> None:
+    known = {"images_per_second": 10, "latency": 1, "connections": 64, "shuffle_block": 40, "connection_bandwidth": 0}
+    found = simulate(subject([5] * 8), setup(**{**known, **figures}))
+    said = advice(found)[-1]
+    waits = {name: f"{100 * pace.stall:.1f} %" for name, pace in found.paces.items()}
+    print(waits, said)
+    assert ending in said
+    assert all(share in said for name, share in waits.items() if share != "0.0 %"), waits
+
+
 def test_the_first_batch_is_what_a_person_counts() -> None:
     """From one shard of 40 MB: the manifest, an index and ten ranges of 0.8 MB that are far apart."""
     known = {"latency": 100, "bandwidth": 1, "connections": 4, "decode_rate": 20, "requests_per_second": 0}

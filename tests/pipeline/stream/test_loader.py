@@ -354,7 +354,7 @@ def test_a_truncated_shard_stops_the_run_with_its_name(dataset: Path, tmp_path: 
     write_dataset(tmp_path, photographs(60), [20, 20, 20])
     with open(tmp_path / "shard-000001.tar", "r+b") as file:
         file.truncate(30_000)
-    with StreamLoader(stream_config(tmp_path)) as loader, pytest.raises(ShardCorrupt, match=r"shard-000001.tar: 30000 bytes long"):
+    with StreamLoader(stream_config(tmp_path)) as loader, pytest.raises(ShardCorrupt, match=r"shard-000001.tar: 30,000 bytes long"):
         take(loader, 2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,14 @@ from pipeline import recipes
 from pipeline.config import parse
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore
+from pipeline.training.finished import finished_before
 from pipeline.training.loop import pretrain
 from pipeline.training.record.run_folder import RunFolder
 from pipeline.training.reporting import reporter
 from pipeline.training.reporting.reporter import Reporter, StepFacts
 from pipeline.training.step import StepResult, TrainStep
 from pipeline.training.supervision.interruption import Interruption
+from shards.errors import ExplainedError
 from tests.datasets import photographs, write_dataset
 
 STEPS, PAUSE = 8, 0.4
@@ -85,6 +88,30 @@ def test_a_step_that_raises_leaves_the_losses_of_the_steps_before_in_the_history
     assert (end["event"], end["step"], end["reason"], end["message"]) == ("end", 3, "RuntimeError", "the fourth step")
 
 
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        (["--data.shards", "nowhere"], "nowhere holds no shards"),
+        (["--evaluation.shards", "nowhere"], "nowhere holds no shards"),
+        (["--checkpoint.resume", "nowhere/step_000000001"], "nowhere/step_000000001"),
+        (["--monitoring.enabled", "True", "--monitoring.port", "0", "--data.shards", "nowhere"], "nowhere holds no shards"),
+    ],
+    ids=["no data set", "no data set to evaluate on", "no checkpoint to start from", "with an endpoint and its target"],
+)
+@pytest.mark.parametrize("there", [False, True], ids=["new", "made before"])
+def test_a_run_that_is_refused_leaves_no_trace(
+    refused: list[str], message: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if there:
+        (tmp_path / "runs" / "mine").mkdir(parents=True)
+    before = {*tmp_path.rglob("*")}
+    settings = [*run_settings(tmp_path / "data", 1), "--run", "runs/mine", *refused]
+    with pytest.raises(ExplainedError, match=message):
+        pretrain(parse(recipes.SETTINGS, settings), Interruption())
+    assert {path for path in tmp_path.rglob("*") if "data" not in path.parts} == before
+
+
 def test_a_step_is_saved_once_however_often_its_turn_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop may come while the batch behind a checkpoint is waited for, and a finished run may be started again."""
     saved, save, batches, interruption = list[int](), CheckpointStore.save, StreamLoader.__iter__, Interruption()
@@ -104,9 +131,21 @@ def test_a_step_is_saved_once_however_often_its_turn_comes(tmp_path: Path, monke
     outcome = pretrain(parse(recipes.SETTINGS, settings), interruption)
     assert (outcome.step, outcome.finished, outcome.reason) == (4, False, "SIGTERM")
     assert saved == [2, 4]
-    again = pretrain(parse(recipes.SETTINGS, [*settings, "--training.steps", "4"]), Interruption())
+    shorter = [*settings, "--training.steps", "4"]
+    assert finished_before(parse(recipes.SETTINGS, shorter)) is None, "the run was stopped"
+    again = pretrain(parse(recipes.SETTINGS, shorter), Interruption())
     assert (again.step, again.finished) == (4, True)
     assert saved == [2, 4]
+    for same in (shorter, [*shorter, "--monitoring.per", "rank", "--watchdog.stall_minutes", "3"], [*shorter, "--training.steps", "3"]):
+        answer = finished_before(parse(recipes.SETTINGS, same))
+        assert answer is not None
+        assert answer.startswith(f"finished before: 4 steps are done, everything is in {tmp_path / 'run'}; nothing was trained now")
+        assert "give more --training.steps than 4" in answer
+        assert answer.endswith(f"next: python launch/export.py {tmp_path / 'run'} {tmp_path / 'run' / 'encoder.safetensors'}")
+    for other in (["--training.steps", "5"], ["--seed", "1"], ["--checkpoint.resume", "none"], ["--checkpoint.url", str(tmp_path)]):
+        assert finished_before(parse(recipes.SETTINGS, [*shorter, *other])) is None, other
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert finished_before(parse(recipes.SETTINGS, shorter)) is None, "its checkpoint is gone"
 
 
 def test_a_run_that_turned_no_pictures_goes_on_so_and_says_it(

@@ -164,7 +164,7 @@ def test_compressed_tars_are_refused_with_advice_or_said_to_be_left_out(tmp_path
     (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b")
     for url in (tmp_path, tmp_path / "x.tar.gz", tmp_path / "*.gz", tmp_path / "x.tar.{gz,zst}"):
         (tmp_path / "x.tar.zst").write_bytes(b"")
-        with pytest.raises(SourceError, match=r"compressed tars and no plain one.*gunzip"):
+        with pytest.raises(SourceError, match=r"compressed tars? and no plain one.*gunzip"):
             run(url)
     write_shards(tmp_path, 1)
     assert run(tmp_path).compressed == 2
@@ -257,7 +257,7 @@ def test_a_header_that_claims_gigabytes_is_an_error_and_no_allocation(tmp_path: 
     with open(tmp_path / "x.tar", "wb") as file:
         file.write(header.tobuf(tarfile.GNU_FORMAT))
         file.truncate(4 << 30)  # takes no room on the disk
-    with pytest.raises(ShardError, match=r"x\.tar: a header of 3221225\d+ bytes"):
+    with pytest.raises(ShardError, match=r"x\.tar: a header of 3,221,225,\d+ bytes"):
         run(tmp_path, rules=Rules(digests=False))
 
 

@@ -188,7 +188,7 @@ def test_a_tar_that_is_replaced_on_a_web_server_is_noticed(tmp_path: Path, times
     os.utime(target, (1_000_000_000, 1_000_000_000))
     with served(tmp_path / "web", times) as url:
         text = as_text(run(f"{url}/", tmp_path / "out"))
-        assert any("no time and no ETag of 1 tars" in line for line in text) != times
+        assert any("no time and no ETag of 1 tar:" in line for line in text) != times
         with monkeypatch.context() as patched:
             patched.setattr(tempfile, "TemporaryFile", None)  # no tar is copied to this disk
             assert verify(str(tmp_path / "out"), quiet=True).problems == ()

@@ -83,7 +83,7 @@ def test_new_replaced_and_missing_tars(s3: SeaweedFS, bucket: str, paths: list[P
     assert [name for name, _ in read] == ["shard-000005.tar"]
 
     files.rm_file(f"{bucket}/shard-000007.tar")
-    with pytest.raises(SourceError, match=r"1 of the 20 shards that were named are missing: shard-000007\.tar"):
+    with pytest.raises(SourceError, match=r"1 of the 20 shards named can.t be found: shard-000007\.tar"):
         run(f"{bucket}/shard-{{000000..000019}}.tar", options=s3.options, destination_options=s3.options)
     assert verify(bucket, s3.options, quiet=True).problems[0].what == "missing"
 

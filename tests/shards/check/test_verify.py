@@ -59,7 +59,7 @@ def test_one_flipped_bit_in_a_picture_is_found_down_to_the_sample(copy: Path) ->
     found = verify(str(copy), quiet=True).problems
     assert {problem.name for problem in found} == {"shard-000001.tar"}
     assert any("sha256" in problem.what for problem in found)
-    assert any("1 samples are not what the index says (in the order of the shard: 6)" in problem.what for problem in found)
+    assert any("1 sample is not what the index says (in the order of the shard: 6)" in problem.what for problem in found)
 
 
 def test_one_flipped_bit_is_found_wherever_it_is(copy: Path) -> None:

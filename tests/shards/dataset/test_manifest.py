@@ -158,7 +158,7 @@ def test_a_folder_without_a_manifest_says_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(ManifestMismatch, match=r"holds no shards.*python -m shards build"):
         manifest.load(str(tmp_path))
     (tmp_path / "x.tar").write_bytes(b"")
-    with pytest.raises(ManifestMismatch, match=r"1 \.tar files but no manifest\. Make one with: python -m shards index "):
+    with pytest.raises(ManifestMismatch, match=r"1 \.tar file but no manifest\. Make one with: python -m shards index "):
         manifest.load(str(tmp_path))
 
 

@@ -68,8 +68,8 @@ def test_sizes_and_versions_follow_the_objects(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("urls", "message"),
     [
-        (["{tree}/train/shard-{{000..022}}.tar"], r"3 of the 23 shards that were named are missing: shard-020\.tar, shard-021\.tar, "),
-        (["{tree}/train/shard-{{019..020}}.tar"], r"1 of the 2 shards that were named are missing: shard-020\.tar"),
+        (["{tree}/train/shard-{{000..022}}.tar"], r"3 of the 23 shards named can.t be found: shard-020\.tar, shard-021\.tar, "),
+        (["{tree}/train/shard-{{019..020}}.tar"], r"1 of the 2 shards named can.t be found: shard-020\.tar"),
         (["{tree}/train/shard-020.tar"], r"shard-020\.tar: nothing is there"),
         (["{tree}/nowhere"], "nothing is there"),
         (["{tree}/train/*.zip"], "no .tar is there"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.training.record import run_folder
 from pipeline.training.record.run_folder import RunFolder, RunFolderError, append_row, last_saved_step, read_lines
 
 
@@ -67,6 +68,36 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     folder.history([{"step": 1}])
     folder.write_config({"seed": 1})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_which_no_run_began_is_left_as_it_was_found(tmp_path: Path) -> None:
+    first, second = (RunFolder(tmp_path / "runs" / name, writes=True) for name in ("first", "second"))
+    second.event("start", step=0)
+    first.targets.mkdir()
+    for folder in (first, second):
+        folder.close()
+        folder.close()
+    assert sorted(path.name for path in (tmp_path / "runs").rglob("*")) == [".lock", "events.jsonl", "second"]
+    kept = RunFolder(tmp_path / "kept", writes=True)
+    kept.quarantine.write_text("{}")
+    kept.close()
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [kept.quarantine.name], "no file with something in it is removed"
+
+
+def test_a_lock_that_its_last_holder_has_removed_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = RunFolder(tmp_path / "run", writes=True)
+    take = run_folder.try_lock
+
+    def taken_when_the_other_is_gone(file: int) -> bool:
+        refused.close()
+        return take(file)
+
+    monkeypatch.setattr(run_folder, "try_lock", taken_when_the_other_is_gone)
+    run = RunFolder(tmp_path / "run", writes=True)
+    monkeypatch.undo()
+    with pytest.raises(RunFolderError, match="another run is writing here"):
+        RunFolder(tmp_path / "run", writes=True)
+    run.close()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import re
 import struct
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import TextIO
@@ -17,6 +18,8 @@ from typing import TextIO
 import pytest
 
 from pipeline.training.reporting.console import Progress, _Bar
+
+NOON = time.mktime((2026, 1, 31, 12, 0, 0, 0, 0, 0))
 
 
 class Clock:
@@ -70,12 +73,12 @@ def to_nowhere(stream: TextIO) -> None:
 def run(stream: TextIO, log_every: int = 1, enabled: bool = True) -> None:
     """Fifty steps of a hundred with an update at every tenth, one second a step."""
     clock = Clock()
-    with closing(Progress(100, enabled, stream, log_every, clock)) as progress:
+    with closing(Progress(100, enabled, stream, log_every, clock, lambda: NOON + clock.now)) as progress:
         progress.begin(0)
         progress.message("50 pictures in 2 shards")
         for step in range(10, 60, 10):
             clock.now += 10
-            progress.update(step, {"reconstruction": 0.123456, "adversarial": 12.5}, 812.34, 0.04, 3)
+            progress.update(step, {"reconstruction": 0.123456, "adversarial": 12.5}, 812.34, 0.04, 3, [0.98765, 11], [1e-4, 2e-5])
             if step == 30:
                 progress.message("step 30: checkpoint saved")
 
@@ -83,15 +86,15 @@ def run(stream: TextIO, log_every: int = 1, enabled: bool = True) -> None:
 def test_a_log_file_gets_plain_lines() -> None:
     stream = io.StringIO()
     run(stream)
-    rest = "reconstruction 0.1235, adversarial 12.5, 812 images/s, 4% waiting for data, epoch 3"
+    rest = "reconstruction 0.1235, grad 0.988/11, lr 0.0001/2e-05, 812 images/s, 4% waiting"
     assert stream.getvalue().splitlines() == [
         "50 pictures in 2 shards",
-        f"step 10/100, 01:30 left, {rest}",
-        f"step 20/100, 01:20 left, {rest}",
-        f"step 30/100, 01:10 left, {rest}",
+        f"12:00:10 step 10/100, 01:30 left, {rest}",
+        f"12:00:20 step 20/100, 01:20 left, {rest}",
+        f"12:00:30 step 30/100, 01:10 left, {rest}",
         "step 30: checkpoint saved",
-        f"step 40/100, 01:00 left, {rest}",
-        f"step 50/100, 00:50 left, {rest}",
+        f"12:00:40 step 40/100, 01:00 left, {rest}",
+        f"12:00:50 step 50/100, 00:50 left, {rest}",
     ]
     assert "\r" not in stream.getvalue()
 
@@ -102,7 +105,7 @@ def test_lines_come_at_the_same_steps_however_often_there_is_news() -> None:
         progress.begin(0)
         for step in range(1, 26):
             progress.update(step, {}, 10.0, 0.0, 0)
-    assert [line.split(",")[0] for line in stream.getvalue().splitlines()] == ["step 10/25", "step 20/25", "step 25/25"]
+    assert [line.split(",")[0][9:] for line in stream.getvalue().splitlines()] == ["step 10/25", "step 20/25", "step 25/25"]
 
 
 def test_other_ranks_print_nothing() -> None:
@@ -135,7 +138,30 @@ def test_non_finite_losses_and_standstill_can_be_shown() -> None:
     with closing(Progress(10, True, stream, clock=Clock())) as progress:
         progress.begin(0)
         progress.update(1, {"loss": float("nan")}, 0.0, 1.0, 0)
-    assert stream.getvalue() == "step 1/10, 00:00 left, loss nan, 0.0 images/s, 100% waiting for data, epoch 0\n"
+    assert stream.getvalue()[9:] == "step 1/10, 00:00 left, loss nan, 0.0 images/s, 100% waiting, epoch 0\n"
+
+
+LONG = "loss of a recipe whose name is longer than any line of a console may ever be" * 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "steps", "left_out"),
+    [
+        (["reconstruction"], 100, "none"),
+        (["reconstruction", "adversarial", "discriminator adversarial", "discriminator accuracy_real"], 500_000, "accuracy_real"),
+        ([LONG], 500_000, LONG),
+        (["reconstruction", "adversarial"], 10**9, "epoch"),
+    ],
+)
+def test_a_line_stays_below_120_columns_and_leaves_out_what_does_not_fit(losses: list[str], steps: int, left_out: str) -> None:
+    stream = io.StringIO()
+    with closing(Progress(steps, True, stream)) as progress:
+        progress.update(steps - 1, dict.fromkeys(losses, 0.012345678), 8123.4, 0.99, 123, [0.98765, 11.0], [1e-4, 2e-5])
+    (line,) = stream.getvalue().splitlines()
+    assert len(line) < 120
+    assert re.match(rf"\d\d:\d\d:\d\d step {steps - 1}/{steps}, ", line)
+    assert ", grad 0.988/11, lr 0.0001/2e-05, 8123 images/s" in line
+    assert left_out not in line
 
 
 def test_a_terminal_gets_one_bar_that_is_drawn_over_itself() -> None:
@@ -145,8 +171,8 @@ def test_a_terminal_gets_one_bar_that_is_drawn_over_itself() -> None:
     assert shown.count("\n") == 3, "two messages and the end"
     drawn = [part.strip() for part in re.split(r"[\r\n]+", shown) if part.strip()]
     assert "step 0/100" in drawn[0]
-    assert drawn[-1].startswith("50% |██████      | step 50/100, 00:50 left, reconstruction 0.1235, adversarial 12.5, 812 images/s")
-    assert drawn[-1].endswith("4% waiting for data, epoch 3")
+    assert drawn[-1].startswith("50% |██████      | step 50/100, 00:50 left, reconstruction 0.1235, grad 0.988/11, ")
+    assert drawn[-1].endswith("812 images/s, 4% waiting, adversarial 12.5, epoch 3")
 
 
 def test_messages_stand_above_the_bar_on_lines_of_their_own() -> None:

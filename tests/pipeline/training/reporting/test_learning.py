@@ -169,4 +169,4 @@ def test_an_attempt_takes_over_what_was_reported_before_it(tmp_path: Path) -> No
 def test_a_run_that_ends_before_it_is_judged_says_so(tmp_path: Path) -> None:
     with learning(tmp_path) as (watch, _, _):
         watch.add({**WELL, **ILL["baseline"], "step": 10})
-        assert watch.conclusion().endswith("too early to judge: evaluation.judge_after is 1000 steps")
+        assert watch.conclusion().endswith("too early to judge: evaluation.judge_after is 1,000 steps")
