@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.training.supervision import stacks
+from pipeline.training.supervision import guard, stacks
 from pipeline.training.supervision.interruption import Interruption
 
 interruption = Interruption()
 stacks.answer()
 interruption.install()  # before the imports below take their seconds, in which a signal must not meet the default handler
+guard.start()
 
 import os  # noqa: E402
 import sys  # noqa: E402
@@ -25,6 +26,7 @@ def main() -> int:
 
         rank = Rank.of_environment(os.environ)
         outcome = embed(config, rank, interruption)
+        guard.note_end("finished" if outcome.finished else "stopped", outcome.sentence)
         if rank.number == 0 or not outcome.finished:
             print(outcome.sentence, flush=True)
     return 0 if outcome.finished else 130

@@ -206,6 +206,7 @@ def run(task: dict[str, Any], executable: str) -> None:
     os.chdir(task["folder"])
     os.environ.clear()
     os.environ.update(task["environment"])
+    os.getppid = lambda: int(task["starter"])  # a rank guards the launcher that started its client
     arguments = list(task["arguments"])
     if arguments[0] == "-u":
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]

@@ -270,7 +270,7 @@ def test_another_thread_is_told_that_it_can_not() -> None:
 
 def test_nothing_but_the_standard_library_is_imported() -> None:
     """The contracts of lint-imports see what a module imports, but not what the `__init__` files of its packages do."""
-    code = "import sys; from pipeline.training.supervision import interruption, stacks; "
+    code = "import sys; from pipeline.training.supervision import guard, interruption, stacks; "
     code += "print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run(
         [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
