@@ -21,7 +21,6 @@ from pipeline.training.ranks.world import LaunchError
 from pipeline.training.slurm.attempts import note_refusal
 from pipeline.training.step import NonFiniteError
 from pipeline.training.supervision import guard
-from pipeline.training.supervision.interruption import LAUNCHERS
 from shards.errors import ExplainedError
 
 _REFUSED = (ConfigError, OrderError)  # another attempt would be refused for the same reason
@@ -48,7 +47,7 @@ def cause_of(error: BaseException, run: Path, attempt: int) -> BaseException:
     if not _noticed(error):
         return error
     guard.note_end("noticed")
-    end = time.monotonic() + (_DEATH_SECONDS if any(name in os.environ for name in LAUNCHERS) else 0.0)
+    end = time.monotonic() + (_DEATH_SECONDS if guard.watches() else 0.0)
     while True:
         with suppress(OSError):
             for row in Lines(run / EVENTS):

@@ -30,14 +30,18 @@ _BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal
 _started: list[subprocess.Popen[bytes]] = []
 
 
+def watches() -> bool:
+    """Returns whether guards watch the ranks of this run: a launcher started them, and the system has pidfds (Linux 5.3)."""
+    return any(name in os.environ for name in LAUNCHERS) and hasattr(os, "pidfd_open")
+
+
 def start(untouched: str = "") -> None:
-    """Starts the guard, in the first rank of each node. Does nothing without a launcher, or where the system has no pidfd (Linux 5.3).
+    """Starts the guard, in the first rank of each node.
 
     Args:
         untouched: sentence for the last line of a run that ends before it has a run folder.
     """
-    launched = any(name in os.environ for name in LAUNCHERS)
-    if not launched or os.environ.get("LOCAL_RANK", "0") != "0" or not hasattr(os, "pidfd_open"):
+    if not watches() or os.environ.get("LOCAL_RANK", "0") != "0":
         return
     project = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(filter(None, (project, os.environ.get("PYTHONPATH", ""))))

@@ -168,10 +168,7 @@ class Guarding:
             return f"{told.line}{where}"
         if told.ending in ("finished", "silent") or (self.dead is None and not told.line):
             return ""
-        if self.dead is None or told.ending == "failed":
-            what = told.line
-        else:
-            what = death(self.dead) + _hint(self.dead)
+        what = told.line if self.dead is None or told.ending == "failed" else death(self.dead) + _hint(self.dead)
         again = "" if told.ending == "failed" else "The same command continues the run"
         return ". ".join(filter(None, (f"the run has failed: {what}", self._saved(), again))) + where
 
