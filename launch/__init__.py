@@ -1,6 +1,6 @@
 """The programs that a person runs: each parses its arguments, calls one function and prints one result.
 
-    pretrain      trains a recipe (started by `accelerate launch`)
+    pretrain      trains a recipe (started by `accelerate launch`, or by `python -m launch`, which keeps the launcher's text in a file)
     checkpoints   lists, verifies, prunes or releases the checkpoints of a run
     export        writes the encoder of a checkpoint to a file
     embed         writes the features of a whole data set

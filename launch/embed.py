@@ -8,12 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before PYTHONPATH, where another project may have a `pipeline`
 
-from pipeline.training.supervision import stacks
+from pipeline.training.supervision import guard, stacks
 from pipeline.training.supervision.interruption import Interruption
 
 interruption = Interruption()
 stacks.answer()
 interruption.install()  # before the imports below take their seconds, in which a signal must not meet the default handler
+guard.start()
 
 from pipeline.evaluation.embedding.settings import check_launcher, parse  # noqa: E402
 from pipeline.training.failures import exit_with_message  # noqa: E402
@@ -30,6 +31,7 @@ def main() -> int:
 
         rank = Rank.of_environment(os.environ)
         outcome = embed(config, rank, interruption)
+        guard.note_end("finished" if outcome.finished else "stopped", outcome.sentence)
         if rank.number == 0 or not outcome.finished:
             print(outcome.sentence, flush=True)
     return 0 if outcome.finished else 130

@@ -156,3 +156,24 @@ def last_counted_steps(starts: Sequence[int]) -> list[float]:
         limits.append(limit)
         limit = min(limit, start)
     return limits[::-1]
+
+
+def last_saved_step(run: Path) -> int | None:
+    """The step of the newest checkpoint event, None where there is none. An earlier event may have a higher step, because a run goes back
+    behind a damaged checkpoint."""
+    saved = None
+    for row in Lines(run / EVENTS):
+        if row.get("event") == "checkpoint" and "step" in row:
+            saved = int(row["step"])
+    return saved
+
+
+def death(row: Mapping[str, Any]) -> str:
+    """Words for the event `rank_died`: the rank, and the signal or exit code that it ended with."""
+    if "signal" in row:
+        how = f"was killed by {row['signal']}"
+    elif "exit_code" in row:
+        how = f"ended with exit code {row['exit_code']}"
+    else:
+        how = "died of a signal such as SIGKILL"
+    return f"rank {row.get('rank')} on {row.get('node')} {how}"

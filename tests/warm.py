@@ -206,11 +206,13 @@ def run(task: dict[str, Any], executable: str) -> None:
     os.chdir(task["folder"])
     os.environ.clear()
     os.environ.update(task["environment"])
+    tempfile.tempdir = None  # not the one of this interpreter's environment
+    os.getppid = lambda: int(task["starter"])  # a rank guards the launcher that started its client
     arguments = list(task["arguments"])
     if arguments[0] == "-u":
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
         del arguments[0]
-    if Path(arguments[0]).name == "accelerate":
+    if Path(arguments[0]).name == "accelerate" or arguments[:2] == ["-m", "launch"]:
         sys.executable = executable  # a launcher starts others with the interpreter that it was started with
     if arguments[0] == "-m":
         sys.argv, sys.path[0] = arguments[1:], task["folder"]

@@ -129,13 +129,7 @@ def build(pictures: Path, url: str, environment: dict[str, str], *options: str) 
 
 def training_command(data: DemoData, run: Path, steps: int, cache: Path) -> list[str]:
     """The command that trains, on two processes."""
-    launch = [
-        str(Path(sys.executable).parent / "accelerate"),
-        "launch",
-        "--config_file",
-        "launch/accelerate/cpu.yaml",
-        "launch/pretrain.py",
-    ]
+    launch = [sys.executable, "-m", "launch", "--config_file", "launch/accelerate/cpu.yaml", "launch/pretrain.py"]
     settings = ["--config", "launch/configs/demo.yaml", "--data.shards", data.shards, "--run", str(run), "--training.steps", str(steps)]
     settings += ["--data.cache", str(cache)]
     return [*launch, *settings, *(["--evaluation.shards", data.held_back] if data.held_back else [])]

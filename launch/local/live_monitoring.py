@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from launch.local.prometheus import Prometheus, PrometheusError
@@ -59,7 +60,8 @@ def watch(folder: Path, seconds: float) -> int:
     command = [sys.executable, "-m", "launch.local.demo", "--folder", str(folder), "--steps", str(ENDLESS)]
     # in a session of its own, so that Ctrl-C reaches it once, from here, and everything that it started ends before this program
     run = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal does not reach the other session by itself
+        signal.signal(number, signal.default_int_handler)
     end = time.monotonic() + seconds if seconds else float("inf")
     try:
         while run.poll() is None and time.monotonic() < end:
@@ -68,8 +70,9 @@ def watch(folder: Path, seconds: float) -> int:
         pass
     if run.poll() is not None:
         return run.returncode
-    print("ending: the run saves a checkpoint", flush=True)
     os.killpg(run.pid, signal.SIGINT)
+    with suppress(OSError):  # the terminal is gone
+        print("ending: the run saves a checkpoint", flush=True)
     try:
         run.wait(END_SECONDS)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):  # the second Ctrl-C

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from monitoring.report.lines import integer, number
-from monitoring.run_files import last_counted_steps
+from monitoring.run_files import death, last_counted_steps
 
 _LONGEST_MESSAGE = 2000
 _FACTS = frozenset({"event", "time", "attempt", "step", "world_size", "global_batch"})
@@ -31,6 +31,7 @@ class Attempt:
         message: message of that error.
         last_seen: time of its newest event.
         hung: reason that its watchdog gave before it ended a hanging rank.
+        died: rank that died first, and how; empty where no event has it.
         limit: greatest step of the attempt that counts.
         first, last: first and last step that the history has of the attempt; 0 for none.
         counted, undone: number of its steps that count, and of those that a later attempt undid.
@@ -49,6 +50,7 @@ class Attempt:
     message: str = ""
     last_seen: float = math.nan
     hung: str = ""
+    died: str = ""
     limit: float = math.inf
     first: int = 0
     last: int = 0
@@ -116,9 +118,12 @@ class Attempts:
             )
             return
         attempt = self.all[-1] if self.all else None
-        if kind == "stall" and integer(row.get("attempt")) in self._by_number:
+        if kind in ("stall", "rank_died") and integer(row.get("attempt")) in self._by_number:
             attempt = self._by_number[row["attempt"]]
-            attempt.hung = str(row.get("waiting", "")) or "it hung"
+            if kind == "stall":
+                attempt.hung = str(row.get("waiting", "")) or "it hung"
+            else:
+                attempt.died = attempt.died or death(row)[:_LONGEST_MESSAGE]
         if attempt is None or kind == "restart":  # a restart comes before the start that it leads to
             return
         attempt.last_seen = when if math.isnan(attempt.last_seen) else max(attempt.last_seen, when)

@@ -117,7 +117,7 @@ class Record:
     @property
     def is_running(self) -> bool:
         """True where the run goes on, as far as a folder can show it: it has written no end, and it has written something lately."""
-        if self.last is None or self.last.reason or self.last.hung:
+        if self.last is None or self.last.reason or self.last.hung or self.last.died:
             return False
         return self.read_at - self.written_at < _SILENT_SECONDS
 

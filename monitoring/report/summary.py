@@ -54,6 +54,8 @@ def state(record: Record) -> State:
         return State("stopped", "warn", f"The run was stopped after {done} ({text(last.reason)}) and saved; the same command continues it.")
     if last.hung:
         return State("hung", "bad", f"The watchdog ended the run after {done}: {text(last.hung)}.")
+    if last.died:
+        return State("failed", "bad", f"The run ended after {done}: {text(last.died)}. The same command continues it.")
     are = _steps_done(record, "step is", "steps are")
     if record.is_running:
         left = _left_seconds(record)

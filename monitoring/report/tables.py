@@ -18,7 +18,7 @@ from shards.counting import counted
 
 _ATTEMPTS_BUDGET, _EVENTS_BUDGET, _CHECKPOINTS_BUDGET = 300_000, 600_000, 60_000  # characters
 _MOST_FACTS = 30  # facts of an event that are shown
-_BAD_EVENTS = frozenset({"stall", "checkpoint_failed", "nonfinite", "collapse", "starving", "not_learning"})
+_BAD_EVENTS = frozenset({"stall", "rank_died", "checkpoint_failed", "nonfinite", "collapse", "starving", "not_learning"})
 _GOOD_EVENTS = frozenset({"checkpoint", "starving_over", "collapse_over", "nonfinite_over", "learning_again"})
 
 
@@ -97,6 +97,8 @@ def _end(record: Record, attempt: Attempt, newest: bool) -> tuple[str, str]:
         return "good", f"stopped: {text(attempt.reason)}"
     if attempt.hung:
         return "bad", f"hung: {text(attempt.hung)}"
+    if attempt.died:
+        return "bad", text(attempt.died)
     if newest and record.is_running:
         return "live", "running"
     return "warn", "no end recorded: killed, or its machine was lost" if attempt.is_known else "not known"

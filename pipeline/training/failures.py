@@ -9,14 +9,18 @@ import faulthandler
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+from monitoring.run_files import EVENTS, Lines, death
 from pipeline.mapping import ConfigError
 from pipeline.stream.order import OrderError
 from pipeline.training.ranks.world import LaunchError
 from pipeline.training.slurm.attempts import note_refusal
 from pipeline.training.step import NonFiniteError
+from pipeline.training.supervision import guard
 from shards.errors import ExplainedError
 
 _REFUSED = (ConfigError, OrderError)  # another attempt would be refused for the same reason
@@ -24,26 +28,79 @@ _RAISED_BY_ALL = (*_REFUSED, LaunchError, NonFiniteError)  # every rank raises t
 _LOST_PEER = re.compile("Connection (closed|reset) by peer|Connection refused|Broken pipe|NCCL|gloo", re.IGNORECASE)
 _TIMED_OUT = re.compile("timed out|timeout", re.IGNORECASE)
 _ENDING_SECONDS = 300.0  # longest time from the last line to the end of all threads
+_DEATH_SECONDS = 3.0  # longest wait for the guard of the dead rank's node, which writes within milliseconds
+_REFUSED_ARGUMENTS = 2  # exit code of argparse, which prints its own message
+
+
+class RankLost(ExplainedError):
+    """Another rank has died; the message names this rank, and its signal or exit code where they are known."""
+
+
+def cause_of(error: BaseException, run: Path, attempt: int) -> BaseException:
+    """Returns the error to record for an error that ended the loop: RankLost where the loss of another rank raised it, else the same error.
+
+    Args:
+        error: error that ended the loop.
+        run: run folder, in which the guard of the lost rank's node writes down how the rank ended.
+        attempt: attempt of the run.
+    """
+    if not _noticed(error):
+        return error
+    guard.note_end("noticed")
+    end = time.monotonic() + (_DEATH_SECONDS if guard.watches() else 0.0)
+    while True:
+        with suppress(OSError):
+            for row in Lines(run / EVENTS):
+                if row.get("event") == "rank_died" and row.get("attempt") == attempt:
+                    return RankLost(death(row))
+        if time.monotonic() > end:
+            return RankLost(_why(error))
+        time.sleep(0.05)
 
 
 @contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Turns an explained error, or the loss of another rank, into one line on stderr and exit code 1."""
+    """Turns an explained error, or the loss of another rank, into one line on stderr and exit code 1. The guard learns of every failure."""
     rank, several = int(os.environ.get("RANK", "0")), os.environ.get("WORLD_SIZE", "1") != "1"
     try:
         yield
+    except RankLost as error:
+        _say_lost(rank, str(error))
+        raise SystemExit(1) from None
     except ExplainedError as error:
         raised_by_all = isinstance(error, _RAISED_BY_ALL)
         if rank == 0 and isinstance(error, _REFUSED):
             note_refusal(error)
+        guard.note_end("failed", str(error))
         if rank == 0 or not raised_by_all:
             print(f"error{f' (rank {rank})' if several and not raised_by_all else ''}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
-    except RuntimeError as error:
-        if not several or not _LOST_PEER.search(str(error)):
+    except SystemExit as error:
+        if error.code == _REFUSED_ARGUMENTS:
+            guard.note_end("failed", "the arguments are refused, the message is above")
+        elif error.code:
+            guard.note_end("silent")
+        raise
+    except BaseException as error:
+        if not several or not _noticed(error):
+            guard.note_end("failed", f"{type(error).__name__}: {error}")
             raise
-        why = "did not answer in time, look for its message" if _TIMED_OUT.search(str(error)) else "has ended, its own message says why"
-        print(f"rank {rank}: another rank {why}", file=sys.stderr, flush=True)
+        _say_lost(rank, _why(error))
         raise SystemExit(1) from None
     finally:
         faulthandler.dump_traceback_later(_ENDING_SECONDS, exit=True)
+
+
+def _say_lost(rank: int, why: str) -> None:
+    guard.note_end("noticed", why)
+    print(f"rank {rank}: {why}", file=sys.stderr, flush=True)
+
+
+def _noticed(error: BaseException) -> bool:
+    """Returns whether the loss of another rank raised an error."""
+    return isinstance(error, RuntimeError) and _LOST_PEER.search(str(error)) is not None
+
+
+def _why(error: BaseException) -> str:
+    silent = _TIMED_OUT.search(str(error))
+    return f"another rank {'did not answer in time, look for its message' if silent else 'has ended, its own message says why'}"

@@ -26,6 +26,7 @@ from pipeline.recipes.player import Recipe
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore
 from pipeline.training.engine.engine import Engine
+from pipeline.training.failures import cause_of
 from pipeline.training.held_back.evaluation import Evaluation
 from pipeline.training.held_back.opening import open_evaluation
 from pipeline.training.held_back.sheet import sheet_of
@@ -311,8 +312,11 @@ def _recorded_failure(run: Run, state: State) -> Iterator[None]:
         yield
     except BaseException as error:
         run.reporter.flush()
-        run.folder.event("end", step=state.step, reason=type(error).__name__, message=str(error))
-        raise
+        cause = cause_of(error, run.folder.path, run.watchdog.attempt) if run.world.size > 1 else error
+        run.folder.event("end", step=state.step, reason=type(cause).__name__, message=str(cause))
+        if cause is error:
+            raise
+        raise cause from error
 
 
 def _outcome(run: Run, state: State) -> Outcome:

@@ -131,7 +131,8 @@ def _look(decode: bool, unreadable: list[tuple[str, str]], key: str, picture: by
 def _named(unreadable: Sequence[tuple[str, str]]) -> str:
     """The sentence about a shard's pictures that can't be read, by key and reason."""
     shown = "; ".join(f"{key} {reason}" for key, reason in unreadable[:_SHOWN_ROWS])
-    return f"{counted(len(unreadable), 'picture')} can't be read, which training replaces: {shown}{'; ...' if len(unreadable) > _SHOWN_ROWS else ''}"
+    more = "; ..." if len(unreadable) > _SHOWN_ROWS else ""
+    return f"{counted(len(unreadable), 'picture')} can't be read, which training replaces: {shown}{more}"
 
 
 def _tar_sizes(manifest: Manifest, tars: Store, listed: Mapping[str, int] | None) -> dict[str, int]:

@@ -167,7 +167,11 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
 def test_more_ranks_than_samples_in_a_batch_are_refused(shards: Path, tmp_path: Path) -> None:
     done = launch(3, *setting_list(shards, tmp_path / "run", 1, *SMALL, "--training.global_batch", "4", "--training.micro_batch", "2"))
     assert done.returncode != 0
-    assert done.stderr.count("error: 3 ranks share 2 batch-norm groups of 2 a step: start at most 2 ranks") == 1
+    message = "3 ranks share 2 batch-norm groups of 2 a step: start at most 2 ranks"
+    assert done.stderr.count(f"error: {message}") == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"the run has failed: {message}"), "behind the launcher's traceback"
+    assert last.endswith(". Nothing is saved")
 
 
 @pytest.mark.slow
@@ -248,7 +252,11 @@ def test_what_only_rank_0_meets_ends_every_rank_with_one_message(shards: Path, t
     assert run_alone(*setting_list(shards, tmp_path / "run", 1, *SMALL, *BATCH)).returncode == 0
     done = launch(2, *setting_list(shards, tmp_path / "run", 2, *SMALL, *BATCH, "--checkpoint.resume", "none"))
     assert done.returncode != 0
-    assert done.stderr.count("holds checkpoints up to step 1") == 1
+    assert len(re.findall(r"^error.*holds checkpoints up to step 1", done.stderr, re.MULTILINE)) == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("the run has failed: ")
+    assert last.endswith(f"Step 1 of {tmp_path / 'run'} is saved")
+    assert not [row for row in read_lines(tmp_path / "run" / "events.jsonl") if row["event"] == "rank_died"], "rank 0 has explained it"
     assert "Connection closed by peer" not in done.stderr
 
 

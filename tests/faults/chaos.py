@@ -162,6 +162,7 @@ def _run(task: Mapping[str, Any], rank: int, port: int) -> None:
     size = str(task["ranks"])
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="chaos", ACCELERATE_USE_CPU="true")
+    del os.pidfd_open  # no guard, because it knows ranks by the environment that a process begins with, and a fork has that of this one
     sys.argv = ["launch/pretrain.py", *task["arguments"]]
     runpy.run_path("launch/pretrain.py", run_name="__main__")
 

@@ -7,7 +7,11 @@ its default; all its other options have to agree with the configuration. An opti
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 from pipeline.config import TrainingConfig, check_mode
 from pipeline.mapping import ConfigError, from_mapping
@@ -19,6 +23,7 @@ _UNSUPPORTED = {
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
 _DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"
+_FIRST_PROCESS = 1
 
 
 def with_launcher_mode(training: TrainingConfig, environment: Mapping[str, str]) -> TrainingConfig:
@@ -54,6 +59,38 @@ def without_plugins(environment: Mapping[str, str]) -> dict[str, str]:
     """Environment variables to set before accelerate reads them. They switch its DeepSpeed plugin off, because this program sets DeepSpeed
     up itself, and on CPUs the plugin makes every rank believe that it is the only one."""
     return {_DEEPSPEED: "false"} if _on(environment, _DEEPSPEED) else {}
+
+
+def deaf_first_process(processes: Path = Path("/proc"), launched: bool = True) -> str:
+    """Returns a warning where process 1 of a container started this run and does not answer SIGTERM, else an empty text.
+
+    The kernel drops a signal to process 1 that has no handler there, and `docker stop` and Kubernetes signal process 1 alone.
+
+    Args:
+        processes: folder of the processes, as Linux has it.
+        launched: whether a launcher started this process, so that a shell may have started the launcher.
+    """
+    starters, process = list[int](), os.getpid()
+    with suppress(OSError, ValueError, KeyError):
+        for _ in range(2 if launched else 1):
+            process = int(_status(processes, process)["PPid"])
+            starters.append(process)
+            if process == _FIRST_PROCESS:
+                break
+        first = _status(processes, _FIRST_PROCESS)
+        answered = int(first["SigCgt"], 16) | int(first["SigBlk"], 16)
+        if _FIRST_PROCESS in starters and not answered >> (signal.SIGTERM - 1) & 1:
+            return (
+                f"warning: process 1 of this container ({first['Name']}) does not answer SIGTERM, so docker stop or Kubernetes would kill "
+                "this run without a checkpoint. Let the container's command be python launch/pretrain.py, or start it with an init "
+                "(docker run --init): docs/launch.md"
+            )
+    return ""
+
+
+def _status(processes: Path, process: int) -> dict[str, str]:
+    lines = (processes / str(process) / "status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _with_deepspeed(training: TrainingConfig, environment: Mapping[str, str]) -> TrainingConfig:

@@ -29,6 +29,7 @@ from monitoring.run_files import (
     TARGETS,
     Lines,
     json_text,
+    last_saved_step,
     read_lines,
     step_name,
 )
@@ -235,16 +236,6 @@ def checkpoint_store(run: str, options: Options | None = None) -> Store:
         if url:
             return Store(url, options)
     return Store(str(inside) if inside.is_dir() else run, options)
-
-
-def last_saved_step(run: Path) -> int | None:
-    """The step of the newest checkpoint event, None where there is none. An earlier event may have a higher step, because a run goes back
-    behind a damaged checkpoint."""
-    saved = None
-    for row in Lines(run / EVENTS):
-        if row.get("event") == "checkpoint" and "step" in row:
-            saved = int(row["step"])
-    return saved
 
 
 def append_row(file: FileIO, row: Mapping[str, Any]) -> None:

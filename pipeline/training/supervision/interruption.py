@@ -1,7 +1,8 @@
 """Turns signals into a request that the loop reads between two steps: save, then end.
 
-SIGTERM and SIGUSR1 come from schedulers (SLURM's time limit, preemption, `scancel`), SIGINT from a keyboard. The handler only notes the
-signal, so nothing is ever half written; the price is that a stop takes as long as the step that is running.
+SIGTERM and SIGUSR1 come from schedulers (SLURM's time limit, preemption, `scancel`), SIGINT from a keyboard, SIGHUP from a terminal that
+is closed, SIGXCPU from a limit of processor time. The handler only notes the signal, so nothing is ever half written; the price is that a
+stop takes as long as the step that is running.
 
 A launcher that is killed outright passes no signal on, and its rank would train on as an orphan beside the run's next attempt. On Linux the
 kernel therefore signals the rank when its parent dies. This module imports the standard library alone, so that the handlers are in place
@@ -22,7 +23,8 @@ from typing import Any
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
 """Environment variables that `accelerate launch` and torchrun set for the processes that they start."""
 PARENT_DIED = "PARENT_DIED"
-_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
+_MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)
 _SET_DEATH_SIGNAL, _GET_DEATH_SIGNAL = 1, 2  # prctl(2): PR_SET_PDEATHSIG, PR_GET_PDEATHSIG
 _IMPORTED_IN, _PARENT = os.getpid(), os.getppid()  # read at import, before the kernel watches the parent
 
@@ -46,13 +48,14 @@ class Interruption:
 
     @property
     def requested(self) -> str | None:
-        """Reason to stop after this step: the first of SIGTERM, SIGUSR1, SIGINT and PARENT_DIED that came; None: no stop is requested."""
+        """Reason to stop after this step: the name of the first signal that came, or PARENT_DIED; None: no stop is requested."""
         return self._requested
 
     def install(self) -> None:
         """Begins to listen; a second call does nothing.
 
-        An ignored SIGINT stays ignored, because this is how a shell protects its background processes from the keyboard.
+        An ignored SIGINT or SIGHUP stays ignored, because this is how a shell protects its background processes from the keyboard, and
+        how nohup protects a run from the end of its terminal.
 
         Raises:
             RuntimeError: called from another thread than the main one.
@@ -64,7 +67,7 @@ class Interruption:
         atexit.register(self._stop_listening)
         self._parent = _PARENT if self._process == _IMPORTED_IN else os.getppid()
         for number in _STOP:
-            if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+            if number not in _MAY_BE_IGNORED or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
         if self.follow_parent and sys.platform == "linux":
             # Not SIGTERM: the kernel also sends it when only the parent's *thread* ends, which the handler has to distinguish.

@@ -30,6 +30,7 @@ from typing import Any, Literal, Protocol
 from monitoring.run_files import EVENTS
 from pipeline.config import Config
 from pipeline.training.record.run_folder import append_row, read_lines
+from pipeline.training.supervision import guard
 from pipeline.training.supervision.stacks import STDERR, Stacks
 
 STALLED = 79
@@ -144,6 +145,7 @@ class Watchdog:
     def open_stacks(self) -> None:
         """Sends stacks to the run folder from now on. Called when the folder belongs to this run."""
         self._stacks.open()
+        guard.note_run(self._run, self.attempt)
 
     def age(self) -> float:
         """Returns the seconds since the loop last noted its stage."""

@@ -154,6 +154,7 @@ def test_no_text_of_a_run_becomes_markup(tmp_path: Path) -> None:
         start(1, 0, recipe=evil, mode=evil, decoder=evil, versions={evil: evil}, position=evil),
         {"time": evil, "event": evil, "step": evil, evil: evil},
         {"time": BEGUN, "event": "stall", "attempt": 1, "waiting": evil},
+        {"time": BEGUN, "event": "rank_died", "attempt": 1, "rank": evil, "node": evil, "signal": evil},
         {"time": BEGUN, "event": "collapse", "player": evil, "step": 3},
         {"time": BEGUN, "event": "end", "step": 2, "reason": evil, "message": evil},
     ]

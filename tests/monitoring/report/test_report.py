@@ -157,7 +157,9 @@ KEYS = [
     "reason",
     "message",
 ]
-KINDS = st.sampled_from(["start", "end", "checkpoint", "stall", "collapse", "restart", "starving", "not_learning", "learning_again"])
+KINDS = st.sampled_from(
+    ["start", "end", "checkpoint", "stall", "rank_died", "collapse", "restart", "starving", "not_learning", "learning_again"]
+)
 SCORES = st.dictionaries(st.sampled_from(["loss", "l1", "l2", "psnr", "chance", "knn", "ridge", "classes"]), JSON | st.floats(), max_size=5)
 EVALUATIONS = st.fixed_dictionaries(
     {"step": st.integers(0, 9) | JSON, "loss": st.floats() | JSON},
@@ -223,6 +225,21 @@ def test_a_run_that_goes_on_is_read_as_far_as_it_has_come(tmp_path: Path) -> Non
 def test_the_page_shows_how_the_run_ended(tmp_path: Path, end: dict[str, str], word: str) -> None:
     run = write_run(tmp_path / "run", [start(1, 0), {"time": BEGUN + 200, "event": "end", "step": 9, **end}], [history_row(9, 1)])
     assert f">{word}<" in written(run).source
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"signal": "SIGKILL"}, "was killed by SIGKILL"),
+        ({"exit_code": 79}, "ended with exit code 79"),
+        ({}, "died of a signal such as SIGKILL"),
+    ],
+)
+def test_the_page_names_the_rank_that_died_first_where_no_rank_wrote_an_end(tmp_path: Path, how: dict[str, Any], words: str) -> None:
+    died = [{"time": BEGUN + 200, "event": "rank_died", "attempt": 1, "rank": rank, "node": "n1", **how} for rank in (3, 4)]
+    source = written(write_run(tmp_path / "run", [start(1, 0), *died], [history_row(9, 1)])).source
+    assert ">failed<" in source
+    assert f": rank 3 on n1 {words}. The same command continues it." in source
 
 
 def test_states_that_ended_or_belong_to_an_earlier_attempt_are_no_notes(tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ import pytest
 from pipeline.training.supervision.interruption import LAUNCHERS, PARENT_DIED, Interruption
 
 ROOT = Path(__file__).resolve().parents[4]
-WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGRTMIN + 5)
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
+WATCHED = (*STOPPING, signal.SIGRTMIN + 5)
 
 # A rank: steps of 10 ms until it is asked to stop, then it "saves" and logs the reason. To a file: a pipe dies with the parent.
 RANK = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the test run itself was started by
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from pipeline.training.supervision.interruption import Interruption
 def log(text):
     with open(sys.argv[1], "a") as file:
@@ -116,7 +118,7 @@ def handlers() -> list[object]:
     return [signal.getsignal(number) for number in WATCHED]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", STOPPING)
 def test_each_signal_asks_to_stop_after_the_step(rank: Callable[..., subprocess.Popen[bytes]], log: Log, number: signal.Signals) -> None:
     process = rank()
     process.send_signal(number)
@@ -220,15 +222,16 @@ def test_one_inside_another_hands_back_to_the_outer() -> None:
     assert handlers() == before
 
 
-def test_an_ignored_sigint_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_the_starter_ignores_stays_ignored(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with Interruption(follow_parent=False) as interruption:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
             assert interruption.requested is None
-            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            assert signal.getsignal(number) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def test_a_forked_child_can_still_be_terminated() -> None:
@@ -267,7 +270,7 @@ def test_another_thread_is_told_that_it_can_not() -> None:
 
 def test_nothing_but_the_standard_library_is_imported() -> None:
     """The contracts of lint-imports see what a module imports, but not what the `__init__` files of its packages do."""
-    code = "import sys; from pipeline.training.supervision import interruption, stacks; "
+    code = "import sys; from pipeline.training.supervision import guard, interruption, stacks; "
     code += "print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run(
         [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60

@@ -1,0 +1,200 @@
+"""The guard of a node's ranks: a small process that outlives them and their launcher. `guard` starts it.
+
+It watches the processes that the launcher started. The first of them that dies of a signal, or ends with an exit code that no rank
+explains, becomes the event `rank_died` of the run. When the launcher has ended, the guard prints the last line: what happened, what is
+saved, and what to do. It prints nothing where the ranks have finished, or where their own words stand last already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monitoring.run_files import EVENTS, Lines, death, last_saved_step
+from pipeline.training.supervision.exit_status import exit_status
+from pipeline.training.supervision.guard import LAUNCHER_LOG, Ending
+from pipeline.training.supervision.interruption import LAUNCHERS
+
+_STDIN, _STDERR = 0, 2
+_LOOK_SECONDS = 1.0  # between two looks for ranks that the launcher has started
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+
+
+@dataclass
+class Told:
+    """Words of the first rank of this node.
+
+    Attributes:
+        run: run folder; None before it is known to belong to this run.
+        attempt: attempt of the run.
+        ending: kind of the rank's end; empty before the end.
+        line: sentence of the rank about its end.
+        at: time of that, on the monotonic clock.
+    """
+
+    run: Path | None = None
+    attempt: int = 0
+    ending: Ending | str = ""
+    line: str = ""
+    at: float = 0.0
+
+    def add(self, facts: dict[str, Any]) -> None:
+        """Adds the facts of one line."""
+        if "run" in facts:
+            self.run, self.attempt = Path(facts["run"]), int(facts["attempt"])
+        if "ending" in facts:
+            self.ending, self.line, self.at = facts["ending"], facts["line"], time.monotonic()
+
+
+@dataclass
+class Guarding:
+    """The watch over the ranks of one start of a launcher.
+
+    Args:
+        launcher: process id of the launcher.
+        untouched: sentence about a run that has no run folder yet.
+
+    Attributes:
+        told: words of the first rank.
+        dead: facts of the first rank that died; None while there is none.
+    """
+
+    launcher: int
+    untouched: str = ""
+    told: Told = field(default_factory=Told)
+    dead: dict[str, Any] | None = None
+    _recorded: bool = False
+    _ranks: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """pidfd -> process id and rank of a process that runs."""
+    _seen: set[int] = field(default_factory=set)
+
+    def run(self) -> None:
+        """Watches until launcher and ranks have ended, or the launcher has started the ranks again, whose first rank has its own guard."""
+        pidfd = os.pidfd_open(self.launcher)
+        poll, words = select.poll(), b""
+        poll.register(pidfd, select.POLLIN)
+        poll.register(_STDIN, select.POLLIN)
+        launcher_ended, quiet = 0.0, False
+        while not launcher_ended or self._ranks:
+            if not launcher_ended and not self._look(poll):
+                self._record(final=True)
+                return
+            for number, _ in poll.poll(1000 * _LOOK_SECONDS):
+                if number == _STDIN:
+                    data = os.read(_STDIN, 1 << 16)
+                    *lines, words = (words + data).split(b"\n")
+                    for line in lines:
+                        self.told.add(json.loads(line))
+                    if not data:
+                        poll.unregister(_STDIN)
+                elif number == pidfd:
+                    launcher_ended = time.monotonic()
+                    status = exit_status(pidfd, self.launcher)
+                    quiet = status is not None and status <= 0  # a launcher that a signal ends prints nothing
+                    poll.unregister(pidfd)
+                else:
+                    poll.unregister(number)
+                    self._died(number)
+            self._record(final=False)
+        self._record(final=True)
+        if not quiet or not self.told.ending:
+            self._print(self._last_line(launcher_ended))
+
+    def _look(self, poll: select.poll) -> bool:
+        """Finds ranks that the launcher has started; returns False where it has started them again."""
+        with suppress(OSError):
+            for process in map(int, Path(f"/proc/{self.launcher}/task/{self.launcher}/children").read_text().split()):
+                if process in self._seen:
+                    continue
+                with suppress(OSError):  # it has ended, or is another user's
+                    data = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace")
+                    environment = dict(pair.partition("=")[::2] for pair in data.split("\0"))
+                    if not any(name in environment for name in LAUNCHERS):
+                        continue  # not yet the program that the launcher starts
+                    if environment.get(_RESTARTS) != os.environ.get(_RESTARTS):
+                        return False
+                    self._seen.add(process)
+                    pidfd = os.pidfd_open(process)
+                    self._ranks[pidfd] = process, int(environment.get("RANK", "0"))
+                    poll.register(pidfd, select.POLLIN)
+        return True
+
+    def _died(self, pidfd: int) -> None:
+        process, rank = self._ranks.pop(pidfd)
+        status = exit_status(pidfd, process)
+        os.close(pidfd)
+        if self.dead is None and status != 0:
+            self.dead = {"rank": rank, "node": os.uname().nodename}
+            if status is not None:
+                self.dead |= {"exit_code": status} if status > 0 else {"signal": signal.Signals(-status).name}
+
+    def _record(self, final: bool) -> None:
+        """Writes the event of the first death. One by an exit code waits for the words of the first rank, because an error that this rank
+        explains ends the others, too, and perhaps earlier.
+
+        Args:
+            final: whether the ranks have ended, so that no more words come.
+        """
+        if self.dead is None or self._recorded or self.told.run is None:
+            return
+        by_code = "exit_code" in self.dead or "signal" not in self.dead
+        if by_code and not (self.told.ending == "noticed" or (final and not self.told.ending)):
+            return
+        self._recorded = True
+        # imported here, because it takes ten times as long as everything else and few runs need it
+        from pipeline.training.supervision.watchdog import append_event  # noqa: PLC0415
+
+        with suppress(OSError):
+            before = Lines(self.told.run / EVENTS)
+            if not any(row.get("event") == "rank_died" and row.get("attempt") == self.told.attempt for row in before):
+                append_event(self.told.run, "rank_died", attempt=self.told.attempt, **self.dead)
+
+    def _last_line(self, launcher_ended: float) -> str:
+        """Makes the last line; empty where none is needed."""
+        told, log = self.told, os.environ.get(LAUNCHER_LOG, "")
+        where = f" (the launcher's own text: {log})" if log else ""
+        if told.ending in ("finished", "stopped", "failed") and launcher_ended < told.at:
+            return ""  # the words of the rank came after all that the launcher printed
+        if told.ending == "stopped":
+            return f"{told.line}{where}"
+        if told.ending in ("finished", "silent") or (self.dead is None and not told.line):
+            return ""
+        what = told.line if self.dead is None or told.ending == "failed" else death(self.dead) + _hint(self.dead)
+        again = "" if told.ending == "failed" else "The same command continues the run"
+        return ". ".join(filter(None, (f"the run has failed: {what}", self._saved(), again))) + where
+
+    def _saved(self) -> str:
+        if self.told.run is None:
+            return self.untouched
+        saved = None
+        with suppress(OSError):
+            saved = last_saved_step(self.told.run)
+        return "Nothing is saved" if saved is None else f"Step {saved} of {self.told.run} is saved"
+
+    @staticmethod
+    def _print(line: str) -> None:
+        if line:
+            with suppress(OSError):  # the terminal is gone
+                os.write(_STDERR, " ".join(line.split()).encode() + b"\n")
+
+
+def _hint(dead: Mapping[str, Any]) -> str:
+    """Returns where to look for the reason of a death."""
+    if "exit_code" in dead:
+        return " (its own message is above)"
+    return " (the kernel does that for lack of memory: see dmesg)" if dead.get("signal") == "SIGKILL" else ""
+
+
+def main() -> None:
+    """Guards the ranks of a launcher. The arguments are those of `Guarding`."""
+    with suppress(ProcessLookupError):  # the launcher has ended
+        Guarding(int(sys.argv[1]), sys.argv[2]).run()

@@ -1,0 +1,117 @@
+"""The guard of a node's ranks: the first death is written down, and one last line stands behind the launcher's traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from monitoring.run_files import EVENTS, death, read_lines
+from pipeline.training.supervision.exit_status import exit_status
+
+ROOT = Path(__file__).resolve().parents[4]
+
+# A launcher of two ranks, which prints a traceback of its own when one has failed. It waits for rank 1 last, because an older Linux shows
+# how a process ended only until its parent has waited for it.
+LAUNCHER = """
+import os, subprocess, sys
+ranks = []
+for rank in range(2):
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    ranks.append(subprocess.Popen([sys.executable, "-c", sys.argv[1], *sys.argv[2:]], env=environment))
+codes = [rank.wait() for rank in ranks]
+if any(codes) or "signalled" in sys.argv:
+    raise RuntimeError("twenty lines of the launcher")
+"""
+# A rank with the parts of a run that the guard sees: its folder, its events, its words.
+RANK = """
+import os, sys, time
+from pathlib import Path
+from pipeline.training.supervision import guard
+run, ending, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+def wait_until(condition):
+    end = time.monotonic() + 20
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+if os.environ["RANK"] == "1":
+    wait_until((run / "go").exists)
+    exec(how)
+    sys.exit()
+guard.start()
+guard.note_run(run, 1)
+def watched():
+    files = Path(f"/proc/{guard._started[0].pid}/fd")
+    try:
+        return sum("pidfd" in os.readlink(file) for file in files.iterdir())
+    except OSError:  # it closed one just now
+        return 0
+wait_until(lambda: watched() == 3)  # launcher and two ranks
+(run / "go").touch()
+wait_until(lambda: watched() == 2)
+guard.note_end(ending, "words of rank 0")
+if ending == "noticed":
+    wait_until(lambda: "rank_died" in (run / "events.jsonl").read_text())
+sys.exit(ending in ("noticed", "failed"))
+"""
+SAVED = '{"event": "start", "attempt": 1}\n{"event": "checkpoint", "step": 40}\n'
+
+
+def launched(run: Path, ending: str, how: str, *more: str) -> tuple[list[str], list[dict[str, object]]]:
+    """Runs launcher, ranks and guard to the end; returns the lines of stderr, and the events that were added."""
+    (run / EVENTS).write_text(SAVED)
+    command = [sys.executable, "-c", LAUNCHER, RANK, str(run), ending, how, *more]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    return done.stderr.splitlines(), read_lines(run / EVENTS)[2:]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_the_signal_of_the_rank_that_died_first_is_an_event_and_the_last_line(number: signal.Signals, tmp_path: Path) -> None:
+    lines, events = launched(tmp_path, "noticed", f"os.kill(os.getpid(), {int(number)})")
+    assert [(row["event"], row["rank"], row["signal"], row["attempt"]) for row in events] == [("rank_died", 1, number.name, 1)]
+    assert lines[-2].endswith("twenty lines of the launcher")
+    assert f"rank 1 on {os.uname().nodename} was killed by {number.name}" in lines[-1]
+    assert f"Step 40 of {tmp_path} is saved. The same command continues the run" in lines[-1]
+
+
+@pytest.mark.parametrize("code", [1, 79])
+def test_the_exit_code_of_the_rank_that_ended_first_is_an_event_and_the_last_line(code: int, tmp_path: Path) -> None:
+    lines, events = launched(tmp_path, "noticed", f"os._exit({code})")
+    assert [(row["event"], row["rank"], row["exit_code"]) for row in events] == [("rank_died", 1, code)]
+    assert f"rank 1 on {os.uname().nodename} ended with exit code {code}" in lines[-1]
+
+
+def test_an_error_that_the_first_rank_explains_is_no_death_of_another_although_that_ended_earlier(tmp_path: Path) -> None:
+    lines, events = launched(tmp_path, "failed", "os._exit(1)")
+    assert (lines[-1], events) == (f"the run has failed: words of rank 0. Step 40 of {tmp_path} is saved", [])
+
+
+@pytest.mark.parametrize(("more", "last"), [((), []), (("signalled",), ["words of rank 0"])])
+def test_the_words_of_a_stopped_run_are_repeated_only_where_the_launcher_printed_after_them(
+    more: tuple[str, ...], last: list[str], tmp_path: Path
+) -> None:
+    lines, events = launched(tmp_path, "stopped", "pass", *more)
+    assert (lines[-1:], events) == (last, [])
+
+
+@pytest.mark.parametrize("status", [0, 3, -signal.SIGKILL])
+def test_the_exit_status_of_another_process_is_read_before_its_parent_takes_it(status: int) -> None:
+    child = os.fork()
+    if child == 0:
+        if status < 0:
+            os.kill(os.getpid(), -status)
+        os._exit(status)
+    pidfd = os.pidfd_open(child)
+    os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+    assert exit_status(pidfd, child) == status
+    os.waitpid(child, 0)
+    assert exit_status(pidfd, child) in (status, None), "Linux 6.15 and later still know it"
+    os.close(pidfd)
+
+
+def test_a_death_without_a_known_status_is_told_without_one() -> None:
+    assert death({"rank": 3, "node": "n1"}) == "rank 3 on n1 died of a signal such as SIGKILL"
