@@ -24,7 +24,7 @@ from shards.errors import StoreError, StoreOptionsError
 from shards.explanations import Operation, access_refused, mistyped_option, wrong_option
 from shards.local_files import TEMPORARY_PREFIX, files_below, sync_folder, whole_file
 from shards.remote_listing import find
-from shards.urls import chained, join, misspelt_url, reason_of, redacted, typed_option
+from shards.urls import join, misspelt_url, reason_of, redacted, typed_option
 
 Options = Mapping[str, Any]
 Info = Mapping[str, Any]
@@ -48,7 +48,7 @@ class Store:
     def __init__(self, url: str, options: Options | None = None) -> None:
         if not url:
             raise StoreError("an empty URL: give a folder or something like s3://bucket/prefix")
-        if url.startswith("pipe:") or chained(url):
+        if url.startswith("pipe:") or "::" in url:
             raise StoreError(f"{redacted(url)}: URLs that run programs or chain file systems are not opened")
         if misspelt_url(url):
             raise StoreError(f"{url}: neither a path nor a URL. Write a URL with two slashes: {url.replace(':/', '://', 1)}")
@@ -309,6 +309,8 @@ class Store:
             raise StoreError(f"{self.describe(name)}: not found. Check the bucket, the folder and the spelling") from error
         except PermissionError as error:
             raise StoreError(f"{self.describe(name)}: {access_refused(error, operation, self.fs)}") from error
+        except NotImplementedError as error:
+            raise StoreError(f"{self.describe(name)}: can only be read. Choose a folder or a bucket") from error
         except Exception as error:
             if wrong := wrong_option(error, self.fs):
                 raise StoreOptionsError(f"{self.describe(name)}: {wrong}") from error

@@ -31,11 +31,6 @@ def misspelt_url(url: str) -> bool:
     return bool(scheme and scheme[1] in known_implementations)
 
 
-def chained(url: str) -> bool:
-    """Returns whether a URL chains file systems as fsspec does, `zip://x::s3://y`; the address of a web server may hold `::` too."""
-    return "::" in re.sub(r"^(\w+://)\[[0-9a-fA-F:.]+\]", r"\1", url)
-
-
 def refuse_query(url: str) -> None:
     """Refuses the URL of a web server with a query, because a signed one is a credential that a manifest must not hold.
 

@@ -24,7 +24,7 @@ from shards.dataset.missing import no_manifest, not_indexed
 from shards.errors import ManifestMismatch, StoreError
 from shards.store import Options, Store
 from shards.tar.places import index_command
-from shards.urls import chained, redacted, refuse_query, split
+from shards.urls import redacted, refuse_query, split
 
 NAME = "manifest.json"
 _FORMAT = "context-encoder-shards"
@@ -236,7 +236,7 @@ def split_manifest_url(url: str) -> tuple[str, str]:
         ManifestMismatch: the URL names several tars as `a.tar::b.tar`.
         StoreError: the URL has a query.
     """
-    if chained(url) and index_command(url):
+    if "::" in url and index_command(url):
         raise not_indexed(url, NAME)
     refuse_query(url)
     return split(url) if url.endswith(".json") else (url, NAME)

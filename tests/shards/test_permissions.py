@@ -124,9 +124,7 @@ def test_training_reads_and_asks_for_nothing_else(bucket: Bucket) -> None:
     assert len(reader.range("0.tar", 512, 600)) == 88
     bucket.may("list write delete")
     refused = ResumingReader(reading_store(url, {}, 5.0), retries=8)
-    with pytest.raises(
-        ShardUnavailable, match=r"set/0\.tar: access refused to read it \(.*\)\. The key needs s3:GetObject\. Check"
-    ):
+    with pytest.raises(ShardUnavailable, match=r"set/0\.tar: access refused to read it \(.*\)\. The key needs s3:GetObject\. Check"):
         refused.range("0.tar", 512, 600)
     assert not refused.counters.totals().get("store_retries")
 

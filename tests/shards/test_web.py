@@ -79,6 +79,17 @@ def test_what_a_server_does_wrong_is_said(web: Path, tmp_path: Path, manners: Ma
         run(f"{url}/{name}", tmp_path / "out")
 
 
+@pytest.mark.parametrize("words", ["index URL/0.tar", "index URL/{0..0}.tar", "build TAR URL/new --workers 0"])
+def test_nothing_is_written_to_a_web_server(web: Path, capsys: pytest.CaptureFixture[str], words: str) -> None:
+    with serving(web, Manners()) as url:
+        (web / "0.tar").write_bytes(tar_of({"0.jpg": photographs(1)[0]}))
+        assert main([word.replace("URL", url).replace("TAR", str(web / "0.tar")) for word in words.split()]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith(f"error: {url}/")
+    assert "can only be read. Choose a folder or a bucket" in text
+    assert text.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["0.tar", "{0..0}.tar", "*.tar", ""])
 @pytest.mark.parametrize("command", ["index", "verify", "inspect", "training"])
 def test_a_signed_url_is_refused_with_what_to_do_and_never_shown(
