@@ -110,6 +110,15 @@ def test_a_signed_url_is_refused_with_what_to_do_and_never_shown(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_signed_address_that_a_server_sends_on_to_is_never_shown(web: Path, tmp_path: Path) -> None:
+    with serving(web, Manners(moved=True)) as url:
+        reader = ResumingReader(reading_store(url, {}, 5.0), retries=0)
+        for act in (lambda: run(f"{url}/0.tar", tmp_path / "out"), lambda: reader.range("0.tar", 0, 9), lambda: reader.whole("0.tar")):
+            with pytest.raises(ShardError, match="500") as caught:
+                act()
+            assert SIGNATURE not in str(caught.value)
+
+
 def test_a_build_reads_a_signed_url_once_and_keeps_no_signature(web: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (web / "0.tar").write_bytes(tar_of({f"{number}.jpg": data for number, data in enumerate(photographs(2))}))
     with serving(web, Manners(head=403, signed=True)) as url:
