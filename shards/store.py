@@ -131,9 +131,8 @@ class Store:
             return sorted((path[start:], int(info.get("size") or 0)) for path, info in found.items())
 
         self.fs.invalidate_cache()
-        return [
-            (name, size) for name, size in self.attempt(folder, walk, "list") if not name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
-        ]
+        found = self.attempt(folder, walk, "list")
+        return [(name, size) for name, size in found if not name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)]
 
     def entries(self, folder: str = "") -> Sequence[Mapping[str, Any]]:
         """Lists the objects right in a folder as fsspec describes them: `name` (below `fs`, not below this store), `type`, `size`."""
@@ -284,7 +283,10 @@ class Store:
         def remove_all() -> None:
             # not fs.rm, which takes *, ? and [ in a path for a pattern and deletes what matches
             target = self.path(name)
-            below = find(self.fs, target) if self.local is None else self.fs.find(target)
+            try:
+                below = find(self.fs, target) if self.local is None else self.fs.find(target)
+            except (FileNotFoundError, NotADirectoryError):
+                return
             with ThreadPoolExecutor(_DELETE_THREADS) as pool:
                 for _ in pool.map(remove, below):
                     pass
@@ -310,6 +312,8 @@ class Store:
         except PermissionError as error:
             raise StoreError(f"{self.describe(name)}: {access_refused(error, operation, self.fs)}") from error
         except NotImplementedError as error:
+            if operation not in ("write", "delete"):
+                raise
             raise StoreError(f"{self.describe(name)}: can only be read. Choose a folder or a bucket") from error
         except Exception as error:
             if wrong := wrong_option(error, self.fs):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -257,14 +258,16 @@ def load(url: str, options: Options | None = None, reader: ObjectReader | None =
     folder, name = split_manifest_url(url)
     store = reader.store if reader is not None else Store(folder, options)
     shown = store.describe(name)
+    tars = bool(index_command(url))
+    if tars and store.local is not None and not os.path.isdir(store.local):  # noqa: PTH112 - Path.is_dir raises for a long list in braces
+        raise not_indexed(url, NAME)
     try:
         data = store.whole(name) if reader is None else reader.whole(name)
     except StoreError as error:
-        # too long a name for a folder, or a store that refuses to tell that it has no such object
-        if not index_command(url) or not isinstance(error.__cause__, OSError) or isinstance(error.__cause__, ConnectionError):
+        if not tars or not isinstance(error.__cause__, PermissionError):  # some stores do not tell that there is no such object
             raise
         data = None
-    if data is None and index_command(url):
+    if data is None and tars:
         raise not_indexed(url, NAME, store.options)
     if data is None:
         raise no_manifest(store, name)

@@ -102,7 +102,8 @@ def index_command(url: str) -> str:
     words = url.split("::") if "::" in url else [url]
     if url.startswith("pipe:") or not all(is_tar(word) or _LIST.search(word) or _MAGIC.search(word) for word in words):
         return ""
-    return shlex.join(["python", "-m", "shards", "index", *(word if word.startswith("s3://") else redacted(word) for word in words)])
+    plain = [word if word.startswith("s3://") and "@" not in word else redacted(word) for word in words]  # a `?` of S3 is no query
+    return shlex.join(["python", "-m", "shards", "index", *plain])
 
 
 def _place(url: str, options: Options | None) -> Place:
