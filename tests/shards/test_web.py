@@ -32,7 +32,10 @@ def web(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "manners",
-    [Manners(head="chunked"), Manners(head=403), Manners(head=405), Manners(total=False), Manners(length=False), Manners(page=True)],
+    [
+        *(Manners(head="chunked"), Manners(head=403), Manners(head=405), Manners(total=False), Manners(length=False), Manners(page=True)),
+        Manners(most=3000),
+    ],
     ids=str,
 )
 def test_a_server_that_answers_ranges_is_read(web: Path, tmp_path: Path, manners: Manners) -> None:

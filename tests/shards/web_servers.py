@@ -28,6 +28,7 @@ class Manners:
         page: send a page instead of every object that does not exist.
         signed: answer only URLs with SIGNATURE.
         off: number of bytes by which every range is moved.
+        most: most bytes of an answer to a range.
         moved: send every client on to an address with SIGNATURE, which is out of order.
     """
 
@@ -39,6 +40,7 @@ class Manners:
     page: bool = False
     signed: bool = False
     off: int = 0
+    most: int = 1 << 30
     moved: bool = False
 
 
@@ -75,7 +77,7 @@ def serving(folder: Path, manners: Manners) -> Iterator[str]:
             if asked is None or not manners.ranges:
                 return self._send(200, data, body, chunked=not manners.length or (not body and manners.head == "chunked"))
             start = int(asked[1]) + manners.off
-            part = data[start : int(asked[2]) + manners.off + 1]
+            part = data[start : int(asked[2]) + manners.off + 1][: manners.most]
             total = len(data) if manners.total else "*"
             return self._send(206, part, body, f"bytes {start}-{start + len(part) - 1}/{total}")
 
