@@ -24,7 +24,7 @@ from shards.errors import StoreError, StoreOptionsError
 from shards.explanations import Operation, access_refused, mistyped_option, wrong_option
 from shards.local_files import TEMPORARY_PREFIX, files_below, sync_folder, whole_file
 from shards.remote_listing import find
-from shards.urls import join, misspelt_url, reason_of, redacted, typed_option
+from shards.urls import join, reason_of, redacted, typed_option
 
 Options = Mapping[str, Any]
 Info = Mapping[str, Any]
@@ -50,8 +50,6 @@ class Store:
             raise StoreError("an empty URL: give a folder or something like s3://bucket/prefix")
         if url.startswith("pipe:") or "::" in url:
             raise StoreError(f"{redacted(url)}: URLs that run programs or chain file systems are not opened")
-        if misspelt_url(url):
-            raise StoreError(f"{url}: neither a path nor a URL. Write a URL with two slashes: {url.replace(':/', '://', 1)}")
         self.url = url.rstrip("/") if url.rstrip("/") else url
         self.options = {key: typed_option(key, value) for key, value in (options or {}).items()}
         try:
