@@ -24,7 +24,7 @@ from shards.errors import StoreError, StoreOptionsError
 from shards.explanations import Operation, access_refused, mistyped_option, wrong_option
 from shards.local_files import TEMPORARY_PREFIX, files_below, sync_folder, whole_file
 from shards.remote_listing import find
-from shards.urls import chained, join, misspelt_url, reason_of, redacted, typed_option
+from shards.urls import join, reason_of, redacted, typed_option
 
 Options = Mapping[str, Any]
 Info = Mapping[str, Any]
@@ -48,12 +48,10 @@ class Store:
     def __init__(self, url: str, options: Options | None = None) -> None:
         if not url:
             raise StoreError("an empty URL: give a folder or something like s3://bucket/prefix")
-        if url.startswith("pipe:") or chained(url):
+        if url.startswith("pipe:") or "::" in url:
             raise StoreError(f"{redacted(url)}: URLs that run programs or chain file systems are not opened")
-        if misspelt_url(url):
-            raise StoreError(
-                f"{url}: has one slash behind its scheme. Write {url.replace(':/', '://', 1)}, or ./{url} for a folder of that name"
-            )
+        if found := re.match(r"([A-Za-z][\w+.-]+):/(?!/)", url):  # a local folder of that name would be made without a word
+            raise StoreError(f"{url}: has one slash behind {found[1]}. Write {found[1]}://..., or ./{url} for a folder of that name")
         self.url = url.rstrip("/") if url.rstrip("/") else url
         self.options = {key: typed_option(key, value) for key, value in (options or {}).items()}
         try:
@@ -136,9 +134,8 @@ class Store:
             return sorted((path[start:], int(info.get("size") or 0)) for path, info in found.items())
 
         self.fs.invalidate_cache()
-        return [
-            (name, size) for name, size in self.attempt(folder, walk, "list") if not name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
-        ]
+        found = self.attempt(folder, walk, "list")
+        return [(name, size) for name, size in found if not name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)]
 
     def entries(self, folder: str = "") -> Sequence[Mapping[str, Any]]:
         """Lists the objects right in a folder as fsspec describes them: `name` (below `fs`, not below this store), `type`, `size`."""
@@ -290,7 +287,10 @@ class Store:
         def remove_all() -> None:
             # not fs.rm, which takes *, ? and [ in a path for a pattern and deletes what matches
             target = self.path(name)
-            below = find(self.fs, target) if self.local is None else self.fs.find(target)
+            try:
+                below = find(self.fs, target) if self.local is None else self.fs.find(target)
+            except (FileNotFoundError, NotADirectoryError):
+                return
             with ThreadPoolExecutor(_DELETE_THREADS) as pool:
                 for _ in pool.map(remove, below):
                     pass
@@ -315,6 +315,10 @@ class Store:
             raise StoreError(f"{self.describe(name)}: not found. Check the bucket, the folder and the spelling") from error
         except PermissionError as error:
             raise StoreError(f"{self.describe(name)}: {access_refused(error, operation, self.fs)}") from error
+        except NotImplementedError as error:
+            if operation not in ("write", "delete"):
+                raise
+            raise StoreError(f"{self.describe(name)}: can only be read. Choose a folder or a bucket") from error
         except Exception as error:
             if wrong := wrong_option(error, self.fs):
                 raise StoreOptionsError(f"{self.describe(name)}: {wrong}") from error

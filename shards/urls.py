@@ -7,8 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from fsspec.registry import known_implementations
-
 from shards.errors import ShardError, StoreError
 
 _TEXT_OPTIONS = frozenset({"key", "secret", "token", "username", "password", "profile", "account_name", "account_key"})
@@ -23,17 +21,6 @@ def split(url: str) -> tuple[str, str]:
     """Splits the URL of one object into (folder, name)."""
     folder, slash, name = url.rpartition("/")
     return (folder or "/", name) if slash else (".", url)
-
-
-def misspelt_url(url: str) -> bool:
-    """Returns whether a URL has one slash behind its scheme, `s3:/bucket/x`, which would be read as a folder called `s3:`."""
-    scheme = re.match(r"([a-z][a-z0-9+]+):/(?!/)", url)
-    return bool(scheme and scheme[1] in known_implementations)
-
-
-def chained(url: str) -> bool:
-    """Returns whether a URL chains file systems as fsspec does, `zip://x::s3://y`; the address of a web server may hold `::` too."""
-    return "::" in re.sub(r"^(\w+://)\[[0-9a-fA-F:.]+\]", r"\1", url)
 
 
 def refuse_query(url: str) -> None:

@@ -61,19 +61,28 @@ async def info(fs: Any, url: str) -> dict[str, Any]:
 
 
 async def read_range(fs: Any, url: str, start: int, end: int) -> bytes:
-    """Reads bytes [start, end) of an object, fewer where it ends before.
+    """Reads bytes [start, end) of an object, fewer where it ends before. A server that answers with a shorter range is asked again.
 
     Raises:
         UnfitServer: the server knows no ranges, or compresses what it sends.
         FileNotFoundError, PermissionError, aiohttp.ClientError: the server does not give the object.
         OSError: the answer is another range.
     """
-    if start >= end:
-        return b""
+    data = b""
+    while start + len(data) < end:
+        part, total = await _read_part(fs, url, start + len(data), end)
+        data += part
+        if not part or total is None or start + len(data) >= total:
+            break
+    return data
+
+
+async def _read_part(fs: Any, url: str, start: int, end: int) -> tuple[bytes, int | None]:
+    """Returns the bytes of one answer and the size of the whole object, None where the server does not tell it."""
     session = await fs.set_session()
     async with session.get(fs.encode_url(url), **_request(fs, f"bytes={start}-{end - 1}")) as answer:
         if answer.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return b""
+            return b"", None
         _raise_for_status(answer, url)
         encoding = answer.headers.get("Content-Encoding", "identity")
         if encoding not in ("identity", ""):
@@ -89,7 +98,7 @@ async def read_range(fs: Any, url: str, start: int, end: int) -> bytes:
             if len(data) > end - start or (start and answer.status == http.client.OK):  # the whole object, or its beginning
                 answer.close()
                 raise UnfitServer(NO_RANGES)
-        return bytes(data)
+        return bytes(data), _total(answer.headers)
 
 
 def _request(fs: Any, wanted: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from shards.dataset.missing import no_manifest, not_indexed
 from shards.errors import ManifestMismatch, StoreError
 from shards.store import Options, Store
 from shards.tar.places import index_command
-from shards.urls import chained, redacted, refuse_query, split
+from shards.urls import redacted, refuse_query, split
 
 NAME = "manifest.json"
 _FORMAT = "context-encoder-shards"
@@ -256,7 +257,7 @@ def split_manifest_url(url: str) -> tuple[str, str]:
         ManifestMismatch: the URL names several tars as `a.tar::b.tar`.
         StoreError: the URL has a query.
     """
-    if chained(url) and index_command(url):
+    if "::" in url and index_command(url):
         raise not_indexed(url, NAME)
     refuse_query(url)
     return split(url) if url.endswith(".json") else (url, NAME)
@@ -277,14 +278,16 @@ def load(url: str, options: Options | None = None, reader: ObjectReader | None =
     folder, name = split_manifest_url(url)
     store = reader.store if reader is not None else Store(folder, options)
     shown = store.describe(name)
+    tars = bool(index_command(url))
+    if tars and store.local is not None and not os.path.isdir(store.local):  # noqa: PTH112 - Path.is_dir raises for a long list in braces
+        raise not_indexed(url, NAME)
     try:
         data = store.whole(name) if reader is None else reader.whole(name)
     except StoreError as error:
-        # too long a name for a folder, or a store that refuses to tell that it has no such object
-        if not index_command(url) or not isinstance(error.__cause__, OSError) or isinstance(error.__cause__, ConnectionError):
+        if not tars or not isinstance(error.__cause__, PermissionError):  # some stores do not tell that there is no such object
             raise
         data = None
-    if data is None and index_command(url):
+    if data is None and tars:
         raise not_indexed(url, NAME, store.options)
     if data is None:
         raise no_manifest(store, name)

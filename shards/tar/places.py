@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shards.errors import SourceError, StoreError
 from shards.store import Options, Store
-from shards.urls import chained, join, redacted, refuse_query, split
+from shards.urls import join, redacted, refuse_query, split
 
 _MAGIC = re.compile(r"[{*?\[]")
 _COMPRESSED = re.compile(r"\.(?:tgz|tbz2?|txz|tzst|tar\.(?:gz|bz2|xz|zst|zstd|lz4))$", re.IGNORECASE)
@@ -68,7 +68,7 @@ def absolute(url: str) -> str:
     Raises:
         SourceError: the URL runs a program, chains file systems, or holds credentials.
     """
-    if url.startswith("pipe:") or chained(url):
+    if url.startswith("pipe:") or "::" in url:
         several = url.split("::")
         if all(is_tar(each) for each in several) and not url.startswith("pipe:"):
             raise SourceError(f"{redacted(url)}: give each tar as a word of its own: {index_command(url)}")
@@ -99,10 +99,11 @@ def is_compressed(name: str) -> bool:
 
 def index_command(url: str) -> str:
     """Returns the command that indexes the tars of a URL, quoted for the shell; empty where the URL does not look like tars or a list."""
-    words = url.split("::") if chained(url) else [url]
+    words = url.split("::") if "::" in url else [url]
     if url.startswith("pipe:") or not all(is_tar(word) or _LIST.search(word) or _MAGIC.search(word) for word in words):
         return ""
-    return shlex.join(["python", "-m", "shards", "index", *(word if word.startswith("s3://") else redacted(word) for word in words)])
+    plain = [word if word.startswith("s3://") and "@" not in word else redacted(word) for word in words]  # a `?` of S3 is no query
+    return shlex.join(["python", "-m", "shards", "index", *plain])
 
 
 def _place(url: str, options: Options | None) -> Place:

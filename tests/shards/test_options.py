@@ -10,7 +10,7 @@ import pytest
 from pipeline.stream.read.storage import ResumingReader, reading_store
 from shards.__main__ import main
 from shards.dataset import manifest
-from shards.errors import StoreError, StoreOptionsError
+from shards.errors import StoreOptionsError
 from shards.store import Store
 from shards.urls import parse_options
 
@@ -78,14 +78,6 @@ def test_an_endpoint_of_the_environment_without_its_scheme_is_named(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "storage.example.org")
     assert "the endpoint 'storage.example.org' is no URL" in one_line(["verify", "s3://bucket/t"], "anon=true", capsys)
-
-
-@pytest.mark.parametrize("url", ["s3:/bucket/t", "http:/host/t", "gs:/bucket/t"])
-def test_a_url_that_lacks_a_slash_makes_no_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(StoreError, match=f"Write a URL with two slashes: {url.replace(':/', '://')}"):
-        Store(url)
-    assert Store("c:/x").local == tmp_path / "c:" / "x"
 
 
 def test_a_bucket_that_can_not_be_is_named(capsys: pytest.CaptureFixture[str]) -> None:

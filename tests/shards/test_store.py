@@ -131,7 +131,7 @@ def test_urls_that_are_not_one_place_are_refused(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["s3:/bucket/x", "gs:/bucket/x", "file:/x", "https:/host/x"])
 def test_a_url_with_one_slash_is_refused_because_a_local_folder_would_be_made(url: str, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=rf"^{url}: has one slash behind its scheme\. Write \w+://"):
+    with pytest.raises(StoreError, match=rf"^{url}: has one slash behind \w+\. Write \w+://"):
         Store(url)
     Store(f"{tmp_path}/./{url}").write("x", b"1")
     assert (tmp_path / url / "x").exists(), "a folder of that name can still be named"

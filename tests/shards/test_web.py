@@ -32,7 +32,10 @@ def web(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "manners",
-    [Manners(head="chunked"), Manners(head=403), Manners(head=405), Manners(total=False), Manners(length=False), Manners(page=True)],
+    [
+        *(Manners(head="chunked"), Manners(head=403), Manners(head=405), Manners(total=False), Manners(length=False), Manners(page=True)),
+        Manners(most=3000),
+    ],
     ids=str,
 )
 def test_a_server_that_answers_ranges_is_read(web: Path, tmp_path: Path, manners: Manners) -> None:
@@ -79,6 +82,17 @@ def test_what_a_server_does_wrong_is_said(web: Path, tmp_path: Path, manners: Ma
         run(f"{url}/{name}", tmp_path / "out")
 
 
+@pytest.mark.parametrize("words", ["index URL/0.tar", "index URL/{0..0}.tar", "build TAR URL/new --workers 0"])
+def test_nothing_is_written_to_a_web_server(web: Path, capsys: pytest.CaptureFixture[str], words: str) -> None:
+    with serving(web, Manners()) as url:
+        (web / "0.tar").write_bytes(tar_of({"0.jpg": photographs(1)[0]}))
+        assert main([word.replace("URL", url).replace("TAR", str(web / "0.tar")) for word in words.split()]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith(f"error: {url}/")
+    assert "can only be read. Choose a folder or a bucket" in text
+    assert text.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["0.tar", "{0..0}.tar", "*.tar", ""])
 @pytest.mark.parametrize("command", ["index", "verify", "inspect", "training"])
 def test_a_signed_url_is_refused_with_what_to_do_and_never_shown(
@@ -97,6 +111,15 @@ def test_a_signed_url_is_refused_with_what_to_do_and_never_shown(
     assert text.count("\n") == 1
     assert SIGNATURE not in text
     assert not (tmp_path / "out").exists()
+
+
+def test_the_signed_address_that_a_server_sends_on_to_is_never_shown(web: Path, tmp_path: Path) -> None:
+    with serving(web, Manners(moved=True)) as url:
+        reader = ResumingReader(reading_store(url, {}, 5.0), retries=0)
+        for act in (lambda: run(f"{url}/0.tar", tmp_path / "out"), lambda: reader.range("0.tar", 0, 9), lambda: reader.whole("0.tar")):
+            with pytest.raises(ShardError, match="500") as caught:
+                act()
+            assert SIGNATURE not in str(caught.value)
 
 
 def test_a_build_reads_a_signed_url_once_and_keeps_no_signature(web: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

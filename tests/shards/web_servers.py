@@ -28,6 +28,8 @@ class Manners:
         page: send a page instead of every object that does not exist.
         signed: answer only URLs with SIGNATURE.
         off: number of bytes by which every range is moved.
+        most: most bytes of an answer to a range.
+        moved: send every client on to an address with SIGNATURE, which is out of order.
     """
 
     head: Literal["length", "chunked", 403, 405] = "length"
@@ -38,6 +40,8 @@ class Manners:
     page: bool = False
     signed: bool = False
     off: int = 0
+    most: int = 1 << 30
+    moved: bool = False
 
 
 @contextmanager
@@ -60,6 +64,8 @@ def serving(folder: Path, manners: Manners) -> Iterator[str]:
             self.close_connection = True  # a client that has heard enough does not break the next request
             path, _, query = self.path.partition("?")
             file = folder / path.lstrip("/")
+            if manners.moved:
+                return self._send(500, b"", body) if SIGNATURE in query else self._send(302, b"", body, location=f"{path}?{SIGNATURE}")
             if manners.signed and SIGNATURE not in query:
                 return self._send(403, b"", body)
             if not file.is_file():
@@ -71,14 +77,17 @@ def serving(folder: Path, manners: Manners) -> Iterator[str]:
             if asked is None or not manners.ranges:
                 return self._send(200, data, body, chunked=not manners.length or (not body and manners.head == "chunked"))
             start = int(asked[1]) + manners.off
-            part = data[start : int(asked[2]) + manners.off + 1]
+            part = data[start : int(asked[2]) + manners.off + 1][: manners.most]
             total = len(data) if manners.total else "*"
             return self._send(206, part, body, f"bytes {start}-{start + len(part) - 1}/{total}")
 
-        def _send(self, status: int, data: bytes, body: bool, content_range: str = "", chunked: bool = False, kind: str = "") -> None:
+        def _send(
+            self, status: int, data: bytes, body: bool, content_range: str = "", chunked: bool = False, kind: str = "", location: str = ""
+        ) -> None:
             data = gzip.compress(data) if manners.encoding else data
             self.send_response(status)
-            for name, value in (("Content-Range", content_range), ("Content-Encoding", manners.encoding), ("Content-Type", kind)):
+            own = {"Content-Range": content_range, "Content-Encoding": manners.encoding, "Content-Type": kind, "Location": location}
+            for name, value in own.items():
                 if value:
                     self.send_header(name, value)
             self.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(len(data)))))

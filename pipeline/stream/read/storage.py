@@ -27,6 +27,7 @@ from shards import web
 from shards.counting import counted
 from shards.errors import ShardCorrupt, ShardError, StoreError, StoreOptionsError
 from shards.store import Options, Store
+from shards.urls import reason_of
 
 Sink = Callable[[bytes], Any]
 _CHUNK = 1 << 20
@@ -208,7 +209,7 @@ class ResumingReader:
                 if self._abandoned.is_set():
                     raise ReaderAbandoned(f"{self.store.describe(name)}: the run is ending") from error
                 idle = 0 if progress.position > before else idle + 1
-                progress.failures.append(f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}")
+                progress.failures.append(reason_of(error))
                 if idle > self.retries:
                     raise self._given_up(name, progress, end) from error
                 self._pause(idle, name, error)
