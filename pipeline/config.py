@@ -309,7 +309,7 @@ def check(config: Config[Any]) -> None:
     except EndpointError as error:
         raise ConfigError(str(error)) from None
     check_mode(config.training)
-    for name, rule in vars(config.method).items():
+    for name, rule in getattr(config.method, "__dict__", {}).items():
         if isinstance(rule, OptimiserConfig) and (lost := rule.learning_rate * rule.weight_decay) >= 1:
             raise ConfigError(f"method.{name}.weight_decay: times the learning rate it is {lost:g}, so a step would take off whole weights")
     if (of_the_recipe := getattr(config.method, "check", None)) is not None:

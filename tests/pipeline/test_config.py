@@ -136,6 +136,7 @@ def test_home_and_variables_are_expanded_wherever_a_setting_names_a_place(tmp_pa
     monitoring = config.monitoring
     assert (monitoring.token_file, monitoring.pushgateway) == ("/scratch/us/token", "http://host:9091")
     assert monitoring.run_name == "$SCRATCH", "a label, no place"
+    assert parse(METHODS, ["--data.shards", "~/set"]).data.shards == "/home/me/set"
 
 
 @pytest.mark.parametrize("place", ["run", "--config", "data.sources.a.shards"])
