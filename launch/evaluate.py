@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "sklearn":
             raise
-        print(f"error: {error.name} is not installed: pip install 'context-encoders[evaluate]'", file=sys.stderr)
+        print(f"error: {error.name} is not installed: pip install -e '.[evaluate]'", file=sys.stderr)
         return 1
 
 

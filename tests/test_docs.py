@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -155,6 +156,17 @@ def test_settings_that_the_documents_and_configurations_name_exist() -> None:
             for part in key.rstrip(".").split("."):
                 assert hasattr(node, part), f"{document.name} names --{key}, which is no setting"
                 node = getattr(node, part)
+
+
+@pytest.mark.parametrize("place", ["documents", "messages"])
+def test_an_extra_is_installed_in_one_way_everywhere(place: str) -> None:
+    """From the checkout: a package of the same name elsewhere is not this one."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    text = "\n".join(path.read_text() for path in (DOCUMENTS if place == "documents" else SOURCES))
+    assert "context-encoders[" not in text
+    named = re.findall(r"pip install (.*\[\w+\]'?)", text)
+    assert len(named) > 3
+    assert [each for each in named if not (found := re.search(r"^-e '\.\[(\w+)\]'$", each)) or found[1] not in extras] == []
 
 
 def test_metrics_that_the_documents_name_are_declared() -> None:

@@ -46,7 +46,7 @@ class Gpu:
             pynvml.nvmlInit()
             return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid))
         except ImportError:
-            _log.warning("the memory and load of the GPU are not reported: nvidia-ml-py is missing (pip install context-encoders[gpu])")
+            _log.warning("the memory and load of the GPU are not reported: nvidia-ml-py is missing (pip install -e '.[gpu]')")
         except Exception as error:  # NVML has a class for every code, and a driver may raise others
             _log.warning("the memory and load of the GPU %s are not reported: %s", uuid, error)
         return None

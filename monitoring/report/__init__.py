@@ -8,6 +8,7 @@
     record         everything that a run folder holds, read once
     pictures       the newest grid and a few before it, and single pictures followed through many grids, as small JPEGs
     disclosure     text from a run made fit to be shown: no secrets, no control characters
+    effects        settings that have no effect beside others
     axes, charts   round numbers for axes, and curves as inline SVG
     learning       the part of the page that says whether the run learns
     summary        the top of the page: state, figures and notes

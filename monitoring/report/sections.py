@@ -12,6 +12,7 @@ from monitoring.report.axes import UNKNOWN, figure
 from monitoring.report.charts import Chart, Drawing, Line, span
 from monitoring.report.curves import Buckets, Curves, Name
 from monitoring.report.disclosure import flattened, shown
+from monitoring.report.effects import without_effect
 from monitoring.report.markup import pairs, section, text
 from monitoring.report.record import Record
 from shards.counting import counted
@@ -139,7 +140,11 @@ def settings_section(record: Record) -> str:
         return section("configuration", "Configuration", '<p class="empty">config.yaml is missing or damaged.</p>')
     groups: dict[str, list[tuple[str, str]]] = {}
     used = left_out = 0
-    for key, value in islice(flattened(record.settings), _MOST_SETTINGS):
+    settings = dict(islice(flattened(record.settings), _MOST_SETTINGS))
+    idle = without_effect(settings)
+    for key, value in settings.items():
+        if key in idle:
+            continue
         group, _, rest = key.partition(".")
         used += len(text(key)) + len(text(value)) + 30
         if used > _SETTINGS_BUDGET:
@@ -149,6 +154,8 @@ def settings_section(record: Record) -> str:
     in_order = sorted(groups.items(), key=_weight)
     blocks = "".join(f'<div class="group"><h3>{text(name, 60)}</h3>{pairs(entries)}</div>' for name, entries in in_order)
     more = f'<p class="hint">{counted(left_out, "more setting is", "more settings are")} in config.yaml.</p>' if left_out else ""
+    if idle:
+        more += f'<p class="hint">Without effect in this run, and in config.yaml alone: {text(", ".join(sorted(idle)), 2000)}.</p>'
     lead = "Settings of the newest attempt, from config.yaml. Credentials are not shown."
     return section("configuration", "Configuration", f'<div class="groups">{blocks}</div>{more}', lead)
 

@@ -40,7 +40,7 @@ try:
     from pipeline.evaluation.embedding.part_folder import Claim
     from pipeline.evaluation.embedding.table import schema_of, write_part
 except ImportError as missing:
-    raise EmbedError("features are written as parquet files: pip install 'context-encoders[embed]'") from missing
+    raise EmbedError("features are written as parquet files: pip install -e '.[embed]'") from missing
 
 _POLL_SECONDS = 1.0
 _WRITES_AHEAD = 2  # parts that wait to be written

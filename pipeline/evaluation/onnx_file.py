@@ -39,7 +39,7 @@ def onnx_bytes(encoder: TrainedEncoder) -> bytes:
         import onnxruntime  # noqa: F401, PLC0415
         import onnxscript  # noqa: F401, PLC0415
     except ImportError as error:
-        raise EncoderInvalid(f"ONNX needs the package {error.name}: pip install 'context-encoders[onnx]'") from error
+        raise EncoderInvalid(f"ONNX needs the package {error.name}: pip install -e '.[onnx]'") from error
     network, side = encoder.module(), encoder.facts.side
     with _quiet():
         program = torch.onnx.export(

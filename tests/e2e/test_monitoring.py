@@ -193,7 +193,7 @@ def test_a_rank_that_stands_still_raises_training_stalled(live: Live) -> None:
     texts = live.told("TrainingStalled", "critical")
     assert "Longest: rank 0 on" in texts["description"], texts
     silent = live.told("TargetDown", "warning")
-    assert silent["summary"].startswith(f"1 ranks of run {RUN} ")
+    assert silent["summary"].startswith(f"1 rank of run {RUN} ")
     assert "rank 1 on" in silent["description"]
     assert live.server.query(f"count_over_time({WOKEN}[1h])") == []
     live.ranks[1].send_signal(signal.SIGCONT)
@@ -204,7 +204,7 @@ def test_a_rank_that_stands_still_raises_training_stalled(live: Live) -> None:
 def test_a_loader_that_starves_raises_data_starvation(live: Live) -> None:
     live.proxy.shape = Shape(latency_ms=4000)
     texts = live.told("DataStarvation", "warning")
-    assert re.search(r"^[12] of 2 ranks starve\. .*rank [01] on \S+ \d", texts["description"]), texts
+    assert re.search(r"^Ranks that starve: [12] of 2\. .*rank [01] on \S+ \d", texts["description"]), texts
     live.proxy.shape = USUAL
     live.over("DataStarvation")
 

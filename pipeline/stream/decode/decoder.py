@@ -127,6 +127,6 @@ def make_decoder(name: DecoderName = "simplejpeg") -> Decoder:
     version = nvimgcodec.version()
     if version is None:
         raise ConfigError(
-            "data.decoder: nvImageCodec is not installed: pip install 'context-encoders[decode]', or set data.decoder to simplejpeg"
+            "data.decoder: nvImageCodec is not installed: pip install -e '.[decode]', or set data.decoder to simplejpeg"
         )
     return Decoder(f"nvimgcodec {version}, {always}", nvimgcodec.decode_region)

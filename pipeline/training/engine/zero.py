@@ -199,7 +199,7 @@ def _prepare(world: Ranks, training: TrainingConfig) -> ModuleType:
     except ImportError as error:
         raise ConfigError(
             f"training.mode: {training.mode} needs DeepSpeed, which can't be imported here ({error}): "
-            "pip install context-encoders[deepspeed], or set --training.mode ddp"
+            "pip install -e '.[deepspeed]', or set --training.mode ddp"
         ) from error
     if world.device.type == "cpu":
         # Otherwise DeepSpeed compiles a collective for CPUs, a minute of g++ for each home folder, for calls that training never makes

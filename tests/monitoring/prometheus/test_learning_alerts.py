@@ -26,10 +26,10 @@ ALERTS = {
 }
 """Problem that the evaluations of a run find -> its alert, without the beginning that all have."""
 FIGURES = {
-    "NoBetterThanBaseline": "network 9%; visible_mean 10%; constant 12%;",
-    "DeadMaps": "relu5 25%; decoder.relu1 0.7812%;",
+    "NoBetterThanBaseline": "network 9%; visible_mean 10%; constant 12%.",
+    "DeadMaps": "relu5 25%; decoder.relu1 0.7812%.",
     "ConstantOutput": "spread 40% as far",
-    "CollapsedFeatures": "vary in 12.5 dimensions, and lie from their mean 70% of their length",
+    "CollapsedFeatures": "vary in 12.5 dimensions. They lie 70% of their length from their mean",
 }
 
 

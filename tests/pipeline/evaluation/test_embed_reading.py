@@ -105,5 +105,5 @@ def test_without_pyarrow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("pipeline.evaluation.embed", *(f"pipeline.evaluation.embedding.{each}" for each in ("output", "part_folder", "table"))):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(EmbedError, match=r"pip install 'context-encoders\[embed\]'"):
+    with pytest.raises(EmbedError, match=r"pip install -e '\.\[embed\]'"):
         importlib.import_module("pipeline.evaluation.embed")

@@ -386,5 +386,5 @@ def test_an_onnx_file_that_computes_something_else_is_not_written(run: str, tmp_
 
 def test_without_the_packages_of_onnx_the_error_names_the_extra(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(EncoderInvalid, match=r"needs the package onnxscript: pip install 'context-encoders\[onnx\]'"):
+    with pytest.raises(EncoderInvalid, match=r"needs the package onnxscript: pip install -e '\.\[onnx\]'"):
         export_encoder(run, tmp_path / "encoder.onnx")

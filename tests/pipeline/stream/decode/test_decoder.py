@@ -179,7 +179,7 @@ def test_the_decoder_is_chosen_by_name_and_says_what_it_is(monkeypatch: pytest.M
     if version is not None:
         assert make_decoder("nvimgcodec").description == f"nvimgcodec {version}, {always}"
     monkeypatch.setattr(nvimgcodec, "version", lambda: None)
-    with pytest.raises(ConfigError, match=re.escape("pip install 'context-encoders[decode]'")):
+    with pytest.raises(ConfigError, match=re.escape("pip install -e '.[decode]'")):
         make_decoder("nvimgcodec")
 
 

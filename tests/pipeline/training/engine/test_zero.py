@@ -252,4 +252,4 @@ def test_without_deepspeed_the_mode_is_refused_and_ddp_never_imports_it(tmp_path
             assert done.returncode == 0, done.stderr
         else:
             assert "training.mode: zero1 needs DeepSpeed" in done.stderr
-            assert r"pip install context-encoders[deepspeed]" in done.stderr
+            assert r"pip install -e '.[deepspeed]'" in done.stderr
