@@ -46,8 +46,11 @@ def start(untouched: str = "") -> None:
     project = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(filter(None, (project, os.environ.get("PYTHONPATH", ""))))
     code = "from pipeline.training.supervision.guard_process import main; main()"
+    launcher = os.getppid()
     with suppress(OSError):
-        launcher, before = os.getppid(), signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+        if "python" not in Path(f"/proc/{launcher}/exe").resolve().name:
+            return  # a shell that has a launcher's variables in its environment
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code, str(launcher), untouched],

@@ -26,6 +26,7 @@ from pipeline.training.supervision.interruption import LAUNCHERS
 
 _STDIN, _STDERR = 0, 2
 _LOOK_SECONDS = 1.0  # between two looks for ranks that the launcher has started
+_LAUNCHER_SECONDS = 15.0  # longest wait for the launcher's end when the ranks have ended; a program that is no launcher may go on for days
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
@@ -78,14 +79,16 @@ class Guarding:
     _seen: set[int] = field(default_factory=set)
 
     def run(self) -> None:
-        """Watches until launcher and ranks have ended, or the launcher has started the ranks again, whose first rank has its own guard."""
+        """Watches until launcher and ranks have ended. Ends earlier where the launcher has started the ranks again, whose first rank has a guard
+        of its own, and where a launcher does not end."""
         pidfd = os.pidfd_open(self.launcher)
         poll, words = select.poll(), b""
         poll.register(pidfd, select.POLLIN)
         poll.register(_STDIN, select.POLLIN)
-        launcher_ended, quiet = 0.0, False
+        launcher_ended, quiet, closed = 0.0, False, 0.0
         while not launcher_ended or self._ranks:
-            if not launcher_ended and not self._look(poll):
+            again = not launcher_ended and not self._look(poll)
+            if again or (closed and not self._ranks and time.monotonic() - closed > _LAUNCHER_SECONDS):
                 self._record(final=True)
                 return
             for number, _ in poll.poll(1000 * _LOOK_SECONDS):
@@ -95,6 +98,7 @@ class Guarding:
                     for line in lines:
                         self.told.add(json.loads(line))
                     if not data:
+                        closed = time.monotonic()
                         poll.unregister(_STDIN)
                 elif number == pidfd:
                     launcher_ended = time.monotonic()
