@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -80,7 +81,7 @@ def note_end(ending: Ending, line: str = "") -> None:
         ending: kind of the end.
         line: sentence that says what happened; empty where there is none.
     """
-    _tell(ending=ending, line=line)
+    _tell(ending=ending, line=line, at=time.monotonic())
 
 
 def _tell(**facts: Any) -> None:
