@@ -117,6 +117,7 @@ def test_bad_settings_are_refused(shards: Path, tmp_path: Path) -> None:
         "training.precision: the launcher has mixed_precision bf16",
         *setting_list(shards, tmp_path / "run", 1),
         ACCELERATE_MIXED_PRECISION="bf16",
+        LOCAL_RANK="1",  # no guard, which would wait for this process
     )
 
 

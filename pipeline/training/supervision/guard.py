@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -46,8 +47,11 @@ def start(untouched: str = "") -> None:
     project = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(filter(None, (project, os.environ.get("PYTHONPATH", ""))))
     code = "from pipeline.training.supervision.guard_process import main; main()"
+    launcher = os.getppid()
     with suppress(OSError):
-        launcher, before = os.getppid(), signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+        if "python" not in Path(f"/proc/{launcher}/exe").resolve().name:
+            return  # a shell that has a launcher's variables in its environment
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code, str(launcher), untouched],
@@ -77,7 +81,7 @@ def note_end(ending: Ending, line: str = "") -> None:
         ending: kind of the end.
         line: sentence that says what happened; empty where there is none.
     """
-    _tell(ending=ending, line=line)
+    _tell(ending=ending, line=line, at=time.monotonic())
 
 
 def _tell(**facts: Any) -> None:

@@ -26,6 +26,7 @@ from pipeline.training.supervision.interruption import LAUNCHERS
 
 _STDIN, _STDERR = 0, 2
 _LOOK_SECONDS = 1.0  # between two looks for ranks that the launcher has started
+_LAUNCHER_SECONDS = 15.0  # longest wait for the launcher's end when the ranks have ended; a program that is no launcher may go on for days
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
@@ -38,7 +39,7 @@ class Told:
         attempt: attempt of the run.
         ending: kind of the rank's end; empty before the end.
         line: sentence of the rank about its end.
-        at: time of that, on the monotonic clock.
+        at: time of that, on the monotonic clock, which all processes share.
     """
 
     run: Path | None = None
@@ -52,7 +53,7 @@ class Told:
         if "run" in facts:
             self.run, self.attempt = Path(facts["run"]), int(facts["attempt"])
         if "ending" in facts:
-            self.ending, self.line, self.at = facts["ending"], facts["line"], time.monotonic()
+            self.ending, self.line, self.at = facts["ending"], facts["line"], facts["at"]
 
 
 @dataclass
@@ -73,28 +74,30 @@ class Guarding:
     told: Told = field(default_factory=Told)
     dead: dict[str, Any] | None = None
     _recorded: bool = False
+    _words: bytes = b""
     _ranks: dict[int, tuple[int, int]] = field(default_factory=dict)
     """pidfd -> process id and rank of a process that runs."""
     _seen: set[int] = field(default_factory=set)
 
     def run(self) -> None:
-        """Watches until launcher and ranks have ended, or the launcher has started the ranks again, whose first rank has its own guard."""
+        """Watches until launcher and ranks have ended.
+
+        Ends earlier where the launcher has started the ranks again, whose first rank has a guard of its own, or where it does not end.
+        """
         pidfd = os.pidfd_open(self.launcher)
-        poll, words = select.poll(), b""
+        poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         poll.register(_STDIN, select.POLLIN)
-        launcher_ended, quiet = 0.0, False
+        launcher_ended, quiet, closed = 0.0, False, 0.0
         while not launcher_ended or self._ranks:
-            if not launcher_ended and not self._look(poll):
+            again = not launcher_ended and not self._look(poll)
+            if again or (closed and not self._ranks and time.monotonic() - closed > _LAUNCHER_SECONDS):
                 self._record(final=True)
                 return
             for number, _ in poll.poll(1000 * _LOOK_SECONDS):
                 if number == _STDIN:
-                    data = os.read(_STDIN, 1 << 16)
-                    *lines, words = (words + data).split(b"\n")
-                    for line in lines:
-                        self.told.add(json.loads(line))
-                    if not data:
+                    if not self._hear():
+                        closed = time.monotonic()
                         poll.unregister(_STDIN)
                 elif number == pidfd:
                     launcher_ended = time.monotonic()
@@ -105,9 +108,19 @@ class Guarding:
                     poll.unregister(number)
                     self._died(number)
             self._record(final=False)
+        while not closed and select.select([_STDIN], [], [], 0)[0] and self._hear():
+            pass  # words that came just before the end of a rank
         self._record(final=True)
         if not quiet or not self.told.ending:
             self._print(self._last_line(launcher_ended))
+
+    def _hear(self) -> bool:
+        """Reads words of the first rank; returns False at their end."""
+        data = os.read(_STDIN, 1 << 16)
+        *lines, self._words = (self._words + data).split(b"\n")
+        for line in lines:
+            self.told.add(json.loads(line))
+        return bool(data)
 
     def _look(self, poll: select.poll) -> bool:
         """Finds ranks that the launcher has started; returns False where it has started them again."""

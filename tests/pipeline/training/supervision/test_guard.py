@@ -98,6 +98,13 @@ def test_the_words_of_a_stopped_run_are_repeated_only_where_the_launcher_printed
     assert (lines[-1:], events) == (last, [])
 
 
+def test_a_shell_with_the_variables_of_a_launcher_has_no_guard(tmp_path: Path) -> None:
+    rank = "from pipeline.training.supervision import guard; guard.start(); print(len(guard._started))"
+    command = ["sh", "-c", f"'{sys.executable}' -c '{rank}'; true"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_MIXED_PRECISION": "no"}
+    assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout == "0\n"
+
+
 @pytest.mark.parametrize("status", [0, 3, -signal.SIGKILL])
 def test_the_exit_status_of_another_process_is_read_before_its_parent_takes_it(status: int) -> None:
     child = os.fork()
