@@ -93,6 +93,8 @@ def prepare(data: bytes, rules: PictureRules) -> StoredPicture:
         if extension is None:
             raise PictureRejected(f"{image.format} can't be stored as it is: let it be encoded with --resize")
         read_rgb(data, rules.max_pixels)  # as the training will
+    except PictureRejected:
+        raise
     except Exception as error:
         raise rejection(error) from error
     return StoredPicture(data, extension)

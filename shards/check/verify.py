@@ -117,13 +117,13 @@ def verify(
     return Findings(manifest, tuple(sorted(problems)), tuple(repaired), unproven, unreadable, tuple(notes))
 
 
-def _look(decode: bool, unreadable: list[tuple[str, str]], key: str, picture: bytes) -> None:
+def _look(decode: bool, max_pixels: int, unreadable: list[tuple[str, str]], key: str, picture: bytes) -> None:
     """Adds key and reason of a picture to a list if it can't be read."""
     try:
         if decode:
-            read_rgb(picture, MOST_PIXELS)
+            read_rgb(picture, max_pixels)
         else:
-            check_header(picture, MOST_PIXELS)
+            check_header(picture, max_pixels)
     except PictureRejected as error:
         unreadable.append((key, str(error)))
 
@@ -205,7 +205,8 @@ def _read_shard(
     can be read to its end, and True if its bytes are those of the manifest."""
     actual: ShardIndex | None = None
     sound = False
-    look = functools.partial(_look, decode, findings.unreadable)
+    most = manifest.settings.get("max_pixels")  # of a build
+    look = functools.partial(_look, decode, most if isinstance(most, int) else MOST_PIXELS, findings.unreadable)
     if size is None:
         findings.problems.append(Problem(record.name, _missing(tars, record.name, elsewhere)))
         return None, False

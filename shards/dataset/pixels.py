@@ -65,6 +65,8 @@ def read_rgb(
                 image.load()
                 pixels = np.asarray(to_rgb(image))
             return turned(pixels, orientation_of(data, image) if turn else UPRIGHT)
+    except PictureRejected:
+        raise
     except Exception as error:  # decoders raise errors of many types for damaged files: OSError, SyntaxError, struct.error, IndexError, ...
         raise rejection(error) from error
 
@@ -87,6 +89,8 @@ def check_header(data: bytes, max_pixels: int) -> None:
         with opened(data, max_pixels) as image:
             if image.mode not in _ALWAYS:
                 to_rgb(image)  # an agreed range shows in the values alone
+    except PictureRejected:
+        raise
     except Exception as error:
         raise rejection(error) from error
 
@@ -117,8 +121,6 @@ def rejection(error: Exception) -> PictureRejected:
     Raises:
         MemoryError: this machine is out of memory, which is no fault of the picture.
     """
-    if isinstance(error, PictureRejected):
-        return error
     if isinstance(error, Image.DecompressionBombError):
         return PictureRejected("many times the pixels of max_pixels")
     if isinstance(error, MemoryError):  # damaged files claim absurd sizes too

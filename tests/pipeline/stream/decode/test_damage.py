@@ -16,10 +16,12 @@ from PIL import Image, JpegImagePlugin
 from pipeline.config import DataConfig
 from pipeline.evaluation.embedding.pictures import PictureCutter
 from pipeline.stream.decode import nvimgcodec
-from pipeline.stream.decode.crop import CropRule
+from pipeline.stream.decode.crop import Box, CropRule
 from pipeline.stream.decode.decoder import make_decoder
+from pipeline.stream.decode.jpeg import decode_rows
 from pipeline.stream.loader import StreamConfig, StreamLoader
 from shards.build.picture import PictureRules, StoredPicture, prepare
+from shards.dataset.jpeg_header import read_frame
 from shards.dataset.pixels import PictureRejected, check_header, read_rgb
 from tests.datasets import photographs, write_dataset
 from tests.faults.fuzzing import mutate
@@ -104,6 +106,18 @@ def test_an_error_of_any_type_concerns_one_picture(error: Exception, monkeypatch
             prepare(jpeg, PictureRules(resize=resize))
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_ends_in_the_middle_is_refused_in_any_colours(mode: str) -> None:
+    """Pillow alone would show grey where a file ends properly in spite of it."""
+    data = saved("JPEG", Image.fromarray(PIXELS).convert(mode))
+    data = data[: len(data) * 2 // 3] + b"\xff\xd9"
+    Image.open(io.BytesIO(data)).load()
+    for resize in (None, 32, 256):
+        assert refused_or_read(data, resize) is None
+    (reason,) = make_decoder().crops([data], [np.zeros((SIDE, SIDE, 3), np.uint8)], RULE, [1])
+    assert "premature end of data" in str(reason)
+
+
 def test_a_run_goes_on_over_jpegs_that_leave_the_fast_path(tmp_path: Path) -> None:
     odd = [DAMAGES[damage](sampled(1, 4)) for damage in ("cut", "stray", "fill")]
     write_dataset(tmp_path, [*photographs(9, SIDE, SIDE), *odd], [12])
@@ -145,6 +159,10 @@ def test_damaged_pictures_of_every_format_are_refused_or_read_the_same_everywher
             rule = CropRule(draw.choice(("random", "random_resized", "center")), True, MOST)
             (reason,), cut = decoder.crops([data], [out], rule, [number]), cutter.cut([data], [out])
             assert not whole or (reason is None and cut == [None])
+            frame = read_frame(data)
+            if frame is not None and frame.height * frame.width <= MOST:
+                rows = decode_rows(data, frame, Box(0, 0, frame.height, frame.width, False))
+                assert rows is None or whole, "no crop shows what is refused whole"
     assert 100 < read < 500
 
 
