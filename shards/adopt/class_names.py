@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shards.adopt.records import Done, read_labels
+from shards.counting import counted
 from shards.dataset.index import PICTURE_EXTENSIONS
 from shards.errors import StoreError
 from shards.layout import split_in
@@ -140,7 +141,7 @@ def _in_order(names: dict[int, str]) -> list[str]:
 def _fitting(names: list[str], largest: int) -> tuple[str, ...]:
     """Returns the names if they can be those of the classes: a list of labels, one a sample, often has the same name."""
     if len(names) <= largest:
-        raise _NoNames(f"names {len(names):,} classes, and the labels go up to {largest:,}")
+        raise _NoNames(f"names {counted(len(names), 'class')}, and the labels go up to {largest:,}")
     if not all(0 < len(name) <= _LONGEST for name in names) or all(name.lstrip("-").isdecimal() for name in names):
         raise _NoNames("holds lines that are no names")
     if any(name.lower().endswith(f".{extension}") for name in names for extension in PICTURE_EXTENSIONS):

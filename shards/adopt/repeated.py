@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shards.counting import counted
 from shards.dataset.manifest import ShardRecord
 
 _SHOWN = 3
@@ -25,7 +26,8 @@ def repeated_tars(records: Sequence[ShardRecord]) -> list[str]:
     if not repeated:
         return []
     shown = ", ".join(f"{same} and {record.name}" for record, same in repeated[:_SHOWN]) + (", ..." if len(repeated) > _SHOWN else "")
+    samples = counted(sum(record.count for record, _ in repeated), "sample is", "samples are")
     return [
-        f"  warning: the same tar twice: {shown}; {sum(record.count for record, _ in repeated):,} samples are there twice, and training "
+        f"  warning: the same tar twice: {shown}; {samples} there twice, and training "
         "takes both. Remove the copy or the link, or name the tars by a pattern that leaves it out"
     ]

@@ -11,6 +11,7 @@ import tarfile
 from dataclasses import dataclass
 from typing import Protocol
 
+from shards.counting import counted
 from shards.dataset.lookalike import kind_of
 from shards.errors import ShardCorrupt
 
@@ -75,7 +76,8 @@ def check_member(member: tarfile.TarInfo, kind: bytes, name: str, size: int) -> 
     # a damaged header may name a negative size, which would send tarfile round in circles
     end = member.offset_data + member.size
     if member.size < 0 or (member.isreg() and end > size):
-        raise ShardCorrupt(f"{name}: cut short inside {member.name}, or its header is damaged: {size} bytes are there, {end} are needed")
+        there = counted(size, "byte is", "bytes are")
+        raise ShardCorrupt(f"{name}: cut short inside {member.name}, or its header is damaged: {there} there, {end:,} are needed")
     if member.type == _CONTINUED:
         raise ShardCorrupt(f"{name}: {member.name} begins in another volume (tar --multi-volume). Make the tar without it")
     if kind in _LONG and member.isreg():
@@ -110,8 +112,8 @@ def check_end(tar: _File, name: str, size: int, reached: Progress, open_ended: b
         position += len(rest)
     if position - reached.header_at > _LONGEST_PADDING:
         raise ShardCorrupt(
-            f"{name}: {position - reached.header_at} bytes of zeros {reached.place}, more than an archive ends with: was a download not "
-            f"finished? {_AGAIN}; if it is whole, shorten it: truncate --size {reached.header_at + 2 * _BLOCK}"
+            f"{name}: {counted(position - reached.header_at, 'byte')} of zeros {reached.place}, more than an archive ends "
+            f"with: was a download not finished? {_AGAIN}; if it is whole, shorten it: truncate --size {reached.header_at + 2 * _BLOCK}"
         )
 
 
@@ -120,7 +122,7 @@ def _followed(name: str, size: int, reached: Progress, start: int, block: bytes)
     if start == reached.header_at + _BLOCK:
         return ShardCorrupt(
             f"{name}: a block of zeros {reached.place}, where a header should be: readers take it for the end and lose "
-            f"{size - start} bytes without an error. {_AGAIN}"
+            f"{counted(size - start, 'byte')} without an error. {_AGAIN}"
         )
     if _is_header(block):
         return ShardCorrupt(
@@ -129,8 +131,8 @@ def _followed(name: str, size: int, reached: Progress, start: int, block: bytes)
             "zeros"
         )
     return ShardCorrupt(
-        f"{name}: {size - start} bytes that begin no archive follow the blocks of zeros {reached.place}, where readers stop without an "
-        f"error. {_AGAIN}"
+        f"{name}: {counted(size - start, 'byte')} of no archive behind the blocks of zeros {reached.place}, where readers stop "
+        f"without an error. {_AGAIN}"
     )
 
 
@@ -142,7 +144,8 @@ def fault(name: str, size: int, reached: Progress, reason: str = "") -> ShardCor
     if at == 0 and (kind := kind_of(header)):
         return ShardCorrupt(f"{name}: {kind}")
     if at > size:
-        return ShardCorrupt(f"{name}: cut short behind {reached.member}: {size} bytes are there, {at} are needed. {_AGAIN}")
+        there = counted(size, "byte is", "bytes are")
+        return ShardCorrupt(f"{name}: cut short behind {reached.member}: {there} there, {at:,} are needed. {_AGAIN}")
     if at == size:
         return ShardCorrupt(
             f"{name}: ends {reached.place}, without the blocks of zeros that close an archive: cut short there, or written by a program "
@@ -150,13 +153,14 @@ def fault(name: str, size: int, reached: Progress, reason: str = "") -> ShardCor
         )
     if len(header) < _BLOCK:
         what = "a header" if any(header) else "the blocks of zeros that close it"
-        return ShardCorrupt(f"{name}: cut short inside {what} {reached.place}: {size} bytes are there. {_AGAIN}")
+        return ShardCorrupt(f"{name}: cut short inside {what} {reached.place}: {counted(size, 'byte is', 'bytes are')} there. {_AGAIN}")
     if at == 0:
         return ShardCorrupt(f"{name}: not a tar, or one whose first header is damaged ({reason or 'bad checksum'}). {_AGAIN}")
     if reason and _is_header(header):
         return ShardCorrupt(f"{name}: damaged or cut short {reached.place}: {reason}. {_AGAIN}")
     return ShardCorrupt(
-        f"{name}: a damaged header {reached.place}: readers take it for the end and lose {size - at} bytes without an error. {_AGAIN}"
+        f"{name}: a damaged header {reached.place}: readers take it for the end and lose {counted(size - at, 'byte')} without "
+        f"an error. {_AGAIN}"
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.counting import counted
 from shards.errors import SourceError, StoreError
 from shards.store import Options, Store
 from shards.urls import join, redacted, refuse_query, split
@@ -142,7 +143,7 @@ def _read_list(url: str, options: Options | None) -> Iterator[str] | None:
     if size is None:
         return None
     if size > _LONGEST_LIST:
-        raise SourceError(f"{store.describe(name)}: {size:,} bytes are too long for a list of tars. Name their folder, or a pattern")
+        raise SourceError(f"{store.describe(name)}: {counted(size, 'byte')}, too long for a list of tars. Name their folder, or a pattern")
     try:
         lines = [line.strip() for line in store.read(name).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:

@@ -53,7 +53,7 @@ def watched(guard: psutil.Process) -> int:
     [
         (["--data.shards", "NOWHERE"], "holds no shards"),
         (["--training.micro_batch", "1"], "training.micro_batch: 1 is less than the batch-norm group of 2"),
-        (["--training.stps", "3"], "the arguments are refused, the message is above"),
+        (["--training.stps", "3"], "--training.stps: no such setting. Did you mean --training.steps? No step was taken"),
     ],
     ids=["data set", "setting", "argument"],
 )

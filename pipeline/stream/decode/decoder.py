@@ -126,7 +126,5 @@ def make_decoder(name: DecoderName = "simplejpeg") -> Decoder:
         return Decoder(always, decode_rows)
     version = nvimgcodec.version()
     if version is None:
-        raise ConfigError(
-            "data.decoder: nvImageCodec is not installed: pip install -e '.[decode]', or set data.decoder to simplejpeg"
-        )
+        raise ConfigError("data.decoder: nvImageCodec is not installed: pip install -e '.[decode]', or set data.decoder to simplejpeg")
     return Decoder(f"nvimgcodec {version}, {always}", nvimgcodec.decode_region)

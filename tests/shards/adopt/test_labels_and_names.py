@@ -86,7 +86,7 @@ def test_a_file_beside_the_tars_names_the_classes(tmp_path: Path, name: str, con
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("cat\n", "names 1 classes, and the labels go up to 1"),
+        ("cat\n", "names 1 class, and the labels go up to 1"),
         ("1\n0\n1\n", "holds lines that are no names"),
         ("cat\n\ndog\n", "holds lines that are no names"),
         ("0.jpg\n1.jpg\n", "names pictures, not classes"),

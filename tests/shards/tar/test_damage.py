@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shards.adopt.index_tars import as_text
+from shards.counting import counted
 from shards.dataset import index
 from shards.dataset.index import Rules
 from shards.errors import ShardCorrupt, ShardError, SourceError
@@ -53,25 +54,25 @@ FAULTS = {
     "bytes put in": (GOOD[:HEADER] + b"abc" + GOOD[HEADER:], rf"a damaged header {BEHIND}"),
     "a lost block": (GOOD[: HEADER + 512] + GOOD[HEADER + 1024 :], r"a damaged header at byte \d+, behind 1\.jpg"),
     "a flipped first header": (flipped(1), "not a tar, or one whose first header is damaged"),
-    "a cut header": (GOOD[: HEADER + 300], rf"cut short inside a header {BEHIND}: {HEADER + 300} bytes are there"),
+    "a cut header": (GOOD[: HEADER + 300], rf"cut short inside a header {BEHIND}: {HEADER + 300:,} bytes are there"),
     "a cut member": (GOOD[: HEADER + 600], r"cut short inside 1\.jpg"),
-    "cut padding": (GOOD[: END - 1], rf"cut short behind 2\.jpg: {END - 1} bytes are there, {END} are needed"),
+    "cut padding": (GOOD[: END - 1], rf"cut short behind 2\.jpg: {END - 1:,} bytes are there, {END:,} are needed"),
     "a cut end": (GOOD[: END + 100], rf"cut short inside the blocks of zeros that close it at byte {END}"),
     "no end": (GOOD[:END], rf"ends at byte {END}, behind 2\.jpg, without the blocks of zeros .*index --open-ended accepts it"),
     "a zeroed header": (changed(HEADER, bytes(512)), rf"a block of zeros {BEHIND}, where a header should be"),
     "a zeroed first header": (changed(0, bytes(512)), "a block of zeros at byte 0, where a header should be"),
     "zeroed blocks": (
         changed(HEADER, bytes(1024)),
-        rf"bytes that begin no archive follow the blocks of zeros {BEHIND}",
+        rf"bytes of no archive behind the blocks of zeros {BEHIND}",
     ),
     "a zeroed long name": (long_named(tarfile.GNU_FORMAT), "the long name of the member at byte 0 is damaged: '' is left"),
     "zeroed pax records": (long_named(tarfile.PAX_FORMAT), "the long name of the member at byte 0 is damaged: 'xxx"),
     "a zeroed rest": (
         GOOD[:HEADER] + bytes(5 << 20),
-        rf"{5 << 20} bytes of zeros {BEHIND}, more than an archive ends",
+        rf"{5 << 20:,} bytes of zeros {BEHIND}, more than an archive ends",
     ),
     "a second archive": (GOOD + tar_of({"x.jpg": b"1"}), rf"a second archive begins at byte {len(GOOD)}, .* tar --concatenate"),
-    "bytes behind the end": (GOOD + b"more" * 200, "800 bytes that begin no archive follow the blocks of zeros"),
+    "bytes behind the end": (GOOD + b"more" * 200, "800 bytes of no archive behind the blocks of zeros"),
     "a field twice": (tar_of({**MEMBERS, "2.JPG": b"1"}), r"2\.JPG: the sample 2 has the field jpg twice"),
     "an empty file": (b"", "an empty file"),
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "a Git LFS pointer.*git lfs pull"),
@@ -131,7 +132,7 @@ def test_hidden_pictures_belong_to_no_sample_and_are_listed(tmp_path: Path, hidd
     assert ours(tmp_path) == [("d/r", picture(1), 2)]
     assert [key for key, _, _ in result.rejected] == hidden
     assert all("its name begins with a dot" in reason and "COPYFILE_DISABLE=1" in reason for _, _, reason in result.rejected)
-    assert any(f"rejected: {len(hidden)} samples" in line for line in as_text(result))
+    assert any(f"rejected: {counted(len(hidden), 'sample')}" in line for line in as_text(result))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_pictures_that_are_dead_links_or_pointers_are_called_by_their_names(tmp_
     names = ["a Git LFS pointer", "a git-annex pointer", "a web page", "an answer in XML"]
     write_folder(tmp_path / "in", {f"{name}.jpg": FAULTS[name][0] for name in names})
     (tmp_path / "in" / "dead.jpg").symlink_to(tmp_path / "gone.jpg")
-    with pytest.raises(ShardError, match="none of the 5 pictures could be stored") as caught:
+    with pytest.raises(ShardError, match="none of 5 pictures could be stored") as caught:
         build(tmp_path / "in", tmp_path / "out")
     for line in (r"dead\.jpg: a link that leads nowhere", *(rf"{name}\.jpg: {FAULTS[name][1]}" for name in names)):
         assert caught.match(line)
@@ -167,5 +168,5 @@ def test_the_same_tar_twice_is_a_warning(tmp_path: Path, digests: bool, link: bo
         (tmp_path / "latest.tar").write_bytes((tmp_path / "b.tar").read_bytes())
         os.utime(tmp_path / "latest.tar", (1_000_000_000, 1_000_000_000))
     text = as_text(run(tmp_path, rules=Rules(digests=digests)))
-    said = any("warning: the same tar twice: b.tar and latest.tar; 1 samples are there twice" in line for line in text)
+    said = any("warning: the same tar twice: b.tar and latest.tar; 1 sample is there twice" in line for line in text)
     assert said == (digests or link)  # without digests, a copy of another time is another tar

@@ -92,7 +92,7 @@ def test_a_list_of_tars_is_what_its_lines_name(place: Store, text: str, expected
         (b"pipe:curl https://x/0.tar", "run programs"),
         (b"s3://user:hunter2@bucket/0.tar", "credentials in the URL"),
         (b"gone.tar", r"gone\.tar: nothing is there"),
-        (b"\n".join(b"m%d.tar" % number for number in range(20)), "20 of the 20 shards that were named are missing"),
+        (b"\n".join(b"m%d.tar" % number for number in range(20)), "20 of the 20 shards named can't be found"),
     ],
 )
 def test_a_list_that_can_not_be_used_is_one_clear_error(tmp_path: Path, data: bytes, message: str) -> None:

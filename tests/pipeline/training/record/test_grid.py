@@ -225,13 +225,13 @@ def test_pictures_on_a_gpu_can_be_shown(tmp_path: Path) -> None:
         ({"prediction": torch.zeros(3, 3, 8, 8, dtype=torch.uint8)}, "prediction: torch.uint8"),
         ({"mask": torch.zeros(3, 1, 8, 8)}, "mask: .* is not bool"),
         ({"context": torch.zeros(2, 3, 64, 96)}, "context has 2 pictures, truth 3"),
-        ({"prediction": torch.zeros(3, 3, 32, 96)}, r"prediction has pictures of \(32, 96\) pixels, truth of \(64, 96\)"),
+        ({"prediction": torch.zeros(3, 3, 32, 96)}, r"prediction has pictures of the size \(32, 96\), truth of \(64, 96\)"),
     ],
 )
 def test_what_is_no_painting_is_an_error_that_names_the_tensor(tmp_path: Path, wrong: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         save_grid(tmp_path / "grid.png", replace(painted(), **wrong))
-    with pytest.raises(ValueError, match="baseline_l1 has 1 figures for 3 pictures"):
+    with pytest.raises(ValueError, match="baseline_l1 has 1 figure for 3 pictures"):
         save_grid(tmp_path / "grid.png", painted(), [1.0, 2.0, 3.0], [1.0])
     assert not (tmp_path / "grid.png").exists()
 
