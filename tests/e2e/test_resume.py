@@ -170,11 +170,13 @@ def test_another_number_of_ranks_continues_with_the_same_samples(
 
 @pytest.mark.slow
 def test_a_finished_run_is_left_alone(imagenet_shards: Path, undisturbed: dict[str, Path]) -> None:
-    before = losses(undisturbed["features"])
+    before, events = losses(undisturbed["features"]), read_lines(undisturbed["features"] / "events.jsonl")
     done = launch(2, *setting_list(imagenet_shards, undisturbed["features"], STEPS, *KINDS["features"]))
     assert done.returncode == 0
-    assert f"finished: {STEPS} steps" in done.stdout
+    assert f"finished before: {STEPS} steps are done" in done.stdout
+    assert "world size" not in done.stderr, "no rank met another"
     assert losses(undisturbed["features"]) == before
+    assert read_lines(undisturbed["features"] / "events.jsonl") == events
 
 
 @pytest.mark.slow
