@@ -183,7 +183,7 @@ class Guarding:
             return ""
         what = told.line if self.dead is None or told.ending == "failed" else death(self.dead) + _hint(self.dead)
         again = "" if told.ending == "failed" else "The same command continues the run"
-        return ". ".join(filter(None, (f"the run has failed: {what}", self._saved(), again))) + where
+        return ". ".join(filter(None, (f"the run has failed: {what.rstrip('.')}", self._saved(), again))) + where
 
     def _saved(self) -> str:
         if self.told.run is None:
