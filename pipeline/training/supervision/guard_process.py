@@ -183,8 +183,8 @@ class Guarding:
             return ""
         what = told.line if self.dead is None or told.ending == "failed" else death(self.dead) + _hint(self.dead)
         again = "" if told.ending == "failed" else "The same command continues the run"
-        sentences = [sentence for sentence in (f"the run has failed: {what}", self._saved(), again) if sentence]
-        return ". ".join(sentences).replace("?. ", "? ").replace(".. ", ". ") + where
+        sentences = filter(None, (f"the run has failed: {what.rstrip('.')}", self._saved(), again))
+        return ". ".join(sentences).replace("?. ", "? ") + where
 
     def _saved(self) -> str:
         if self.told.run is None:
