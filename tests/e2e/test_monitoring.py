@@ -225,7 +225,7 @@ def test_a_run_that_was_killed_raises_target_down(live: Live) -> None:
     live.ranks[1].kill()
     assert launcher.wait(timeout=120) != 0
     texts = live.told("TargetDown", "critical")
-    assert re.search(r"In its target files, 5 at most: 127\.0\.0\.1:\d+ \(node \S+?\);", texts["description"]), texts
+    assert re.search(r"In its target files, 5 at most: 127\.0\.0\.1:\d+ \(node \S+?\)[.;]", texts["description"]), texts
 
 
 def test_nobody_is_told_of_a_run_that_goes_on_and_ends(live: Live) -> None:
