@@ -99,7 +99,15 @@ def _started_ranks(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
         children = warm.behind(psutil.Process(launcher.pid)).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-    return [child for child in children if "launch/pretrain.py" in " ".join(_command(child))]
+    ranks = {child.pid: child for child in children if "launch/pretrain.py" in " ".join(_command(child))}
+    return [rank for rank in ranks.values() if _parent(rank) not in ranks]  # a rank's child has its command until it is another program
+
+
+def _parent(process: psutil.Process) -> int:
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return 0
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -117,7 +117,6 @@ def test_bad_settings_are_refused(shards: Path, tmp_path: Path) -> None:
         "training.precision: the launcher has mixed_precision bf16",
         *setting_list(shards, tmp_path / "run", 1),
         ACCELERATE_MIXED_PRECISION="bf16",
-        LOCAL_RANK="1",  # no guard, which would wait for this process
     )
 
 
@@ -206,10 +205,10 @@ def test_processes_that_do_not_find_each_other_are_refused(shards: Path, tmp_pat
     settings = setting_list(shards, tmp_path / "run", 1, *SMALL, *BATCH)
     refuse("WORLD_SIZE is 2 but MASTER_PORT is not set", *settings, WORLD_SIZE="2", RANK="0")
     script = (
-        "import sys, torch.distributed as dist\n"
+        "import runpy, sys, torch.distributed as dist\n"
         "sys.argv = ['launch/pretrain.py', *sys.argv[1:]]\n"
         "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\n"
-        "exec(compile(open('launch/pretrain.py').read(), 'launch/pretrain.py', 'exec'))\n"
+        "runpy.run_path('launch/pretrain.py', run_name='__main__')\n"
     )
     command = [sys.executable, "-c", script, *settings]
     environment = clean_environment(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")

@@ -77,7 +77,7 @@ def test_a_driver_that_is_not_loaded_is_one_log_line_and_no_metrics(tmp_path: Pa
 def test_without_the_binding_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert Gpu.find("GPU-0") is None
-    assert "context-encoders[gpu]" in caplog.text
+    assert "pip install -e '.[gpu]'" in caplog.text
 
 
 def test_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_a_truncated_object_is_named(s3: SeaweedFS, local: tuple[Path, Manifest]
     record = local[1].records[1]
     store.write(record.name, store.read(record.name)[:20_000])
     config = stream_config(url, s3.options, cache="none", retries=1)
-    with StreamLoader(config) as loader, pytest.raises(ShardCorrupt, match=f"{record.name}: cut short: 20000 bytes"):
+    with StreamLoader(config) as loader, pytest.raises(ShardCorrupt, match=f"{record.name}: cut short: 20,000 bytes"):
         take(loader)
 
 
