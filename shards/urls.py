@@ -51,6 +51,11 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def with_literal_dollars(text: str) -> str:
+    """Doubles every `$` of a path or URL that a setting of launch/pretrain.py would read as the start of a variable or as a doubled `$`."""
+    return re.sub(r"\$(?=[A-Za-z_{$])", "$$", text)
+
+
 def parse_options(pairs: Sequence[str]) -> dict[str, str]:
     """Reads the KEY=VALUE pairs of `--storage`.
 
