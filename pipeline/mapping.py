@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from pipeline.spelling import nearest
 from shards.errors import ExplainedError
-from shards.urls import redacted
+from shards.urls import redacted, scheme
 
 ConfigT = TypeVar("ConfigT")
 
@@ -142,7 +142,7 @@ def check_local(where: str, path: str, instead: str) -> None:
     Raises:
         ConfigError: the path begins with a scheme such as s3://, also in the form s3:/ that path libraries make of it.
     """
-    if re.match(r"[A-Za-z][\w+.-]+:/", path):
+    if scheme(path):
         raise ConfigError(f"{where}: {redacted(path)} is a URL, not a path of this machine. {instead}")
 
 

@@ -194,6 +194,10 @@ def test_a_url_where_a_folder_is_needed_is_refused_with_what_to_use_instead(plac
     assert (place == "run") == ("--checkpoint.url URL" in str(refused.value))
 
 
+def test_a_folder_whose_name_ends_with_a_colon_is_no_url() -> None:
+    assert parse(METHODS, ["--data.shards", "x", "--run", "lr1e-3:/x", "--data.cache", "lr:/x"]).run == "lr1e-3:/x"
+
+
 def test_the_run_folder_of_a_file_and_of_the_command_line_may_be_no_url(tmp_path: Path) -> None:
     for words in (["--run", "s3://bucket/x"], ["--config", write(tmp_path, "run: s3://bucket/x")]):
         with pytest.raises(ConfigError, match="run: s3://bucket/x is a URL"):
