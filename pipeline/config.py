@@ -20,7 +20,7 @@ from monitoring.settings import check as check_monitoring
 from pipeline.command_line import name_sources, overridden, read_yaml, take
 from pipeline.mapping import ConfigError, check_local, checked, from_mapping, with_places
 from pipeline.spelling import nearest
-from shards.urls import redacted
+from shards.urls import redacted, with_literal_dollars
 
 MethodT = TypeVar("MethodT")
 _Decay = Annotated[float, Interval(ge=0, lt=1)]
@@ -243,7 +243,7 @@ class Config(Generic[MethodT]):
     """Pretext task: the name of a recipe in pipeline/recipes."""
     run: str = "runs/default"
     """Folder for everything that the run writes, no URL; giving the same folder again continues the run. Here and wherever a setting names
-    a file, folder or URL, ~ and $VARIABLE are expanded."""
+    a file, folder or URL, ~ and $VARIABLE are expanded, and $$ is a literal $."""
     seed: Annotated[int, Interval(ge=0, lt=2**63)] = 0
     """Seed of the order, crops, masks, dropout and initial weights."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -358,8 +358,8 @@ def _check_sources(data: DataConfig) -> None:
 
 
 def to_mapping(config: Config[Any]) -> dict[str, Any]:
-    """The tree as plain values, for YAML and JSON, with the secrets in the store's options and in URLs left out."""
-    plain: dict[str, Any] = dataclasses.asdict(config)
+    """The tree as plain values, for YAML and JSON that `parse` reads back, with the secrets in the store's options and in URLs left out."""
+    plain: dict[str, Any] = dataclasses.asdict(with_places(config, _PLACES, change=lambda text, _: with_literal_dollars(text)))
     for place in (plain["data"], *plain["data"]["sources"].values()):
         options = place["storage_options"]
         place["storage_options"] = {key: redacted(value) if key in _SHOWN_OPTIONS else "(not shown)" for key, value in options.items()}

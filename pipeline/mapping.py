@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from pipeline.spelling import nearest
 from shards.errors import ExplainedError
-from shards.urls import redacted
+from shards.urls import redacted, scheme
 
 ConfigT = TypeVar("ConfigT")
 
@@ -72,46 +72,58 @@ def checked(config: ConfigT, path: str = "") -> ConfigT:
     return from_mapping(type(config), fields, path, type(fields["method"]) if "method" in fields else None)
 
 
-def with_places(value: Any, places: Collection[str], path: str = "") -> Any:
+def with_places(value: Any, places: Collection[str], path: str = "", change: Callable[[str, str], str] | None = None) -> Any:
     """Expands `~` and variables in the settings that name a file, a folder or a URL; returns a tree of the same types.
+
+    A tree passes through once, because a `$$` that became a literal `$` would be read as a variable the second time.
 
     Args:
         value: dataclass of a tree of settings, or a part of one.
         places: dotted names of those settings; * stands for any part of a name.
         path: dotted name of the value in the tree.
+        change: function of text and dotted name that makes the new text; None expands.
 
     Raises:
         ConfigError: as `expanded`.
     """
     if isinstance(value, str):
-        return expanded(value, path) if any(fnmatch.fnmatchcase(path, place) for place in places) else value
+        return (change or expanded)(value, path) if any(fnmatch.fnmatchcase(path, place) for place in places) else value
     start = f"{path}." if path else ""
     if isinstance(value, dict):
-        return {name: with_places(each, places, f"{start}{name}") for name, each in value.items()}
+        return {name: with_places(each, places, f"{start}{name}", change) for name, each in value.items()}
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     fields = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
-    return dataclasses.replace(value, **with_places(fields, places, path))
+    return dataclasses.replace(value, **with_places(fields, places, path, change))
 
 
 def expanded(text: str, where: str) -> str:
-    """Expands a leading `~`, `$NAME` and `${NAME}` as a shell does, because settings of a file pass through none.
+    """Expands a leading `~`, `$NAME` and `${NAME}` as a shell does, because settings of a file pass through none; `$$` is a literal `$`.
 
     Args:
         text: path or URL.
         where: dotted name of the setting, for errors.
 
     Raises:
-        ConfigError: a variable is not set, or there is no such user.
+        ConfigError: a variable is not set, `${` begins no plain name, or there is no such user.
     """
 
     def value(found: re.Match[str]) -> str:
+        if found[0] == "$$":
+            return "$"
         name = found[1] or found[2]
+        if name is None:
+            raise ConfigError(
+                f"{where}: {redacted(text)}: ${{ is not followed by a plain name and }}. Give ${{NAME}}, or $${{ for a literal ${{"
+            )
         if name not in os.environ:
-            raise ConfigError(f"{where}: {redacted(text)} needs the variable {name}, which is not set here. Set it, or write its value out")
+            raise ConfigError(
+                f"{where}: {redacted(text)} needs the variable {name}, which is not set here. Set it, or write its value out; "
+                f"$$ is a literal dollar, as in $${name}"
+            )
         return os.environ[name]
 
-    path = os.path.expanduser(re.sub(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", value, text))  # noqa: PTH111 (of a URL, // stays)
+    path = os.path.expanduser(re.sub(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\}|\$|\{)", value, text))  # noqa: PTH111 (of a URL, // stays)
     if path.startswith("~"):
         raise ConfigError(
             f"{where}: {text}: there is no user {path[1:].split('/')[0]!r} here. Write the folder out, or ./{text} for that name"
@@ -130,7 +142,7 @@ def check_local(where: str, path: str, instead: str) -> None:
     Raises:
         ConfigError: the path begins with a scheme such as s3://, also in the form s3:/ that path libraries make of it.
     """
-    if re.match(r"[A-Za-z][\w+.-]+:/", path):
+    if scheme(path):
         raise ConfigError(f"{where}: {redacted(path)} is a URL, not a path of this machine. {instead}")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from shards.errors import StoreError, StoreOptionsError
 from shards.explanations import Operation, access_refused, mistyped_option, wrong_option
 from shards.local_files import TEMPORARY_PREFIX, files_below, sync_folder, whole_file
 from shards.remote_listing import find
-from shards.urls import join, reason_of, redacted, typed_option
+from shards.urls import join, reason_of, redacted, scheme, typed_option
 
 Options = Mapping[str, Any]
 Info = Mapping[str, Any]
@@ -51,8 +50,8 @@ class Store:
             raise StoreError("an empty URL: give a folder or something like s3://bucket/prefix")
         if url.startswith("pipe:") or "::" in url:
             raise StoreError(f"{redacted(url)}: URLs that run programs or chain file systems are not opened")
-        if found := re.match(r"([A-Za-z][\w+.-]+):/(?!/)", url):  # a local folder of that name would be made without a word
-            raise StoreError(f"{url}: has one slash behind {found[1]}. Write {found[1]}://..., or ./{url} for a folder of that name")
+        if (name := scheme(url)) and not url.startswith(f"{name}://"):  # a local folder of that name would be made without a word
+            raise StoreError(f"{url}: has one slash behind {name}. Write {name}://..., or ./{url} for a folder of that name")
         self.url = url.rstrip("/") if url.rstrip("/") else url
         self.options = {key: typed_option(key, value) for key, value in (options or {}).items()}
         try:

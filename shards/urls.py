@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from fsspec import available_protocols
+
 from shards.errors import ShardError, StoreError
 
 _TEXT_OPTIONS = frozenset({"key", "secret", "token", "username", "password", "profile", "account_name", "account_key"})
@@ -21,6 +23,15 @@ def split(url: str) -> tuple[str, str]:
     """Splits the URL of one object into (folder, name)."""
     folder, slash, name = url.rpartition("/")
     return (folder or "/", name) if slash else (".", url)
+
+
+def scheme(url: str) -> str:
+    """Returns the scheme of a URL, `s3` of `s3://bucket` and of the `s3:/bucket` that path libraries make of it; an empty text for a path.
+
+    With one slash only a scheme that fsspec knows is one, because the name of a folder may end with a colon.
+    """
+    found = re.match(r"([A-Za-z][\w+.-]+):/(/?)", url)
+    return found[1] if found and (found[2] or found[1].lower() in available_protocols()) else ""
 
 
 def refuse_query(url: str) -> None:
@@ -49,6 +60,11 @@ def reason_of(error: BaseException) -> str:
     """Returns an error's type and text on one line, with every URL in the text redacted."""
     text = re.sub(r"\w+://[^\s'\"<>]+", lambda url: redacted(url[0]), " ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def with_literal_dollars(text: str) -> str:
+    """Doubles every `$` of a path or URL that a setting of launch/pretrain.py would read as the start of a variable or as a doubled `$`."""
+    return re.sub(r"\$(?=[A-Za-z_{$])", "$$", text)
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from monitoring.run_files import TARGETS
 from shards.counting import counted
 from shards.dataset.manifest import load
 from shards.store import Store
+from shards.urls import with_literal_dollars
 
 ROOT = Path(__file__).resolve().parents[2]
 FEWEST = 80
@@ -130,8 +131,8 @@ def build(pictures: Path, url: str, environment: dict[str, str], *options: str) 
 def training_command(data: DemoData, run: Path, steps: int, cache: Path) -> list[str]:
     """The command that trains, on two processes."""
     launch = [sys.executable, "-m", "launch", "--config_file", "launch/accelerate/cpu.yaml", "launch/pretrain.py"]
-    settings = ["--config", "launch/configs/demo.yaml", "--data.shards", data.shards, "--run", str(run), "--training.steps", str(steps)]
-    settings += ["--data.cache", str(cache)]
+    settings = ["--config", "launch/configs/demo.yaml", "--data.shards", data.shards, "--training.steps", str(steps)]
+    settings += ["--run", with_literal_dollars(str(run)), "--data.cache", with_literal_dollars(str(cache))]
     return [*launch, *settings, *(["--evaluation.shards", data.held_back] if data.held_back else [])]
 
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 
 from shards.console import SHOWN_OPTIONS
-from shards.urls import redacted
+from shards.urls import redacted, with_literal_dollars
 
 SMALL_CONFIG, LARGE_CONFIG = "launch/configs/small.yaml", "launch/configs/features.yaml"
 LARGE = 100_000
@@ -33,7 +33,8 @@ def train_command(samples: int, url: str, storage: Mapping[str, str], gpu: bool)
     words = shlex.split("accelerate launch")
     if large or not gpu:
         words += ["--config_file", f"launch/accelerate/{'node' if large else 'cpu'}.yaml"]
-    words += ["launch/pretrain.py", "--config", LARGE_CONFIG if large else SMALL_CONFIG, "--data.shards", redacted(url)]
+    words += ["launch/pretrain.py", "--config", LARGE_CONFIG if large else SMALL_CONFIG]
+    words += ["--data.shards", with_literal_dollars(redacted(url))]
     if storage:
         words.append("--data.storage_options")
         words += [word for key, value in storage.items() for word in (key, value if key in SHOWN_OPTIONS else "VALUE")]

@@ -35,17 +35,17 @@ def damage(store: Store, step: int) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run whose checkpoints are elsewhere."""
+    """A run whose checkpoints are elsewhere, in a folder that has a literal `$` in its name."""
     with_record = tmp_path / "run"
     with_record.mkdir()
     (with_record / "events.jsonl").write_text('{"event": "start"}\n')
-    (with_record / "config.yaml").write_text(yaml.safe_dump({"checkpoint": {"url": str(tmp_path / "elsewhere")}}))
+    (with_record / "config.yaml").write_text(yaml.safe_dump({"checkpoint": {"url": str(tmp_path / "else$$where")}}))
     return with_record
 
 
 @pytest.fixture
 def store(run: Path) -> Store:
-    found = Store(str(run.parent / "elsewhere"))
+    found = Store(str(run.parent / "else$where"))
     fill(found, range(10, 61, 10))
     return found
 

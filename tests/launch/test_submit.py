@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.mapping import ConfigError
 from pipeline.training.record.run_folder import RunFolder
-from pipeline.training.slurm.submission import SCRIPT, Resources, SubmitError, describe, prepare
+from pipeline.training.slurm.submission import SCRIPT, Resources, SubmitError, describe, parse_settings, prepare
 from pipeline.training.slurm.sweep import element_settings, read_combinations, run_name
 from tests.conftest import ROOT
 from tests.launching import clean_environment, python
@@ -156,6 +156,19 @@ def test_a_sweep_gives_each_combination_its_settings_and_a_folder_of_its_own(tmp
         with pytest.raises(ConfigError, match="no settings for element"):
             element_settings(path, shared, {"SLURM_ARRAY_TASK_ID": number})
     assert "element 3" in describe(submission, "9")
+
+
+def test_the_runs_of_a_sweep_are_below_a_folder_that_has_a_dollar(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("seed: [1, 2]")
+    submission = prepare(Resources(), [*DATA, "--run", str(tmp_path / "a$$b")], sweep)
+    assert submission.runs == [tmp_path / "a$b" / "seed=1", tmp_path / "a$b" / "seed=2"]
+    assert submission.plan is not None
+    path, content = submission.plan
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    settings = element_settings(path, [*DATA, "--run", str(tmp_path / "a$$b")], {"SLURM_ARRAY_TASK_ID": "1"})
+    assert parse_settings(settings).run == str(submission.runs[1])
 
 
 def test_a_changed_sweep_never_continues_a_run_of_another_combination(tmp_path: Path) -> None:

@@ -146,8 +146,42 @@ def test_a_place_that_can_not_be_expanded_is_refused_by_its_name(place: str, mon
         assert expanded(plain, place) == plain
     with pytest.raises(ConfigError, match=rf"{place}: s3://b/\$NOT_SET needs the variable NOT_SET, which is not set here"):
         expanded("s3://key:secret@b/$NOT_SET?signature=1", place)
+    with pytest.raises(ConfigError, match=r"\$\$ is a literal dollar, as in \$\$NOT_SET"):
+        expanded("$NOT_SET", place)
+    for wrong in ("${NOT_SET:-y}", "a${", "${}", "${5}/x"):
+        with pytest.raises(ConfigError, match=rf"{place}: .*\$\{{ is not followed by a plain name"):
+            expanded(wrong, place)
     with pytest.raises(ConfigError, match=rf"{place}: ~nobody-of-this-name/x: there is no user 'nobody-of-this-name' here"):
         expanded("~nobody-of-this-name/x", place)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("/b/a$$b", "/b/a$b"),
+        ("$ODD/x", "/data/a$b/x"),
+        ("$$ODD", "$ODD"),
+        ("$$$ODD", "$/data/a$b"),
+        ("$${ODD}", "${ODD}"),
+        ("a$$$$b", "a$$b"),
+        ("$$$$$5$", "$$$5$"),
+        ("costs$5", "costs$5"),
+        ("a$$", "a$"),
+    ],
+)
+def test_a_literal_dollar_is_read_from_the_settings_that_a_run_writes(
+    typed: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ODD", "/data/a$b")
+    places = ("run", "data.sources.a.shards", "evaluation.shards", "checkpoint.url", "checkpoint.resume", "monitoring.token_file")
+    config = parse(METHODS, [*(f"--{place}={typed}" for place in places), "--data.cache", "$ODD", "--monitoring.run_name", "a$$b"])
+    assert (config.run, config.data.sources["a"].shards, config.checkpoint.url, config.monitoring.token_file) == (meant,) * 4
+    monkeypatch.delenv("ODD")
+    written = yaml.safe_dump(to_mapping(config))
+    again = parse(METHODS, ["--config", write(tmp_path, written)])
+    assert again == config
+    assert (again.data.cache, again.monitoring.run_name) == ("$ODD", "a$$b"), "those of each node, and a label"
+    assert yaml.safe_dump(to_mapping(again)) == written
 
 
 @pytest.mark.parametrize("place", ["run", "data.cache"])
@@ -158,6 +192,10 @@ def test_a_url_where_a_folder_is_needed_is_refused_with_what_to_use_instead(plac
         check(from_mapping(Config, tree, method=Method))
     assert "hunter2" not in str(refused.value)
     assert (place == "run") == ("--checkpoint.url URL" in str(refused.value))
+
+
+def test_a_folder_whose_name_ends_with_a_colon_is_no_url() -> None:
+    assert parse(METHODS, ["--data.shards", "x", "--run", "lr1e-3:/x", "--data.cache", "lr:/x"]).run == "lr1e-3:/x"
 
 
 def test_the_run_folder_of_a_file_and_of_the_command_line_may_be_no_url(tmp_path: Path) -> None:

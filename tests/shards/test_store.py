@@ -137,6 +137,12 @@ def test_a_url_with_one_slash_is_refused_because_a_local_folder_would_be_made(ur
     assert (tmp_path / url / "x").exists(), "a folder of that name can still be named"
 
 
+def test_a_relative_folder_whose_name_ends_with_a_colon_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Store("lr1e-3:/x").write("y", b"1")
+    assert (tmp_path / "lr1e-3:" / "x" / "y").exists()
+
+
 def test_a_local_file_is_synced_and_renamed_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import yaml
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from monitoring.run_files import EVENTS, HISTORY, QUARANTINE, SETTINGS, Lines, last_counted_steps
 from pipeline.config import DataConfig
-from pipeline.mapping import ConfigError, from_mapping
+from pipeline.mapping import ConfigError, from_mapping, with_places
 from pipeline.stream.dataset import HELD_BACK
 from pipeline.stream.mixture import Position, dataset_seed, named_sources
 from pipeline.stream.order import SampleOrder
@@ -182,7 +182,8 @@ def _data(folder: Path) -> DataConfig:
     path = folder / SETTINGS
     try:
         kept = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
-        return from_mapping(DataConfig, {"shards": kept["shards"], "sources": kept["sources"]}, "data")
+        data: DataConfig = from_mapping(DataConfig, {"shards": kept["shards"], "sources": kept["sources"]}, "data")
+        return cast("DataConfig", with_places(data, ("data.shards", "data.sources.*.shards"), "data"))
     except OSError as error:
         raise RunFolderError(f"{path}: {error.strerror}. Is this a run folder?") from error
     except (yaml.YAMLError, ConfigError, KeyError, TypeError) as error:

@@ -33,6 +33,7 @@ from monitoring.run_files import (
     read_lines,
     step_name,
 )
+from pipeline.mapping import expanded
 from pipeline.training.record.traces import LOCK, make_folder, remove_traces
 from shards.errors import ExplainedError
 from shards.local_files import file_system, try_lock, whole_file
@@ -229,7 +230,7 @@ def checkpoint_store(run: str, options: Options | None = None) -> Store:
     inside, settings = Path(run) / CHECKPOINTS, Path(run) / SETTINGS
     if "://" not in run and settings.is_file():
         try:
-            url = yaml.safe_load(settings.read_text(encoding="utf-8"))["checkpoint"]["url"]
+            url = expanded(yaml.safe_load(settings.read_text(encoding="utf-8"))["checkpoint"]["url"], "checkpoint.url")
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
             text = " ".join(str(error).split())
             raise RunFolderError(f"{settings}: not the settings of a run ({text}). Name the folder or URL of its checkpoints") from error

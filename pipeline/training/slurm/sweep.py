@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.command_line import load_yaml
 from pipeline.config import Config
 from pipeline.mapping import ConfigError
+from shards.urls import with_literal_dollars
 
 _LONGEST_NAME = 100  # characters of the readable part of a run folder's name
 
@@ -79,7 +80,7 @@ def element(combination: Mapping[str, str], folder: Path, name: str) -> Element:
     """
     run = folder / run_name(combination)
     settings = [f"--{key}={value}" for key, value in combination.items()]
-    return Element(run, [*settings, f"--run={run}", f"--monitoring.run_name={name}/{run.name}"])
+    return Element(run, [*settings, f"--run={with_literal_dollars(str(run))}", f"--monitoring.run_name={name}/{run.name}"])
 
 
 def refuse_twins(elements: Sequence[Element], configs: Sequence[Config[Any]]) -> None:

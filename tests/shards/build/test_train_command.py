@@ -28,6 +28,10 @@ def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> Config[FeaturesSett
     return parse(recipes.SETTINGS, words[script + 1 :])
 
 
+def test_the_training_reads_the_data_set_that_was_built_where_its_name_has_a_dollar(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parsed(train_command(17, "s3://bucket/a$b", {}, gpu=False), monkeypatch).data.shards == "s3://bucket/a$b"
+
+
 @pytest.mark.parametrize(("samples", "gpu"), [(FEWEST, False), (7, False), (17, False), (1000, True), (LARGE, False)])
 def test_the_training_accepts_the_command_for_any_size(samples: int, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     config = parsed(train_command(samples, "s3://bucket/some set", {}, gpu), monkeypatch)

@@ -187,8 +187,8 @@ def test_what_is_no_record_is_refused(record: Record, shards: Path, tmp_path: Pa
     with pytest.raises(RunFolderError, match="names no attempt"):
         account(tmp_path / "nowhere")
     record.attempt(0, 3).write()
-    write_dataset(tmp_path / "other", photographs(TOTAL, 40, 52), COUNTS)
-    other = replace(record.data, shards=str(tmp_path / "other"))
+    write_dataset(tmp_path / "other$x", photographs(TOTAL, 40, 52), COUNTS)
+    other = replace(record.data, shards=str(tmp_path / "other$$x"))  # as the settings of a run spell it
     (record.folder / "config.yaml").write_text(yaml.safe_dump({"data": {"shards": other.shards, "sources": {}}}))
     with pytest.raises(RunFolderError, match="read another data set"):
         account(record.folder)
