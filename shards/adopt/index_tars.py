@@ -16,12 +16,12 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shards.adopt.class_names import Labels, find_labels
 from shards.adopt.records import Done, begin, choose, clear, find_begun, find_finished, find_interrupted, install_all, refuse_foreign
 from shards.adopt.repeated import repeated_tars
-from shards.adopt.splits import refuse_mixed_keys, split_places, take_split
+from shards.adopt.splits import PLACES, SPLIT, places_in, refuse_mixed_keys, refuse_other_split, split_places, take_split
 from shards.console import ProgressReport, megabytes
 from shards.counting import counted
 from shards.dataset import index as shard_index
@@ -30,7 +30,7 @@ from shards.dataset.index import DOTS, PICTURE_EXTENSIONS, SUFFIX, Remarks, Rule
 from shards.dataset.manifest import Manifest, ShardRecord, settings_of
 from shards.dataset.workplace import FOLDER, REJECTED, scratch_folder
 from shards.errors import ShardCorrupt, ShardError, SourceError, StoreError
-from shards.layout import shown_left_out
+from shards.layout import ALL, shown_left_out
 from shards.store import Options, Store
 from shards.tar.listing import TarListing, list_tars
 from shards.tar.places import absolute
@@ -102,7 +102,8 @@ def index(request: IndexRequest) -> IndexResult:
         StoreError: a store can't be read or written.
         ShardError: tars can't be read (all are named), the destination holds something else, or no sample can be used.
     """
-    listing, other_splits = take_split(list_tars(request.urls, request.options), request.split)
+    everything = list_tars(request.urls, request.options)
+    listing, other_splits = take_split(everything, request.split)
     inner = next((tar.name for tar in listing.tars if tar.name.startswith(f"{FOLDER}/")), None)
     if inner is not None:
         raise SourceError(
@@ -114,6 +115,12 @@ def index(request: IndexRequest) -> IndexResult:
         sizes = dict(store.list())
         begun = find_begun(store, sizes)
         old, finished = find_finished(store, listing.url, request.rules)
+        if old is not None and request.split is not None:
+            refuse_other_split(old, request.split, {tar.name for tar in everything.tars} - {tar.name for tar in listing.tars})
+        elif old is not None and old.settings.get(SPLIT) == ALL:
+            request = replace(request, split=ALL)  # a set that grows was asked for once
+        places = places_in(old) if old is not None else {}
+        finished = {name: replace(one, splits=places.get(name, ())) for name, one in finished.items()}
         interrupted = find_interrupted(store, request.rules, sizes)
         done = choose(store, listing.tars, request.rules, sizes, (interrupted, finished), begun)
         listed_before = begun or bool(old and old.rejected)
@@ -257,7 +264,8 @@ def _finish(
         manifests.INDEXED: [redacted(url) for url in request.urls],
         "digests": "read" if all(one.shard.sha256 for one in done) else "none",
         manifests.LABELLED: labels.samples,
-        **({} if request.split is None else {"split": request.split}),
+        **({} if request.split is None else {SPLIT: request.split}),
+        **({PLACES: places} if (places := {one.shard.name: list(one.splits) for one in done if one.splits}) else {}),
         **settings_of(request.rules),
     }
     manifest = Manifest(tuple(one.shard for one in done), store.url, labels.names, settings, rejected, listing.url)

@@ -46,7 +46,7 @@ class Done:
         rejected: (key, reason) of the samples that were left out.
         new: True while the index is still in `_build`.
         several: number of samples with several pictures; known for a new one alone.
-        splits: places of splits in the keys, as `splits.split_places` finds them; known for a new one alone.
+        splits: places of splits in the keys, as `splits.split_places` finds them.
     """
 
     shard: ShardRecord

@@ -8,10 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from shards.adopt.records import Done
-from shards.errors import SourceError
+from shards.dataset.manifest import Manifest
+from shards.errors import ShardError, SourceError
 from shards.layout import ALL, Splits, mixture, refusal, split_in, wanted_kind
 from shards.tar.listing import TarListing
 from shards.urls import join, redacted
+
+SPLIT = "split"
+"""Setting of a manifest: the split that was asked for."""
+PLACES = "split_places"
+"""Setting of a manifest: the places of splits in the keys of each tar that has such keys."""
 
 
 def take_split(listing: TarListing, wanted: str | None) -> tuple[TarListing, str]:
@@ -49,9 +55,41 @@ def take_split(listing: TarListing, wanted: str | None) -> tuple[TarListing, str
 
 
 def split_places(folders: Iterable[str]) -> tuple[str, ...]:
-    """Returns the parts of folders that end in the name of a split, e.g. `a/train` of `a/train/cat`, sorted."""
-    parts = (folder.split("/") for folder in folders)
-    return tuple(sorted({"/".join(each[: at + 1]) for each in parts for at, part in enumerate(each) if split_in(part) is not None}))
+    """Returns the parts of folders that end in the name of a split, e.g. `a/train` of `a/train/cat`, sorted; one of those beside each
+    other that `Splits` takes for the same split, such as `test_0001` and `test_0002`."""
+    found: dict[tuple[str, object], str] = {}
+    for folder in sorted(folders):
+        parts = folder.split("/")
+        for at, part in enumerate(parts):
+            if (kind := split_in(part)) is not None:
+                found.setdefault(("/".join(parts[:at]), kind), "/".join(parts[: at + 1]))
+    return tuple(sorted(found.values()))
+
+
+def places_in(manifest: Manifest) -> dict[str, tuple[str, ...]]:
+    """Returns the places of splits in the keys of each tar, from the settings of a manifest; tars without one are left out."""
+    found = manifest.settings.get(PLACES)
+    return {name: tuple(map(str, places)) for name, places in found.items()} if isinstance(found, dict) else {}
+
+
+def refuse_other_split(old: Manifest, wanted: str, left_out: Iterable[str]) -> None:
+    """Refuses to replace the manifest of one split by that of another.
+
+    Args:
+        old: manifest that is there.
+        wanted: split to take.
+        left_out: names of the tars of other splits.
+
+    Raises:
+        ShardError: the manifest was made of another split, or of tars that are now left out.
+    """
+    made = old.settings.get(SPLIT)
+    other = wanted_kind(made) != wanted_kind(wanted) if isinstance(made, str) else False
+    if other or not {record.name for record in old.records}.isdisjoint(left_out):
+        raise ShardError(
+            f"{redacted(old.url)}: holds the manifest of {f'the split {made}' if isinstance(made, str) else 'tars of other splits'}, which "
+            f"--split {wanted} would replace. Name another folder with --to"
+        )
 
 
 def refuse_mixed_keys(listing: TarListing, done: Sequence[Done]) -> None:

@@ -19,8 +19,8 @@ from PIL import Image
 UPRIGHT = 1
 """Orientation of a picture that is stored as it is to be seen."""
 _TAG = 0x0112
-_SHORT = 3  # the tag's type in EXIF
-_EXIF, _ENTRY = b"Exif\0\0", 12
+_TYPES = {3: "H", 4: "L"}  # SHORT and LONG, as some programs write the tag
+_EXIF, _ENTRY, _INLINE = b"Exif\0\0", 12, 4
 _ORDERS = {b"II": "<", b"MM": ">"}
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _APP1, _SOS = 0xE1, 0xDA  # JPEG markers
@@ -103,11 +103,16 @@ def _tag(tiff: bytes) -> int | None:
     try:
         (start,) = struct.unpack_from(f"{order}L", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, start)
-        entry = struct.Struct(f"{order}HHLH").unpack_from
+        entry = struct.Struct(f"{order}HHL").unpack_from
         for number in range(count):
-            tag, kind, values, value = entry(tiff, start + 2 + number * _ENTRY)
-            if tag == _TAG and kind == _SHORT and values == 1:
-                return int(value)
+            place = start + 2 + number * _ENTRY
+            tag, kind, values = entry(tiff, place)
+            if tag == _TAG and kind in _TYPES and values:
+                each = struct.Struct(f"{order}{_TYPES[kind]}")
+                place += _ENTRY - _INLINE
+                if values * each.size > _INLINE:  # the entry holds the place of the values
+                    (place,) = struct.unpack_from(f"{order}L", tiff, place)
+                return int(each.unpack_from(tiff, place)[0])  # the first of several values counts
     except struct.error:
         return None
     return None

@@ -22,6 +22,7 @@ from shards.errors import ExplainedError
 
 KEY = b"context_encoder"
 _GROUP_BYTES = 64 << 20  # features of a row group of the whole file
+_AS_STORED = {"orientation": "stored"}  # where facts name no orientation, pictures were not turned, as in earlier versions
 _OPTIONS: Mapping[str, Any] = {
     "compression": "zstd",
     "use_dictionary": False,
@@ -117,11 +118,12 @@ def refuse_other(path: Path, found: Mapping[str, Any], facts: Mapping[str, Any])
     Raises:
         OtherFeatures: they differ; the message names the facts.
     """
-    different = [f"{name} is {found.get(name)!r} there and {value!r} now" for name, value in facts.items() if found.get(name) != value]
+    there, now = {**_AS_STORED, **found}, {**_AS_STORED, **facts}
+    different = [name for name in now if there.get(name) != now[name]]
     if different:
-        raise OtherFeatures(
-            f"{path}: holds other features: {'; '.join(different)}. Name another output, or remove this one and its parts to begin anew"
-        )
+        shown = "; ".join(f"{name} is {there.get(name)!r} there and {now[name]!r} now" for name in different)
+        way = f"Continue it with --data.orientation {there['orientation']}, name" if different == ["orientation"] else "Name"
+        raise OtherFeatures(f"{path}: holds other features: {shown}. {way} another output, or remove this one and its parts to begin anew")
 
 
 def unreadable_of(path: Path, unit: Unit, facts: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -72,8 +72,8 @@ def open_source(
         labels: `folder` takes the first folder of the name, where every picture lies in one and there are at least two of them, and
             no labels otherwise; `none` takes none.
         label_pattern: regular expression with one group, searched in each name; the group is the label. It goes before `labels`.
-        split: split to take (`train`, `val`, `test`, ...), whose classes are the folders right in it; `all` mixes all of them. None
-            refuses a source that holds several.
+        split: split to take (`train`, `val`, `test`, ...), whose classes are the folders right in it, or else the first folders; `all`
+            mixes all of them. None refuses a source that holds several, unless the pattern labels each one differently.
 
     Returns:
         Listing, never empty.

@@ -200,8 +200,8 @@ class ListingBuilder:
                 raise SourceError(f"{self.source}: {after.decode('utf-8', 'replace')} is there twice. Unpack it and build from the folder")
         splits = PictureSplits(names, split, self.source)
         order, names = order[splits.taken], [name for name, taken in zip(names, splits.taken, strict=True) if taken]
-        classes, label = _label(names, self._rule(names, labels, label_pattern, splits.behind))
-        splits.refuse_mixture()
+        classes, label = _label(names, self._rule(names, labels, label_pattern, splits))
+        splits.refuse_mixture(None if label_pattern is None else label)
         return Listing(
             url,
             classes,
@@ -220,16 +220,12 @@ class ListingBuilder:
         )
 
     def _rule(
-        self, names: list[bytes], labels: LabelRule, label_pattern: str | None, behind: Callable[[bytes], bytes]
+        self, names: list[bytes], labels: LabelRule, label_pattern: str | None, splits: PictureSplits
     ) -> Callable[[bytes], bytes] | None:
         if label_pattern is not None:
             return self._by_pattern(label_pattern)
-        if labels == "none":
-            return None
         # ImageFolder's rule: the first folder is the class, which makes sense only if there are several
-        parts = (behind(name).partition(b"/") for name in names)
-        heads = {head if slash else b"" for head, slash, _ in parts}
-        return None if b"" in heads or len(heads) < 2 else lambda name: behind(name).partition(b"/")[0]
+        return None if labels == "none" else splits.class_rule(names)
 
     def _by_pattern(self, text: str) -> Callable[[bytes], bytes]:
         try:

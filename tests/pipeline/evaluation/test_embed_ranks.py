@@ -21,7 +21,7 @@ from pipeline.evaluation.embedding.network import EmbedError
 from pipeline.evaluation.embedding.output import Output
 from pipeline.evaluation.embedding.part_folder import PartFolder
 from pipeline.evaluation.embedding.settings import check_launcher
-from pipeline.evaluation.embedding.table import OtherFeatures, schema_of
+from pipeline.evaluation.embedding.table import OtherFeatures, refuse_other, schema_of
 from pipeline.evaluation.embedding.units import Unit, cut_units, in_turn, rows_of_unit
 from pipeline.mapping import ConfigError
 from tests import warm
@@ -162,7 +162,20 @@ def test_parts_of_another_encoder_are_refused_by_name_and_not_mixed_in(given: Pa
     whole.write_bytes((given / "expected.parquet").read_bytes())
     with pytest.raises(OtherFeatures, match=r"whole\.parquet: holds other features: encoder is"):
         embedded(tmp_path / "other", given / "set", whole, *SMALL)
+    with pytest.raises(OtherFeatures, match=r"'turned' there and 'stored' now\. Continue it with --data\.orientation turned, name"):
+        embedded(given / "run", given / "set", whole, *SMALL, "--data.orientation", "stored")
     assert whole.read_bytes() == (given / "expected.parquet").read_bytes()
+
+
+def test_features_of_an_earlier_version_go_on_with_pictures_as_they_are_stored() -> None:
+    facts = {"format": "1", "layer": "pool5"}
+    turned = {**facts, "orientation": "turned"}
+    refuse_other(Path("out"), facts, facts)
+    refuse_other(Path("out"), turned, turned)
+    with pytest.raises(OtherFeatures, match=r"'stored' there and 'turned' now\. Continue it with --data\.orientation stored, name another"):
+        refuse_other(Path("out"), facts, turned)
+    with pytest.raises(OtherFeatures, match=r"now\. Name another output"):
+        refuse_other(Path("out"), {**facts, "layer": "conv1"}, turned)
 
 
 def test_other_settings_may_follow_where_no_part_was_made(given: Path, tmp_path: Path) -> None:

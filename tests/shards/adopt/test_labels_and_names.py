@@ -220,7 +220,38 @@ def test_keys_of_several_splits_are_not_one_set_unasked(tmp_path: Path, together
             run(tmp_path)
         assert not (tmp_path / "manifest.json").exists()
     assert (run(tmp_path, split="all").read, len(ours(tmp_path))) == (0, 2)
-    assert run(tmp_path).manifest.total_samples == 2
+    for _ in range(2):
+        assert run(tmp_path).manifest.total_samples == 2
+
+
+@pytest.mark.parametrize("digests", [True, False])
+def test_a_growing_set_is_not_mixed_unasked(tmp_path: Path, digests: bool) -> None:
+    rules = Rules(digests=digests)
+    wrote(tmp_path, {"train/0.jpg": picture(0)}, "0.tar")
+    for _ in range(2):
+        run(tmp_path, rules=rules)
+    wrote(tmp_path, {"train/1.jpg": picture(1)}, "1.tar")
+    assert run(tmp_path, rules=rules).manifest.total_samples == 2
+    wrote(tmp_path, {"val/2.jpg": picture(2)}, "2.tar")
+    for _ in range(2):
+        with pytest.raises(SourceError, match=r"0\.tar: the keys .* several splits \(train, val\).*--split all"):
+            run(tmp_path, rules=rules)
+    assert manifest.load(str(tmp_path)).total_samples == 2
+    assert run(tmp_path, rules=rules, split="all").manifest.total_samples == 3
+
+
+@pytest.mark.parametrize(("first", "second"), [("train", "val"), ("train", "all"), ("all", "train"), (None, "val")])
+def test_the_manifest_of_another_split_is_not_replaced(tmp_path: Path, first: str | None, second: str) -> None:
+    for name in ("train/0.tar", "val/0.tar"):
+        wrote(tmp_path, {"0.jpg": picture(0)}, name)
+    run(f"{tmp_path}/{{train,val}}/*.tar" if first is None else tmp_path, split=first)
+    there = (tmp_path / "manifest.json").read_bytes()
+    with pytest.raises(ShardError, match=f"--split {second} would replace. Name another folder with --to"):
+        run(tmp_path, split=second)
+    assert (tmp_path / "manifest.json").read_bytes() == there
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "train", "val"]
+    if first is not None:
+        run(tmp_path, split={"train": "training"}.get(first, first))
 
 
 def test_splits_that_the_urls_name_were_asked_for(tmp_path: Path) -> None:

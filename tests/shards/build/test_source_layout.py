@@ -80,6 +80,40 @@ def test_splits_are_named_and_not_mixed_unasked(tmp_path: Path, pack: str) -> No
         open_source(source, split="test")
 
 
+CLASSES_NAMED_AS_SPLITS = {"train/0.jpg": b"1", "bus/1.jpg": b"22", "test/2.jpg": b"333"}
+PEOPLE = {"Dev/0.jpg": b"1", "Val/1.jpg": b"22", "Bob/2.jpg": b"333"}
+CLASS_FIRST = {"cat/train/0.jpg": b"1", "cat/test/1.jpg": b"22", "dog/train/2.jpg": b"333", "dog/test/3.jpg": b"4444"}
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "classes"),
+    [
+        (CLASSES_NAMED_AS_SPLITS, "all", ("bus", "test", "train")),
+        (PEOPLE, "all", ("Bob", "Dev", "Val")),
+        (CLASS_FIRST, "all", ("cat", "dog")),
+        (CLASS_FIRST, "train", ("cat", "dog")),
+        (CLASSES_NAMED_AS_SPLITS, "train", ()),
+        ({"train/0.jpg": b"1", "test/1.jpg": b"22"}, "all", ()),
+    ],
+)
+def test_folders_around_splits_or_beside_them_are_classes(
+    tmp_path: Path, files: dict[str, bytes], split: str, classes: tuple[str, ...]
+) -> None:
+    source = packed(tmp_path, files, "folder")
+    with pytest.raises(SourceError) as refused:
+        open_source(source)
+    assert "--split all --label-pattern '^([^/]+)/'" in str(refused.value)
+    listing = open_source(source, split=split)
+    assert listing.classes == classes
+    assert {name: label for name, label in labels(listing).items() if label} == {
+        name: name.partition("/")[0] for name in labels(listing) if classes
+    }
+    first_folders = tuple(sorted({name.partition("/")[0] for name in files}))
+    assert open_source(source, split="all", label_pattern="^([^/]+)/").classes == first_folders
+    if files is not CLASS_FIRST:  # in which each class is of several splits
+        assert open_source(source, label_pattern="^([^/]+)/").classes == first_folders
+
+
 def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
     listing = open_source(packed(tmp_path, {"bicycle/0.jpg": b"1", "train/1.jpg": b"2"}, "folder"))
     assert listing.classes == ("bicycle", "train")

@@ -31,12 +31,15 @@ PIXELS = np.asarray(Image.open(io.BytesIO(photographs(1, HEIGHT, WIDTH)[0])))
 DECODERS: list[DecoderName] = ["simplejpeg", *(["nvimgcodec"] if nvimgcodec.version() else [])]  # type: ignore[list-item]
 
 
-def exif(orientation: int, order: str = "<", before: bytes = b"") -> bytes:
-    """EXIF data with an orientation behind other entries."""
-    entries = before + struct.pack(f"{order}HHLHH", 0x0112, 3, 1, orientation, 0)
+def exif(orientation: int, order: str = "<", before: bytes = b"", form: str = "H") -> bytes:
+    """EXIF data with an orientation behind other entries; `form` gives its type and the number of its values: H, HH, L or LL."""
+    values = struct.pack(f"{order}{form}", orientation, *[2] * (len(form) - 1))
+    behind = values if len(values) > 4 else b""
+    place = struct.pack(f"{order}L", 10 + len(before) + 12 + 4) if behind else values.ljust(4, b"\0")
+    entries = before + struct.pack(f"{order}HHL", 0x0112, {"H": 3, "L": 4}[form[0]], len(form)) + place
     magic = {"<": b"II*\0", ">": b"MM\0*"}[order]
     head = magic + struct.pack(f"{order}LH", 8, len(entries) // 12)
-    return b"Exif\0\0" + head + entries + bytes(4)
+    return b"Exif\0\0" + head + entries + bytes(4) + behind
 
 
 def xmp(orientation: int) -> bytes:
@@ -118,13 +121,15 @@ def test_other_formats_are_turned_too(kind: str, orientation: int) -> None:
     assert make_decoder().crops([data], [np.zeros((32, 32, 3), np.uint8)], CropRule("center", False, MOST), [0]) == [None]
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Metadata Warning")
 @pytest.mark.parametrize(
     ("segments", "orientation"),
     [
         ([exif(6)], 6),
         ([exif(6, ">")], 6),
         ([exif(8, "<", struct.pack("<HHLL", 0x0100, 4, 1, 99) * 3)], 8),
+        *(([exif(6, order, form=form)], 6) for order in "<>" for form in ("HH", "HHH", "L", "LL")),
+        ([exif(0x10006, form="L")], 1),
         ([exif(0)], 1),
         ([exif(9)], 1),
         ([exif(9), xmp(3)], 1),
