@@ -167,8 +167,7 @@ class Guarding:
         from pipeline.training.supervision.watchdog import append_event  # noqa: PLC0415
 
         with suppress(OSError):
-            before = Lines(self.told.run / EVENTS)
-            if not any(row.get("event") == "rank_died" and row.get("attempt") == self.told.attempt for row in before):
+            if self._recorded_death() is None:
                 append_event(self.told.run, "rank_died", attempt=self.told.attempt, **self.dead)
 
     def _last_line(self, launcher_ended: float) -> str:
@@ -181,18 +180,32 @@ class Guarding:
             return f"{told.line}{where}"
         if told.ending in ("finished", "silent") or (self.dead is None and not told.line):
             return ""
-        what = told.line if self.dead is None or told.ending == "failed" else death(self.dead) + _hint(self.dead)
-        again = "" if told.ending == "failed" else "The same command continues the run"
-        sentences = filter(None, (f"the run has failed: {what.rstrip('.')}", self._saved(), again))
+        dead: Mapping[str, Any] | None = None if told.ending == "failed" else self.dead
+        if told.ending == "noticed":  # what ended here is no cause, and the guard of another node may know it
+            dead = self._recorded_death() or (None if told.line else dead)
+        what = told.line if dead is None else death(dead) + _hint(dead)
+        saved, again = self._saved()
+        sentences = filter(None, (f"the run has failed: {what.rstrip('.')}", saved, "" if told.ending == "failed" else again))
         return ". ".join(sentences).replace("?. ", "? ") + where
 
-    def _saved(self) -> str:
+    def _recorded_death(self) -> Mapping[str, Any] | None:
+        """Returns the event of the first death in this attempt, which the guard of any node wrote."""
+        with suppress(OSError):
+            for row in Lines(self.told.run / EVENTS) if self.told.run else ():
+                if row.get("event") == "rank_died" and row.get("attempt") == self.told.attempt:
+                    return row
+        return None
+
+    def _saved(self) -> tuple[str, str]:
+        """Makes the sentences about what is saved, and about what the same command does."""
         if self.told.run is None:
-            return self.untouched
+            return self.untouched, "Give the same command again"
         saved = None
         with suppress(OSError):
             saved = last_saved_step(self.told.run)
-        return "Nothing is saved" if saved is None else f"Step {saved} of {self.told.run} is saved"
+        if saved is None:
+            return "Nothing is saved", "The same command begins the run again"
+        return f"Step {saved} of {self.told.run} is saved", "The same command continues the run"
 
     @staticmethod
     def _print(line: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from monitoring.run_files import EVENTS, death, read_lines
 from pipeline.training.supervision.exit_status import exit_status
+from pipeline.training.supervision.guard_process import Guarding, Told
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -83,6 +84,25 @@ def test_the_exit_code_of_the_rank_that_ended_first_is_an_event_and_the_last_lin
     lines, events = launched(tmp_path, "noticed", f"os._exit({code})")
     assert [(row["event"], row["rank"], row["exit_code"]) for row in events] == [("rank_died", 1, code)]
     assert f"rank 1 on {os.uname().nodename} ended with exit code {code}" in lines[-1]
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["saved", "nothing saved"])
+@pytest.mark.parametrize("seen", [True, False], ids=["death recorded", "death unknown"])
+def test_the_guards_of_two_nodes_name_the_rank_that_died_first_and_never_one_that_noticed(seen: bool, saved: bool, tmp_path: Path) -> None:
+    (tmp_path / EVENTS).write_text(SAVED.splitlines(keepends=True)[0] + '{"event": "rank_died", "attempt": 1, "rank": 7}\n')
+    if saved:
+        (tmp_path / EVENTS).write_text(SAVED)
+    words = "another rank has ended, its own message says why"
+    there, here = (Guarding(1, told=Told(tmp_path, 2, "noticed", words, at=1.0)) for _ in range(2))
+    there.dead = {"rank": 0, "node": "n0", "signal": "SIGKILL"}
+    here.dead = {"rank": 3, "node": "n1", "exit_code": 1}
+    if seen:
+        there._record(final=True)
+        here._record(final=True)
+    what = "rank 0 on n0 was killed by SIGKILL (the kernel does that for lack of memory: see dmesg)" if seen else words
+    rest = f"Step 40 of {tmp_path} is saved. The same command continues the run"
+    rest = rest if saved else "Nothing is saved. The same command begins the run again"
+    assert [guarding._last_line(2.0) for guarding in (there, here)] == [f"the run has failed: {what}. {rest}"] * 2
 
 
 def test_an_error_that_the_first_rank_explains_is_no_death_of_another_although_that_ended_earlier(tmp_path: Path) -> None:
