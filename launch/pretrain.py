@@ -31,11 +31,8 @@ from shards.console import outlive_console  # noqa: E402
 def main() -> None:
     """Reads the settings, trains, and prints the outcome."""
     outlive_console()
-    try:
-        inherited.check_ranks(os.environ)
-    except inherited.InheritedError as error:
-        raise SystemExit(f"error: {error}") from None
     with exit_with_message():
+        inherited.check_ranks(os.environ)
         config = parse(recipes.SETTINGS, sys.argv[1:], description=__doc__ or "")
         if (answer := finished_before(config)) is not None:
             if os.environ.get("RANK", "0") == "0":
