@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,13 @@ from pipeline.training.supervision import guard
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[0-1]"}
 STEPS = 100
+
+
+@pytest.fixture(autouse=True)
+def unbounded_end() -> Iterator[None]:
+    """Takes back the bound that `exit_with_message` sets to the end of the process, because these tests go on."""
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 def attempt(run: Path, saved: int | None = None, reason: str | None = None, step: int = 0, job: dict[str, str] = JOB) -> Verdict:
