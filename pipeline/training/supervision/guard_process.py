@@ -24,7 +24,7 @@ from pipeline.training.supervision.exit_status import exit_status
 from pipeline.training.supervision.guard import LAUNCHER_LOG, Ending
 from pipeline.training.supervision.interruption import LAUNCHERS
 
-_STDIN, _STDERR = 0, 2
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
 _LOOK_SECONDS = 1.0  # between two looks for ranks that the launcher has started
 _LAUNCHER_SECONDS = 15.0  # longest wait for the launcher's end when the ranks have ended; a program that is no launcher may go on for days
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
@@ -99,6 +99,8 @@ class Guarding:
                     if not self._hear():
                         closed = time.monotonic()
                         poll.unregister(_STDIN)
+                        if self.told.ending == "finished":
+                            _leave_console()  # nothing is left to print, and a program that goes on may wait for the end of its pipes
                 elif number == pidfd:
                     launcher_ended = time.monotonic()
                     status = exit_status(pidfd, self.launcher)
@@ -212,6 +214,13 @@ class Guarding:
         if line:
             with suppress(OSError):  # the terminal is gone
                 os.write(_STDERR, " ".join(line.split()).encode() + b"\n")
+
+
+def _leave_console() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (_STDOUT, _STDERR):
+        os.dup2(null, descriptor)
+    os.close(null)
 
 
 def _hint(dead: Mapping[str, Any]) -> str:

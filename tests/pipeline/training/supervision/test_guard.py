@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from monitoring.run_files import EVENTS, death, read_lines
@@ -118,11 +119,37 @@ def test_the_words_of_a_stopped_run_are_repeated_only_where_the_launcher_printed
     assert (lines[-1:], events) == (last, [])
 
 
-def test_a_shell_with_the_variables_of_a_launcher_has_no_guard(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("parent", "guards"),
+    [
+        (["sh", "-c", 'PYTHON -c "$RANK_CODE"; true'], 0),
+        ([sys.executable, "-c", "import os, subprocess, sys; subprocess.run([sys.executable, '-c', os.environ['RANK_CODE']])"], 0),
+        (
+            [sys.executable, "-c", "import os, subprocess, sys; subprocess.run([sys.executable, '-c', os.environ['RANK_CODE']])", "launch"],
+            1,
+        ),
+    ],
+    ids=["shell", "other program", "launcher"],
+)
+def test_a_program_with_the_variables_of_a_launcher_that_is_none_has_no_guard(parent: list[str], guards: int, tmp_path: Path) -> None:
     rank = "from pipeline.training.supervision import guard; guard.start(); print(len(guard._started))"
-    command = ["sh", "-c", f"'{sys.executable}' -c '{rank}'; true"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_MIXED_PRECISION": "no"}
-    assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout == "0\n"
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}
+    environment |= {"PYTHONPATH": str(ROOT), "ACCELERATE_MIXED_PRECISION": "no", "RANK_CODE": rank}
+    command = [word.replace("PYTHON", sys.executable) for word in parent]
+    assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout == f"{guards}\n"
+
+
+def test_the_guard_of_a_finished_rank_lets_go_of_the_console_although_the_launcher_goes_on(tmp_path: Path) -> None:
+    rank = "from pipeline.training.supervision import guard; guard.start(); guard.note_end('finished')"
+    launcher = "import os, subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]]); os.dup2(0, 1); sys.stdin.read()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHELASTIC_RUN_ID": "test"}
+    command = [sys.executable, "-c", launcher, rank]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        assert started.stdout.read() == b"", "the end of the pipe comes"
+        lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+        assert any("guard_process" in " ".join(line) and str(started.pid) in line for line in lines), "the guard goes on without them"
+        assert started.poll() is None
 
 
 @pytest.mark.parametrize("status", [0, 3, -signal.SIGKILL])
