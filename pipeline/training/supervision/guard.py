@@ -76,8 +76,9 @@ def _is_launcher(process: int) -> bool:
     """
     if "python" not in Path(f"/proc/{process}/exe").resolve().name:
         return False
-    # accelerate launches a single rank by itself, and several ranks by torchrun, which other programs may call
-    return "TORCHELASTIC_RUN_ID" in os.environ or b"launch" in Path(f"/proc/{process}/cmdline").read_bytes()
+    # python -m launch and torchrun, which other programs may call, name themselves; accelerate launch of a single rank does not
+    named = any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", LAUNCHER_LOG))
+    return named or b"launch" in Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def note_run(run: Path, attempt: int) -> None:

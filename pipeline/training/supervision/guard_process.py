@@ -175,7 +175,10 @@ class Guarding:
     def _last_line(self, launcher_ended: float) -> str:
         """Makes the last line; empty where none is needed."""
         told, log = self.told, os.environ.get(LAUNCHER_LOG, "")
-        where = f" (the launcher's own text: {log})" if log else ""
+        kept = bool(log) and Path(log).exists()
+        if told.ending == "stopped" and log and not kept:
+            return ""  # the launcher printed nothing, and kept nothing
+        where = f" (the launcher's own text: {log})" if kept else ""
         if told.ending in ("finished", "stopped", "failed") and launcher_ended < told.at:
             return ""  # the words of the rank came after all that the launcher printed
         if told.ending == "stopped":

@@ -13,6 +13,7 @@ import pytest
 
 from monitoring.run_files import EVENTS, death, read_lines
 from pipeline.training.supervision.exit_status import exit_status
+from pipeline.training.supervision.guard import LAUNCHER_LOG
 from pipeline.training.supervision.guard_process import Guarding, Told
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -119,6 +120,18 @@ def test_the_words_of_a_stopped_run_are_repeated_only_where_the_launcher_printed
     assert (lines[-1:], events) == (last, [])
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_words_of_a_stopped_run_are_not_repeated_where_the_launcher_kept_no_text(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "launcher.log"
+    monkeypatch.setenv(LAUNCHER_LOG, str(log))
+    if kept:
+        log.touch()
+    line = Guarding(1, told=Told(tmp_path, 1, "stopped", "stopped after step 3", at=1.0))._last_line(2.0)
+    assert line == (f"stopped after step 3 (the launcher's own text: {log})" if kept else "")
+
+
 @pytest.mark.parametrize(
     ("parent", "guards"),
     [
@@ -133,7 +146,7 @@ def test_the_words_of_a_stopped_run_are_repeated_only_where_the_launcher_printed
 )
 def test_a_program_with_the_variables_of_a_launcher_that_is_none_has_no_guard(parent: list[str], guards: int, tmp_path: Path) -> None:
     rank = "from pipeline.training.supervision import guard; guard.start(); print(len(guard._started))"
-    environment = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("TORCHELASTIC_RUN_ID", LAUNCHER_LOG)}
     environment |= {"PYTHONPATH": str(ROOT), "ACCELERATE_MIXED_PRECISION": "no", "RANK_CODE": rank}
     command = [word.replace("PYTHON", sys.executable) for word in parent]
     assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout == f"{guards}\n"
