@@ -27,6 +27,7 @@ from pipeline.training.supervision.interruption import LAUNCHERS
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _LOOK_SECONDS = 1.0  # between two looks for ranks that the launcher has started
 _LAUNCHER_SECONDS = 15.0  # longest wait for the launcher's end when the ranks have ended; a program that is no launcher may go on for days
+_NOTICED_SECONDS = 2.0  # ranks that notice a death wait three seconds for its event; a rank that ends before this was the cause
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
@@ -39,7 +40,7 @@ class Told:
         attempt: attempt of the run.
         ending: kind of the rank's end; empty before the end.
         line: sentence of the rank about its end.
-        at: time of that, on the monotonic clock, which all processes share.
+        at: time when the rank first told this kind of end, on the monotonic clock, which all processes share.
     """
 
     run: Path | None = None
@@ -53,7 +54,8 @@ class Told:
         if "run" in facts:
             self.run, self.attempt = Path(facts["run"]), int(facts["attempt"])
         if "ending" in facts:
-            self.ending, self.line, self.at = facts["ending"], facts["line"], facts["at"]
+            self.at = self.at if facts["ending"] == self.ending else facts["at"]
+            self.ending, self.line = facts["ending"], facts["line"]
 
 
 @dataclass
@@ -67,12 +69,14 @@ class Guarding:
     Attributes:
         told: words of the first rank.
         dead: facts of the first rank that died; None while there is none.
+        died: time of that, on the monotonic clock.
     """
 
     launcher: int
     untouched: str = ""
     told: Told = field(default_factory=Told)
     dead: dict[str, Any] | None = None
+    died: float = 0.0
     _recorded: bool = False
     _words: bytes = b""
     _ranks: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -148,7 +152,7 @@ class Guarding:
         status = exit_status(pidfd, process)
         os.close(pidfd)
         if self.dead is None and status != 0:
-            self.dead = {"rank": rank, "node": os.uname().nodename}
+            self.dead, self.died = {"rank": rank, "node": os.uname().nodename}, time.monotonic()
             if status is not None:
                 self.dead |= {"exit_code": status} if status > 0 else {"signal": signal.Signals(-status).name}
 
@@ -164,6 +168,8 @@ class Guarding:
         by_code = "exit_code" in self.dead or "signal" not in self.dead
         if by_code and not (self.told.ending == "noticed" or (final and not self.told.ending)):
             return
+        if self.told.ending == "noticed" and self.dead.get("exit_code") == 1 and self.died - self.told.at > _NOTICED_SECONDS:
+            return  # it noticed, too, and the rank that died is of a node that is lost
         self._recorded = True
         # imported here, because it takes ten times as long as everything else and few runs need it
         from pipeline.training.supervision.watchdog import append_event  # noqa: PLC0415

@@ -107,6 +107,19 @@ def test_the_guards_of_two_nodes_name_the_rank_that_died_first_and_never_one_tha
     assert [guarding._last_line(2.0) for guarding in (there, here)] == [f"the run has failed: {what}. {rest}"] * 2
 
 
+@pytest.mark.parametrize(("code", "died", "recorded"), [(1, 0.9, True), (1, 1.1, True), (1, 4.1, False), (79, 4.1, True)])
+def test_a_rank_that_ended_because_it_noticed_the_loss_of_a_node_is_no_cause(
+    code: int, died: float, recorded: bool, tmp_path: Path
+) -> None:
+    guarding = Guarding(1, dead={"rank": 3, "node": "n1", "exit_code": code}, died=died)
+    guarding.told.add({"run": str(tmp_path), "attempt": 1})
+    guarding.told.add({"ending": "noticed", "line": "", "at": 1.0})
+    guarding.told.add({"ending": "noticed", "line": "another rank has ended", "at": 4.0})
+    guarding._record(final=True)
+    assert len(read_lines(tmp_path / EVENTS)) == recorded
+    assert ("rank 3 on n1" if recorded else "the run has failed: another rank has ended.") in guarding._last_line(5.0)
+
+
 def test_an_error_that_the_first_rank_explains_is_no_death_of_another_although_that_ended_earlier(tmp_path: Path) -> None:
     lines, events = launched(tmp_path, "failed", "os._exit(1)")
     assert (lines[-1], events) == (f"the run has failed: words of rank 0. Step 40 of {tmp_path} is saved", [])
