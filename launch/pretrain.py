@@ -18,7 +18,7 @@ stacks.answer()
 interruption.install()  # before the imports below take their seconds, in which a signal must not meet the default handler
 guard.start("No step was taken")
 
-from monitoring.report import page_of_finished_run  # noqa: E402
+from monitoring.report import missing_page, page_of_finished_run  # noqa: E402
 from pipeline import recipes  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.training.failures import exit_with_message  # noqa: E402
@@ -31,16 +31,15 @@ from shards.console import outlive_console  # noqa: E402
 def main() -> None:
     """Reads the settings, trains, and prints the outcome."""
     outlive_console()
-    try:
-        inherited.check_ranks(os.environ)
-    except inherited.InheritedError as error:
-        raise SystemExit(f"error: {error}") from None
     with exit_with_message():
+        inherited.check_ranks(os.environ)
         config = parse(recipes.SETTINGS, sys.argv[1:], description=__doc__ or "")
         if (answer := finished_before(config)) is not None:
+            guard.note_end("finished", answer)
             if os.environ.get("RANK", "0") == "0":
                 print(answer, flush=True)
-            guard.note_end("finished", answer)
+                if config.monitoring.report and (report := missing_page(Path(config.run))):
+                    print(report, flush=True)
             return
         if os.environ.get("LOCAL_RANK", "0") == "0" and (warning := deaf_first_process(launched=interruption.follow_parent)):
             print(warning, file=sys.stderr, flush=True)

@@ -53,6 +53,8 @@ def read_yaml(files: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, or one that holds anything else.
     """
+    if "" in files:
+        raise ConfigError("--config: the name of the file is empty. Give a file, or leave --config out")
     joined: dict[str, Any] = {}
     for path in (Path(expanded(file, "--config")) for file in files):
         values = load_yaml(path, "--config")

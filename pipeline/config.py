@@ -195,7 +195,7 @@ class CheckpointConfig:
     url: str = ""
     """Folder or s3://bucket/prefix of the checkpoints; empty is RUN/checkpoints. Options of the store are data.storage_options."""
     every: Annotated[int, Ge(1)] = 1000
-    """Steps between two checkpoints. One more is saved at the end of the run, and on SIGTERM or SIGUSR1."""
+    """Steps between two checkpoints. One more is saved at the end of the run, and on SIGTERM, SIGUSR1, SIGHUP or SIGXCPU."""
     keep_last: Annotated[int, Ge(1)] = 3
     """Number of newest checkpoints that are kept."""
     read_back: bool = True

@@ -85,3 +85,12 @@ def page_of_finished_run(run: Path, seconds: float = _END_SECONDS) -> str:
         thread.join(seconds)
     command = f"python launch/report.py {shlex.quote(str(run))}"
     return outcome[0] if outcome else f"no report was written within {seconds:.0f} s: run {command} to write it"
+
+
+def missing_page(run: Path) -> str:
+    """Writes the page of a run that has finished before, where it has none; returns the line about it, empty where there is a page.
+
+    Args:
+        run: the run folder.
+    """
+    return "" if (run / NAME).exists() else page_of_finished_run(run)

@@ -17,6 +17,7 @@ from pathlib import Path
 from monitoring.run_files import EVENTS, Lines, death
 from pipeline.mapping import ConfigError
 from pipeline.stream.order import OrderError
+from pipeline.training.ranks.inherited import InheritedError
 from pipeline.training.ranks.world import LaunchError
 from pipeline.training.slurm.attempts import note_refusal
 from pipeline.training.step import NonFiniteError
@@ -61,7 +62,7 @@ def cause_of(error: BaseException, run: Path, attempt: int) -> BaseException:
 @contextmanager
 def exit_with_message() -> Iterator[None]:
     """Turns an explained error, or the loss of another rank, into one line on stderr and exit code 1. The guard learns of every failure."""
-    rank, several = int(os.environ.get("RANK", "0")), os.environ.get("WORLD_SIZE", "1") != "1"
+    rank, several = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1") != "1"  # RANK may be no number, which is refused
     try:
         yield
     except RankLost as error:
@@ -69,10 +70,10 @@ def exit_with_message() -> Iterator[None]:
         raise SystemExit(1) from None
     except ExplainedError as error:
         raised_by_all = isinstance(error, _RAISED_BY_ALL)
-        if rank == 0 and isinstance(error, _REFUSED):
+        if isinstance(error, InheritedError) or (rank == "0" and isinstance(error, _REFUSED)):  # the environment may have no rank 0
             note_refusal(error)
         guard.note_end("failed", str(error))
-        if rank == 0 or not raised_by_all:
+        if rank == "0" or not raised_by_all:
             print(f"error{f' (rank {rank})' if several and not raised_by_all else ''}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     except SystemExit as error:
@@ -91,7 +92,7 @@ def exit_with_message() -> Iterator[None]:
         faulthandler.dump_traceback_later(_ENDING_SECONDS, exit=True)
 
 
-def _say_lost(rank: int, why: str) -> None:
+def _say_lost(rank: str, why: str) -> None:
     guard.note_end("noticed", why)
     print(f"rank {rank}: {why}", file=sys.stderr, flush=True)
 

@@ -78,6 +78,29 @@ def test_refused_options_of_the_launcher_are_shown_and_leave_no_file(tmp_path: P
     assert not list(tmp_path.glob("launcher-*"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_launcher_of_a_single_rank_goes_on_to_the_rank_and_leaves_no_file(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(
+        "import pathlib, signal, sys\n"
+        f"signal.signal({int(number)}, lambda *_: sys.exit(print('saved', flush=True)))\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "while True: signal.pause()\n"
+    )
+    log = tmp_path / "log"
+    with open(log, "wb") as file:
+        command = [python(), "-m", "launch", "--num_processes", "1", str(tmp_path / "rank.py")]
+        launcher = subprocess.Popen(command, cwd=ROOT, env=clean_environment(TMPDIR=str(tmp_path)), stdout=file, stderr=file)
+    try:
+        wait_until(lambda: launcher.poll() is not None or (tmp_path / "ready").exists(), log)
+        launcher.send_signal(number)
+        assert launcher.wait(timeout=60) == 128 + number, log.read_text()
+    finally:
+        if launcher.poll() is None:
+            kill_all(launcher)
+    assert log.read_text() == "saved\n"
+    assert not list(tmp_path.glob("launcher-*"))
+
+
 @pytest.mark.slow
 def test_under_nohup_two_ranks_go_on_when_the_terminal_is_closed_and_sigterm_still_saves(shards: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"

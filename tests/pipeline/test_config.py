@@ -219,6 +219,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         parse(METHODS, ["--config", str(tmp_path / "none.yaml")])
     with pytest.raises(ConfigError, match="--config: a value is missing"):
         parse(METHODS, ["--config"])
+    for empty in (["--config", ""], ["--config="]):
+        with pytest.raises(ConfigError, match="--config: the name of the file is empty"):
+            parse(METHODS, empty)
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ def start(untouched: str = "") -> None:
     code = "from pipeline.training.supervision.guard_process import main; main()"
     launcher = os.getppid()
     with suppress(OSError):
-        if "python" not in Path(f"/proc/{launcher}/exe").resolve().name:
-            return  # a shell that has a launcher's variables in its environment
+        if not _is_launcher(launcher):
+            return
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
         try:
             process = subprocess.Popen(
@@ -62,6 +62,23 @@ def start(untouched: str = "") -> None:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _started.append(process)
+
+
+def _is_launcher(process: int) -> bool:
+    """Returns whether a process may be a launcher, and not a shell or another program that has a launcher's variables in its environment.
+    Such a program may go on, and would wait for the guard, which holds its pipes.
+
+    Args:
+        process: process id of the parent.
+
+    Raises:
+        OSError: the process has ended.
+    """
+    if "python" not in Path(f"/proc/{process}/exe").resolve().name:
+        return False
+    # python -m launch and torchrun, which other programs may call, name themselves; accelerate launch of a single rank does not
+    named = any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", LAUNCHER_LOG))
+    return named or b"launch" in Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def note_run(run: Path, attempt: int) -> None:

@@ -24,9 +24,10 @@ from pipeline.training.supervision.exit_status import exit_status
 from pipeline.training.supervision.guard import LAUNCHER_LOG, Ending
 from pipeline.training.supervision.interruption import LAUNCHERS
 
-_STDIN, _STDERR = 0, 2
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
 _LOOK_SECONDS = 1.0  # between two looks for ranks that the launcher has started
 _LAUNCHER_SECONDS = 15.0  # longest wait for the launcher's end when the ranks have ended; a program that is no launcher may go on for days
+_NOTICED_SECONDS = 2.0  # ranks that notice a death wait three seconds for its event; a rank that ends before this was the cause
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
@@ -39,7 +40,7 @@ class Told:
         attempt: attempt of the run.
         ending: kind of the rank's end; empty before the end.
         line: sentence of the rank about its end.
-        at: time of that, on the monotonic clock, which all processes share.
+        at: time when the rank first told this kind of end, on the monotonic clock, which all processes share.
     """
 
     run: Path | None = None
@@ -53,7 +54,8 @@ class Told:
         if "run" in facts:
             self.run, self.attempt = Path(facts["run"]), int(facts["attempt"])
         if "ending" in facts:
-            self.ending, self.line, self.at = facts["ending"], facts["line"], facts["at"]
+            self.at = self.at if facts["ending"] == self.ending else facts["at"]
+            self.ending, self.line = facts["ending"], facts["line"]
 
 
 @dataclass
@@ -67,12 +69,14 @@ class Guarding:
     Attributes:
         told: words of the first rank.
         dead: facts of the first rank that died; None while there is none.
+        died: time of that, on the monotonic clock.
     """
 
     launcher: int
     untouched: str = ""
     told: Told = field(default_factory=Told)
     dead: dict[str, Any] | None = None
+    died: float = 0.0
     _recorded: bool = False
     _words: bytes = b""
     _ranks: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -99,6 +103,8 @@ class Guarding:
                     if not self._hear():
                         closed = time.monotonic()
                         poll.unregister(_STDIN)
+                        if self.told.ending == "finished":
+                            _leave_console()  # nothing is left to print, and a program that goes on may wait for the end of its pipes
                 elif number == pidfd:
                     launcher_ended = time.monotonic()
                     status = exit_status(pidfd, self.launcher)
@@ -146,7 +152,7 @@ class Guarding:
         status = exit_status(pidfd, process)
         os.close(pidfd)
         if self.dead is None and status != 0:
-            self.dead = {"rank": rank, "node": os.uname().nodename}
+            self.dead, self.died = {"rank": rank, "node": os.uname().nodename}, time.monotonic()
             if status is not None:
                 self.dead |= {"exit_code": status} if status > 0 else {"signal": signal.Signals(-status).name}
 
@@ -162,43 +168,68 @@ class Guarding:
         by_code = "exit_code" in self.dead or "signal" not in self.dead
         if by_code and not (self.told.ending == "noticed" or (final and not self.told.ending)):
             return
+        if self.told.ending == "noticed" and self.dead.get("exit_code") == 1 and self.died - self.told.at > _NOTICED_SECONDS:
+            return  # it noticed, too, and the rank that died is of a node that is lost
         self._recorded = True
         # imported here, because it takes ten times as long as everything else and few runs need it
         from pipeline.training.supervision.watchdog import append_event  # noqa: PLC0415
 
         with suppress(OSError):
-            before = Lines(self.told.run / EVENTS)
-            if not any(row.get("event") == "rank_died" and row.get("attempt") == self.told.attempt for row in before):
+            if self._recorded_death() is None:
                 append_event(self.told.run, "rank_died", attempt=self.told.attempt, **self.dead)
 
     def _last_line(self, launcher_ended: float) -> str:
         """Makes the last line; empty where none is needed."""
         told, log = self.told, os.environ.get(LAUNCHER_LOG, "")
-        where = f" (the launcher's own text: {log})" if log else ""
+        kept = bool(log) and Path(log).exists()
+        if told.ending == "stopped" and log and not kept:
+            return ""  # the launcher printed nothing, and kept nothing
+        where = f" (the launcher's own text: {log})" if kept else ""
         if told.ending in ("finished", "stopped", "failed") and launcher_ended < told.at:
             return ""  # the words of the rank came after all that the launcher printed
         if told.ending == "stopped":
             return f"{told.line}{where}"
         if told.ending in ("finished", "silent") or (self.dead is None and not told.line):
             return ""
-        what = told.line if self.dead is None or told.ending == "failed" else death(self.dead) + _hint(self.dead)
-        again = "" if told.ending == "failed" else "The same command continues the run"
-        sentences = filter(None, (f"the run has failed: {what.rstrip('.')}", self._saved(), again))
+        dead: Mapping[str, Any] | None = None if told.ending == "failed" else self.dead
+        if told.ending == "noticed":  # what ended here is no cause, and the guard of another node may know it
+            dead = self._recorded_death() or (None if told.line else dead)
+        what = told.line if dead is None else death(dead) + _hint(dead)
+        saved, again = self._saved()
+        sentences = filter(None, (f"the run has failed: {what.rstrip('.')}", saved, "" if told.ending == "failed" else again))
         return ". ".join(sentences).replace("?. ", "? ") + where
 
-    def _saved(self) -> str:
+    def _recorded_death(self) -> Mapping[str, Any] | None:
+        """Returns the event of the first death in this attempt, which the guard of any node wrote."""
+        with suppress(OSError):
+            for row in Lines(self.told.run / EVENTS) if self.told.run else ():
+                if row.get("event") == "rank_died" and row.get("attempt") == self.told.attempt:
+                    return row
+        return None
+
+    def _saved(self) -> tuple[str, str]:
+        """Makes the sentences about what is saved, and about what the same command does."""
         if self.told.run is None:
-            return self.untouched
+            return self.untouched, "Give the same command again"
         saved = None
         with suppress(OSError):
             saved = last_saved_step(self.told.run)
-        return "Nothing is saved" if saved is None else f"Step {saved} of {self.told.run} is saved"
+        if saved is None:
+            return "Nothing is saved", "The same command begins the run again"
+        return f"Step {saved} of {self.told.run} is saved", "The same command continues the run"
 
     @staticmethod
     def _print(line: str) -> None:
         if line:
             with suppress(OSError):  # the terminal is gone
                 os.write(_STDERR, " ".join(line.split()).encode() + b"\n")
+
+
+def _leave_console() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (_STDOUT, _STDERR):
+        os.dup2(null, descriptor)
+    os.close(null)
 
 
 def _hint(dead: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from monitoring.report import RunPageError, page_of_finished_run, write_run_page, writing
+from monitoring.report import RunPageError, missing_page, page_of_finished_run, write_run_page, writing
 from tests.conftest import ROOT
 
 
@@ -42,6 +42,13 @@ def test_the_command_prints_the_path_of_the_page_and_the_missing_parts(run: Path
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_has_finished_before_gets_its_page_only_where_it_has_none(run: Path) -> None:
+    assert missing_page(run) == f"report: {run / 'report.html'}"
+    (run / "report.html").write_text("mine")
+    assert missing_page(run) == ""
+    assert (run / "report.html").read_text() == "mine"
 
 
 def test_a_page_that_fails_or_hangs_does_not_disturb_the_end_of_a_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,8 +144,28 @@ def test_a_step_is_saved_once_however_often_its_turn_comes(tmp_path: Path, monke
         assert answer.endswith(f"next: python launch/export.py {tmp_path / 'run'} {tmp_path / 'run' / 'encoder.safetensors'}")
     for other in (["--training.steps", "5"], ["--seed", "1"], ["--checkpoint.resume", "none"], ["--checkpoint.url", str(tmp_path)]):
         assert finished_before(parse(recipes.SETTINGS, [*shorter, *other])) is None, other
+    for size, local_size, answered in (("2", "2", True), ("2", "1", False), ("2", "", False), ("1", "1", True)):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local_size)
+        found = finished_before(parse(recipes.SETTINGS, shorter)) is not None
+        assert found is answered, f"{local_size} of {size} ranks are on this node, and others may not see the run folder"
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert finished_before(parse(recipes.SETTINGS, shorter)) is None, "its checkpoint is gone"
+
+
+def test_a_finished_run_asks_its_store_for_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "store"
+    config = parse(recipes.SETTINGS, [*run_settings(tmp_path, 1), "--checkpoint.url", store.as_uri()])
+    assert pretrain(config, Interruption()).finished
+    assert finished_before(config) is not None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert finished_before(config) is None, "rank 0 alone asks the store, so that the other rank does not know its answer"
+    monkeypatch.delenv("WORLD_SIZE")
+    shutil.move(store, tmp_path / "elsewhere")
+    assert finished_before(config) is None, "its checkpoint is gone"
+    store.write_text("no folder")
+    assert finished_before(config) is None, "the store can't be read"
 
 
 def test_a_run_that_turned_no_pictures_goes_on_so_and_says_it(

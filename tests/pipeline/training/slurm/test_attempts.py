@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.mapping import ConfigError
 from pipeline.training.failures import exit_with_message
+from pipeline.training.ranks.inherited import check_ranks
 from pipeline.training.record.run_folder import RunFolder, RunFolderError, read_lines
 from pipeline.training.slurm.attempts import (
     RECORD_VARIABLE,
@@ -21,9 +25,17 @@ from pipeline.training.slurm.attempts import (
     note_refusal,
     record_file,
 )
+from pipeline.training.supervision import guard
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[0-1]"}
 STEPS = 100
+
+
+@pytest.fixture(autouse=True)
+def unbounded_end() -> Iterator[None]:
+    """Takes back the bound that `exit_with_message` sets to the end of the process, because these tests go on."""
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 def attempt(run: Path, saved: int | None = None, reason: str | None = None, step: int = 0, job: dict[str, str] = JOB) -> Verdict:
@@ -119,6 +131,24 @@ def test_settings_that_the_ranks_refuse_are_not_tried_again(tmp_path: Path, monk
     with pytest.raises(SystemExit), exit_with_message():
         raise RunFolderError("another run is writing here")  # which ends some time
     assert end_attempt(tmp_path, JOB, 3, 1).verdict is Verdict.REQUEUE, "what was refused before this attempt says nothing of it"
+
+
+@pytest.mark.parametrize("given", [{"RANK": "abc"}, {"RANK": "3"}, {"RANK": "3", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "x"}])
+def test_an_environment_that_is_refused_is_told_to_the_guard_and_not_tried_again(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begin_attempt(tmp_path, STEPS, JOB)
+    told = list[tuple[str, str]]()
+    monkeypatch.setattr(guard, "note_end", lambda ending, line="": told.append((ending, line)))
+    for name, value in {RECORD_VARIABLE: str(record_file(tmp_path)), "SLURM_JOB_ID": JOB["SLURM_JOB_ID"], **given}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit), exit_with_message():
+        check_ranks(os.environ)
+    (ending, line), *more = told
+    assert (ending, more) == ("failed", [])
+    assert all(name in line for name in given)
+    assert capfd.readouterr().err.endswith(f": {line}\n")
+    assert end_attempt(tmp_path, JOB, 3, 1).verdict is Verdict.REFUSED
 
 
 def test_a_refusal_that_can_not_be_noted_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from monitoring.run_files import EVENTS, death, read_lines
 from pipeline.training.supervision.exit_status import exit_status
+from pipeline.training.supervision.guard import LAUNCHER_LOG
+from pipeline.training.supervision.guard_process import Guarding, Told
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -85,6 +88,38 @@ def test_the_exit_code_of_the_rank_that_ended_first_is_an_event_and_the_last_lin
     assert f"rank 1 on {os.uname().nodename} ended with exit code {code}" in lines[-1]
 
 
+@pytest.mark.parametrize("saved", [True, False], ids=["saved", "nothing saved"])
+@pytest.mark.parametrize("seen", [True, False], ids=["death recorded", "death unknown"])
+def test_the_guards_of_two_nodes_name_the_rank_that_died_first_and_never_one_that_noticed(seen: bool, saved: bool, tmp_path: Path) -> None:
+    (tmp_path / EVENTS).write_text(SAVED.splitlines(keepends=True)[0] + '{"event": "rank_died", "attempt": 1, "rank": 7}\n')
+    if saved:
+        (tmp_path / EVENTS).write_text(SAVED)
+    words = "another rank has ended, its own message says why"
+    there, here = (Guarding(1, told=Told(tmp_path, 2, "noticed", words, at=1.0)) for _ in range(2))
+    there.dead = {"rank": 0, "node": "n0", "signal": "SIGKILL"}
+    here.dead = {"rank": 3, "node": "n1", "exit_code": 1}
+    if seen:
+        there._record(final=True)
+        here._record(final=True)
+    what = "rank 0 on n0 was killed by SIGKILL (the kernel does that for lack of memory: see dmesg)" if seen else words
+    rest = f"Step 40 of {tmp_path} is saved. The same command continues the run"
+    rest = rest if saved else "Nothing is saved. The same command begins the run again"
+    assert [guarding._last_line(2.0) for guarding in (there, here)] == [f"the run has failed: {what}. {rest}"] * 2
+
+
+@pytest.mark.parametrize(("code", "died", "recorded"), [(1, 0.9, True), (1, 1.1, True), (1, 4.1, False), (79, 4.1, True)])
+def test_a_rank_that_ended_because_it_noticed_the_loss_of_a_node_is_no_cause(
+    code: int, died: float, recorded: bool, tmp_path: Path
+) -> None:
+    guarding = Guarding(1, dead={"rank": 3, "node": "n1", "exit_code": code}, died=died)
+    guarding.told.add({"run": str(tmp_path), "attempt": 1})
+    guarding.told.add({"ending": "noticed", "line": "", "at": 1.0})
+    guarding.told.add({"ending": "noticed", "line": "another rank has ended", "at": 4.0})
+    guarding._record(final=True)
+    assert len(read_lines(tmp_path / EVENTS)) == recorded
+    assert ("rank 3 on n1" if recorded else "the run has failed: another rank has ended.") in guarding._last_line(5.0)
+
+
 def test_an_error_that_the_first_rank_explains_is_no_death_of_another_although_that_ended_earlier(tmp_path: Path) -> None:
     lines, events = launched(tmp_path, "failed", "os._exit(1)")
     assert (lines[-1], events) == (f"the run has failed: words of rank 0. Step 40 of {tmp_path} is saved", [])
@@ -98,11 +133,49 @@ def test_the_words_of_a_stopped_run_are_repeated_only_where_the_launcher_printed
     assert (lines[-1:], events) == (last, [])
 
 
-def test_a_shell_with_the_variables_of_a_launcher_has_no_guard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_words_of_a_stopped_run_are_not_repeated_where_the_launcher_kept_no_text(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "launcher.log"
+    monkeypatch.setenv(LAUNCHER_LOG, str(log))
+    if kept:
+        log.touch()
+    line = Guarding(1, told=Told(tmp_path, 1, "stopped", "stopped after step 3", at=1.0))._last_line(2.0)
+    assert line == (f"stopped after step 3 (the launcher's own text: {log})" if kept else "")
+
+
+@pytest.mark.parametrize(
+    ("parent", "guards"),
+    [
+        (["sh", "-c", 'PYTHON -c "$RANK_CODE"; true'], 0),
+        ([sys.executable, "-c", "import os, subprocess, sys; subprocess.run([sys.executable, '-c', os.environ['RANK_CODE']])"], 0),
+        (
+            [sys.executable, "-c", "import os, subprocess, sys; subprocess.run([sys.executable, '-c', os.environ['RANK_CODE']])", "launch"],
+            1,
+        ),
+    ],
+    ids=["shell", "other program", "launcher"],
+)
+def test_a_program_with_the_variables_of_a_launcher_that_is_none_has_no_guard(parent: list[str], guards: int, tmp_path: Path) -> None:
     rank = "from pipeline.training.supervision import guard; guard.start(); print(len(guard._started))"
-    command = ["sh", "-c", f"'{sys.executable}' -c '{rank}'; true"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_MIXED_PRECISION": "no"}
-    assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout == "0\n"
+    environment = {name: value for name, value in os.environ.items() if name not in ("TORCHELASTIC_RUN_ID", LAUNCHER_LOG)}
+    environment |= {"PYTHONPATH": str(ROOT), "ACCELERATE_MIXED_PRECISION": "no", "RANK_CODE": rank}
+    command = [word.replace("PYTHON", sys.executable) for word in parent]
+    assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout == f"{guards}\n"
+
+
+def test_the_guard_of_a_finished_rank_lets_go_of_the_console_although_the_launcher_goes_on(tmp_path: Path) -> None:
+    rank = "from pipeline.training.supervision import guard; guard.start(); guard.note_end('finished')"
+    launcher = "import os, subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]]); os.dup2(0, 1); sys.stdin.read()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHELASTIC_RUN_ID": "test"}
+    command = [sys.executable, "-c", launcher, rank]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        assert started.stdout.read() == b"", "the end of the pipe comes"
+        lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+        assert any("guard_process" in " ".join(line) and str(started.pid) in line for line in lines), "the guard goes on without them"
+        assert started.poll() is None
 
 
 @pytest.mark.parametrize("status", [0, 3, -signal.SIGKILL])
