@@ -14,7 +14,7 @@ import yaml
 
 from monitoring.run_files import COMMIT, SETTINGS
 from pipeline.config import Config, to_mapping
-from pipeline.training.checkpoint.files import folder_name
+from pipeline.training.checkpoint.files import CheckpointInvalid, folder_name, verify
 from pipeline.training.record.run_folder import RunFolder, last_saved_step
 from pipeline.training.resume import changed_settings
 from pipeline.training.slurm.attempts import is_finished
@@ -35,8 +35,8 @@ def finished_before(config: Config[Any]) -> str | None:
     """Sentences for the start of a run that was finished before; None if there is something to do or to refuse.
 
     A run whose settings have changed goes the usual way, because the change may be refused, or ask for an evaluation. So does a run whose
-    last checkpoint is gone or can't be asked for, and one of several ranks that may see different things: ranks on several nodes, or those
-    of a run with `checkpoint.url`. A rank that ended alone would leave the others waiting for it.
+    last checkpoint is gone, damaged or can't be asked for, and one of several ranks that may see different things: ranks on several nodes,
+    or those of a run with `checkpoint.url`. A rank that ended alone would leave the others waiting for it.
 
     Args:
         config: settings of this start.
@@ -69,10 +69,12 @@ def _ranks_agree(url: str) -> bool:
 
 
 def _is_kept(config: Config[Any], step: int) -> bool:
-    """Returns whether the checkpoint of a step is where the settings say, by the size of its commit file."""
+    """Returns whether the checkpoint of a step is where the settings say: byte for byte in a folder, by its commit file in a store."""
     url = config.checkpoint.url or str(RunFolder(Path(config.run), writes=False).checkpoints.absolute())
     try:
         store = Store(url, config.data.storage_options if "://" in url else None)
+        if store.local is not None:
+            verify(store, step)
         return store.size(f"{folder_name(step)}/{COMMIT}") is not None
-    except StoreError:  # the usual way explains it
+    except (StoreError, CheckpointInvalid):  # the usual way explains it
         return False
