@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.evaluation.probe.pictures import DatasetPictures
 from shards.__main__ import main
+from shards.adopt.class_names import find_class_names
 from shards.adopt.index_tars import as_text
 from shards.build.sources import open_source
 from shards.check.inspect import inspect, samples_of
@@ -16,9 +17,10 @@ from shards.check.verify import verify
 from shards.dataset import manifest
 from shards.dataset.index import NO_LABEL, PICTURE_EXTENSIONS, Rules
 from shards.dataset.manifest import Manifest
-from shards.errors import ShardError, SourceError
+from shards.errors import ShardError, SourceError, StoreError
 from tests.shards.adopt.foreign import ours, picture, run
 from tests.shards.trees import tar_of, write_folder
+from tests.shards.web_servers import Manners, serving
 
 SAMPLES = {"0.jpg": picture(0), "0.cls": b"1", "1.jpg": picture(1), "1.cls": b"0", "2.jpg": picture(2), "2.cls": b"-1", "3.jpg": picture(3)}
 
@@ -68,9 +70,13 @@ def test_a_manifest_that_did_not_count_its_labels_is_taken_to_have_some() -> Non
         ("classnames.txt", "cat\nbig dog\n"),
         ("classes.txt", "\ufeff0 cat\r\n1: 'big dog',\r\n"),
         ("labels.txt", "1 big dog\n0 cat"),
+        ("labels.txt", "big dog,1\ncat,0"),
+        ("classes.txt", "# classes\n# of 2026\ncat\nbig dog\n#3\n"),
+        ("classes.txt", "cat\nbig dog\nBoeing 737"),
         ("class_names.json", '["cat", "big dog", "none of them"]'),
         ("classnames.json", '{"0": ["n01", "cat"], "1": ["n02", "big dog"]}'),
         ("labels.json", '{"big dog": 1, "cat": 0}'),
+        ("labels.json", '["cat", "big dog", ["n02012849", "crane"], ["n03126707", "crane"]]'),
     ],
 )
 def test_a_file_beside_the_tars_names_the_classes(tmp_path: Path, name: str, content: str) -> None:
@@ -91,7 +97,11 @@ def test_a_file_beside_the_tars_names_the_classes(tmp_path: Path, name: str, con
         ("cat\n\ndog\n", "holds lines that are no names"),
         ("0.jpg\n1.jpg\n", "names pictures, not classes"),
         ("1 cat\n2 dog\n", "does not number its names from 0"),
-        ("<!DOCTYPE html>\n<html>\n</html>\n", "is neither a list of names nor a table"),
+        ("cat 1\ndog 2\n", "does not number its names from 0"),
+        ("0 cat\n0 dog\n1 bird\n", "has the number 0 twice"),
+        ("cat 0\nkitty 0\ndog 1\n", "has the number 0 twice"),
+        ("cat\ncat\ndog\n", "has the name 'cat' twice"),
+        ("<!DOCTYPE html>\n<html>\n</html>\n", "is a page, not a file of names"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is neither a list of names nor a table"),
         ("\udcff\udcfe", "is neither a list of names nor a table"),
     ],
@@ -101,6 +111,31 @@ def test_a_file_that_holds_no_names_is_not_used_and_said(tmp_path: Path, content
     result = run(tmp_path)
     assert result.manifest.classes == ()
     assert any(f"class names: none, because {tmp_path}/labels.txt {why}" in line for line in as_text(result))
+
+
+@pytest.mark.parametrize(("content", "why"), [('{"cat": 0, "kitty": 0, "dog": 1}', "number 0"), ('{"0": "cat", "0": "dog"}', "name '0'")])
+def test_a_table_that_says_two_things_of_a_class_is_not_used(tmp_path: Path, content: str, why: str) -> None:
+    write_folder(wrote(tmp_path, SAMPLES), {"labels.json": content.encode()})
+    assert any(f"class names: none, because {tmp_path}/labels.json has the {why} twice" in line for line in as_text(run(tmp_path)))
+
+
+def test_a_page_for_a_name_that_is_not_there_hides_no_later_file(tmp_path: Path) -> None:
+    write_folder(wrote(tmp_path, SAMPLES), {"classnames.txt": b"<html></html>", "classes.txt": b"cat\ndog\n"})
+    assert run(tmp_path).manifest.classes == ("cat", "dog")
+
+
+def test_a_server_that_is_out_of_order_is_an_error_and_one_that_refuses_or_sends_pages_is_none(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"classes.txt": b"cat\ndog\n"})
+    with serving(tmp_path, Manners(moved=True)) as url, pytest.raises(StoreError, match=r"classnames\.txt"):
+        find_class_names(url, {}, 1)
+    with serving(tmp_path, Manners(signed=True)) as url:
+        assert find_class_names(url, {}, 1) == ((), "")
+    with serving(tmp_path, Manners(page=True)) as url:
+        assert find_class_names(url, {}, 1) == (("cat", "dog"), f"class names: 2 from {url}/classes.txt")
+        assert find_class_names(f"{url}/none", {}, 1) == (
+            (),
+            f"class names: none, because {url}/none/classnames.txt is a page, not a file of names",
+        )
 
 
 def test_the_names_of_a_split_may_lie_one_folder_up(tmp_path: Path) -> None:
