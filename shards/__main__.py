@@ -222,9 +222,14 @@ def _index(options: argparse.Namespace) -> int:
 
 def _extensions(text: str) -> str:
     """Returns the extensions that a person names, as `shards.dataset.index.Rules` holds them."""
+    from shards.dataset.index import OTHER_FORMATS, PICTURE_EXTENSIONS  # noqa: PLC0415 - not loaded for --help
+
     found = [word.strip("*.").lower() for word in re.split(r"[;,\s]+", text) if word.strip("*.")]
     if not found:
         raise ShardError(f"--picture {text!r}: names no extension. Give one, or several: 'jpg;jpeg;png'")
+    unread = next((extension for extension in found if extension.rpartition(".")[2] in OTHER_FORMATS), None)
+    if unread is not None:
+        raise ShardError(f"--picture {text!r}: {unread} is not read. Convert these pictures to one of: {', '.join(PICTURE_EXTENSIONS)}")
     return ";".join(found)
 
 

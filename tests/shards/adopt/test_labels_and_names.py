@@ -201,6 +201,46 @@ def test_of_several_pictures_the_documented_one_is_taken_and_said(tmp_path: Path
     assert ", ".join(f"`{extension}`" for extension in PICTURE_EXTENSIONS) in " ".join(documented.split())
 
 
+@pytest.mark.parametrize("folder", [".ipynb_checkpoints", "a/@eaDir", "__MACOSX", "a/.Trash-1000"])
+def test_files_in_a_tar_are_left_out_where_a_build_leaves_them_out(tmp_path: Path, folder: str) -> None:
+    members = {"a/0.jpg": picture(0), f"{folder}/1.jpg": picture(1), f"{folder}/1.cls": b"cat", "a/0.cls": b"1", "a/2.jpg": picture(2)}
+    wrote(tmp_path, members)
+    result = run(tmp_path, strict=True)
+    assert ours(tmp_path) == [("a/0", picture(0), 1), ("a/2", picture(2), NO_LABEL)]
+    name = folder.rpartition("/")[2]
+    assert any(f"hidden or of a tool, left out of the tars: 2 files ({name}" in line for line in as_text(result))
+    assert verify(str(tmp_path), quiet=True).problems == ()
+    wrote(tmp_path, {f"{folder}/3.jpg": picture(3), "b/4.jpg": picture(4), "b/4.png": picture(5)}, "1.tar")
+    lines = as_text(run(tmp_path))
+    assert any(f"left out of the tars that were read now: 1 file ({name})" in line for line in lines)
+    assert any("several pictures in the tars that were read now" in line for line in lines)
+    wrote(tmp_path / "none", {f"{folder}/3.jpg": picture(3)})
+    with pytest.raises(ShardError, match="holds no samples .hidden or of a tool, left out of the tars: 1 file"):
+        run(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("members", "advised"),
+    [
+        ({"1.jpg": b""}, ""),
+        ({"1.avif": b"1", "1.cls": b"1"}, "convert others"),
+        ({"1.txt": b"1"}, "convert others"),
+        ({"1.png": b"1"}, "--picture 'jpg;jpeg;png'"),
+    ],
+)
+def test_the_advice_fits_the_reason(tmp_path: Path, members: dict[str, bytes], advised: str) -> None:
+    lines = as_text(run(wrote(tmp_path, {"0.jpg": picture(0), **members}), rules=Rules(picture="jpg")))
+    assert lines[-2 if advised else -1].startswith("    0.tar: sample 1 has ")
+    assert advised in lines[-1]
+
+
+def test_pictures_of_a_format_that_is_not_read_can_not_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrote(tmp_path, {"0.jp2": b"1", "1.img": picture(1)})
+    assert main(["index", str(tmp_path), "--picture", "jpg;left.jp2"]) == 1
+    assert "left.jp2 is not read. Convert these pictures" in capsys.readouterr().err
+    assert main(["index", str(tmp_path), "--picture", "img"]) == 0
+
+
 @pytest.mark.parametrize("extension", ["avif", "jp2", "heic"])
 def test_formats_that_are_not_read_are_left_out_and_counted(tmp_path: Path, extension: str) -> None:
     write_folder(tmp_path / "in", {"a.jpg": b"1", f"b.{extension}": b"2"})
@@ -222,7 +262,9 @@ def test_data_sets_of_the_rules_before_are_sound_and_are_read_anew_when_indexed_
     (tmp_path / "manifest.json").write_text(json.dumps({**table, "settings": settings}))
     assert verify(str(tmp_path), quiet=True).problems == ()
     assert manifest.load(str(tmp_path)).labelled
-    assert run(tmp_path).read == 1
+    again = run(tmp_path)
+    assert again.read == 1
+    assert any("3 samples more by newer rules than those of the manifest before: other ids" in line for line in as_text(again))
     assert [key for key, _, _ in ours(tmp_path)] == ["0", "1", "2", "3", "4", "5"]
 
 
