@@ -130,14 +130,8 @@ def index(request: IndexRequest) -> IndexResult:
         manifest = _finish(store, listing, ordered, request, listed_before, labels)
     names = {tar.name for tar in listing.tars}
     gone = sum(record.name not in names for record in old.records) if old else 0
-    notes = (
-        shown_left_out(listing.hidden),
-        other_splits,
-        hidden_files(ordered),
-        several_pictures(ordered),
-        newer_rules(old, manifest),
-        labels.note,
-    )
+    facts = (hidden_files(ordered), several_pictures(ordered), newer_rules(old, manifest))
+    notes = (shown_left_out(listing.hidden), other_splits, *facts, labels.note)
     return IndexResult(manifest, _first(ordered), len(todo), gone, listing.compressed, tuple(note for note in notes if note))
 
 

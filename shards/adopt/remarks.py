@@ -62,9 +62,10 @@ def newer_rules(old: Manifest | None, new: Manifest) -> str:
     if all(then.index_sha256 == now.index_sha256 for then, now in pairs):
         return ""
     more = sum(now.count - then.count for then, now in pairs)
+    change = f"{counted(abs(more), 'sample')} {'more' if more >= 0 else 'less'}"
     return (
-        f"{counted(abs(more), 'sample')} {'more' if more >= 0 else 'less'} by newer rules than those of the manifest before: other ids. Runs "
-        "that began with it need it, and stop at this one; to have both, name another folder for the new one with --to"
+        f"{change} by newer rules than those of the manifest before: other ids. Runs that began with it need it, and stop at this one; to "
+        "have both, name another folder for the new one with --to"
     )
 
 

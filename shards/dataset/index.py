@@ -47,32 +47,7 @@ DOTS = "an extension begins at the first dot of a name"
 NO_PICTURE = "where one is needed"
 """Part of the reason why a sample has no picture, before the extensions that it has."""
 OTHER_FORMATS = frozenset(
-    [
-        "jp2",
-        "j2k",
-        "j2c",
-        "jpc",
-        "jpf",
-        "jpx",
-        "jxl",
-        "jxr",
-        "avif",
-        "heic",
-        "heif",
-        "svg",
-        "pdf",
-        "eps",
-        "psd",
-        "exr",
-        "hdr",
-        "dng",
-        "cr2",
-        "nef",
-        "arw",
-        "npy",
-        "npz",
-        "mp4",
-    ]
+    ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "jxl", "jxr", "avif", "heic", "heif", "svg", "pdf", "eps", "psd", "exr", "hdr", "dng", "npy")
 )
 """Extensions of formats that are not read."""
 Look = Callable[[str, bytes], None]
