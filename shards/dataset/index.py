@@ -312,7 +312,7 @@ def _shown(sample: Sample, rules: Rules) -> str:
 
 def _label(data: bytes, rules: Rules) -> int:
     try:
-        value = int(data.replace(b"_", b"?"))  # int reads 1_0 as 10
+        value = int(data if rules.format == _STRICT_FORMAT else data.replace(b"_", b"?"))  # int reads 1_0 as 10
     except ValueError:
         raise _Unusable(f"has the label {data[:20]!r}, which is not a class number") from None
     if value == NO_LABEL and rules.format != _STRICT_FORMAT:

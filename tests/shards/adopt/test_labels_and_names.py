@@ -253,9 +253,10 @@ def test_formats_that_are_not_read_are_left_out_and_counted(tmp_path: Path, exte
 
 def test_data_sets_of_the_rules_before_are_sound_and_are_read_anew_when_indexed_again(tmp_path: Path) -> None:
     old = Rules(format=1)
-    wrote(tmp_path, {**SAMPLES, "4.jpg": picture(4), "4.png": picture(5), "5.jfif": picture(6), "5.cls": b"1"})
+    wrote(tmp_path, {**SAMPLES, "4.jpg": picture(4), "4.png": picture(5), "5.jfif": picture(6), "5.cls": b"1", "@eaDir/6.jpg": picture(7)})
+    wrote(tmp_path, {"7.jpg": picture(8), "7.cls": b"1_0"}, "1.tar")
     result = run(tmp_path, rules=old)
-    assert [key for key, _, _ in ours(tmp_path)] == ["0", "1", "3"]
+    assert [key for key, _, _ in ours(tmp_path)] == ["0", "1", "3", "@eaDir/6", "7"]
     assert (result.manifest.rejected, result.manifest.settings["index_format"]) == (3, 1)
     settings = {key: value for key, value in result.manifest.settings.items() if key not in {"labelled", "key_ends"}}
     table = json.loads((tmp_path / "manifest.json").read_bytes())
@@ -263,8 +264,8 @@ def test_data_sets_of_the_rules_before_are_sound_and_are_read_anew_when_indexed_
     assert verify(str(tmp_path), quiet=True).problems == ()
     assert manifest.load(str(tmp_path)).labelled
     again = run(tmp_path)
-    assert again.read == 1
-    assert any("3 samples more by newer rules than those of the manifest before: other ids" in line for line in as_text(again))
+    assert again.read == 2
+    assert any("1 sample more by newer rules than those of the manifest before: other ids" in line for line in as_text(again))
     assert [key for key, _, _ in ours(tmp_path)] == ["0", "1", "2", "3", "4", "5"]
 
 
