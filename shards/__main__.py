@@ -14,7 +14,7 @@ from shards.build.plan import PlanSettings
 from shards.console import exit_code, megabytes, next_command, printable
 from shards.counting import counted
 from shards.errors import ShardError
-from shards.layout import mixture, shown_left_out
+from shards.layout import ALL, mixture, shown_left_out, wanted_kind
 from shards.urls import join, parse_options, redacted
 
 _EXAMPLES = """examples:
@@ -213,7 +213,8 @@ def _index(options: argparse.Namespace) -> int:
     )
     storage = parse_options(options.storage)
     to_storage = storage if options.to_storage is None else parse_options(options.to_storage)
-    request = IndexRequest(options.urls, options.to, rules, options.strict, storage, to_storage, options.workers, split=options.split)
+    split = None if options.split is None else ALL if wanted_kind(options.split) == ALL else options.split
+    request = IndexRequest(options.urls, options.to, rules, options.strict, storage, to_storage, options.workers, split=split)
     result = index(request)
     following = next_command("python", "-m", "shards", "verify", redacted(result.manifest.url), storage=to_storage)
     print("\n".join(printable(line) for line in (*as_text(result), following)))

@@ -9,11 +9,11 @@ import pytest
 from pipeline.stream.read.storage import ResumingReader, ShardUnavailable, reading_store
 from shards.__main__ import main
 from shards.check.verify import verify
-from shards.dataset.manifest import split_manifest_url
-from shards.errors import ShardError, SourceError, StoreError
+from shards.dataset.manifest import load, split_manifest_url
+from shards.errors import ManifestMismatch, ShardError, SourceError, StoreError
 from shards.store import Store
 from tests.datasets import photographs
-from tests.shards.adopt.foreign import picture, run
+from tests.shards.adopt.foreign import picture, run, served
 from tests.shards.trees import contents, tar_of
 from tests.shards.web_servers import SIGNATURE, Manners, serving
 
@@ -91,6 +91,11 @@ def test_nothing_is_written_to_a_web_server(web: Path, capsys: pytest.CaptureFix
     assert text.startswith(f"error: {url}/")
     assert "can only be read. Choose a folder or a bucket" in text
     assert text.count("\n") == 1
+
+
+def test_the_command_for_tars_behind_a_web_server_puts_the_indexes_elsewhere(web: Path) -> None:
+    with served(web) as url, pytest.raises(ManifestMismatch, match=f"python -m shards index {url} --to FOLDER "):
+        load(url)
 
 
 @pytest.mark.parametrize("name", ["0.tar", "{0..0}.tar", "*.tar", ""])

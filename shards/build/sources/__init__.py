@@ -62,6 +62,7 @@ def open_source(
     labels: LabelRule = "folder",
     label_pattern: str | None = None,
     split: str | None = None,
+    needs_labels: bool = False,
 ) -> Listing:
     """Lists the pictures of a source.
 
@@ -74,6 +75,7 @@ def open_source(
         label_pattern: regular expression with one group, searched in each name; the group is the label. It goes before `labels`.
         split: split to take (`train`, `val`, `test`, ...), whose classes are the folders right in it; `all` mixes all of them. None
             refuses a source that holds several.
+        needs_labels: pictures without labels are of no use to the caller, so that no error advises to leave them out.
 
     Returns:
         Listing, never empty.
@@ -82,7 +84,7 @@ def open_source(
         SourceError: the source is missing, empty, compressed or cut short, holds splits or WebDataset shards, or a name gives no label.
         StoreError: the store can't be read.
     """
-    builder = ListingBuilder(redacted(url), include)
+    builder = ListingBuilder(redacted(url), include, needs_labels)
     store, name = _locate(url, options)
     source = next(source for source in SOURCES if source.recognises(store, name))
     source.collect(store, name, builder)

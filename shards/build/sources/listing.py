@@ -119,10 +119,12 @@ class ListingBuilder:
     Args:
         source: name of the source in errors.
         include: patterns of names, as in `open_source`.
+        needs_labels: as in `open_source`.
     """
 
-    def __init__(self, source: str, include: Sequence[str] = ()) -> None:
+    def __init__(self, source: str, include: Sequence[str] = (), needs_labels: bool = False) -> None:
         self.source = source
+        self.unlabelled = "" if needs_labels else "; or store their pictures anew, without labels: --labels none"
         self._included = re.compile("|".join(fnmatch.translate(pattern) for pattern in include)) if include else None
         self._names, self._ends = bytearray(), array("q")
         self._container, self._offset, self._length = array("i"), array("q"), array("q")

@@ -75,7 +75,7 @@ def _add_members(file: IO[bytes], shown: str, builder: ListingBuilder, container
             if extension_of(name) == "cls":
                 builder.refuse_classes(
                     f"{builder.source}: WebDataset shards, whose labels are in files such as {name}. Make a data set of them as they are: "
-                    f"python -m shards index {shlex.quote(builder.source)}; or store their pictures anew, without labels: --labels none"
+                    f"python -m shards index {shlex.quote(builder.source)}{builder.unlabelled}"
                 )
             if not member.isreg():
                 builder.pass_over("links and special files in a tar (make it with: tar --dereference --hard-dereference)")

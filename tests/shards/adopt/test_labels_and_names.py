@@ -282,7 +282,9 @@ def test_tars_of_several_splits_are_not_one_set_unasked(tmp_path: Path, names: s
     chosen = run(tmp_path, tmp_path / "one", split="training")
     assert {record.name for record in chosen.manifest.records} == {name for name in names.split() if "train" in name.lower()}
     assert any(line.startswith("  tars of other splits, left out: ") for line in as_text(chosen))
-    assert len(run(tmp_path, tmp_path / "all", split="all").manifest.records) == len(names.split())
+    assert main(["index", str(tmp_path), "--to", str(tmp_path / "all"), "--split", "ALL"]) == 0
+    every = manifest.load(str(tmp_path / "all"))
+    assert (len(every.records), every.settings["split"]) == (len(names.split()), "all")
     with pytest.raises(SourceError, match="has no split holdout"):
         run(tmp_path, tmp_path / "none", split="holdout")
 
