@@ -70,12 +70,12 @@ def open_source(
         url: URL or path of a folder or of one object, such as an uncompressed tar.
         options: fsspec options of the store.
         include: patterns of fnmatch on names ('*' crosses '/'); a picture that matches none is left out. Without patterns, all are in.
+        needs_labels: pictures without labels are of no use to the caller, so that no error advises to leave them out.
         labels: `folder` takes the first folder of the name, where every picture lies in one and there are at least two of them, and
             no labels otherwise; `none` takes none.
         label_pattern: regular expression with one group, searched in each name; the group is the label. It goes before `labels`.
         split: split to take (`train`, `val`, `test`, ...), whose classes are the folders right in it; `all` mixes all of them. None
             refuses a source that holds several.
-        needs_labels: pictures without labels are of no use to the caller, so that no error advises to leave them out.
 
     Returns:
         Listing, never empty.
