@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
+import shlex
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -124,6 +125,8 @@ class ListingBuilder:
 
     def __init__(self, source: str, include: Sequence[str] = (), needs_labels: bool = False) -> None:
         self.source = source
+        elsewhere = " --to FOLDER" if source.startswith(("http://", "https://")) else ""  # indexes can't go beside these tars
+        self.index_command = f"python -m shards index {shlex.quote(source)}{elsewhere}"
         self.unlabelled = "" if needs_labels else "; or store their pictures anew, without labels: --labels none"
         self._included = re.compile("|".join(fnmatch.translate(pattern) for pattern in include)) if include else None
         self._names, self._ends = bytearray(), array("q")
