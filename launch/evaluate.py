@@ -46,7 +46,7 @@ class SourcePictures:
     def __init__(self, url: str, options: Options, include: Sequence[str], label_pattern: str | None, split: str | None = None) -> None:
         self.name = redacted(url)
         self._options = options
-        self._listing = open_source(url, options, include, "folder", label_pattern, split)
+        self._listing = open_source(url, options, include, "folder", label_pattern, split, needs_labels=True)
         self.classes = self._listing.classes
         self.labels = self._listing.label.astype(np.int64)
 

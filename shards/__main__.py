@@ -14,7 +14,7 @@ from shards.build.plan import PlanSettings
 from shards.console import exit_code, megabytes, next_command, printable
 from shards.counting import counted
 from shards.errors import ShardError
-from shards.layout import mixture, shown_left_out
+from shards.layout import ALL, mixture, shown_left_out, wanted_kind
 from shards.urls import join, parse_options, redacted
 
 _EXAMPLES = """examples:
@@ -213,7 +213,8 @@ def _index(options: argparse.Namespace) -> int:
     )
     storage = parse_options(options.storage)
     to_storage = storage if options.to_storage is None else parse_options(options.to_storage)
-    request = IndexRequest(options.urls, options.to, rules, options.strict, storage, to_storage, options.workers, split=options.split)
+    split = None if options.split is None else ALL if wanted_kind(options.split) == ALL else options.split
+    request = IndexRequest(options.urls, options.to, rules, options.strict, storage, to_storage, options.workers, split=split)
     result = index(request)
     following = next_command("python", "-m", "shards", "verify", redacted(result.manifest.url), storage=to_storage)
     print("\n".join(printable(line) for line in (*as_text(result), following)))
@@ -222,9 +223,14 @@ def _index(options: argparse.Namespace) -> int:
 
 def _extensions(text: str) -> str:
     """Returns the extensions that a person names, as `shards.dataset.index.Rules` holds them."""
+    from shards.dataset.index import OTHER_FORMATS, PICTURE_EXTENSIONS  # noqa: PLC0415 - not loaded for --help
+
     found = [word.strip("*.").lower() for word in re.split(r"[;,\s]+", text) if word.strip("*.")]
     if not found:
         raise ShardError(f"--picture {text!r}: names no extension. Give one, or several: 'jpg;jpeg;png'")
+    unread = next((extension for extension in found if extension.rpartition(".")[2] in OTHER_FORMATS), None)
+    if unread is not None:
+        raise ShardError(f"--picture {text!r}: {unread} is not read. Convert these pictures to one of: {', '.join(PICTURE_EXTENSIONS)}")
     return ";".join(found)
 
 

@@ -91,7 +91,9 @@ class Splits:
 
 
 def wanted_kind(split: str) -> str:
-    """Returns the split that a person names, e.g. `val` for `validation`; the text itself where it is no split."""
+    """Returns the split that a person names, e.g. `val` for `validation`, or `all` in any case; the text itself where it is no split."""
+    if split.lower() == ALL:
+        return ALL
     found = split_in(split)
     return found[0] if found is not None else split
 

@@ -20,13 +20,14 @@ from dataclasses import dataclass, field, replace
 
 from shards.adopt.class_names import Labels, find_labels
 from shards.adopt.records import Done, begin, choose, clear, find_begun, find_finished, find_interrupted, install_all, refuse_foreign
+from shards.adopt.remarks import advice, hidden_files, newer_rules, several_pictures
 from shards.adopt.repeated import repeated_tars
 from shards.adopt.splits import PLACES, SPLIT, places_in, refuse_mixed_keys, refuse_other_split, split_places, take_split
 from shards.console import ProgressReport, megabytes
 from shards.counting import counted
 from shards.dataset import index as shard_index
 from shards.dataset import manifest as manifests
-from shards.dataset.index import DOTS, PICTURE_EXTENSIONS, SUFFIX, Remarks, Rules, ShardIndex
+from shards.dataset.index import SUFFIX, Remarks, Rules, ShardIndex
 from shards.dataset.manifest import Manifest, ShardRecord, settings_of
 from shards.dataset.workplace import FOLDER, REJECTED, scratch_folder
 from shards.errors import ShardCorrupt, ShardError, SourceError, StoreError
@@ -136,7 +137,8 @@ def index(request: IndexRequest) -> IndexResult:
         manifest = _finish(store, listing, ordered, request, listed_before, labels)
     names = {tar.name for tar in listing.tars}
     gone = sum(record.name not in names for record in old.records) if old else 0
-    notes = (shown_left_out(listing.hidden), other_splits, _preferred(ordered), labels.note)
+    facts = (hidden_files(ordered), several_pictures(ordered), newer_rules(old, manifest))
+    notes = (shown_left_out(listing.hidden), other_splits, *facts, labels.note)
     return IndexResult(manifest, _first(ordered), len(todo), gone, listing.compressed, tuple(note for note in notes if note))
 
 
@@ -232,7 +234,9 @@ def _index_tar(store: Store, tars: Store, rules: Rules, passed: Callable[[int], 
     found, sha256 = read_tar(tars, tar, rules, lambda key, reason: rejected.append((key, reason)), passed, remarks)
     rows = found.encode()
     record = ShardRecord(tar.name, tar.size, sha256, len(found), hashlib.sha256(rows).hexdigest(), tar.version)
-    done = Done(record, tuple(rejected), new=True, several=remarks.several, splits=split_places(remarks.folders))
+    hidden_names = tuple(sorted(remarks.hidden_names))
+    splits = split_places(remarks.folders)
+    done = Done(record, tuple(rejected), True, remarks.hidden, hidden_names, several=remarks.several, splits=splits)
     done.write(store, rules, rows)
     return done
 
@@ -257,9 +261,10 @@ def _finish(
     if rejected and (request.strict or not samples):
         named = "\n".join(f"  {name}: sample {key} {reason}" for key, name, reason in _first(done))
         what = "no sample can be used" if not samples else f"{counted(rejected, 'sample')} can't be used, which --strict makes an error"
-        raise ShardError(f"{store.describe()}: {what}; no manifest was written. The first are\n{named}\n{_advice(_first(done))}")
+        raise ShardError(f"{store.describe()}: {what}; no manifest was written. The first are\n{named}\n{advice(_first(done))}".rstrip())
     if not samples:
-        raise ShardError(f"{redacted(listing.url)}: the {counted(len(done), 'tar holds', 'tars hold')} no samples")
+        hidden = f" ({hidden_files(done)})" if hidden_files(done) else ""
+        raise ShardError(f"{redacted(listing.url)}: the {counted(len(done), 'tar holds', 'tars hold')} no samples{hidden}")
     settings = {
         manifests.INDEXED: [redacted(url) for url in request.urls],
         "digests": "read" if all(one.shard.sha256 for one in done) else "none",
@@ -283,25 +288,6 @@ def _finish(
     return manifest
 
 
-def _advice(rejected: Iterable[tuple[str, str, str]]) -> str:
-    """Returns what may help with samples that were left out, by the reasons of the first of them."""
-    reasons = [reason for _, _, reason in rejected]
-    if any("class number" in reason for reason in reasons):
-        return "If labels are not needed, or are not numbers, leave them out with --labels none"
-    if any(DOTS in reason for reason in reasons):
-        return (
-            "If the dots belong to the names, end keys at the last dot: --key-ends last-dot. If samples have several files, name the "
-            "picture with its dots: --picture left.jpg"
-        )
-    return "Say which extensions the pictures have, those to prefer first: --picture 'jpg;jpeg;png'"
-
-
-def _preferred(done: Sequence[Done]) -> str:
-    """Returns a line about the samples that have several pictures; empty where there is none."""
-    several, order = sum(one.several for one in done), ", ".join(PICTURE_EXTENSIONS)
-    return f"samples with several pictures, the first of {order} taken (else name it with --picture): {several:,}" if several else ""
-
-
 def as_text(result: IndexResult) -> list[str]:
     """Returns the lines that a person sees: the data set, the samples that were left out, and the protection that is missing."""
     manifest, shown = result.manifest, redacted(result.manifest.url)
@@ -322,7 +308,7 @@ def as_text(result: IndexResult) -> list[str]:
     if manifest.rejected:
         lines.append(f"  rejected: {counted(manifest.rejected, 'sample')} that can't be used, all listed in {join(shown, REJECTED)}")
         lines += [f"    {name}: sample {key} {reason}" for key, name, reason in result.rejected]
-        lines.append(f"    {_advice(result.rejected)}")
+        lines += [f"    {line}" for line in [advice(result.rejected)] if line]
     unread = sum(not record.sha256 for record in manifest.records)
     if unread:
         lines.append(

@@ -45,6 +45,8 @@ class Done:
         shard: the tar in the manifest.
         rejected: (key, reason) of the samples that were left out.
         new: True while the index is still in `_build`.
+        hidden: number of hidden files, and of those in folders of tools; known for a new one alone.
+        hidden_names: names of some of them.
         several: number of samples with several pictures; known for a new one alone.
         splits: places of splits in the keys, as `splits.split_places` finds them.
     """
@@ -52,6 +54,8 @@ class Done:
     shard: ShardRecord
     rejected: tuple[tuple[str, str], ...]
     new: bool = False
+    hidden: int = 0
+    hidden_names: tuple[str, ...] = ()
     several: int = 0
     splits: tuple[str, ...] = ()
 
@@ -81,6 +85,7 @@ class Done:
         store.write(self.index_name, rows)
         remarks = {"several": self.several, "splits": self.splits}
         table = {"shard": astuple(self.shard), "rejected": self.rejected, **remarks, "rules": settings_of(rules)}
+        table |= {"hidden": self.hidden, "hidden_names": self.hidden_names}
         store.write(f"{self._work_name}.json", json.dumps(table).encode())
 
     def install(self, store: Store) -> None:
@@ -203,8 +208,15 @@ def find_interrupted(store: Store, rules: Rules, sizes: Mapping[str, int]) -> di
             if table["rules"] != settings_of(rules):
                 return None
             rejected = tuple((str(key), str(reason)) for key, reason in table["rejected"])
+            hidden, hidden_names = int(table["hidden"]), tuple(map(str, table["hidden_names"]))
             return Done(
-                ShardRecord(*table["shard"]), rejected, new=True, several=int(table["several"]), splits=tuple(map(str, table["splits"]))
+                ShardRecord(*table["shard"]),
+                rejected,
+                True,
+                hidden,
+                hidden_names,
+                several=int(table["several"]),
+                splits=tuple(map(str, table["splits"])),
             )
         except (ValueError, KeyError, TypeError):
             return None

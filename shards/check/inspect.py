@@ -114,7 +114,13 @@ def samples_of(manifest: Manifest, shard: int, count: int, options: Options | No
     tars = Store(manifest.shards_url, options)
     tar = TarReader(tars, record.name, record.size, whole=False)
     rules = rules_of(manifest, record)
-    samples = scan(tar, tars.describe(record.name), open_ended=rules.open_ended, last_dot=rules.last_dot)
+    samples = scan(
+        tar,
+        tars.describe(record.name),
+        open_ended=rules.open_ended,
+        last_dot=rules.last_dot,
+        leaves_out=lambda name: bool(rules.hides(name)),
+    )
     found = []
     for row in rows:
         offset, length, number = int(row["offset"]), int(row["length"]), int(row["label"])

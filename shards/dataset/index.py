@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from shards.counting import counted
 from shards.errors import ManifestMismatch, ShardCorrupt, ShardError
+from shards.layout import left_out_part
 from shards.tar.samples import Sample, TarFile, scan
 
 SUFFIX = ".idx"
@@ -43,6 +44,12 @@ _LONGEST_LABEL = 64  # bytes of a label that are looked at
 _SHOWN = 5  # extensions of a sample that are named
 DOTS = "an extension begins at the first dot of a name"
 """Part of the reason why a sample has no picture, where dots in its names hide the picture's extension."""
+NO_PICTURE = "where one is needed"
+"""Part of the reason why a sample has no picture, before the extensions that it has."""
+OTHER_FORMATS = frozenset(
+    ("jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "jxl", "jxr", "avif", "heic", "heif", "svg", "pdf", "eps", "psd", "exr", "hdr", "dng", "npy")
+)
+"""Extensions of formats that are not read."""
 Look = Callable[[str, bytes], None]
 """Function that looks at the picture of a sample, by its key."""
 
@@ -132,6 +139,10 @@ class Rules:
         every = _STRICT_EXTENSIONS if self.format == _STRICT_FORMAT else PICTURE_EXTENSIONS
         return tuple(self.picture.split(";")) if self.picture else every
 
+    def hides(self, name: str) -> str:
+        """Returns the part of a member's name that is hidden or a tool's, for which the member is left out; else an empty text."""
+        return "" if self.format == _STRICT_FORMAT else left_out_part(name)
+
 
 @dataclass
 class Remarks:
@@ -140,10 +151,20 @@ class Remarks:
     Attributes:
         several: number of samples with several pictures, of which the order of PICTURE_EXTENSIONS chose one.
         folders: folders of the samples' keys.
+        hidden: number of files that are left out because a part of their names is hidden or a tool's.
+        hidden_names: names of some of these parts.
     """
 
     several: int = 0
     folders: set[str] = field(default_factory=set)
+    hidden: int = 0
+    hidden_names: set[str] = field(default_factory=set)
+
+    def hide(self, part: str) -> None:
+        """Counts a file that is left out for a part of its name."""
+        self.hidden += 1
+        if len(self.hidden_names) < _SHOWN:
+            self.hidden_names.add(part.rpartition("/")[2])
 
 
 class _Unusable(ShardError):
@@ -211,8 +232,15 @@ def index_of(
             labels[offset] = tar.read(min(length, _LONGEST_LABEL))
 
     rows = []
-    for sample in scan(tar, name, visit, rules.open_ended, rules.last_dot):
-        if not sample.members and not (sample.links | {sample.hidden}) & pictures:
+
+    def leaves_out(member: str) -> bool:
+        part = rules.hides(member)
+        if part and remarks is not None:
+            remarks.hide(part)
+        return bool(part)
+
+    for sample in scan(tar, name, visit, rules.open_ended, rules.last_dot, leaves_out):
+        if not sample.members and not sample.links & pictures:
             continue
         try:
             rows.append(_row(sample, rules, digests, labels))
@@ -234,13 +262,8 @@ def _row(sample: Sample, rules: Rules, digests: dict[int, int], labels: dict[int
     places = [sample.members[extension] for extension in rules.pictures if extension in sample.members]
     if not places and sample.links & set(rules.pictures):
         raise _Unusable("is a link to another member, which holds no bytes of its own (make the tar with --hard-dereference --dereference)")
-    if sample.hidden:
-        raise _Unusable(
-            "is a hidden file, because its name begins with a dot, and belongs to no sample (macOS writes ._NAME beside NAME: make the tar "
-            "with COPYFILE_DISABLE=1)"
-        )
     if not places or (len(places) > 1 and rules.format == _STRICT_FORMAT):
-        raise _Unusable(f"has {counted(len(places), 'picture')} where one is needed: {_shown(sample, rules)}")
+        raise _Unusable(f"has {counted(len(places), 'picture')} {NO_PICTURE}: {_shown(sample, rules)}")
     offset, length = places[0]
     if not 0 < length < 2**32:
         raise _Unusable(f"has a picture of {counted(length, 'byte')}: 1 byte is the least and 4 GiB the most")
@@ -289,7 +312,7 @@ def _shown(sample: Sample, rules: Rules) -> str:
 
 def _label(data: bytes, rules: Rules) -> int:
     try:
-        value = int(data.replace(b"_", b"?"))  # int reads 1_0 as 10
+        value = int(data if rules.format == _STRICT_FORMAT else data.replace(b"_", b"?"))  # int reads 1_0 as 10
     except ValueError:
         raise _Unusable(f"has the label {data[:20]!r}, which is not a class number") from None
     if value == NO_LABEL and rules.format != _STRICT_FORMAT:

@@ -33,7 +33,8 @@ def place_from(url: str, relative: str) -> str:
 
 
 def find_shards(url: str, named: str, moved: str, shards: Sequence[tuple[str, int]], options: Options | None) -> str:
-    """Returns the folder of the shards of a manifest that was moved: the one that came along with it, else the one that it names.
+    """Returns the folder of the shards of a manifest that was moved: the one that came along with it, if it holds at least as many
+    of some shards as the one that it names, as it does not while it is being copied.
 
     Args:
         url: folder of the manifest.
@@ -45,10 +46,14 @@ def find_shards(url: str, named: str, moved: str, shards: Sequence[tuple[str, in
     Raises:
         ManifestMismatch: neither folder holds the shards.
     """
-    probed = shards[:: max(1, len(shards) // _PROBED)]
-    if _holds(moved, probed, options):
+    probed = list(dict.fromkeys([*shards[:: max(1, len(shards) // _PROBED)], *shards[-1:]]))  # a copy that is under way lacks the last
+    came = _held(moved, probed, options) or 0
+    if came == len(probed):
         return moved
-    if _holds(named, probed, options) is False:
+    left = _held(named, probed, options)
+    if came and came >= (left or 0):
+        return moved
+    if left == 0:
         raise ManifestMismatch(
             f"{redacted(url)}: its shards are neither in {redacted(named)}, where they were indexed, nor in {redacted(moved)}, the same "
             "place relative to the manifest. Move them to one of these folders, or index them where they are: python -m shards index"
@@ -56,11 +61,11 @@ def find_shards(url: str, named: str, moved: str, shards: Sequence[tuple[str, in
     return named
 
 
-def _holds(url: str, shards: Sequence[tuple[str, int]], options: Options | None) -> bool | None:
-    """Returns whether a folder holds one of the shards; None if the folder can't be read."""
+def _held(url: str, shards: Sequence[tuple[str, int]], options: Options | None) -> int | None:
+    """Returns how many of the shards a folder holds; None if the folder can't be read."""
     try:
         store = Store(url, options)
-        return any(store.size(name) == size for name, size in shards)
+        return sum(store.size(name) == size for name, size in shards)
     except StoreError:
         return None
 

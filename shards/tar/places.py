@@ -99,12 +99,16 @@ def is_compressed(name: str) -> bool:
 
 
 def index_command(url: str) -> str:
-    """Returns the command that indexes the tars of a URL, quoted for the shell; empty where the URL does not look like tars or a list."""
+    """Returns the command that indexes the tars of a URL, quoted for the shell; empty where the URL does not look like tars or a list.
+
+    Indexes can't go beside tars behind a web server, so that the command for these names a folder with `--to`.
+    """
     words = url.split("::") if "::" in url else [url]
     if url.startswith("pipe:") or not all(is_tar(word) or _LIST.search(word) or _MAGIC.search(word) for word in words):
         return ""
     plain = [word if word.startswith("s3://") and "@" not in word else redacted(word) for word in words]  # a `?` of S3 is no query
-    return shlex.join(["python", "-m", "shards", "index", *plain])
+    elsewhere = ["--to", "FOLDER"] if any(word.startswith(("http://", "https://")) for word in words) else []
+    return shlex.join(["python", "-m", "shards", "index", *plain, *elsewhere])
 
 
 def _place(url: str, options: Options | None) -> Place:

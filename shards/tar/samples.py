@@ -37,7 +37,6 @@ class Sample:
     key: str
     members: dict[str, tuple[int, int]]  # extension -> (offset, length) of its bytes in the tar
     links: frozenset[str] = frozenset()  # extensions of members that are links; they hold no bytes, and webdataset skips them
-    hidden: str = ""  # extension of a file whose name begins with a dot; the file is no member of any sample, and `key` is its whole name
 
 
 class _Headers:
@@ -91,8 +90,9 @@ def scan(
     visit: Callable[[str, int, int], None] | None = None,
     open_ended: bool = False,
     last_dot: bool = False,
+    leaves_out: Callable[[str], bool] | None = None,
 ) -> Iterator[Sample]:
-    """Yields the samples of a WebDataset tar, grouped as the webdataset library groups them, then keys of links alone, then hidden files.
+    """Yields the samples of a WebDataset tar, grouped as the webdataset library groups them, then keys of links alone.
 
     The library gives the hidden files of a folder, `d/.q.jpg` and `d/._r.jpg`, to samples of the key `d/`; here they belong to no sample.
 
@@ -102,6 +102,7 @@ def scan(
         visit: called with (extension, offset, length) of every member of a sample, before anything behind the member is read.
         open_ended: accept a tar without closing blocks, as in `shards.dataset.index.Rules`.
         last_dot: end a key at the last dot of a name instead of the first, as in `shards.dataset.index.Rules`.
+        leaves_out: returns whether the member of a name is passed over; called once for every member that is no folder.
 
     Raises:
         ShardCorrupt: as `walk`; or a key is in two places, or a sample has a field twice.
@@ -109,16 +110,16 @@ def scan(
     current = Sample("", {})
     seen: set[str] = set()
     links: dict[str, set[str]] = {}
-    hidden: list[str] = []
 
     def linked(sample: Sample) -> Sample:
         return replace(sample, links=frozenset(links[sample.key])) if sample.key in links else sample
 
     for member in walk(tar, name, open_ended):
+        if leaves_out is not None and not member.isdir() and leaves_out(member.name):
+            continue
         folder, _, base = member.name.rpartition("/")
         stem, dot, extension = base.rpartition(".") if last_dot else base.partition(".")
         if not dot or base.startswith(".") or _META.match(member.name):
-            hidden += [member.name] if base.startswith(".") and member.isreg() else []
             continue
         key = f"{folder}/{stem}" if folder else stem
         extension = extension.lower()
@@ -139,7 +140,6 @@ def scan(
     if current.members:
         yield linked(current)
     yield from (Sample(key, {}, frozenset(extensions)) for key, extensions in links.items() if key not in seen)
-    yield from (Sample(file, {}, hidden=file.rpartition(".")[2].lower()) for file in hidden)
 
 
 def _add(sample: Sample, extension: str, member: tarfile.TarInfo, name: str) -> None:

@@ -63,6 +63,6 @@ def test_classes_are_not_taken_for_splits(places: list[str]) -> None:
 
 
 def test_a_split_has_several_names() -> None:
-    assert [wanted_kind(name) for name in ("validation", "valid", "val", "Testing", "train2017", "other")] == [
-        *("val", "val", "val", "test", "train", "other")
+    assert [wanted_kind(name) for name in ("validation", "valid", "val", "Testing", "train2017", "other", "All")] == [
+        *("val", "val", "val", "test", "train", "other", "all")
     ]

@@ -8,12 +8,13 @@ import pytest
 
 from pipeline.stream.read.storage import ResumingReader, ShardUnavailable, reading_store
 from shards.__main__ import main
+from shards.build.sources import open_source
 from shards.check.verify import verify
-from shards.dataset.manifest import split_manifest_url
-from shards.errors import ShardError, SourceError, StoreError
+from shards.dataset.manifest import load, split_manifest_url
+from shards.errors import ManifestMismatch, ShardError, SourceError, StoreError
 from shards.store import Store
 from tests.datasets import photographs
-from tests.shards.adopt.foreign import picture, run
+from tests.shards.adopt.foreign import picture, run, served
 from tests.shards.trees import contents, tar_of
 from tests.shards.web_servers import SIGNATURE, Manners, serving
 
@@ -91,6 +92,14 @@ def test_nothing_is_written_to_a_web_server(web: Path, capsys: pytest.CaptureFix
     assert text.startswith(f"error: {url}/")
     assert "can only be read. Choose a folder or a bucket" in text
     assert text.count("\n") == 1
+
+
+def test_the_command_for_tars_behind_a_web_server_puts_the_indexes_elsewhere(web: Path) -> None:
+    with served(web) as url, pytest.raises(ManifestMismatch, match=f"python -m shards index {url} --to FOLDER "):
+        load(url)
+    (web / "0.tar").write_bytes(tar_of({"0.jpg": b"1", "0.cls": b"1"}))
+    with served(web) as url, pytest.raises(SourceError, match=rf"python -m shards index {url}/0\.tar --to FOLDER; or"):
+        open_source(f"{url}/0.tar")
 
 
 @pytest.mark.parametrize("name", ["0.tar", "{0..0}.tar", "*.tar", ""])

@@ -62,6 +62,7 @@ def open_source(
     labels: LabelRule = "folder",
     label_pattern: str | None = None,
     split: str | None = None,
+    needs_labels: bool = False,
 ) -> Listing:
     """Lists the pictures of a source.
 
@@ -69,6 +70,7 @@ def open_source(
         url: URL or path of a folder or of one object, such as an uncompressed tar.
         options: fsspec options of the store.
         include: patterns of fnmatch on names ('*' crosses '/'); a picture that matches none is left out. Without patterns, all are in.
+        needs_labels: pictures without labels are of no use to the caller, so that no error advises to leave them out.
         labels: `folder` takes the first folder of the name, where every picture lies in one and there are at least two of them, and
             no labels otherwise; `none` takes none.
         label_pattern: regular expression with one group, searched in each name; the group is the label. It goes before `labels`.
@@ -82,7 +84,7 @@ def open_source(
         SourceError: the source is missing, empty, compressed or cut short, holds splits or WebDataset shards, or a name gives no label.
         StoreError: the store can't be read.
     """
-    builder = ListingBuilder(redacted(url), include)
+    builder = ListingBuilder(redacted(url), include, needs_labels)
     store, name = _locate(url, options)
     source = next(source for source in SOURCES if source.recognises(store, name))
     source.collect(store, name, builder)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -62,8 +61,8 @@ def _collect(store: Store, builder: ListingBuilder) -> None:
     if not has_pictures and _numbered(tars):
         builder.refuse_classes(
             f"{builder.source}: holds tars that are numbered as shards are ({min(tars)}, ...), not named after classes. Make a data set of "
-            f"them as they are: python -m shards index {shlex.quote(builder.source)}; or store their pictures anew, without labels: "
-            "--labels none; or, if each tar is a class: --label-pattern '^([^/]+)/'"
+            f"them as they are: {builder.index_command}{builder.unlabelled}"
+            "; or, if each tar is a class: --label-pattern '^([^/]+)/'"
         )
     for name in sorted(tars):
         if has_pictures:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
+import shlex
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -119,10 +120,14 @@ class ListingBuilder:
     Args:
         source: name of the source in errors.
         include: patterns of names, as in `open_source`.
+        needs_labels: as in `open_source`.
     """
 
-    def __init__(self, source: str, include: Sequence[str] = ()) -> None:
+    def __init__(self, source: str, include: Sequence[str] = (), needs_labels: bool = False) -> None:
         self.source = source
+        elsewhere = " --to FOLDER" if source.startswith(("http://", "https://")) else ""  # indexes can't go beside these tars
+        self.index_command = f"python -m shards index {shlex.quote(source)}{elsewhere}"
+        self.unlabelled = "" if needs_labels else "; or store their pictures anew, without labels: --labels none"
         self._included = re.compile("|".join(fnmatch.translate(pattern) for pattern in include)) if include else None
         self._names, self._ends = bytearray(), array("q")
         self._container, self._offset, self._length = array("i"), array("q"), array("q")

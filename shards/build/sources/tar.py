@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import posixpath
-import shlex
 from typing import IO
 
 from shards.build.sources.listing import ListingBuilder, extension_of
@@ -75,7 +74,7 @@ def _add_members(file: IO[bytes], shown: str, builder: ListingBuilder, container
             if extension_of(name) == "cls":
                 builder.refuse_classes(
                     f"{builder.source}: WebDataset shards, whose labels are in files such as {name}. Make a data set of them as they are: "
-                    f"python -m shards index {shlex.quote(builder.source)}; or store their pictures anew, without labels: --labels none"
+                    f"{builder.index_command}{builder.unlabelled}"
                 )
             if not member.isreg():
                 builder.pass_over("links and special files in a tar (make it with: tar --dereference --hard-dereference)")

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.evaluation.probe.pictures import DatasetPictures
 from shards.__main__ import main
+from shards.adopt.class_names import find_class_names
 from shards.adopt.index_tars import as_text
 from shards.build.sources import open_source
 from shards.check.inspect import inspect, samples_of
@@ -16,9 +17,10 @@ from shards.check.verify import verify
 from shards.dataset import manifest
 from shards.dataset.index import NO_LABEL, PICTURE_EXTENSIONS, Rules
 from shards.dataset.manifest import Manifest
-from shards.errors import ShardError, SourceError
+from shards.errors import ShardError, SourceError, StoreError
 from tests.shards.adopt.foreign import ours, picture, run
 from tests.shards.trees import tar_of, write_folder
+from tests.shards.web_servers import Manners, serving
 
 SAMPLES = {"0.jpg": picture(0), "0.cls": b"1", "1.jpg": picture(1), "1.cls": b"0", "2.jpg": picture(2), "2.cls": b"-1", "3.jpg": picture(3)}
 
@@ -68,9 +70,13 @@ def test_a_manifest_that_did_not_count_its_labels_is_taken_to_have_some() -> Non
         ("classnames.txt", "cat\nbig dog\n"),
         ("classes.txt", "\ufeff0 cat\r\n1: 'big dog',\r\n"),
         ("labels.txt", "1 big dog\n0 cat"),
+        ("labels.txt", "big dog,1\ncat,0"),
+        ("classes.txt", "# classes\n# of 2026\ncat\nbig dog\n#3\n"),
+        ("classes.txt", "cat\nbig dog\nBoeing 737"),
         ("class_names.json", '["cat", "big dog", "none of them"]'),
         ("classnames.json", '{"0": ["n01", "cat"], "1": ["n02", "big dog"]}'),
         ("labels.json", '{"big dog": 1, "cat": 0}'),
+        ("labels.json", '["cat", "big dog", ["n02012849", "crane"], ["n03126707", "crane"]]'),
     ],
 )
 def test_a_file_beside_the_tars_names_the_classes(tmp_path: Path, name: str, content: str) -> None:
@@ -91,7 +97,11 @@ def test_a_file_beside_the_tars_names_the_classes(tmp_path: Path, name: str, con
         ("cat\n\ndog\n", "holds lines that are no names"),
         ("0.jpg\n1.jpg\n", "names pictures, not classes"),
         ("1 cat\n2 dog\n", "does not number its names from 0"),
-        ("<!DOCTYPE html>\n<html>\n</html>\n", "is neither a list of names nor a table"),
+        ("cat 1\ndog 2\n", "does not number its names from 0"),
+        ("0 cat\n0 dog\n1 bird\n", "has the number 0 twice"),
+        ("cat 0\nkitty 0\ndog 1\n", "has the number 0 twice"),
+        ("cat\ncat\ndog\n", "has the name 'cat' twice"),
+        ("<!DOCTYPE html>\n<html>\n</html>\n", "is a page, not a file of names"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is neither a list of names nor a table"),
         ("\udcff\udcfe", "is neither a list of names nor a table"),
     ],
@@ -101,6 +111,31 @@ def test_a_file_that_holds_no_names_is_not_used_and_said(tmp_path: Path, content
     result = run(tmp_path)
     assert result.manifest.classes == ()
     assert any(f"class names: none, because {tmp_path}/labels.txt {why}" in line for line in as_text(result))
+
+
+@pytest.mark.parametrize(("content", "why"), [('{"cat": 0, "kitty": 0, "dog": 1}', "number 0"), ('{"0": "cat", "0": "dog"}', "name '0'")])
+def test_a_table_that_says_two_things_of_a_class_is_not_used(tmp_path: Path, content: str, why: str) -> None:
+    write_folder(wrote(tmp_path, SAMPLES), {"labels.json": content.encode()})
+    assert any(f"class names: none, because {tmp_path}/labels.json has the {why} twice" in line for line in as_text(run(tmp_path)))
+
+
+def test_a_page_for_a_name_that_is_not_there_hides_no_later_file(tmp_path: Path) -> None:
+    write_folder(wrote(tmp_path, SAMPLES), {"classnames.txt": b"<html></html>", "classes.txt": b"cat\ndog\n"})
+    assert run(tmp_path).manifest.classes == ("cat", "dog")
+
+
+def test_a_server_that_is_out_of_order_is_an_error_and_one_that_refuses_or_sends_pages_is_none(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"classes.txt": b"cat\ndog\n"})
+    with serving(tmp_path, Manners(moved=True)) as url, pytest.raises(StoreError, match=r"classnames\.txt"):
+        find_class_names(url, {}, 1)
+    with serving(tmp_path, Manners(signed=True)) as url:
+        assert find_class_names(url, {}, 1) == ((), "")
+    with serving(tmp_path, Manners(page=True)) as url:
+        assert find_class_names(url, {}, 1) == (("cat", "dog"), f"class names: 2 from {url}/classes.txt")
+        assert find_class_names(f"{url}/none", {}, 1) == (
+            (),
+            f"class names: none, because {url}/none/classnames.txt is a page, not a file of names",
+        )
 
 
 def test_the_names_of_a_split_may_lie_one_folder_up(tmp_path: Path) -> None:
@@ -166,6 +201,46 @@ def test_of_several_pictures_the_documented_one_is_taken_and_said(tmp_path: Path
     assert ", ".join(f"`{extension}`" for extension in PICTURE_EXTENSIONS) in " ".join(documented.split())
 
 
+@pytest.mark.parametrize("folder", [".ipynb_checkpoints", "a/@eaDir", "__MACOSX", "a/.Trash-1000"])
+def test_files_in_a_tar_are_left_out_where_a_build_leaves_them_out(tmp_path: Path, folder: str) -> None:
+    members = {"a/0.jpg": picture(0), f"{folder}/1.jpg": picture(1), f"{folder}/1.cls": b"cat", "a/0.cls": b"1", "a/2.jpg": picture(2)}
+    wrote(tmp_path, members)
+    result = run(tmp_path, strict=True)
+    assert ours(tmp_path) == [("a/0", picture(0), 1), ("a/2", picture(2), NO_LABEL)]
+    name = folder.rpartition("/")[2]
+    assert any(f"hidden or of a tool, left out of the tars: 2 files ({name}" in line for line in as_text(result))
+    assert verify(str(tmp_path), quiet=True).problems == ()
+    wrote(tmp_path, {f"{folder}/3.jpg": picture(3), "b/4.jpg": picture(4), "b/4.png": picture(5)}, "1.tar")
+    lines = as_text(run(tmp_path))
+    assert any(f"left out of the tars that were read now: 1 file ({name})" in line for line in lines)
+    assert any("several pictures in the tars that were read now" in line for line in lines)
+    wrote(tmp_path / "none", {f"{folder}/3.jpg": picture(3)})
+    with pytest.raises(ShardError, match=r"holds no samples \(hidden or of a tool, left out of the tars: 1 file"):
+        run(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("members", "advised"),
+    [
+        ({"1.jpg": b""}, ""),
+        ({"1.avif": b"1", "1.cls": b"1"}, "convert others"),
+        ({"1.txt": b"1"}, "convert others"),
+        ({"1.png": b"1"}, "--picture 'jpg;jpeg;png'"),
+    ],
+)
+def test_the_advice_fits_the_reason(tmp_path: Path, members: dict[str, bytes], advised: str) -> None:
+    lines = as_text(run(wrote(tmp_path, {"0.jpg": picture(0), **members}), rules=Rules(picture="jpg")))
+    assert lines[-2 if advised else -1].startswith("    0.tar: sample 1 has ")
+    assert advised in lines[-1]
+
+
+def test_pictures_of_a_format_that_is_not_read_can_not_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrote(tmp_path, {"0.jp2": b"1", "1.img": picture(1)})
+    assert main(["index", str(tmp_path), "--picture", "jpg;left.jp2"]) == 1
+    assert "left.jp2 is not read. Convert these pictures" in capsys.readouterr().err
+    assert main(["index", str(tmp_path), "--picture", "img"]) == 0
+
+
 @pytest.mark.parametrize("extension", ["avif", "jp2", "heic"])
 def test_formats_that_are_not_read_are_left_out_and_counted(tmp_path: Path, extension: str) -> None:
     write_folder(tmp_path / "in", {"a.jpg": b"1", f"b.{extension}": b"2"})
@@ -178,16 +253,19 @@ def test_formats_that_are_not_read_are_left_out_and_counted(tmp_path: Path, exte
 
 def test_data_sets_of_the_rules_before_are_sound_and_are_read_anew_when_indexed_again(tmp_path: Path) -> None:
     old = Rules(format=1)
-    wrote(tmp_path, {**SAMPLES, "4.jpg": picture(4), "4.png": picture(5), "5.jfif": picture(6), "5.cls": b"1"})
+    wrote(tmp_path, {**SAMPLES, "4.jpg": picture(4), "4.png": picture(5), "5.jfif": picture(6), "5.cls": b"1", "@eaDir/6.jpg": picture(7)})
+    wrote(tmp_path, {"7.jpg": picture(8), "7.cls": b"1_0"}, "1.tar")
     result = run(tmp_path, rules=old)
-    assert [key for key, _, _ in ours(tmp_path)] == ["0", "1", "3"]
+    assert [key for key, _, _ in ours(tmp_path)] == ["0", "1", "3", "@eaDir/6", "7"]
     assert (result.manifest.rejected, result.manifest.settings["index_format"]) == (3, 1)
     settings = {key: value for key, value in result.manifest.settings.items() if key not in {"labelled", "key_ends"}}
     table = json.loads((tmp_path / "manifest.json").read_bytes())
     (tmp_path / "manifest.json").write_text(json.dumps({**table, "settings": settings}))
     assert verify(str(tmp_path), quiet=True).problems == ()
     assert manifest.load(str(tmp_path)).labelled
-    assert run(tmp_path).read == 1
+    again = run(tmp_path)
+    assert again.read == 2
+    assert any("1 sample more by newer rules than those of the manifest before: other ids" in line for line in as_text(again))
     assert [key for key, _, _ in ours(tmp_path)] == ["0", "1", "2", "3", "4", "5"]
 
 
@@ -204,7 +282,9 @@ def test_tars_of_several_splits_are_not_one_set_unasked(tmp_path: Path, names: s
     chosen = run(tmp_path, tmp_path / "one", split="training")
     assert {record.name for record in chosen.manifest.records} == {name for name in names.split() if "train" in name.lower()}
     assert any(line.startswith("  tars of other splits, left out: ") for line in as_text(chosen))
-    assert len(run(tmp_path, tmp_path / "all", split="all").manifest.records) == len(names.split())
+    assert main(["index", str(tmp_path), "--to", str(tmp_path / "all"), "--split", "ALL"]) == 0
+    every = manifest.load(str(tmp_path / "all"))
+    assert (len(every.records), every.settings["split"]) == (len(names.split()), "all")
     with pytest.raises(SourceError, match="has no split holdout"):
         run(tmp_path, tmp_path / "none", split="holdout")
 

@@ -134,6 +134,9 @@ def test_webdataset_shards_are_no_classes(tmp_path: Path, kind: str, names: str)
     write_folder(tmp_path, {names.format(number): tar_of(WEBDATASET[kind]) for number in range(3)})
     with pytest.raises(SourceError, match=f"python -m shards index {tmp_path}; or .*--labels none"):
         open_source(str(tmp_path))
+    with pytest.raises(SourceError, match=f"python -m shards index {tmp_path}") as caught:
+        open_source(str(tmp_path), needs_labels=True)
+    assert "--labels" not in str(caught.value)
     assert set(labels(open_source(str(tmp_path), labels="none")).values()) == {None}
 
 
@@ -141,6 +144,8 @@ def test_one_webdataset_shard_is_refused_and_tars_of_classes_are_not(tmp_path: P
     (tmp_path / "x.tar").write_bytes(tar_of(WEBDATASET["with labels"]))
     with pytest.raises(SourceError, match=r"labels are in files such as 0\.cls"):
         open_source(str(tmp_path / "x.tar"))
+    with pytest.raises(SourceError, match=r"python -m shards index [^;]*x\.tar$"):
+        open_source(str(tmp_path / "x.tar"), needs_labels=True)
     tars = {f"n{number:08d}.tar": tar_of({"0.JPEG": b"1", "0.json": b"{}"}) for number in (1440764, 1443537)}
     assert open_source(str(write_folder(tmp_path / "imagenet", tars))).classes == ("n01440764", "n01443537")
     tars = {f"{name}/{number:04d}.tar": tar_of({"0.jpg": b"1"}) for name in ("cat", "dog") for number in range(2)}

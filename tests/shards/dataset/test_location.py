@@ -48,6 +48,22 @@ def test_a_copy_reads_its_own_tars_and_indexes_alone_go_on_with_the_old_ones(tog
     assert manifest.load(str(tmp_path / "c" / "idx")).shards_url == str(together / "set" / "tars")
 
 
+def test_a_folder_that_is_being_copied_does_not_win_over_the_whole_one(together: Path, tmp_path: Path) -> None:
+    tars = together / "set" / "tars"
+    write_shards(tars, 7)
+    run(tars, together / "idx")
+    shutil.copytree(together / "idx", tmp_path / "b" / "idx")
+    copy = tmp_path / "b" / "set" / "tars"
+    copy.mkdir(parents=True)
+    for path in sorted(tars.glob("*.tar"))[:-1]:
+        shutil.copy(path, copy)
+    assert manifest.load(str(tmp_path / "b" / "idx")).shards_url == str(tars)
+    (tars / "shard-000000.tar").unlink()  # both lack one: the tars beside the indexes are taken
+    assert manifest.load(str(tmp_path / "b" / "idx")).shards_url == str(copy)
+    shutil.copy(max(tars.glob("*.tar")), copy)
+    assert manifest.load(str(tmp_path / "b" / "idx")).shards_url == str(copy)
+
+
 def test_messages_say_where_tars_were_looked_for(together: Path, tmp_path: Path) -> None:
     run(together / "set" / "tars", together / "idx")
     (together / "set" / "tars" / "shard-000001.tar").unlink()

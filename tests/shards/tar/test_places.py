@@ -153,4 +153,5 @@ def test_chains_of_file_systems_are_refused() -> None:
             list_tars([url])
     assert index_command("s3://b/m?.tar") == "python -m shards index 's3://b/m?.tar'"
     assert "hunter2" not in index_command("s3://me:hunter2@b/m.tar") + index_command("https://h/m.tar?hunter2")
+    assert index_command("https://h/{0..9}.tar") == "python -m shards index 'https://h/{0..9}.tar' --to FOLDER"
     assert index_command("pipe:cat x.tar") == index_command("s3://bucket/set") == ""
