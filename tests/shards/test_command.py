@@ -13,6 +13,7 @@ import pytest
 
 from launch.local.object_store import SeaweedFS
 from shards.__main__ import main
+from shards.urls import with_literal_dollars
 from tests.shards.trees import classed, contents, write_folder
 
 
@@ -59,14 +60,14 @@ def test_every_command_ends_with_the_next_one_as_the_shell_takes_it(
     assert main(["verify", str(tmp_path / f"{folder} indexed/manifest.json")]) == 0
     output = capsys.readouterr()
     said = [shlex.split(line) for line in (output.out + output.err).splitlines() if line.startswith(("next: ", "then: "))]
-    verify, train = ["next:", "python", "-m", "shards", "verify"], ["--data.shards", str(place)]
+    verify, train = ["next:", "python", "-m", "shards", "verify"], ["--data.shards", with_literal_dollars(str(place))]
     assert [line for line in said if line[:5] == verify] == [
         [*verify, str(place), "--storage", "auto_mkdir=VALUE"],
         [*verify, str(tmp_path / f"{folder} indexed")],
         [*verify, "--repair-index", str(place)],
     ]
     training = [line[line.index("--data.shards") :][:2] for line in said if "launch/pretrain.py" in line]
-    assert training == [train, train, ["--data.shards", str(tmp_path / f"{folder} indexed")]]
+    assert training == [train, train, ["--data.shards", with_literal_dollars(str(tmp_path / f"{folder} indexed"))]]
 
 
 def test_verify_says_sound_or_what_is_wrong(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
