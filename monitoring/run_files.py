@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,20 @@ def last_saved_step(run: Path) -> int | None:
         if row.get("event") == "checkpoint" and "step" in row:
             saved = int(row["step"])
     return saved
+
+
+def recorded_death(run: Path, attempt: int) -> dict[str, Any] | None:
+    """Returns the event `rank_died` of an attempt, which the guard of any node wrote; None while there is none.
+
+    Args:
+        run: run folder.
+        attempt: attempt of the run.
+    """
+    with suppress(OSError):
+        for row in Lines(run / EVENTS):
+            if row.get("event") == "rank_died" and row.get("attempt") == attempt:
+                return row
+    return None
 
 
 def death(row: Mapping[str, Any]) -> str:

@@ -20,13 +20,12 @@ from monitoring.settings import check as check_monitoring
 from pipeline.command_line import name_sources, overridden, read_yaml, take
 from pipeline.mapping import ConfigError, check_local, checked, from_mapping, with_places
 from pipeline.spelling import nearest
-from shards.urls import redacted, with_literal_dollars
+from shards.urls import SHOWN_OPTIONS, redacted, with_literal_dollars
 
 MethodT = TypeVar("MethodT")
 _Decay = Annotated[float, Interval(ge=0, lt=1)]
 _PLACES = ("run", "*.shards", "checkpoint.url", "checkpoint.resume", "monitoring.*_file", "monitoring.pushgateway")
 """Settings in which `~` and $VARIABLE are expanded; data.cache is one too, but of each node, and is expanded there."""
-_SHOWN_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})
 
 
 @dataclass(frozen=True)
@@ -362,7 +361,7 @@ def to_mapping(config: Config[Any]) -> dict[str, Any]:
     plain: dict[str, Any] = dataclasses.asdict(with_places(config, _PLACES, change=lambda text, _: with_literal_dollars(text)))
     for place in (plain["data"], *plain["data"]["sources"].values()):
         options = place["storage_options"]
-        place["storage_options"] = {key: redacted(value) if key in _SHOWN_OPTIONS else "(not shown)" for key, value in options.items()}
+        place["storage_options"] = {key: redacted(value) if key in SHOWN_OPTIONS else "(not shown)" for key, value in options.items()}
         place["shards"] = redacted(place["shards"])
     plain["evaluation"]["shards"] = redacted(plain["evaluation"]["shards"])
     for key in ("url", "resume"):

@@ -17,13 +17,12 @@ from tqdm import tqdm
 
 from shards.counting import counted
 from shards.errors import ShardError
+from shards.urls import SHOWN_OPTIONS
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _SECONDS_BETWEEN_LINES = 10.0
-SHOWN_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})
-"""Options of a store that are no secrets."""
 
 
 class ProgressReport:

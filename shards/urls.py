@@ -11,6 +11,9 @@ from fsspec import available_protocols
 
 from shards.errors import ShardError, StoreError
 
+SHOWN_OPTIONS = frozenset({"endpoint_url", "profile", "anon", "region_name", "use_ssl", "requester_pays"})
+"""Options of a store that are no secrets."""
+
 _TEXT_OPTIONS = frozenset({"key", "secret", "token", "username", "password", "profile", "account_name", "account_key"})
 
 

@@ -11,10 +11,10 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from monitoring.run_files import EVENTS, Lines, death
+from monitoring.run_files import death, recorded_death
 from pipeline.mapping import ConfigError
 from pipeline.stream.order import OrderError
 from pipeline.training.ranks.inherited import InheritedError
@@ -50,13 +50,11 @@ def cause_of(error: BaseException, run: Path, attempt: int) -> BaseException:
     guard.note_end("noticed")
     end = time.monotonic() + (_DEATH_SECONDS if guard.watches() else 0.0)
     while True:
-        with suppress(OSError):
-            for row in Lines(run / EVENTS):
-                if row.get("event") == "rank_died" and row.get("attempt") == attempt:
-                    return RankLost(death(row))
+        if (row := recorded_death(run, attempt)) is not None:
+            return RankLost(death(row))
         if time.monotonic() > end:
             return RankLost(_why(error))
-        time.sleep(0.05)
+        time.sleep(0.05)  # the event comes from another process, perhaps of another node
 
 
 @contextmanager

@@ -47,10 +47,10 @@ def finished_before(config: Config[Any]) -> str | None:
     if not is_finished(run, steps) or config.checkpoint.resume == "none":
         return None
     try:
-        before = yaml.safe_load((run / SETTINGS).read_text(encoding="utf-8"))
-        if before["checkpoint"]["url"] != to_mapping(config)["checkpoint"]["url"]:
+        before, now = yaml.safe_load((run / SETTINGS).read_text(encoding="utf-8")), to_mapping(config)
+        if before["checkpoint"]["url"] != now["checkpoint"]["url"]:
             return None
-        changed = [line for line in changed_settings(before, to_mapping(config)) if not line.startswith(_WITHOUT_EFFECT)]
+        changed = [line for line in changed_settings(before, now) if not line.startswith(_WITHOUT_EFFECT)]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return None
     saved = last_saved_step(run) or 0

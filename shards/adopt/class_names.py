@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from shards.adopt.records import Done, read_labels
 from shards.counting import counted
 from shards.dataset.index import PICTURE_EXTENSIONS
+from shards.dataset.lookalike import kind_of
 from shards.errors import StoreError
 from shards.layout import split_in
 from shards.store import Options, Store
@@ -27,7 +28,6 @@ NAMES = tuple(f"{stem}.{ending}" for stem, ending in itertools.product(_STEMS, (
 """Names of such files; the first that is there is read."""
 _MOST_BYTES = 16 << 20
 _PAGE = "<"  # the page of a web server that has no such file
-_IN_GIT_LFS = "version https://git-lfs"  # what stands for a file in Git LFS
 _LONGEST = 200  # characters of a name
 T = TypeVar("T")
 _NUMBER_AND_NAME = re.compile(r"(?P<number>\d+)[\s:,;=]+(?P<name>.+)")
@@ -121,7 +121,7 @@ def _decoded(data: bytes, name: str) -> list[str]:
         text = data.decode("utf-8-sig")
         if text.lstrip().startswith(_PAGE):
             raise _Page("is a page, not a file of names")
-        if text.lstrip().startswith(_IN_GIT_LFS):
+        if kind_of(data):
             raise ValueError("another file")
         return _of_json(json.loads(text, object_pairs_hook=_table)) if name.endswith(".json") else _of_lines(text.strip().splitlines())
     except (ValueError, TypeError, RecursionError):

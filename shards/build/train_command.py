@@ -6,8 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
-from shards.console import SHOWN_OPTIONS
-from shards.urls import redacted, with_literal_dollars
+from shards.urls import SHOWN_OPTIONS, redacted, with_literal_dollars
 
 SMALL_CONFIG, LARGE_CONFIG = "launch/configs/small.yaml", "launch/configs/features.yaml"
 LARGE = 100_000

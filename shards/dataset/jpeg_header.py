@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.dataset.jpeg_segments import BARE
 from shards.dataset.orientation import UPRIGHT, orientation_in
 
 _SOF_PROGRESSIVE, _DHT, _JPG, _DAC, _EOI, _SOS, _DRI, _APP1, _TABLE = 0xC2, 0xC4, 0xC8, 0xCC, 0xD9, 0xDA, 0xDD, 0xE1, 0xE9
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {_DHT, _JPG, _DAC}
-_BARE = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})  # no length follows these markers, and none of them belongs before the scan
 _CONTEXT = {1: 0, 2: 2}  # rows below that the upsampling of colours stored at full and at half height reads
 _SEGMENT = struct.Struct(">BBH").unpack_from  # marker and length
 _FRAME = struct.Struct(">BHH").unpack_from  # bits, height and width
@@ -130,7 +130,7 @@ def _from_segments(data: bytes | memoryview) -> Frame | None:
     place, end = 2, len(data) - 24  # what follows a marker can be read without asking for each byte
     while place < end:
         first, kind, length = _SEGMENT(data, place)
-        if first != 0xFF or kind in _BARE:
+        if first != 0xFF or kind in BARE:
             return None
         if kind in _FRAMES:
             components = data[place + 9]

@@ -9,9 +9,8 @@ from contextlib import suppress
 from shards.counting import counted
 from shards.errors import ManifestMismatch, StoreError
 from shards.store import Options, Store
-from shards.tar.places import index_command
+from shards.tar.places import command_to_index, index_command
 from shards.urls import redacted
-from shards.web import is_web
 
 
 def not_indexed(url: str, manifest: str, options: Options | None = None) -> ManifestMismatch:
@@ -38,8 +37,6 @@ def no_manifest(store: Store, name: str) -> ManifestMismatch:
     found = [entry for entry, _ in store.list(deep=False) if entry.endswith(".tar")]
     folder = store.describe()
     what = f"{counted(len(found), '.tar file')} but no manifest" if found else "no shards"
-    quoted = shlex.quote(folder)
-    build = f"python -m shards build PICTURES {quoted}"
-    elsewhere = " --to FOLDER" if is_web(store.fs) else ""  # indexes can't go beside tars behind a web server
-    advice = f"Make one with: python -m shards index {quoted}{elsewhere} (or build one: {build})" if found else f"Build it with: {build}"
+    build = f"python -m shards build PICTURES {shlex.quote(folder)}"
+    advice = f"Make one with: {command_to_index(folder)} (or build one: {build})" if found else f"Build it with: {build}"
     return ManifestMismatch(f"{store.describe(name)}: {folder} holds {what}. {advice}")

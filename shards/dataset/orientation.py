@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shards.dataset.jpeg_segments import segments_of
+
 UPRIGHT = 1
 """Orientation of a picture that is stored as it is to be seen."""
 _TAG = 0x0112
@@ -23,8 +25,7 @@ _TYPES = {3: "H", 4: "L"}  # SHORT and LONG, as some programs write the tag
 _EXIF, _ENTRY, _INLINE = b"Exif\0\0", 12, 4
 _ORDERS = {b"II": "<", b"MM": ">"}
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
-_APP1, _SOS = 0xE1, 0xDA  # JPEG markers
-_BARE = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xDA)})  # no length follows these
+_APP1 = 0xE1  # marker of a JPEG's metadata
 
 
 class Turn(NamedTuple):
@@ -74,7 +75,7 @@ def orientation_of(data: bytes, image: Image.Image) -> int:
         image: picture, opened and loaded, because some formats note the orientation behind the pixels.
     """
     if image.format in {"JPEG", "MPO"}:
-        return orientation_in(_metadata(data))
+        return orientation_in([data[place + 4 : end] for marker, place, end in segments_of(data) if marker == _APP1])
     try:
         found = image.getexif().get(_TAG, UPRIGHT)
     except Exception:  # damaged EXIF data is no reason to lose a picture
@@ -116,17 +117,3 @@ def _tag(tiff: bytes) -> int | None:
     except struct.error:
         return None
     return None
-
-
-def _metadata(jpeg: bytes) -> list[bytes]:
-    """The segments of metadata of any JPEG, also one with stray or fill bytes between its segments."""
-    found, place = list[bytes](), 2
-    while (place := jpeg.find(b"\xff", place)) >= 0 and place + 4 <= len(jpeg) and jpeg[place + 1] != _SOS:
-        if jpeg[place + 1] in _BARE:
-            place += 1
-            continue
-        end = place + 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
-        if jpeg[place + 1] == _APP1:
-            found.append(jpeg[place + 4 : end])
-        place = end
-    return found

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from shards.dataset.jpeg_header import read_frame
+from shards.dataset.jpeg_segments import SOS, segments_of
 from shards.dataset.lookalike import kind_of
 from shards.dataset.orientation import UPRIGHT, orientation_of, turned
 from shards.errors import ShardError
@@ -27,7 +28,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 LOST_PIXELS = re.compile(
     "bad Huffman code|bad arithmetic code|premature end of data|instead of RST"
 )  # warnings of libjpeg that mean lost pixels
-_SOS, _ADOBE, _COMMENT = 0xDA, 0xEE, 0xFE  # JPEG markers
+_ADOBE, _COMMENT = 0xEE, 0xFE  # JPEG markers
 _ADDRESS = re.compile(r" ?(?:at )?0x[0-9a-fA-F]+")  # of an object in memory: another one in every run
 _LONGEST_REASON = 200
 MOST_PIXELS = 100_000_000
@@ -180,18 +181,12 @@ def refuse_lost_pixels(data: bytes, warning: Exception | None = None) -> None:
 
 def _bare(data: bytes) -> bytes:
     """Removes from a JPEG's header all that decoding does not need: comments, stray bytes, and application data except Adobe's."""
-    kept, place = bytearray(data[:2]), 2
-    while (place := data.find(b"\xff", place)) >= 0 and place + 4 <= len(data):
-        marker = data[place + 1]
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:
-            place += 1
-            continue
-        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker == _SOS:
+    kept = bytearray(data[:2])
+    for marker, place, end in segments_of(data):
+        if marker == SOS:
             return bytes(kept + data[place:])
         if marker == _ADOBE or not (0xE0 <= marker <= 0xEF or marker == _COMMENT):
             kept += data[place:end]
-        place = end
     return data
 
 

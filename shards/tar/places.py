@@ -99,16 +99,24 @@ def is_compressed(name: str) -> bool:
 
 
 def index_command(url: str) -> str:
-    """Returns the command that indexes the tars of a URL, quoted for the shell; empty where the URL does not look like tars or a list.
-
-    Indexes can't go beside tars behind a web server, so that the command for these names a folder with `--to`.
-    """
+    """Returns the command that indexes the tars of a URL, quoted for the shell; empty where the URL does not look like tars or a list."""
     words = url.split("::") if "::" in url else [url]
     if url.startswith("pipe:") or not all(is_tar(word) or _LIST.search(word) or _MAGIC.search(word) for word in words):
         return ""
     plain = [word if word.startswith("s3://") and "@" not in word else redacted(word) for word in words]  # a `?` of S3 is no query
-    elsewhere = ["--to", "FOLDER"] if any(word.startswith(("http://", "https://")) for word in words) else []
-    return shlex.join(["python", "-m", "shards", "index", *plain, *elsewhere])
+    return command_to_index(*plain)
+
+
+def command_to_index(*urls: str) -> str:
+    """Returns the command that indexes tars, quoted for the shell.
+
+    Indexes can't go beside tars behind a web server, so that the command for these names a folder with `--to`.
+
+    Args:
+        urls: URLs of the tars, fit to be shown.
+    """
+    elsewhere = ["--to", "FOLDER"] if any(url.startswith(("http://", "https://")) for url in urls) else []
+    return shlex.join(["python", "-m", "shards", "index", *urls, *elsewhere])
 
 
 def _place(url: str, options: Options | None) -> Place:

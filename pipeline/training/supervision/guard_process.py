@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monitoring.run_files import EVENTS, Lines, death, last_saved_step
+from monitoring.run_files import death, last_saved_step, recorded_death
 from pipeline.training.supervision.exit_status import exit_status
 from pipeline.training.supervision.guard import LAUNCHER_LOG, Ending
 from pipeline.training.supervision.interruption import LAUNCHERS
@@ -201,11 +201,7 @@ class Guarding:
 
     def _recorded_death(self) -> Mapping[str, Any] | None:
         """Returns the event of the first death in this attempt, which the guard of any node wrote."""
-        with suppress(OSError):
-            for row in Lines(self.told.run / EVENTS) if self.told.run else ():
-                if row.get("event") == "rank_died" and row.get("attempt") == self.told.attempt:
-                    return row
-        return None
+        return recorded_death(self.told.run, self.told.attempt) if self.told.run else None
 
     def _saved(self) -> tuple[str, str]:
         """Makes the sentences about what is saved, and about what the same command does."""

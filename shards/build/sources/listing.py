@@ -8,7 +8,6 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-import shlex
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from shards.counting import counted
 from shards.dataset.index import PICTURE_EXTENSIONS
 from shards.errors import SourceError
 from shards.layout import left_out_part, shown_left_out
+from shards.tar.places import command_to_index
 
 LabelRule = Literal["folder", "none"]
 _IN_PLACE = -1  # container of a picture that is a file under its own name
@@ -125,8 +125,7 @@ class ListingBuilder:
 
     def __init__(self, source: str, include: Sequence[str] = (), needs_labels: bool = False) -> None:
         self.source = source
-        elsewhere = " --to FOLDER" if source.startswith(("http://", "https://")) else ""  # indexes can't go beside these tars
-        self.index_command = f"python -m shards index {shlex.quote(source)}{elsewhere}"
+        self.index_command = command_to_index(source)
         self.unlabelled = "" if needs_labels else "; or store their pictures anew, without labels: --labels none"
         self._included = re.compile("|".join(fnmatch.translate(pattern) for pattern in include)) if include else None
         self._names, self._ends = bytearray(), array("q")
