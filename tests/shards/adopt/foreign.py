@@ -6,10 +6,9 @@ import functools
 import io
 import re
 import subprocess
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from shards.check.inspect import samples_of
 from shards.dataset import index, manifest
 from shards.dataset.index import NO_DIGEST, PICTURE_EXTENSIONS
 from shards.store import Options, Store
+from tests.shards.web_servers import answering
 
 Read = tuple[str, bytes, int]
 
@@ -124,12 +124,5 @@ def served(folder: Path, times: bool = True) -> Iterator[str]:
             self.end_headers()
             return io.BytesIO(part)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with answering(functools.partial(Handler, directory=str(folder))) as url:
+        yield url
