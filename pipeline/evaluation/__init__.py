@@ -10,6 +10,8 @@ of_run         the encoder of a checkpoint, with its facts (trained_encoder)
 export         the files of an encoder (export_encoder)
 onnx_file      an encoder as one ONNX file, checked by onnxruntime (onnx_bytes)
 model_card     the README.md beside an exported encoder (model_card)
+painter        a trained painter, which fills holes (read_painter)
+inpainting/    table 1: the errors of its fills beside those of other methods
 embed          features of a whole data set, by one rank of many (embed)
 embedding/     the parts of `embed`: units of work, reading, network, part files
 

@@ -1,0 +1,90 @@
+"""A trained painter for use: the network of a run's checkpoint that fills holes, on whole pictures of its own size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import recipes
+from pipeline.evaluation.architecture import EncoderInvalid
+from pipeline.mapping import ConfigError, from_mapping
+from pipeline.recipes.player import Recipe
+from pipeline.training.checkpoint.store import CheckpointInvalid, CheckpointStore, read
+from pipeline.training.record.run_folder import checkpoint_store
+from shards.store import Options
+
+
+class Painter:
+    """A trained painter.
+
+    Args:
+        recipe: recipe of the run.
+        network: network of the recipe's painter with trained weights, on its device.
+        step: step of the checkpoint.
+        where: the checkpoint as messages name it.
+
+    Attributes:
+        size: side of the square pictures that the painter sees, in pixels.
+    """
+
+    def __init__(self, recipe: Recipe, network: nn.Module, step: int, where: str) -> None:
+        self.recipe, self.network, self.step, self.where = recipe, network.eval(), step, where
+        self.size = recipe.image_size
+
+    @torch.no_grad()
+    def paint(self, images: Tensor, masks: Tensor, keys: Tensor) -> Tensor:
+        """Fills the dropped pixels of pictures.
+
+        Args:
+            images: uint8 (n, size, size, 3), RGB; the values of dropped pixels do not matter.
+            masks: bool (n, size, size), True where pixels are dropped; with a central region those of the recipe's own hole.
+            keys: int64 (n,), random keys for all that the network draws per sample.
+
+        Returns:
+            float32 (n, 3, S, S) in [0, 1] on the network's device, the prediction in the dropped pixels and the picture elsewhere, where
+            S is the side of the recipe's paintings.
+        """
+        device = next(self.network.parameters()).device
+        images, masks, keys = images.to(device), masks.to(device), keys.to(device)
+        views = self.recipe.views(images.masked_fill(masks.unsqueeze(3), 0), masks, None, keys)
+        painting = self.recipe.paint(views, {self.recipe.painter: self.network})
+        shown = self.recipe.paintings(views, painting)
+        return torch.where(shown.mask, shown.prediction, shown.truth)
+
+
+def read_painter(run: str, options: Options | None = None, step: int | None = None, device: str | torch.device = "cpu") -> Painter:
+    """Reads the painter of a checkpoint.
+
+    Args:
+        run: run folder, or the URL of its checkpoints.
+        options: options of the store, as in fsspec.
+        step: step of the checkpoint; None takes the newest that verifies.
+        device: device of the network.
+
+    Raises:
+        CheckpointInvalid: no checkpoint verifies.
+        EncoderInvalid: the run's recipe is not here, does not know the run's settings, or fills no holes.
+        StoreError: the store does not answer.
+    """
+    store = checkpoint_store(run, options)
+    skipped: list[str] = []
+    checkpoint = CheckpointStore(store).newest(skipped.append) if step is None else read(store, step)
+    if checkpoint is None:
+        raise CheckpointInvalid(f"{store.describe()}: no checkpoint that verifies. {' '.join(skipped)}".rstrip())
+    where = f"{store.describe()}: step {checkpoint.step}"
+    config, name = checkpoint.facts["config"], str(checkpoint.facts["recipe"])
+    if name not in recipes.RECIPES:
+        raise EncoderInvalid(f"{where}: the recipe {name!r} is not in pipeline/recipes. There are: {', '.join(sorted(recipes.RECIPES))}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            recipe = recipes.make(name, from_mapping(recipes.SETTINGS[name], config["method"], "method"), int(config["seed"]))
+    except ConfigError as error:
+        raise EncoderInvalid(f"{where}: the settings of another version of this package? {error}") from error
+    if recipe.mask is None:
+        raise EncoderInvalid(f"{where}: the recipe {name!r} drops no pixels, so its network fills no holes")
+    network = next(each.network for each in recipe.players if each.name == recipe.painter)
+    try:
+        network.load_state_dict(checkpoint.tensors.get(recipe.painter, {}))
+    except RuntimeError as error:
+        raise EncoderInvalid(f"{where}: the weights do not fit the recipe's network. {' '.join(str(error).split())}") from error
+    return Painter(recipe, network.to(device), checkpoint.step, where)
