@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# OpenCV's Telea inpainting does not keep one colour: a hole in an 8-bit picture that is 200 everywhere is filled with values up to 210, more with
-# the size of the hole, and in a float32 picture that is 0.7 everywhere with values from -0.8 to 2.3. Navier-Stokes keeps the value.
+# OpenCV's Telea inpainting does not keep one colour: a hole in an 8-bit picture that is 200 everywhere is filled with values up to 210,
+# more with the size of the hole, and in a float32 picture that is 0.7 everywhere with values from -0.8 to 2.3. Navier-Stokes keeps the
+# value.
 #
 # Guess before: each filled pixel is a weighted mean of known neighbours, so a picture of one value stays as it is to the bit.
 # Seen with opencv-python-headless 5.0.0.93 and NumPy 2.4.6, radius 3, square holes in grey pictures of 128 x 128; lowest and highest error:
@@ -17,9 +18,9 @@
 #     0.5 as float32, hole 100: Telea +0 +0
 #     0.7 as float32, hole 100: Telea -1.5 +1.6
 #
-# 128 and 0.5 stay, 30, 200 and 0.7 don't; probably the method, which goes on along the gradient of pixels that it has filled before, takes
-# the rounding of its own sums for a gradient. An inpainting network that is compared with Telea's fill of large holes is compared with a shift of
-# brightness of up to four per cent, and a float32 picture, which OpenCV accepts, must be turned into 8 bits first.
+# 128 and 0.5 stay, 30, 200 and 0.7 don't; probably the method, which goes on along the gradient of pixels that it has filled before,
+# takes the rounding of its own sums for a gradient. An inpainting network that is compared with Telea's fill of large holes is compared
+# with a shift of brightness of up to four per cent, and a float32 picture, which OpenCV accepts, must be turned into 8 bits first.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
