@@ -39,11 +39,19 @@ class EncoderDescriber:
         self._painter = painter
 
     def query(self, holes: Holes) -> tuple[NDArray[np.int16], None]:
-        """Describes the visible part of pictures with holes: vectors int16 (n, D); all values weigh alike."""
+        """Describes the visible part of pictures with holes: vectors int16 (n, D); all values weigh alike.
+
+        Raises:
+            FillError: the features are not finite.
+        """
         return self._describe(holes.images, holes.masks), None
 
     def stored(self, images: NDArray[np.uint8]) -> NDArray[np.int16]:
-        """Describes pictures uint8 (n, H, W, 3): vectors int16 (n, D)."""
+        """Describes pictures uint8 (n, H, W, 3): vectors int16 (n, D).
+
+        Raises:
+            FillError: the features are not finite.
+        """
         hole = self._fixed_hole(images.shape[1:3])
         return self._describe(images, np.repeat(hole[None], len(images), axis=0))
 
