@@ -9,10 +9,10 @@ from pipeline.model.inpainting_network import SIZES, encoder_stages, stage_maps
 
 
 class Discriminator(nn.Module):
-    """Judges regions of 64x64 or 128x128 pixels in [-1, 1], without context or mask.
+    """Judges regions of 32x32, 64x64 or 128x128 pixels in [-1, 1], without context or mask.
 
     Args:
-        size: side of the regions, 64 or 128.
+        size: side of the regions, 32, 64 or 128.
         width: maps of the first stage; 64 is published, smaller numbers are for tests.
         batch_norm_group: samples that are normalised together.
 
@@ -23,7 +23,7 @@ class Discriminator(nn.Module):
     def __init__(self, size: int = 64, width: int = 64, batch_norm_group: int = 64) -> None:
         super().__init__()
         if size not in SIZES:
-            raise ValueError(f"size: {size} is neither 64 nor 128")
+            raise ValueError(f"size: {size} is none of {', '.join(map(str, SIZES))}")
         maps = stage_maps(size, width)
         self.stages = encoder_stages(maps, batch_norm_group)
         self.verdict = nn.Conv2d(maps[-1], 1, 4, bias=False)

@@ -1,10 +1,10 @@
 """Recipe "inpainting" (section 5.1 and the authors' released code): a generator fills a hole, a discriminator judges the
 filling.
 
-Central region: the middle 64 x 64 of a 128 x 128 crop is predicted. A border of it, `mask.overlap` pixels wide, is also in the context;
-the squared error there weighs ten times as much in the gradient, while the logged loss is unweighted. Random region or block: the whole
-crop is predicted and the loss is over all of it, as in the released code. The discriminator sees the filling, or the same part of the
-real picture, never the context.
+Central region: the middle of a crop, half of its side, is predicted: 64 x 64 of 128 x 128 pixels. A border of it, `mask.overlap` pixels
+wide, is also in the context; the squared error there weighs ten times as much in the gradient, while the logged loss is unweighted.
+Random region or block: the whole crop is predicted and the loss is over all of it, as in the released code. The discriminator sees the
+filling, or the same part of the real picture, never the context.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from pipeline.recipes.pixels import PixelScale
 from pipeline.recipes.player import Collapse, Networks, Paintings, Views
 from shards.counting import counted
 
-IMAGE_SIZE, PATCH = 128, 64
 HOLE_FILL = (117.0, 104.0, 123.0)  # R, G, B as in the released code: Caffe's mean with its channels permuted
 SCALE = PixelScale((127.5, 127.5, 127.5), 127.5, HOLE_FILL)
 OVERLAP_WEIGHT = 10.0
@@ -46,6 +45,9 @@ WON = Collapse(
 class InpaintingSettings:
     """The inpainting recipe."""
 
+    image_size: Literal[64, 128] = 128
+    """Side of the crop in pixels (the released code's fineSize). A central region of 64 is 32 x 32, which the released code does not paint:
+    generator and discriminator then have one stage less."""
     bottleneck: Annotated[int, Ge(1)] = 4000
     """Units of the bottleneck between encoder and decoder."""
     width: Annotated[int, Ge(1)] = 64
@@ -71,6 +73,11 @@ class InpaintingSettings:
     """Optimiser of the discriminator."""
 
     @property
+    def painted_size(self) -> int:
+        """Side of the predicted part in pixels: half of the crop's with a central region, otherwise the crop's."""
+        return self.image_size // 2 if self.mask.kind == "central" else self.image_size
+
+    @property
     def unit(self) -> int:
         """Number of samples that ranks must not divide: the batch-norm group."""
         return self.batch_norm_group or 1
@@ -82,15 +89,15 @@ class InpaintingSettings:
             ConfigError: naming the setting.
         """
         check_weights(self)
-        if 2 * self.mask.overlap >= PATCH:
+        if 2 * self.mask.overlap >= self.painted_size:
             raise ConfigError(
                 f"method.mask.overlap: {counted(self.mask.overlap, 'pixel on each side leaves', 'pixels on each side leave')} "
-                f"nothing of the {PATCH} x {PATCH} pixels"
+                f"nothing of the {self.painted_size} x {self.painted_size} pixels"
             )
         if self.mask.kind == "central" and self.mask.max_fraction != 0.25:
             raise ConfigError(
                 f"method.mask.max_fraction: {self.mask.max_fraction} is not 0.25, and the central region of this recipe is "
-                "64 x 64 of 128 x 128 pixels"
+                f"{self.painted_size} x {self.painted_size} of {self.image_size} x {self.image_size} pixels"
             )
 
 
@@ -105,17 +112,18 @@ class InpaintingRecipe:
     def __init__(self, settings: InpaintingSettings) -> None:
         settings.check()
         self.method = settings
-        self.image_size = IMAGE_SIZE
+        self.image_size: int = settings.image_size
         self.unit = settings.unit
         self.mask: MaskSource | None = mask_source(settings.mask)
         self.central = settings.mask.kind == "central"
-        size, group = PATCH if self.central else IMAGE_SIZE, settings.batch_norm_group
-        painter = Generator(IMAGE_SIZE, size, settings.bottleneck, settings.width, settings.noise, group)
+        size, group = settings.painted_size, settings.batch_norm_group
+        self.border = (self.image_size - size) // 2
+        painter = Generator(self.image_size, size, settings.bottleneck, settings.width, settings.noise, group)
         pair = AdversarialPair(self.painter, settings, self._distance, lambda pixels: pixels)
         self.players = pair.players(painter, lambda: Discriminator(size, settings.width, group), WON)
 
     def views(self, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> Views:  # noqa: ARG002
-        """Gives context and truth float32 (n, 3, 128, 128) in [-1, 1], target its predicted part, mask bool (n, 1, S, S), keys."""
+        """Gives context and truth float32 (n, 3, H, H) in [-1, 1], target its predicted part, mask bool (n, 1, S, S), keys."""
         truth, mask = SCALE.normalise(images), masks.unsqueeze(1)
         fill = (torch.tensor(HOLE_FILL, device=images.device).view(1, 3, 1, 1) - SCALE.mean[0]) / SCALE.divisor
         return {
@@ -139,16 +147,15 @@ class InpaintingRecipe:
         """Turns a painting into whole pictures; a predicted patch is shown in its place."""
         mask = views["mask"]
         if self.central:
-            border = (IMAGE_SIZE - PATCH) // 2
-            painting, mask = functional.pad(painting, (border,) * 4, value=-1.0), functional.pad(mask, (border,) * 4)
+            painting, mask = functional.pad(painting, (self.border,) * 4, value=-1.0), functional.pad(mask, (self.border,) * 4)
         show = self.scale.show
         return Paintings(show(views["context"]), show(painting), show(views["truth"]), mask)
 
     def _predicted_part(self, values: Tensor) -> Tensor:
         if not self.central:
             return values
-        border = (IMAGE_SIZE - PATCH) // 2
-        return values[..., border : border + PATCH, border : border + PATCH]
+        inside = slice(self.border, self.image_size - self.border)
+        return values[..., inside, inside]
 
     def _distance(self, prediction: Tensor, views: Views) -> Distance:
         """The distance over all predicted pixels; those that are also in the context may weigh more in the gradient."""

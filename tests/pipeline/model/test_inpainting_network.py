@@ -33,6 +33,8 @@ def test_parameters_of_the_generator() -> None:
         assert count(Generator(128, 64)) == DOWN + EXTRA + CODE + UP == 71_124_544
         assert count(Generator(128, 128)) == DOWN + EXTRA + CODE + UP + EXTRA
         assert count(Generator(64, 64)) == DOWN + CODE + UP
+        last = 16 * 256 * 512 + 2 * 512  # the stage between 8x8 and 4x4 pixels, which a patch of 32 lacks
+        assert count(Generator(64, 32)) == DOWN + CODE + UP - last - 16 * 4000 * 256
         noisy = 100 * 100 + 2 * 100 + 16 * 100 * 512  # 1x1 convolution, batch norm, and what the decoder's first layer reads
         assert count(Generator(128, 64, noise=100)) == DOWN + EXTRA + CODE + UP + noisy
 
@@ -56,7 +58,7 @@ def test_the_first_stages_have_no_batch_norm() -> None:
         assert [name for name, _ in stages.named_children()][:5] == ["conv1", "relu1", "conv2", "bn2", "relu2"]
 
 
-@pytest.mark.parametrize(("input_size", "output_size"), [(128, 64), (128, 128), (64, 64)])
+@pytest.mark.parametrize(("input_size", "output_size"), [(128, 64), (128, 128), (64, 64), (64, 32)])
 @pytest.mark.parametrize("noise", [0, 5])
 def test_shapes_range_and_gradients_of_the_generator(input_size: int, output_size: int, noise: int) -> None:
     generator = small(input_size, output_size, noise)
@@ -81,7 +83,7 @@ def test_what_is_painted_saturates_at_the_range_of_pixels() -> None:
     assert -1 <= painted.min() < -0.99
 
 
-@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("size", [32, 64, 128])
 def test_the_discriminator_gives_a_logit_a_sample_for_each_batch(size: int) -> None:
     discriminator = Discriminator(size, 4, batch_norm_group=2)
     real, painted = discriminator(torch.randn(4, 3, size, size), torch.randn(2, 3, size, size))
@@ -149,7 +151,7 @@ def test_weights_and_gains_start_where_the_released_code_starts(make: Callable[[
     ("make", "settings", "message"),
     [
         (Generator, {"input_size": 96}, "input_size: 96"),
-        (Generator, {"output_size": 32}, "output_size: 32"),
+        (Generator, {"output_size": 16}, "output_size: 16"),
         (Generator, {"noise": -1}, "noise: -1"),
         (Discriminator, {"size": 227}, "size: 227"),
     ],
