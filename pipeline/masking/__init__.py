@@ -18,9 +18,9 @@ from pipeline.masking.block import RandomBlock
 from pipeline.masking.central import CentralRegion
 from pipeline.masking.coverage import check_fractions
 from pipeline.masking.region import RandomRegion
-from pipeline.masking.silhouette import Silhouette, generated_silhouettes
 from pipeline.masking.source import MaskSource
 from shards.counting import counted
+from shards.shapes.silhouette import Silhouette, generated_silhouettes
 
 __all__ = [
     "CentralRegion",

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.masking.coverage import check_fractions, draw_rectangle, pixel_limits
-from pipeline.masking.silhouette import Silhouette, generated_silhouettes
 from shards.keyed import uniforms, words
+from shards.shapes.silhouette import Silhouette, generated_silhouettes
 
 _FALLBACK, _ATTEMPT = 0x30, 0x31  # purposes of random words; attempts after the first take the following ones
 _ATTEMPTS = 8
