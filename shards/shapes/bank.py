@@ -200,12 +200,14 @@ def _parsed(data: bytes, shown: str) -> ShapeBank:
         arrays = safetensors.numpy.load(data)
     except SafetensorError as error:
         raise ShapesError(f"{shown}: this bank of shapes is cut short or damaged ({error}). {_AGAIN}") from error
-    if {name: array.dtype for name, array in arrays.items()} != _TYPES or _digest(arrays) != record["digest"]:
+    if {name: array.dtype for name, array in arrays.items()} != _TYPES or _digest(arrays) != record.get("digest"):
         raise ShapesError(f"{shown}: the outlines of this bank of shapes are not those of its digest. {_AGAIN}")
+    fields = [field.name for field in dataclasses.fields(Provenance)]
     try:
-        provenance = Provenance(**{field.name: record[field.name] for field in dataclasses.fields(Provenance)})
-        return ShapeBank(_silhouettes(arrays), record["digest"], provenance, shown, arrays)
-    except (KeyError, ValueError) as error:  # written by another program, since the digests are right
+        if missing := [name for name in fields if name not in record]:
+            raise ValueError(f"its record has no {', '.join(missing)}")
+        return ShapeBank(_silhouettes(arrays), record["digest"], Provenance(**{name: record[name] for name in fields}), shown, arrays)
+    except ValueError as error:  # written by another program, since the digests are right
         raise ShapesError(f"{shown}: can't be used as a bank of shapes: {error}. Make it again with python -m shards shapes") from error
 
 

@@ -10,7 +10,7 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from shards.counting import counted
 from shards.dataset.lookalike import kind_of
@@ -21,7 +21,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = 33  # bytes of the signature and of the first chunk, with its digest
 _GREY = 0
 _COLOURS = {2: "RGB colours", 4: "grey with transparency", 6: "RGBA colours"}
-_DAMAGED = "this PNG is cut short or damaged ({}). Copy it here again"
+_DAMAGED = "PNG cut short or damaged ({}). Copy it here again"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def read_labels(data: bytes, rules: ShapeRules) -> tuple[NDArray[np.unsignedinte
             image.verify()  # the digests of all chunks, which decoding does not look at
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             pixels = np.asarray(image)
+    except UnidentifiedImageError as error:
+        raise PictureRejected(_DAMAGED.format("a chunk before the pixels")) from error
     except Exception as error:  # Pillow raises errors of many types for damaged files
         raise PictureRejected(_DAMAGED.format(rejection(error))) from error
     wide = depth == 16

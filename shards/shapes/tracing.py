@@ -1,7 +1,8 @@
 """Outlines of the objects of one label picture: an array of object numbers in, contours along the edges of their pixels out.
 
-Contours run along the edges of pixels, not through their centres, so that they enclose an object's pixels and no line is without an area.
-Coordinates count half pixels from the corner of the object's bounding box, so that all are integers.
+Contours join the middles of the edges of pixels: through the centres of pixels an outline would lose half a pixel all around, and along
+their corners slanting edges would be stairs. So they enclose the object's pixels but for half a pixel a contour, before they are
+simplified. Coordinates count half pixels from the corner of the object's bounding box, so that all are integers.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from numpy.typing import NDArray
 
 from shards.shapes.silhouette import Silhouette
 
-TOLERANCE = 0.75
-"""Largest distance in pixels between the edge of an object and its simplified outline: a little more than the 0.71 pixels by which the
-stairs of a slanting edge leave it."""
+TOLERANCE = 0.45
+"""Largest distance in pixels between the middles of an object's edges and its simplified outline; from half a pixel on, the corners of
+a square go."""
 RELATIVE_TOLERANCE = 0.004
 """The same in square roots of the object's area, where that is more: under half a pixel of the largest mask at 227 pixels."""
 LONGEST_SIDE = 16_383
 """Most pixels of an object from side to side, because coordinates are 16-bit numbers of half pixels."""
-SMALL, WIDE, THIN = "smaller than min_pixels", f"more than {LONGEST_SIDE:,} pixels wide or high", "too thin or too scattered to be pasted"
+MOST_CORNERS = 2_000
+"""Most corners of a simplified outline: labels that are mere noise have more, and every mask of such a shape would be slow."""
+SMALL, THIN = "smaller than min_pixels", "too thin or too scattered to be pasted"
+WIDE, RAGGED = f"more than {LONGEST_SIDE:,} pixels wide or high", f"an outline of more than {MOST_CORNERS:,} corners"
 """Causes for which an object becomes no shape."""
 _SPREAD = np.ones((3, 3), np.uint8)
 
@@ -64,9 +68,14 @@ def trace(labels: NDArray[np.unsignedinteger[Any]], void: int | None, min_pixels
     left_out = [SMALL] * (int((counts > 0).sum()) - int(large.sum()))
     shapes = []
     for mask in _masks(labels, large):
-        contours = contours_of(mask) if max(mask.shape) <= LONGEST_SIDE else ()
-        if not _can_be_pasted(contours):
-            left_out.append(THIN if max(mask.shape) <= LONGEST_SIDE else WIDE)
+        if max(mask.shape) > LONGEST_SIDE:
+            left_out.append(WIDE)
+            continue
+        contours = contours_of(mask)
+        if sum(map(len, contours)) > MOST_CORNERS:
+            left_out.append(RAGGED)
+        elif not _can_be_pasted(contours):
+            left_out.append(THIN)
         else:
             shapes.append(contours)
     return Traced(len(shapes) + len(left_out), shapes, left_out, void_pixels)
@@ -96,9 +105,10 @@ def contours_of(mask: NDArray[np.uint8]) -> Contours:
     # pixels lie at the odd places of a grid of half pixels and grow to their edges and corners, which the tracer then follows
     grid = np.zeros((mask.shape[0] * 2 + 1, mask.shape[1] * 2 + 1), np.uint8)
     grid[1::2, 1::2] = mask
-    found, _ = cv2.findContours(cv2.dilate(grid, _SPREAD), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    tolerance = 2 * max(TOLERANCE, RELATIVE_TOLERANCE * sqrt(cv2.countNonZero(mask)))
-    simple = (cv2.approxPolyDP(contour, tolerance, True) for contour in found)
+    found, _ = cv2.findContours(cv2.dilate(grid, _SPREAD), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    tolerance = max(TOLERANCE, RELATIVE_TOLERANCE * sqrt(cv2.countNonZero(mask)))
+    found = [contour[(contour & 1).sum(axis=2) == 1] for contour in found]  # one coordinate of an edge's middle is odd
+    simple = (cv2.approxPolyDP(contour, 2 * tolerance, True) for contour in found)
     return tuple(contour.reshape(-1, 2).astype(np.int16) for contour in simple if len(contour) > 2)
 
 
