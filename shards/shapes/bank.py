@@ -131,6 +131,30 @@ def write_bank(url: str, bank: ShapeBank, options: Options | None = None) -> int
     return len(data)
 
 
+def check_target(url: str, options: Options | None = None, overwrite: bool = False) -> None:
+    """Refuses to write a bank over anything that is not to be replaced.
+
+    Args:
+        url: URL or path of the file that is to be written.
+        options: fsspec options of the store.
+        overwrite: whether another bank of shapes may be replaced.
+
+    Raises:
+        ShapesError: a folder or another file is there, or a bank without `overwrite`.
+        StoreError: the store can't be read.
+    """
+    store, name = _located(url, options)
+    shown = redacted(url)
+    if store.local is not None and (store.local / name).is_dir():
+        raise ShapesError(f"{shown}: is a folder. A bank of shapes is one file: add its name")
+    if store.size(name) is None:
+        return
+    if f'"{_KEY}"'.encode() not in store.head(name, 1 << 12):
+        raise ShapesError(f"{shown}: is there already and is no bank of shapes. Give another name")
+    if not overwrite:
+        raise ShapesError(f"{shown}: is a bank of shapes already. Give another name, or add --overwrite to replace it")
+
+
 def read_bank(url: str, options: Options | None = None) -> ShapeBank:
     """Reads a bank and proves it by its digests.
 
@@ -176,12 +200,14 @@ def _parsed(data: bytes, shown: str) -> ShapeBank:
         arrays = safetensors.numpy.load(data)
     except SafetensorError as error:
         raise ShapesError(f"{shown}: this bank of shapes is cut short or damaged ({error}). {_AGAIN}") from error
-    if {name: array.dtype for name, array in arrays.items()} != _TYPES or _digest(arrays) != record["digest"]:
+    if {name: array.dtype for name, array in arrays.items()} != _TYPES or _digest(arrays) != record.get("digest"):
         raise ShapesError(f"{shown}: the outlines of this bank of shapes are not those of its digest. {_AGAIN}")
+    fields = [field.name for field in dataclasses.fields(Provenance)]
     try:
-        provenance = Provenance(**{field.name: record[field.name] for field in dataclasses.fields(Provenance)})
-        return ShapeBank(_silhouettes(arrays), record["digest"], provenance, shown, arrays)
-    except (KeyError, ValueError) as error:  # written by another program, since the digests are right
+        if missing := [name for name in fields if name not in record]:
+            raise ValueError(f"its record has no {', '.join(missing)}")
+        return ShapeBank(_silhouettes(arrays), record["digest"], Provenance(**{name: record[name] for name in fields}), shown, arrays)
+    except ValueError as error:  # written by another program, since the digests are right
         raise ShapesError(f"{shown}: can't be used as a bank of shapes: {error}. Make it again with python -m shards shapes") from error
 
 
