@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def masks(config: StreamConfig, world: int = 1, batches: int = 40) -> list[np.nd
 def test_all_pictures_of_a_batch_have_the_same_mask_and_batches_differ(config: StreamConfig) -> None:
     found = masks(config)
     assert all((batch == batch[:1]).all() for batch in found)  # also where a substitute came in
-    assert all(not np.array_equal(first[0], second[0]) for first, second in zip(found, found[1:], strict=False))
+    assert all(not np.array_equal(first[0], second[0]) for first, second in itertools.pairwise(found))
     assert len({batch[0].tobytes() for batch in found}) == len(found) == 40
     others = masks(replace(config, seed=6), batches=3)
     assert not np.array_equal(others[0], found[0])
