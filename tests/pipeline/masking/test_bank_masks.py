@@ -26,11 +26,12 @@ Made = Callable[[str, Callable[[Path], object]], Path]
 
 @pytest.fixture
 def real_bank(data_folder: Path, made_once: Made) -> str:
-    """The objects of 300 real label pictures."""
+    """The objects of 100 real label pictures."""
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        assert main(["shapes", str(data_folder / "bsds_voc_layout" / "VOC2012"), str(folder / "bank.safetensors")]) == 0
+        labels = data_folder / "bsds_voc_layout" / "VOC2012"
+        assert main(["shapes", str(labels), str(folder / "bank.safetensors"), "--split", "val"]) == 0
 
     return str(made_once("bank of real shapes", make) / "bank.safetensors")
 
@@ -48,7 +49,7 @@ def test_ten_thousand_masks_of_real_shapes_keep_what_is_configured(real_bank: st
 
 @pytest.mark.parametrize(
     ("least", "mean", "most", "shapes"),
-    [(0.1, 0.2, 0.25, True), (0.2, 0.35, 0.5, False), (0.05, 0.1, 0.2, False), (0.1, None, 0.25, True)],
+    [(0.1, 0.2, 0.25, True), (0.05, 0.1, 0.2, False), (0.1, None, 0.25, True)],
 )
 def test_a_mean_is_kept_by_real_and_by_generated_shapes(
     least: float, mean: float | None, most: float, shapes: bool, real_bank: str
