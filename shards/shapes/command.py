@@ -108,4 +108,4 @@ def _draw(bank: ShapeBank, sheet: str) -> int:
     with tempfile.TemporaryDirectory() as folder:  # a copy, so that no option of a store stands on a command line
         copy = Path(folder) / "bank.safetensors"
         write_bank(str(copy), bank)
-        return subprocess.run([sys.executable, "-m", "pipeline.masking", str(copy), sheet], check=False).returncode
+        return subprocess.run([sys.executable, "-m", "pipeline.masking", str(copy), str(Path(sheet).absolute())], check=False).returncode
