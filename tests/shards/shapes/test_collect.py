@@ -112,8 +112,8 @@ def test_an_unreadable_picture_ends_the_command_with_its_name(name: str, tmp_pat
 
 def test_a_source_that_gives_no_shape_is_refused(tmp_path: Path) -> None:
     for name, labels, message in (
-        ("small", square(1, 19), r"none of 1 objects gives a shape \(smaller than min_pixels 1\). Lower --min-pixels"),
-        ("background", square(0), r"no objects in 1 label pictures: every pixel is background \(0\)$"),
+        ("small", square(1, 19), r"1 object, and none gives a shape \(smaller than min_pixels 1\). Lower --min-pixels"),
+        ("background", square(0), r"no objects in 1 label picture: every pixel is background \(0\)$"),
         ("mask", square(255), "900 pixels are void; if those are the objects, add --void none"),
     ):
         (tmp_path / name).mkdir()
