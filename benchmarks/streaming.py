@@ -82,7 +82,7 @@ ROWS: tuple[Row, ...] = (
     *_rows("ffcv", "ffcv_loader", None, 1.2, "ffcv"),
     Row("decode-only", "bare_threads", _STORED, "random", "none", 0.85, "own"),
 )
-FRACTIONS = ("order", "masks")
+FRACTIONS = ("order", "masks", "mask-kinds")
 
 
 def main() -> int:
@@ -101,10 +101,7 @@ def main() -> int:
             lines.append(run(row, folders[row.data], pythons[row.python], options, versions))
         for part in (part for part in FRACTIONS if part in names):
             print(f"{part} ...", file=sys.stderr, flush=True)
-            if part == "order":
-                lines.append(order_fraction(folders[_STORED], options))
-            else:
-                lines += [mask_fraction(name, mask, folders[_STORED], options) for name, mask in _masks(Path(scratch)).items()]
+            lines += _fractions(part, Path(scratch), folders[_STORED], options)
     table = "\n".join([*_head(cores, versions, options), *lines, ""])
     print(table)
     if options.output:
@@ -238,13 +235,20 @@ def order_fraction(shards: Path, options: argparse.Namespace) -> str:
     return _fraction("order", "10^5 samples, of a 256 decode", one_epoch, decode, 0.01, options)
 
 
-def _masks(scratch: Path) -> dict[str, MaskConfig]:
+def _fractions(part: str, scratch: Path, shards: Path, options: argparse.Namespace) -> list[str]:
+    """The lines of one of FRACTIONS."""
+    if part == "order":
+        return [order_fraction(shards, options)]
+    kinds = _mask_kinds(scratch) if part == "mask-kinds" else {"masks": MaskConfig()}
+    return [mask_fraction(name, mask, shards, options) for name, mask in kinds.items()]
+
+
+def _mask_kinds(scratch: Path) -> dict[str, MaskConfig]:
     """Masks of every kind that is drawn anew for each picture, and of the shapes of a bank of real objects."""
     labels, bank = _data_folder() / "bsds_voc_layout" / "VOC2012", scratch / "bank.safetensors"
     command = [sys.executable, "-m", "shards", "shapes", str(labels), str(bank)]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return {
-        "masks": MaskConfig(),
         "masks, mean 0.175": MaskConfig(mean_fraction=0.175),
         "masks, bank": MaskConfig(shapes=str(bank)),
         "masks, bank, mean 0.175": MaskConfig(shapes=str(bank), mean_fraction=0.175),

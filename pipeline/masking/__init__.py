@@ -93,9 +93,9 @@ class MaskConfig:
 def mask_source(config: MaskConfig) -> MaskSource:
     """Makes the source of masks that a configuration names. A bank of shapes is read when the first mask is drawn."""
     source: MaskSource
-    if config.kind == "central":
-        source = CentralRegion(sqrt(config.max_fraction), config.overlap)
-    elif config.kind == "noise_pattern":
+    if config.kind == "central":  # one mask for all batches
+        return CentralRegion(sqrt(config.max_fraction), config.overlap)
+    if config.kind == "noise_pattern":
         source = NoisePattern(*config.noise_fractions)
     elif config.kind == "block":
         source = RandomBlock(config.max_fraction, config.min_fraction)

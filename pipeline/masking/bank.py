@@ -9,11 +9,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.counting import counted
 from shards.shapes.bank import ShapeBank, read_bank
 from shards.shapes.silhouette import Silhouette
 from shards.store import Options
-from shards.urls import redacted
+from shards.urls import redacted, scheme
 
+MOST_SHAPES = 1 << 17
+"""Shapes that the random bits of a mask can choose from."""
 _GRID, _TOLERANCE = 1024, 16  # outlines are simplified on a grid of this many points per side of unit area, by at most so many
 
 
@@ -24,7 +27,7 @@ class Bank:
         url: URL or path of the file.
 
     Attributes:
-        options: options of the store, as in fsspec; to be set before the bank is read.
+        options: options of the store, as in fsspec; to be set before the bank is read, and not used for a path of this machine.
     """
 
     def __init__(self, url: str) -> None:
@@ -42,11 +45,20 @@ class Bank:
             ShapesError: no bank, or a damaged one; the message names the file.
             StoreError: the store does not answer.
         """
-        return read_bank(self.url, self.options)
+        return read_bank(self.url, self.options if scheme(self.url) else None)
 
     @functools.cached_property
     def silhouettes(self) -> tuple[Silhouette, ...]:
-        """The shapes to paste. Errors as from `content`."""
+        """The shapes to paste.
+
+        Raises:
+            ValueError: more shapes than masks can be drawn from.
+        """
+        if len(self.content.silhouettes) > MOST_SHAPES:
+            raise ValueError(
+                f"shapes: {self.content.url} holds {counted(len(self.content.silhouettes), 'shape')}, and masks are drawn from at most "
+                f"{MOST_SHAPES:,}. Make the bank with a larger --min-pixels, or of fewer pictures"
+            )
         return tuple(map(simplified, self.content.silhouettes))
 
 

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.masking.bank import Bank
+from pipeline.masking.bank import MOST_SHAPES, Bank
 from pipeline.masking.coverage import check_fractions, check_mean, draw_rectangle, pixel_limits
 from shards.keyed import key_of, uniforms, words
 from shards.shapes.silhouette import Silhouette, generated_silhouettes
@@ -169,7 +169,7 @@ def _draw(prepared: _Prepared, key: int, out: NDArray[np.bool_]) -> bool:
         for word in bits:
             x = ((word >> 20 & 0x3FFFFF) * prepared.across >> 18) - prepared.left  # in 1/16 pixel as the vertices
             y = ((word >> 42) * prepared.down >> 18) - prepared.above
-            cv2.fillPoly(pixels, polygons[(word >> 3 & 0x1FFFF) % len(polygons)], 1, 8, _SUBPIXEL_BITS, (x, y))
+            cv2.fillPoly(pixels, polygons[(word >> 3 & MOST_SHAPES - 1) % len(polygons)], 1, 8, _SUBPIXEL_BITS, (x, y))
         if prepared.least <= cv2.countNonZero(pixels) <= prepared.most:
             return True
     draw_rectangle(words(key, _FALLBACK, 1)[0], prepared.most, out)

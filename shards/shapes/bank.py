@@ -177,8 +177,9 @@ def read_bank(url: str, options: Options | None = None) -> ShapeBank:
 
 
 def _located(url: str, options: Options | None) -> tuple[Store, str]:
+    Store(url, options)  # refuses what is no URL, or one that runs programs, as a whole
     folder, name = split(url)
-    if not name:
+    if not name or folder.endswith(":/"):  # a bucket
         raise ShapesError(f"{redacted(url)!r}: names a folder. A bank of shapes is one file: add its name")
     return Store(folder, options), name
 

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from shards.console import ProgressReport
+from shards.counting import counted
 from shards.dataset.pixels import PictureRejected
 from shards.errors import ShapesError
 from shards.shapes.bank import Provenance, ShapeBank, make_bank
@@ -90,9 +91,9 @@ def _nothing(pictures: int, objects: int, left_out: Counter[str], void_pixels: i
     """Writes why a source gives no shape."""
     if objects:
         causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(left_out.items()))
-        return f"none of {objects:,} objects gives a shape ({causes}). Lower --min-pixels, or give another source"
+        return f"{counted(objects, 'object')}, and none gives a shape ({causes}). Lower --min-pixels, or give another source"
     void = f", and {void_pixels:,} pixels are void; if those are the objects, add --void none" if void_pixels else ""
-    return f"no objects in {pictures:,} label pictures: every pixel is background (0){void}"
+    return f"no objects in {counted(pictures, 'label picture')}: every pixel is background (0){void}"
 
 
 def _traced(pictures: LabelPictures, file: tuple[str, int], rules: ShapeRules) -> tuple[Traced, int]:

@@ -59,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     rules = ShapeRules(options.min_pixels, options.max_pixels, options.max_bytes, _void(options.void))
     storage = parse_options(options.storage)
     check_target(options.bank, storage, options.overwrite)
+    if options.sheet and not Path(options.sheet).absolute().parent.is_dir():
+        raise ShapesError(f"--sheet {options.sheet}: its folder does not exist. Make it first")
     source_storage = storage if options.source_storage is None else parse_options(options.source_storage)
     found = collect(options.source, source_storage, options.split, rules, options.threads)
     length = write_bank(options.bank, found.bank, storage)
@@ -106,4 +108,4 @@ def _draw(bank: ShapeBank, sheet: str) -> int:
     with tempfile.TemporaryDirectory() as folder:  # a copy, so that no option of a store stands on a command line
         copy = Path(folder) / "bank.safetensors"
         write_bank(str(copy), bank)
-        return subprocess.run([sys.executable, "-m", "pipeline.masking", str(copy), sheet], check=False).returncode
+        return subprocess.run([sys.executable, "-m", "pipeline.masking", str(copy), str(Path(sheet).absolute())], check=False).returncode

@@ -83,7 +83,7 @@ def trace(labels: NDArray[np.unsignedinteger[Any]], void: int | None, min_pixels
 
 def _masks(labels: NDArray[np.unsignedinteger[Any]], chosen: NDArray[np.bool_]) -> list[NDArray[np.uint8]]:
     """The chosen objects in their bounding boxes, uint8 (h, w), in the order of their indices; one pass however many there are."""
-    places = np.flatnonzero(chosen[labels])
+    places = np.flatnonzero(chosen[labels]).astype(np.int32)
     numbers = labels.ravel()[places]
     order = np.argsort(numbers, kind="stable")
     rows, columns = np.divmod(places[order], labels.shape[1])

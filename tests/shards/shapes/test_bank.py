@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from shards.errors import ShardError
 from shards.shapes import bank as banks
 from shards.shapes.bank import Provenance, ShapeBank, ShapesError, check_target, make_bank, read_bank, write_bank
 from shards.shapes.silhouette import Silhouette
@@ -166,6 +167,23 @@ def test_a_missing_file_a_folder_and_a_huge_file_are_refused(tmp_path: Path) -> 
         file.truncate((1 << 28) + 1)
     with pytest.raises(ShapesError, match="huge: 268,435,457 bytes are too many for a bank of shapes"):
         read_bank(str(tmp_path / "huge"))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://bucket", "'memory://bucket': names a folder. A bank of shapes is one file"),
+        ("memory://bucket/folder/", "'memory://bucket/folder/': names a folder"),
+        ("", "an empty URL"),
+        ("pipe:touch x", "URLs that run programs or chain file systems are not opened"),
+        ("https://user:secret@127.0.0.1:1/bank?signature=secret", "https://127.0.0.1:1/bank: "),
+    ],
+)
+def test_a_url_of_no_file_is_refused_without_its_secrets(url: str, message: str) -> None:
+    with pytest.raises(ShardError) as caught:
+        read_bank(url)
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_bank_replaces_only_what_it_may(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from PIL import Image
 
 from shards.__main__ import main
 from shards.errors import ShapesError
@@ -111,8 +112,8 @@ def test_an_unreadable_picture_ends_the_command_with_its_name(name: str, tmp_pat
 
 def test_a_source_that_gives_no_shape_is_refused(tmp_path: Path) -> None:
     for name, labels, message in (
-        ("small", square(1, 19), r"none of 1 objects gives a shape \(smaller than min_pixels 1\). Lower --min-pixels"),
-        ("background", square(0), r"no objects in 1 label pictures: every pixel is background \(0\)$"),
+        ("small", square(1, 19), r"1 object, and none gives a shape \(smaller than min_pixels 1\). Lower --min-pixels"),
+        ("background", square(0), r"no objects in 1 label picture: every pixel is background \(0\)$"),
         ("mask", square(255), "900 pixels are void; if those are the objects, add --void none"),
     ):
         (tmp_path / name).mkdir()
@@ -188,6 +189,20 @@ def test_sources_and_banks_lie_anywhere(tmp_path: Path) -> None:
         assert collect(f"{url}/VOC2012", split="train", quiet=True).bank.digest == local.digest
         with pytest.raises(ShapesError, match="no label pictures"):
             collect(f"{url}/VOC2012/JPEGImages", quiet=True)
+
+
+def test_a_sheet_of_masks_is_drawn_of_a_bank_anywhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, url, sheet = str(voc(tmp_path / "VOC2012")), "memory://sheet/bank", tmp_path / "sheet.png"
+    assert main(["shapes", folder, url, "--sheet", str(tmp_path / "missing" / "sheet.png")]) == 1
+    assert "its folder does not exist" in capfd.readouterr().err
+    assert main(["shapes", folder, url, "--sheet", str(sheet)]) == 0
+    assert f"3 shapes of {folder}" in capfd.readouterr().out
+    with Image.open(sheet) as picture:
+        assert min(picture.size) > 500
+    sheet.unlink()
+    sheet.mkdir()
+    assert main(["shapes", folder, url, "--overwrite", "--sheet", str(sheet)]) == 1
+    assert capfd.readouterr().err.startswith("error: ")
 
 
 def test_real_objects_all_become_shapes(data_folder: Path) -> None:
