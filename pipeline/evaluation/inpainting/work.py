@@ -100,7 +100,7 @@ class _Work:
 
     def run(self) -> Outcome:
         """Takes units of one kind of work after the other until the table is whole."""
-        titles = {each.name: each.title for each in (*self._describers, *self._methods)}
+        titles = {each.name: each.title for each in self._describers} | {each.name: each.title for each in self._methods}
         output = Output(self._folder, self._facts, titles, self._inputs, self._config)
         if (text := output.finished()) is not None:
             return Outcome(True, f"{text}\n{self._folder}: was whole already")
@@ -125,11 +125,8 @@ class _Work:
         units = cut_units(inputs.choice.count, max(1, config.part // config.batch) * config.batch)
         sizes = [len(unit) for unit in units]
         pictures = self._parts("pictures", units)
-        found = [
-            Phase(
-                "pictures", "data.shards", pictures, sizes, partial(self._judge.fills, methods=self._methods, describers=self._describers)
-            )
-        ]
+        fills = partial(self._judge.fills, methods=self._methods, describers=self._describers)
+        found = [Phase("pictures", "data.shards", pictures, sizes, fills)]
         if inputs.training is not None:
             training = inputs.training
             searched = self._parts("training", training.units(config.train_part))
