@@ -111,7 +111,7 @@ class Output:
         if "numbers" not in arrays:
             raise InpaintingError("data.shards: none of the pictures can be read, so there is nothing to judge")
         numbers = arrays["numbers"][: len(arrays[f"figures/{NETWORK}"])]  # the parts of neighbours repeat them
-        figures = {name: arrays[f"figures/{name}"] for name in self._titles}
+        figures = {name: arrays[f"figures/{name}"] for name in sorted(self._titles, key=lambda name: name == NETWORK)}
         unreadable = [each for part in read[0] for each in part.unreadable]
         of_training = [each for part in read[1] for each in part.unreadable] if len(read) > 1 else []
         seconds: dict[str, float] = defaultdict(float)
@@ -126,7 +126,7 @@ class Output:
         self._write("pictures.csv", pictures_csv(numbers, samples, figures))
         self._write("table.csv", table_csv(table))
         if "shown/truth" in arrays:
-            shown = {self._titles[name]: arrays[f"shown/{name}"] for name in figures}
+            shown = {name: arrays[f"shown/{name}"] for name in figures}
             title = f"step {self._inputs.painter.step:,}, the first {counted(len(arrays['shown/truth']), 'picture')} of the table"
             save_methods_grid(self.folder / TABLE_GRID, arrays["shown/truth"], arrays["shown/mask"], shown, title)
         self._write(TABLE, json_text(table, indent=1).encode())  # last: the table is whole when this is there
