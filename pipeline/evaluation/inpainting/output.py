@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class Output:
         """
         missing = {unit.number for unit in parts.missing()}
         found = [unit for unit in parts.units if unit.number not in missing]
-        bad = [each for unit in found for each in read_part(parts.part(unit), unit, self._facts, ()).unreadable]
+        bad = _in_order(each for unit in found for each in read_part(parts.part(unit), unit, self._facts, ()).unreadable)
         allowed = self._config.data.max_bad_fraction
         if len(bad) > allowed * total:
             self._write(UNREADABLE, "".join(json.dumps(each) + "\n" for each in bad).encode())
@@ -112,8 +112,8 @@ class Output:
             raise InpaintingError("data.shards: none of the pictures can be read, so there is nothing to judge")
         numbers = arrays["numbers"][: len(arrays[f"figures/{NETWORK}"])]  # the parts of neighbours repeat them
         figures = {name: arrays[f"figures/{name}"] for name in sorted(self._titles, key=lambda name: name == NETWORK)}
-        unreadable = [each for part in read[0] for each in part.unreadable]
-        of_training = [each for part in read[1] for each in part.unreadable] if len(read) > 1 else []
+        unreadable = _in_order(each for part in read[0] for each in part.unreadable)
+        of_training = _in_order(each for part in read[1] for each in part.unreadable) if len(read) > 1 else []
         seconds: dict[str, float] = defaultdict(float)
         for part in (part for kind in read for part in kind):
             for name, value in part.seconds.items():
@@ -168,6 +168,10 @@ class Output:
         with suppress(OSError):
             if (self.folder / TABLE).exists():
                 shutil.rmtree(self.folder / PARTS)
+
+
+def _in_order(unreadable: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(unreadable, key=lambda each: int(each["sample_id"]))
 
 
 def _joined(parts: Sequence[Part]) -> dict[str, NDArray[Any]]:

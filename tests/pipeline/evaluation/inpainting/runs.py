@@ -16,7 +16,9 @@ from shards.store import Store
 TINY = ("--recipe", "inpainting", "--method.width", "4", "--method.bottleneck", "8", "--method.image_size", "64")
 
 
-def write_run(folder: Path, shards: Path, manifest: Manifest, held_back: int, *more: str, step: int = 20, recipe: Sequence[str] = TINY) -> None:
+def write_run(
+    folder: Path, shards: Path, manifest: Manifest, held_back: int, *more: str, recipe: Sequence[str] = TINY, spoil: float = 0.0
+) -> None:
     """Writes a run folder with one checkpoint whose settings and position name a data set.
 
     Args:
@@ -25,16 +27,18 @@ def write_run(folder: Path, shards: Path, manifest: Manifest, held_back: int, *m
         manifest: manifest of the data set.
         held_back: samples that the run holds back.
         more: further settings.
-        step: step of the checkpoint.
         recipe: settings of the recipe.
+        spoil: number that is added to every weight.
     """
     config = parse(recipes.SETTINGS, ["--data.shards", str(shards), *recipe, *more])
     made = recipes.make(config.recipe, config.method, config.seed)
-    random = torch.Generator().manual_seed(step)
+    random = torch.Generator().manual_seed(20)
     for player in made.players:
         for name, tensor in player.network.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
             drawn = torch.randn(tensor.shape, generator=random)
-            tensor.copy_(drawn.abs() + 0.5 if name.endswith("running_var") else tensor + 0.05 * drawn)
+            tensor.copy_(drawn.abs() + 0.5 if name.endswith("running_var") else tensor + 0.05 * drawn + spoil)
     position = {"epoch": 0, "consumed": 0, "lanes": 64, "held_back": held_back, "data_set": manifest.fingerprint}
     facts = {"recipe": config.recipe, "position": position, "config": to_mapping(config), "decoder": "simplejpeg", "stored_side": 96}
-    write(Store(str(folder / "checkpoints")), Checkpoint(step, facts, {each.name: each.network.state_dict() for each in made.players}))
+    write(Store(str(folder / "checkpoints")), Checkpoint(20, facts, {each.name: each.network.state_dict() for each in made.players}))
