@@ -81,10 +81,10 @@ class _Work:
 
     def __init__(self, config: InpaintingConfig, rank: Rank, interruption: Interruption | None, stack: ExitStack) -> None:
         one_core()
-        self._config, self._rank, self._interruption = config, rank, interruption
+        self._config, self._rank, self._interruption, self._counters = config, rank, interruption, Counters()
         self._device = device_of(rank.local_rank)
         lpips = read_lpips(Path(config.lpips), self._device) if config.lpips else None
-        self._inputs = inputs = open_inputs(config, self._device, Counters(), stack)
+        self._inputs = inputs = open_inputs(config, self._device, self._counters, stack)
         self._methods = make_fills([NETWORK, *(name for name in inputs.methods if name in FILLS)], inputs.painter)
         self._describers = make_describers([name for name in inputs.methods if name in NEIGHBOURS], inputs.painter)
         self._facts: dict[str, Any] = {
@@ -111,7 +111,7 @@ class _Work:
             while (text := output.finished()) is None:
                 for phase in phases:
                     self._phase = phase
-                    phase.run(self._rank, self._workers(), self._check_signals, lambda: output.finished() is not None)
+                    phase.run(self._rank, self._workers(), self._check_signals, lambda: output.finished() is not None, self._bytes_read)
                     output.check_unreadable(phase.parts, phase.total, phase.setting)
                 output.finish([phase.parts for phase in phases], self._warn)
         except _Interrupted as signal:
@@ -163,6 +163,9 @@ class _Work:
     def _workers(self) -> int:
         cores = max(1, min(16, len(os.sched_getaffinity(0)) // self._rank.ranks_on_node))
         return self._config.workers or (cores if self._device.type == "cpu" else 2)
+
+    def _bytes_read(self) -> float:
+        return self._counters.totals().get("bytes_read_store", 0.0)
 
     def _check(self) -> None:
         """Ends the work of a thread between two batches once the work is over."""

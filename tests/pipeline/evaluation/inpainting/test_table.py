@@ -59,7 +59,7 @@ def settings(given: Path, out: Path, *more: str) -> InpaintingConfig:
 def table_of(folder: Path) -> dict[str, Any]:
     """The table of a folder without the seconds that it took."""
     found: dict[str, Any] = json.loads((folder / "table.json").read_bytes())
-    assert found.pop("seconds").keys() >= {"decode", "network", "figures", "telea"}
+    assert found.pop("seconds").keys() >= {"decode", "network", "figures"}
     return found
 
 
