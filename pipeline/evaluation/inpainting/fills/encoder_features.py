@@ -39,23 +39,23 @@ class EncoderDescriber:
     def __init__(self, painter: Painter) -> None:
         self._painter = painter
 
-    def query(self, holes: Holes) -> tuple[NDArray[np.float32], None]:
-        """Describes the visible part of pictures with holes: vectors float32 (n, D) of whole numbers; all values weigh alike."""
+    def query(self, holes: Holes) -> tuple[NDArray[np.int16], None]:
+        """Describes the visible part of pictures with holes: vectors int16 (n, D); all values weigh alike."""
         return self._describe(holes.images, holes.masks), None
 
-    def stored(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Describes pictures uint8 (n, H, W, 3): vectors float32 (n, D) of whole numbers."""
+    def stored(self, images: NDArray[np.uint8]) -> NDArray[np.int16]:
+        """Describes pictures uint8 (n, H, W, 3): vectors int16 (n, D)."""
         masks = np.zeros(images.shape[:3], bool)
         if isinstance(self._painter.recipe.mask, CentralRegion):
             for mask in masks:
                 self._painter.recipe.mask.draw(0, mask)
         return self._describe(images, masks)
 
-    def _describe(self, images: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def _describe(self, images: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.int16]:
         values = in_batches(self._encode, images, masks).astype(np.float64)
         lengths = np.sqrt(np.square(values).sum(1, keepdims=True))
         scaled: NDArray[np.float64] = values * (SCALE / np.maximum(lengths, 1e-30))
-        return scaled.round().astype(np.float32)
+        return scaled.round().astype(np.int16)
 
     @torch.no_grad()
     def _encode(self, images: Tensor, masks: Tensor) -> Tensor:

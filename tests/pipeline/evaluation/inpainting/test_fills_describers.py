@@ -101,13 +101,10 @@ def test_a_query_does_not_depend_on_hidden_pixels_and_finds_its_own_picture(
     noise = np.random.default_rng(draw.randrange(1 << 32)).integers(0, 256, images.shape)
     values, weights = describer.query(with_holes(images, masks, 0))
     again, _ = describer.query(with_holes(images, masks, noise))
-    counts = np.ones_like(values) if weights is None else np.repeat(weights, values.shape[1] // weights.shape[1], axis=1)
-    assert np.array_equal(values * counts, again * counts)
+    assert np.array_equal(values, again)
+    assert values.any()
     stored = describer.stored(images)
-    assert np.array_equal(stored, stored.round())
     distances, ids = nearest(values, weights, stored, 0)
-    for found, same in zip(nearest(again, weights, stored, 0), (distances, ids), strict=True):
-        assert np.array_equal(found, same)
     assert ids.tolist() == [0, 1, 2, 3, 4, 5]
     if name == "nearest_hog" or kind == "central":
         assert not distances.any()  # the visible part is described alike on both sides
