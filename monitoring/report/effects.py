@@ -12,7 +12,7 @@ RULES: Sequence[tuple[Mapping[str, Sequence[str]], str]] = (
     ({"method.mask.kind": ("region", "block")}, r"method\.mask\.overlap"),
     ({"method.mask.kind": ("central",)}, r"method\.weigh_context"),
     ({"method.mask.kind": ("central",), "method.mask.overlap": _NONE}, r"method\.overlap_weight"),
-    ({"method.mask.kind": ("region", "block"), "method.weigh_context": ("false",)}, r"method\.overlap_weight"),
+    ({"method.mask.kind": ("region", "block", "noise_pattern"), "method.weigh_context": ("false",)}, r"method\.overlap_weight"),
     ({"method.adversarial_weight": _NONE}, r"method\.(discriminator_optimiser\..*|conditional_discriminator)"),
     ({"method.adversarial_weight": _NONE, "method.batch_norm": ("false",)}, r"method\.batch_norm_group"),
     ({"method.optimiser.kind": ("adam",)}, r"method\.optimiser\.momentum"),
