@@ -18,6 +18,7 @@ from pipeline.evaluation.inpainting.training_pictures import TrainingPictures
 from pipeline.evaluation.part_folder import PartFolder
 
 _DESCRIBED = 64  # pictures that are described at once; the parts of a network's features may depend on it
+Query = tuple[NDArray[np.int16], NDArray[np.float32] | None]
 Found = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
@@ -38,7 +39,7 @@ class Search:
         self._pictures, self._searched, self._training = pictures, searched, training
         self._describers, self._device = describers, device
         self._lock = threading.Lock()
-        self._queries: dict[str, tuple[NDArray[np.float32], NDArray[np.float32] | None]] | None = None
+        self._queries: dict[str, Query] | None = None
         self._found: dict[str, dict[int, int]] | None = None
 
     def search(self, unit: Unit) -> Part:
@@ -74,7 +75,7 @@ class Search:
         pictures = self._training.read_some(different)
         return pictures[[different.index(each) for each in ids]]
 
-    def _asked(self) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+    def _asked(self) -> dict[str, Query]:
         """Descriptions of all pictures, by the name of the description, read once."""
         with self._lock:
             if self._queries is None:

@@ -26,7 +26,7 @@ NETWORK = "context_encoder"
 FILLS = ("mean", "telea", "navier_stokes", "patchmatch")
 NEIGHBOURS = ("nearest_hog", "nearest_encoder")
 METHODS = (*NEIGHBOURS, *FILLS)
-_PLACES = ("run", "out", "lpips", "fid", "data.shards", "train.shards")
+_PLACES = ("run", "out", "lpips", "data.shards", "train.shards", "mask.shapes")
 _OF_A_RUN = ("shuffle_block", "lanes", "tail", "decoder", "crop", "flip", "orientation", "max_pixels", "max_bad_fraction")
 
 
