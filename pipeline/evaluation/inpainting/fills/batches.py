@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-BATCH = 16
-"""Pictures that a network sees at once. A last batch is filled up with copies, because a network's bits may depend on its batch's size."""
+BATCH = 32
+"""Pictures that a network sees at once. A last batch is filled up with copies, because a network's bits may depend on its batch's size, as
+those of the inpainting recipe's generator do on a CPU."""
 
 
 def in_batches(compute: Callable[..., Tensor], *arrays: NDArray[Any]) -> NDArray[np.float32]:

@@ -13,21 +13,26 @@ import pytest
 import torch
 
 from pipeline import recipes
-from pipeline.evaluation.inpainting.fills import FILLS, FillError, make_describers, make_fills
-from pipeline.evaluation.inpainting.fills.batches import BATCH
+from pipeline.evaluation.inpainting.fills import FILLS, FillError, batches, make_describers, make_fills
 from pipeline.evaluation.inpainting.method import Holes, Method
 from pipeline.evaluation.painter import Painter, read_painter
 from pipeline.masking import RandomBlock
 from pipeline.recipes.features import FeaturesSettings
 from tests.pipeline.evaluation.runs import write_run
 
-SIDE = 128
+SIDE, BATCH = 128, 4
 
 
 @pytest.fixture(scope="module")
 def painter(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Painter:
     """A small network of the inpainting recipe with a central region."""
     return read_painter(str(made_once("painter inpainting", lambda folder: write_run(folder, "inpainting"))))
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of the network of BATCH pictures, which take less time."""
+    monkeypatch.setattr(batches, "BATCH", BATCH)
 
 
 def drawn(draw: random.Random, count: int, side: int = SIDE) -> Holes:

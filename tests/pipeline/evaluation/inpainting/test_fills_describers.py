@@ -11,14 +11,15 @@ import pytest
 import skimage.feature
 
 from pipeline import recipes
-from pipeline.evaluation.inpainting.fills import DESCRIBERS, FillError, make_describers, nearest
-from pipeline.evaluation.inpainting.fills.batches import BATCH
+from pipeline.evaluation.inpainting.fills import DESCRIBERS, FillError, batches, make_describers, nearest
 from pipeline.evaluation.inpainting.fills.hog import HogDescriber, block_weights, hog
 from pipeline.evaluation.inpainting.method import Holes
 from pipeline.evaluation.painter import Painter, read_painter
 from pipeline.masking import MaskConfig, RandomRegion
 from pipeline.recipes.inpainting import InpaintingSettings
 from tests.pipeline.evaluation.runs import write_run
+
+BATCH = 4
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,12 @@ def random_masks() -> Painter:
     """A small network of the inpainting recipe with random regions."""
     recipe = recipes.make("inpainting", InpaintingSettings(width=8, bottleneck=16, mask=MaskConfig()), 0)
     return Painter(recipe, next(each.network for each in recipe.players if each.name == recipe.painter), 0, "untrained")
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of the network of BATCH pictures, which take less time."""
+    monkeypatch.setattr(batches, "BATCH", BATCH)
 
 
 def pictures(draw: random.Random, count: int, side: int) -> np.ndarray:
