@@ -130,7 +130,7 @@ class _Work:
         if inputs.training is not None:
             training = inputs.training
             searched = self._parts("training", training.units(config.train_part))
-            search = Search(pictures, searched, training, self._describers, self._device)
+            search = Search(pictures, searched, training, self._describers, self._device, self._check)
             counts = [training.count(unit) for unit in searched.units]
             found.append(Phase("training pictures", "train.shards", searched, counts, search.search))
             names = [each.name for each in self._describers]

@@ -14,6 +14,7 @@ from pipeline.config import parse, to_mapping
 from pipeline.evaluation.inpainting.settings import InpaintingConfig
 from pipeline.evaluation.inpainting.settings import parse as parse_table
 from pipeline.training.checkpoint.store import Checkpoint, write
+from pipeline.training.mask_shapes import SHAPES, shapes_digest
 from shards.dataset import manifest
 from shards.store import Store
 
@@ -52,6 +53,7 @@ def write_run(
         facts = {"epoch": 0, "consumed": 0, "lanes": 64, "held_back": held_back, "data_set": fingerprint}
         position |= {f"{name}.{fact}" if name else fact: value for fact, value in facts.items()}
     known = {"recipe": config.recipe, "position": position, "config": to_mapping(config), "decoder": "simplejpeg", "stored_side": 96}
+    known[SHAPES] = shapes_digest(made.mask)
     write(Store(str(folder / "checkpoints")), Checkpoint(20, known, {each.name: each.network.state_dict() for each in made.players}))
 
 

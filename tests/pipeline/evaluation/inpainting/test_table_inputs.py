@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from launch.evaluate import main
@@ -14,6 +15,7 @@ from pipeline.evaluation.inpainting.settings import METHODS, parse
 from pipeline.evaluation.inpainting.work import evaluate
 from pipeline.mapping import ConfigError
 from shards.errors import ExplainedError
+from shards.shapes.bank import Provenance, make_bank, read_bank, write_bank
 from tests.datasets import photographs, write_dataset
 from tests.pipeline.evaluation.inpainting.runs import SMALL, settings, table_of, write_run
 
@@ -123,3 +125,20 @@ def test_crops_and_masks_are_by_default_those_of_the_run_and_its_data_sets_are_s
     assert first["facts"]["choice"] != second["facts"]["choice"]
     assert (first["mask"], second["mask"]) == ("block", "region")
     assert first["methods"][-1]["figures"] != second["methods"][-1]["figures"]
+
+
+def test_the_masks_are_those_of_the_runs_bank_of_shapes_and_another_bank_is_refused(given: Path, tmp_path: Path) -> None:
+    square, triangle = np.array([[0, 0], [0, 20], [20, 20], [20, 0]], np.int16), np.array([[0, 0], [0, 31], [17, 5]], np.int16)
+    bank = str(tmp_path / "bank.safetensors")
+    write_bank(bank, make_bank([[square], [triangle]], Provenance("here")))
+    masks = ("--method.mask.kind", "region", "--method.mask.overlap", "0", "--method.mask.shapes", bank)
+    write_run(tmp_path / "run", given / "set", *masks)
+    config = settings(tmp_path, tmp_path / "out", "--methods", "none", "--limit", "2")
+    assert config.mask.shapes == bank
+    assert evaluate(config).finished
+    assert table_of(tmp_path / "out")["facts"]["mask"]["shapes"] == read_bank(bank).digest
+    write_bank(bank, make_bank([[square]], Provenance("here")))
+    with pytest.raises(InpaintingError, match=r"mask\.shapes: .*bank\.safetensors is another bank of shapes than the run was trained with"):
+        evaluate(config)
+    generated = settings(tmp_path, tmp_path / "generated", "--methods", "none", "--limit", "2", "--mask.shapes", "")
+    assert evaluate(generated).finished
