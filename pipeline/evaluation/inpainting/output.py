@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pipeline.evaluation.inpainting.inputs import Inputs
 from pipeline.evaluation.inpainting.parts import InpaintingError, Part, read_part, refuse_other
 from pipeline.evaluation.inpainting.settings import NETWORK, InpaintingConfig
 from pipeline.evaluation.inpainting.table import DEFINITIONS, as_text, methods_of, names_of, pictures_csv, table_csv
-from pipeline.evaluation.part_folder import PartDamaged, PartFolder
+from pipeline.evaluation.part_folder import PartFolder
 from shards.counting import counted
 from shards.local_files import whole_file
 from shards.urls import redacted
@@ -81,14 +81,14 @@ class Output:
                 f"{allowed:g} of them: {first}. All are named in {self.folder / UNREADABLE}. Build the data set again, or allow more"
             )
 
-    def finish(self, parts: Sequence[PartFolder], warn: Callable[[str], None]) -> None:
-        """Writes the table if all parts are there and no other process is doing so; a damaged part is removed instead.
+    def finish(self, parts: Sequence[PartFolder]) -> None:
+        """Writes the table if all parts are there and no other process is doing so.
 
         Args:
             parts: parts of every kind of work.
-            warn: called with a sentence for each damaged part.
 
         Raises:
+            PartDamaged: a part can't be read.
             InpaintingError: the files can't be written, or no picture can be read.
         """
         if any(each.missing() for each in parts):
@@ -97,9 +97,6 @@ class Output:
             with parts[0].locked(wait=False) as alone:
                 if alone and not (self.folder / TABLE).exists():
                     self._finish(parts)
-        except PartDamaged as error:
-            error.path.unlink(missing_ok=True)
-            warn(f"{error}. It is made anew")
         except FileNotFoundError:
             pass  # the process that wrote the table has removed the parts
         except OSError as error:

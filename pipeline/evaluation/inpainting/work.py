@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,10 +33,12 @@ from pipeline.evaluation.inpainting.parts import InpaintingError, part_folder
 from pipeline.evaluation.inpainting.phases import Phase
 from pipeline.evaluation.inpainting.search import Search
 from pipeline.evaluation.inpainting.settings import FILLS, NEIGHBOURS, NETWORK, InpaintingConfig, check
-from pipeline.evaluation.part_folder import PartFolder
+from pipeline.evaluation.part_folder import PartDamaged, PartFolder
 from pipeline.evaluation.rank import Rank
 from pipeline.stream.counters import Counters
 from pipeline.training.supervision.interruption import Interruption
+
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -104,20 +107,34 @@ class _Work:
         output = Output(self._folder, self._facts, titles, self._inputs, self._config)
         if (text := output.finished()) is not None:
             return Outcome(True, f"{text}\n{self._folder}: was whole already")
-        phases = self._phases()
         try:
+            phases = self._phases()
             for phase in phases:
                 phase.parts.remove_damaged(phase.parts.units[self._rank.number :: self._rank.world_size], self._warn)
             while (text := output.finished()) is None:
-                for phase in phases:
-                    self._phase = phase
-                    phase.run(self._rank, self._workers(), self._check_signals, lambda: output.finished() is not None, self._bytes_read)
-                    output.check_unreadable(phase.parts, phase.total, phase.setting)
-                output.finish([phase.parts for phase in phases], self._warn)
+                self._round(output, phases)
         except _Interrupted as signal:
             return Outcome(False, f"{self._folder}: {signal}. The same command continues")
+        except InpaintingError:
+            if (text := output.finished()) is None:  # a rank that finishes the table at this moment removes the parts
+                raise
         output.tidy()
         return Outcome(True, text)
+
+    def _round(self, output: Output, phases: Sequence[Phase]) -> None:
+        """Does all work that is missing, and writes the table unless another rank is doing so."""
+        try:
+            for phase in phases:
+                self._phase = phase
+                phase.run(self._rank, self._workers(), self._check_signals, lambda: output.finished() is not None, self._bytes_read)
+                output.check_unreadable(phase.parts, phase.total, phase.setting)
+            output.finish([phase.parts for phase in phases])
+        except PartDamaged as damage:
+            if output.finished() is None:
+                phases[0].parts.remove(damage, self._warn)
+        if output.finished() is None:
+            self._check_signals()
+            time.sleep(_POLL_SECONDS)
 
     def _phases(self) -> list[Phase]:
         """The kinds of work, in their order."""
