@@ -141,6 +141,18 @@ def test_a_picture_without_a_visible_pixel_is_refused_by_its_number(name: str, p
         fill_of(name, painter).fill(holes)
 
 
+def test_a_network_that_diverged_is_refused(draw: random.Random) -> None:
+    recipe = recipes.make("features", FeaturesSettings(width=12), 0)
+    diverged = Painter(recipe, recipe.players[0].network, 0, "untrained")
+    with torch.no_grad():
+        next(diverged.network.parameters()).fill_(torch.nan)
+    holes = drawn(draw, 1, diverged.size)
+    with pytest.raises(FillError, match="not finite"):
+        fill_of("context_encoder", diverged).fill(holes)
+    with pytest.raises(FillError, match="not finite"):
+        make_describers(["nearest_encoder"], diverged)[0].stored(holes.images)
+
+
 def test_a_missing_package_is_named(painter: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "patchmatch", None)
     with pytest.raises(FillError, match=r"pypatchmatch: pip install -e '.\[evaluate\]'"):
