@@ -9,7 +9,10 @@ _NONE = ("0", "0.0")
 RULES: Sequence[tuple[Mapping[str, Sequence[str]], str]] = (
     ({"recipe": ("autoencoder",)}, r"method\.mask\..*"),
     ({"method.mask.kind": ("central",)}, r"method\.mask\.min_fraction"),
-    ({"method.mask.kind": ("region", "block")}, r"method\.mask\.overlap"),
+    ({"method.mask.kind": ("region", "block", "noise_pattern")}, r"method\.mask\.overlap"),
+    ({"method.mask.kind": ("region", "block", "central")}, r"method\.mask\.noise_fractions"),
+    ({"method.mask.kind": ("block", "central", "noise_pattern")}, r"method\.mask\.(mean_fraction|shapes)"),
+    ({"method.mask.kind": ("noise_pattern",)}, r"method\.mask\.(min|max)_fraction"),
     ({"method.mask.kind": ("central",)}, r"method\.weigh_context"),
     ({"method.mask.kind": ("central",), "method.mask.overlap": _NONE}, r"method\.overlap_weight"),
     ({"method.mask.kind": ("region", "block", "noise_pattern"), "method.weigh_context": ("false",)}, r"method\.overlap_weight"),

@@ -92,7 +92,8 @@ def check_noise_fractions(min_fraction: float, max_fraction: float) -> None:
     """
     if not 0 < min_fraction < max_fraction <= 0.5:
         raise ValueError(
-            f"noise_fractions: {min_fraction} and {max_fraction} are not the smallest and the largest fraction, above 0 and at most 0.5"
+            f"noise_fractions: {min_fraction} and {max_fraction} are not the smallest and the largest fraction of the pixels. Give two "
+            "positive numbers, the smaller one first, and none over a half"
         )
 
 

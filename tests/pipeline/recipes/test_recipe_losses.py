@@ -172,7 +172,9 @@ def test_the_painter_minimises_the_joint_loss_and_logs_its_parts_unweighted(case
     assert found.losses.total.dtype == torch.float32
     assert np.allclose(found.losses.total.detach(), expected, rtol=1e-5)
     gradient = torch.autograd.grad(found.losses.total.sum(), found.painting)[0].double().numpy()
-    assert np.allclose(gradient, slopes, rtol=1e-3, atol=1e-4 * np.abs(slopes).max())
+    away = np.abs(difference) > 1e-4  # from the bend of L1, on whose other side float32 may lie
+    assert away.mean() > 0.99
+    assert np.allclose(gradient[away], slopes[away], rtol=1e-3, atol=1e-4 * np.abs(slopes).max())
 
 
 @pytest.mark.parametrize("case", [case for case, (_, settings) in CASES.items() if settings.adversarial_weight])  # type: ignore[attr-defined]
