@@ -58,8 +58,8 @@ class InpaintingConfig:
     """Most pictures, spread evenly over the data set; 0 takes all."""
     batch: Annotated[int, Interval(ge=1, le=4096)] = 32
     """Pictures that pass through the network at once. The last bits of its figures may depend on it."""
-    part: Annotated[int, Interval(ge=1, le=2**16)] = 64
-    """Pictures of a part file, which is what an interruption loses on each core."""
+    part: Annotated[int, Interval(ge=1, le=2**16)] = 32
+    """Pictures of a part file, whole batches, which is what an interruption loses on each core."""
     train_part: Annotated[int, Interval(ge=1, le=2**20)] = 2048
     """Pictures whose patches could be pasted that are searched as one part."""
     workers: Annotated[int, Interval(ge=0, le=1024)] = 0

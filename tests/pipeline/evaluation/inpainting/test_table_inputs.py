@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from launch.evaluate import main
 from pipeline.evaluation.inpainting.parts import InpaintingError
@@ -17,6 +18,7 @@ from pipeline.mapping import ConfigError
 from shards.errors import ExplainedError
 from shards.shapes.bank import Provenance, make_bank, read_bank, write_bank
 from tests.datasets import photographs, write_dataset
+from tests.pipeline.evaluation.inpainting.alexnet import state
 from tests.pipeline.evaluation.inpainting.runs import SMALL, settings, table_of, write_run
 
 FILES = {"pictures.csv", "table.csv", "grid.png", "table.json"}
@@ -27,16 +29,19 @@ def test_the_command_prints_the_table_beside_its_files_in_the_run_folder(
 ) -> None:
     shutil.copytree(given / "run", tmp_path / "run")
     arguments = ["inpainting", str(tmp_path / "run"), "--data.shards", str(given / "other"), "--limit", "5", "--methods", "mean", *SMALL]
-    assert main([*arguments, "--save", "True"]) == 0
+    torch.save(state(), tmp_path / "lpips.pt")
+    assert main([*arguments, "--save", "True", "--lpips", str(tmp_path / "lpips.pt")]) == 0
     said = capsys.readouterr().out
     assert "5 pictures of 64 x 64 pixels from" in said
     assert "Network and decoder together: " in said
     out = tmp_path / "run" / "inpainting" / "step_000000020"
     assert {path.name for path in out.iterdir()} == {*FILES, "fills"}
     assert len(list((out / "fills" / "truth").glob("*.png"))) == len(list((out / "fills" / "context_encoder").glob("*.png"))) == 5
+    assert all(each["figures"]["lpips"]["mean"] > 0 for each in table_of(out)["methods"])
+    arguments += ["--lpips", str(tmp_path / "lpips.pt")]
     assert main(arguments) == 0
     assert "was whole already" in capsys.readouterr().out
-    assert main([*arguments[:-1], "4"]) == 1
+    assert main([*arguments, "--pictures", "4"]) == 1
     assert "grid is 3 there and 4 now. Name another folder with --out" in capsys.readouterr().err
 
 
@@ -99,7 +104,7 @@ def test_a_run_that_fills_no_holes_holds_nothing_back_or_has_diverged_is_named(g
     for name, expected in (
         ("plain", "drops no pixels, so its network fills no holes"),
         ("all", r"holds no pictures back .*Name pictures to judge on with --data\.shards"),
-        ("nan", r"picture \d+ \(sample \d+\): Context encoder paints values that are no numbers\. Has the training diverged\?"),
+        ("nan", r"the network's output is not finite\. Has its training diverged\?"),
         ("gone", r"the data set that the run was trained on can't be read: .*with --data\.shards"),
         ("none", "holds no checkpoint"),
     ):
