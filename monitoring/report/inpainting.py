@@ -102,7 +102,8 @@ def _grid(grid: Picture | None) -> str:
     if grid.problem:
         return f'<figure class="grid broken"><p>{text(grid.problem)}</p></figure>'
     return (
-        '<div class="strip"><figure class="grid whole"><button type="button" class="enlarge" aria-label="Enlarge the fills of every method">'
+        '<div class="strip"><figure class="grid whole">'
+        '<button type="button" class="enlarge" aria-label="Enlarge the fills of every method">'
         f'<img src="{grid.url}" width="{grid.width}" height="{grid.height}" alt="Fills of every method beside the truth"></button>'
         "<figcaption>a column a method</figcaption></figure></div>"
     )
