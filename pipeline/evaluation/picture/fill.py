@@ -1,0 +1,117 @@
+"""Fills the hole of a person's picture, part by part, with a trained painter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.evaluation.painter import Painter
+from pipeline.evaluation.picture.hole import Box, Hole, Part, check, parts_of
+from pipeline.evaluation.picture.picture_file import Picture
+from pipeline.evaluation.picture.seam import matched
+from pipeline.evaluation.picture.window import Values, Window, put_back, shrunk, window_around_centre, window_with_context
+
+_SEEN = 0.999  # fraction of a pixel of the window above which nothing of it is hidden
+_RADIUS = 3.0  # of Telea's method, in pixels
+
+
+@dataclass(frozen=True)
+class FilledPart:
+    """A part of a hole that was filled.
+
+    Attributes:
+        box: rectangle around the part.
+        window: window that the network saw.
+        scale: pixels of the picture for one of the network.
+        fraction: fraction of the window that was dropped.
+    """
+
+    box: Box
+    window: Window
+    scale: float
+    fraction: float
+
+    @property
+    def sentence(self) -> str:
+        """The part, its window and the scale, for a person."""
+        box, window = self.box, self.window
+        return (
+            f"hole {box.width} x {box.height} at {box.left},{box.top}: window {window.side} x {window.side} at {window.left},{window.top}, "
+            f"{self.scale:.2f} pixels for one of the network's, {self.fraction:.0%} of the window dropped"
+        )
+
+
+def fill(
+    painter: Painter,
+    picture: Picture,
+    hole: Hole,
+    name: str,
+    seed: int = 0,
+    as_painted: bool = False,
+    on_part: Callable[[int, int], object] = lambda _done, _all: None,
+) -> tuple[Picture, list[FilledPart]]:
+    """Fills a hole.
+
+    Args:
+        painter: painter to fill with.
+        picture: picture to fill, which stays as it is.
+        hole: pixels to fill, bool (H, W).
+        name: name of the hole, for errors.
+        seed: seed of what the network draws.
+        as_painted: keep the colours of the painting, instead of matching them to those around the hole.
+        on_part: function that is called with the number of parts that are done and of all.
+
+    Returns:
+        The filled picture, which differs in the hole alone; and its parts in the order in which they were filled.
+
+    Raises:
+        HoleInvalid: the hole can't be filled.
+    """
+    check(hole, picture.height, picture.width, name)
+    parts, done = parts_of(hole), []
+    filled, hidden = Picture(picture.pixels.copy(), picture.profile), hole.copy()
+    for number, part in enumerate(parts):
+        on_part(number, len(parts))
+        done.append(_fill_part(painter, filled, part, hidden, seed, as_painted))
+        box = part.box
+        hidden[box.top : box.bottom, box.left : box.right] &= ~part.mask
+    on_part(len(parts), len(parts))
+    return filled, done
+
+
+def _fill_part(painter: Painter, picture: Picture, part: Part, hidden: Hole, seed: int, as_painted: bool) -> FilledPart:
+    """Fills one part in place; hidden pixels of other parts are not seen."""
+    own = painter.own_hole()
+    window = _window(painter, own, picture, part)
+    seen, visible = shrunk(picture, hidden, window, painter.size)
+    unseen = visible < _SEEN
+    dropped = unseen if own is None else own
+    image = _without_gaps(seen, (visible <= 0) & ~dropped)
+    key = torch.tensor([seed], dtype=torch.int64)
+    painting = painter.paint(torch.from_numpy(image)[None], torch.from_numpy(dropped)[None], key)[0]
+    painted: Values = painting.permute(1, 2, 0).contiguous().cpu().numpy()
+    if not as_painted:
+        size = (len(painted), len(painted))
+        colours = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        painted = matched(painted, colours, cv2.resize(unseen.view(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0)
+    put_back(painted, part, window, picture)
+    return FilledPart(part.box, window, window.side / painter.size, float(dropped.mean()))
+
+
+def _window(painter: Painter, own: Hole | None, picture: Picture, part: Part) -> Window:
+    if own is None:
+        return window_with_context(part, painter.most_of_picture(), picture.height, picture.width, painter.size)
+    rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
+    centre = Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+    return window_around_centre(part.box, centre, painter.size)
+
+
+def _without_gaps(seen: Values, gaps: Hole) -> NDArray[np.uint8]:
+    """Rounds a window to uint8, and closes what is hidden of it beside the network's own hole from its surroundings (Telea)."""
+    image = np.rint(seen).clip(0, 255).astype(np.uint8)
+    return np.asarray(cv2.inpaint(image, gaps.astype(np.uint8), _RADIUS, cv2.INPAINT_TELEA), np.uint8) if gaps.any() else image
