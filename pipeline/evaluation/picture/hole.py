@@ -20,6 +20,8 @@ Hole = NDArray[np.bool_]
 MOST_PARTS = 256
 """Most parts of a hole, each of which takes one pass through the network."""
 _CELLS = 128  # cells along the longer side, by which parts are told apart
+_SUBPIXEL = 4  # bits of cv2's fixed point
+_WIDEST = 16_000.0  # pixels of a radius: cv2 draws lines of up to 32,767
 _FARTHEST = 1e6  # pixels from the picture's corner of a stroke's points
 
 
@@ -62,11 +64,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Stroke:
-    """A line that a person has drawn with a round brush; one point is a dot.
+    """A line that a person has drawn with a round brush, where one point is a dot; or a rectangle.
 
     Attributes:
-        radius: radius of the brush in pixels.
-        points: x and y of the line's points, in pixels from the picture's top left corner.
+        radius: radius of the brush in pixels; 0 for a rectangle.
+        points: x and y of the line's points, or of two corners that lie across, in pixels from the picture's top left corner.
     """
 
     radius: float
@@ -109,26 +111,28 @@ def read_strokes(values: Any) -> list[Stroke]:
         ValueError, TypeError, KeyError: the values are no strokes.
     """
     strokes = [Stroke(float(each["radius"]), [(float(x), float(y)) for x, y in each["points"]]) for each in values]
-    numbers = [number for stroke in strokes for number in (stroke.radius, *itertools.chain(*stroke.points))]
-    if not all(abs(number) <= _FARTHEST for number in numbers) or not all(stroke.points and stroke.radius > 0 for stroke in strokes):
-        raise ValueError("a number out of range")
+    for stroke in strokes:
+        whole = len(stroke.points) == 2 if stroke.radius == 0 else len(stroke.points) > 0
+        near = all(abs(number) <= _FARTHEST for number in itertools.chain(*stroke.points))
+        if not (whole and near and 0 <= stroke.radius <= _WIDEST):
+            raise ValueError("a number out of range")
     return strokes
 
 
 def of_strokes(strokes: Sequence[Stroke], height: int, width: int) -> Hole:
-    """Makes a hole of strokes; parts beyond the picture's border are cut off. A pixel belongs to a stroke that covers its middle."""
-    hole = np.zeros((height, width), np.bool_)
+    """Makes a hole of strokes; parts beyond the picture's border are cut off."""
+    drawn = np.zeros((height, width), np.uint8)
     for stroke in strokes:
-        points = stroke.points if len(stroke.points) > 1 else [*stroke.points, *stroke.points]
-        for (x0, y0), (x1, y1) in itertools.pairwise(points):
-            reach = stroke.radius
-            top, bottom = (min(max(0, math.floor(y)), height) for y in (min(y0, y1) - reach, max(y0, y1) + reach + 1))
-            left, right = (min(max(0, math.floor(x)), width) for x in (min(x0, x1) - reach, max(x0, x1) + reach + 1))
-            y, x = np.ogrid[top:bottom, left:right]
-            y, x = y + 0.5 - y0, x + 0.5 - x0
-            along = ((x * (x1 - x0) + y * (y1 - y0)) / max((x1 - x0) ** 2 + (y1 - y0) ** 2, 1e-12)).clip(0, 1)
-            hole[top:bottom, left:right] |= (x - along * (x1 - x0)) ** 2 + (y - along * (y1 - y0)) ** 2 <= reach * reach
-    return hole
+        if stroke.radius == 0:
+            (left, top), (right, bottom) = np.sort(np.rint(np.array(stroke.points).clip(0, _FARTHEST)).astype(np.int64), axis=0)
+            drawn[top:bottom, left:right] = 1
+            continue
+        # cv2 counts from the middle of the first pixel
+        points = np.rint((np.array(stroke.points) - 0.5) * (1 << _SUBPIXEL)).astype(np.int32)
+        cv2.polylines(drawn, [points], False, 1, max(1, round(2 * stroke.radius)), cv2.LINE_8, _SUBPIXEL)
+        for point in points[[0, -1]].tolist():  # round ends
+            cv2.circle(drawn, point, round(stroke.radius * (1 << _SUBPIXEL)), 1, cv2.FILLED, cv2.LINE_8, _SUBPIXEL)
+    return drawn.view(np.bool_)
 
 
 def check(hole: Hole, height: int, width: int, name: str) -> None:

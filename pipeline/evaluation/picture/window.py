@@ -115,7 +115,7 @@ def shrunk(picture: Picture, hidden: Hole, window: Window, size: int) -> tuple[V
         total += np.tensordot(down[:, band], values, 1)
     means = np.tensordot(across[:, used], total, (1, 1)).swapaxes(0, 1).astype(np.float32)
     fraction: Values = np.where(means[..., 3] > 1e-6, means[..., 3], np.float32(0))
-    return means[..., :3] / np.where(fraction > 0, fraction, np.float32(np.inf))[..., None], fraction
+    return np.asarray(means[..., :3] / np.where(fraction > 0, fraction, np.inf)[..., None], np.float32), fraction
 
 
 def put_back(painted: Values, part: Part, window: Window, picture: Picture) -> None:
