@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.evaluation.painter import read_painter
-from pipeline.evaluation.picture.server import PageSettings, RunningPage
+from tests.pipeline.evaluation.paint_page import served
 from tests.pipeline.evaluation.runs import write_run
 
 if TYPE_CHECKING:
@@ -36,20 +33,6 @@ def run(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     return made_once("inpainting run", lambda folder: write_run(folder, "inpainting"))
 
 
-@contextmanager
-def served(run: Path, **settings: int) -> Iterator[str]:
-    """Serves the page on a thread; gives its address."""
-    page = RunningPage(read_painter(str(run)), PageSettings(**{"max_pixels": 10_000_000, **settings}))
-    thread = threading.Thread(target=page.run)
-    thread.start()
-    try:
-        yield page.url
-    finally:
-        page.stop()
-        thread.join(60)
-        assert not thread.is_alive()
-
-
 @pytest.fixture
 def photograph(tmp_path: Path) -> Path:
     from skimage import data
@@ -60,10 +43,10 @@ def photograph(tmp_path: Path) -> Path:
 
 
 def shown(page: Page, name: str) -> None:
-    """Keeps a screenshot where that is asked for, with 256 colours, which is a third of the bytes."""
+    """Keeps a screenshot where that is asked for, with 96 colours, which is a quarter of the bytes."""
     if folder := os.environ.get("SCREENSHOTS"):
         picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        picture.quantize(256, dither=Image.Dither.NONE).save(Path(folder) / name, optimize=True)
+        picture.quantize(96, dither=Image.Dither.NONE).save(Path(folder) / name, optimize=True)
 
 
 def saved(page: Page) -> NDArray[np.uint8]:
@@ -93,39 +76,74 @@ def changed(after: NDArray[np.uint8], photograph: Path) -> NDArray[np.bool_]:
     return (after != np.asarray(Image.open(photograph))).any(2)
 
 
-def test_a_hole_that_is_painted_with_the_mouse_is_filled_and_saved(run: Path, photograph: Path) -> None:
-    with served(run) as url, browser.visiting(url, online=True, height=820) as visit:
+def paint(page: Page, *points: tuple[float, float]) -> None:
+    """Paints a stroke with the mouse, along pixels of the picture."""
+    page.mouse.move(*on_canvas(page, *points[0]))
+    page.mouse.down()
+    for point in points[1:]:
+        page.mouse.move(*on_canvas(page, *point), steps=4)
+    page.mouse.up()
+
+
+def test_a_hole_is_painted_with_the_mouse_or_with_the_keyboard(run: Path, photograph: Path) -> None:
+    with served(run, max_pixels=240_000) as url, browser.visiting(url, online=True, width=1000, height=720) as visit:
         page = visit.page
-        assert page.get_by_role("button", name="Fill", exact=True).is_disabled()
+        fill = page.get_by_role("button", name="Fill", exact=True)
+        assert fill.is_disabled()
         page.set_input_files("#file", photograph)
         page.locator("#canvas").wait_for()
         shown(page, "paint-before.png")
-        for _ in range(2):  # the second is taken back
-            page.mouse.move(*on_canvas(page, 470, 80))
-            page.mouse.down()
-            page.mouse.move(*on_canvas(page, 520, 100), steps=4)
-            page.mouse.up()
-            page.mouse.move(*on_canvas(page, 60, 60))
-            page.mouse.down()
-            page.mouse.move(*on_canvas(page, 60, 110))
-            page.mouse.up()
-            page.keyboard.press("Control+z")
-            page.get_by_role("button", name="Undo").click() if _ else None
+        paint(page, (470, 80), (520, 100))
+        paint(page, (60, 60), (60, 110))
+        page.get_by_role("button", name="Undo").click()
+        paint(page, (60, 60), (90, 110))
+        page.keyboard.press("Control+z")
         shown(page, "paint-painting.png")
         difference = changed(filled(page), photograph)
         shown(page, "paint-after.png")
-        near = np.zeros_like(difference)
-        near[80 - 25 : 100 + 26, 470 - 25 : 520 + 26] = True
-        assert not difference[~near].any()
         assert difference[80:100, 475:515].mean() > 0.9
-        page.get_by_role("button", name="Show before").click()
-        assert page.locator("#before").get_attribute("aria-pressed") == "true"
+        difference[80 - 25 : 100 + 26, 470 - 25 : 520 + 26] = False
+        assert not difference.any(), "the strokes that were taken back, and everything else"
+        before = page.get_by_role("button", name="Show before")
+        before.click()
+        assert before.get_attribute("aria-pressed") == "true"
         page.get_by_role("button", name="Go on with this").click()
         page.get_by_role("link", name="Save").wait_for(state="hidden")
-        page.set_input_files("#file", {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"})
-        page.get_by_text("no.png is no picture that this browser can show").wait_for()
-        assert visit.errors == []
+        assert fill.is_disabled()
+        paint_with_keys(page, photograph)
+        refuse(page, photograph)
+        assert [each for each in visit.errors if "400 (Bad Request)" not in each] == []
         assert {each.removeprefix(url) for each in visit.requests if not each.startswith("blob:")} == {"", "page.css", "page.js", "fill"}
+
+
+def paint_with_keys(page: Page, photograph: Path) -> None:
+    """A rectangle, on the same picture opened anew."""
+    page.set_input_files("#file", photograph)
+    page.get_by_text("coffee.png, 600 x 400").wait_for()
+    page.locator("#brush").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#rectangle").is_checked()
+    page.locator("#canvas").focus()
+    for key in ("Space", "Shift+ArrowRight", "Shift+ArrowDown", "Space", "Enter"):
+        page.keyboard.press(key)
+    page.get_by_role("link", name="Save").wait_for()
+    difference = changed(saved(page), photograph)
+    assert difference[200:224, 300:324].mean() > 0.9
+    difference[200:224, 300:324] = False
+    assert not difference.any()
+
+
+def refuse(page: Page, photograph: Path) -> None:
+    """A file that is no picture, and a picture that the server refuses: one line on the page."""
+    page.set_input_files("#file", {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"})
+    page.get_by_role("alert").get_by_text("no.png is no picture that this browser can show").wait_for()
+    Image.open(photograph).resize((700, 400)).save(photograph)
+    page.set_input_files("#file", photograph)
+    page.get_by_text("700 x 400").wait_for()
+    page.locator("#canvas").focus()
+    for key in ("Space", "Shift+ArrowRight", "Shift+ArrowDown", "Space", "Enter"):
+        page.keyboard.press(key)
+    page.get_by_role("alert").get_by_text("700 x 400 pixels are more than max_pixels, 240000").wait_for()
 
 
 def test_a_finger_paints_and_the_page_fits_a_phone(run: Path, photograph: Path) -> None:
@@ -138,32 +156,5 @@ def test_a_finger_paints_and_the_page_fits_a_phone(run: Path, photograph: Path) 
         assert difference[195:205, 295:305].all()
         assert not difference[:150].any()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        shown(page, "paint-phone.png")
         assert visit.errors == []
-
-
-def test_the_keyboard_alone_paints_a_rectangle_and_errors_stand_on_the_page(run: Path, photograph: Path) -> None:
-    with served(run, max_pixels=240_000) as url, browser.visiting(url, online=True) as visit:
-        page = visit.page
-        page.set_input_files("#file", photograph)
-        page.locator("#canvas").wait_for()
-        page.locator("#brush").focus()
-        page.keyboard.press("ArrowRight")
-        assert page.locator("#rectangle").is_checked()
-        page.locator("#canvas").focus()
-        page.keyboard.press("Space")
-        for key in ("Shift+ArrowRight", "Shift+ArrowDown", "Space", "Enter"):
-            page.keyboard.press(key)
-        page.get_by_role("link", name="Save").wait_for()
-        difference = changed(saved(page), photograph)
-        assert difference[200:224, 300:324].mean() > 0.9
-        difference[200:224, 300:324] = False
-        assert not difference.any()
-        large = Image.open(photograph).resize((700, 400))
-        large.save(photograph)
-        page.set_input_files("#file", photograph)
-        page.get_by_text("700 x 400").wait_for()
-        page.locator("#canvas").focus()
-        for key in ("Space", "ArrowRight", "Space", "Enter"):
-            page.keyboard.press(key)
-        page.get_by_role("alert").get_by_text("700 x 400 pixels are more than max_pixels, 240000").wait_for()
-        assert [each for each in visit.errors if "400 (Bad Request)" not in each] == []

@@ -3,7 +3,8 @@
 
 const by = (id) => document.getElementById(id);
 const canvas = by("canvas"), context = canvas.getContext("2d");
-const MOST_BYTES = 64e6, LONGEST_SIDE = 2048;  // of a request, as the server takes it; and of the canvas, which phones limit
+const MOST_BYTES = 64e6;  // of a request, as the server takes it
+const SHORT = 480, LONG = 2048;  // pixels of the canvas's longer side: enough to paint on, and as many as phones allow
 const INK = "#ff2fd0";
 
 let file = null, picture = null, result = null, resultUrl = "";  // the file, and what is shown of it and of its filling
@@ -33,7 +34,7 @@ async function open(chosen, name) {
   if (number !== count || busy) return;
   [file, picture, strokes, current, cursor] = [Object.assign(chosen, { shownName: name }), opened, [], null, null];
   forget();
-  const scale = Math.min(1, LONGEST_SIDE / Math.max(picture.width, picture.height));
+  const side = Math.max(picture.width, picture.height), scale = Math.min(LONG, Math.max(SHORT, side)) / side;
   canvas.width = Math.max(1, Math.round(picture.width * scale));
   canvas.height = Math.max(1, Math.round(picture.height * scale));
   canvas.hidden = false;

@@ -181,6 +181,7 @@ class RunningPage:
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind(("127.0.0.1", port))
+            self._socket.listen()  # now, so that a browser that is given the address waits until `run` answers
         except OSError as error:
             self._socket.close()
             raise OSError(
