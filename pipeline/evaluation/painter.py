@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from pipeline import recipes
 from pipeline.evaluation.architecture import EncoderInvalid
-from pipeline.mapping import ConfigError, from_mapping
-from pipeline.masking.central import CentralRegion
+from pipeline.mapping import ConfigError, from_mapping, with_places
+from pipeline.masking import CentralRegion, OneMask
+from pipeline.masking.source import MaskSource
 from pipeline.recipes.player import Recipe
 from pipeline.training.checkpoint.store import CheckpointInvalid, CheckpointStore, read
 from pipeline.training.record.run_folder import checkpoint_store
@@ -39,15 +40,20 @@ class Painter:
 
     def own_hole(self) -> NDArray[np.bool_] | None:
         """The only hole that the network fills, bool (size, size); None where it fills holes of any shape at any place."""
-        if not isinstance(self.recipe.mask, CentralRegion):
+        if not isinstance(self._masks, CentralRegion):
             return None
         hole = np.empty((self.size, self.size), np.bool_)
-        self.recipe.mask.draw(0, hole)
+        self._masks.draw(0, hole)
         return hole
 
     def most_of_picture(self) -> float:
         """The largest fraction of a picture that the network was trained to fill."""
-        return float(getattr(self.recipe.mask, "max_fraction", PAPERS_FRACTION))
+        return float(getattr(self._masks, "max_fraction", PAPERS_FRACTION))
+
+    @property
+    def _masks(self) -> MaskSource | None:
+        masks = self.recipe.mask
+        return masks.source if isinstance(masks, OneMask) else masks
 
     @torch.no_grad()
     def paint(self, images: Tensor, masks: Tensor, keys: Tensor) -> Tensor:
@@ -95,7 +101,8 @@ def read_painter(run: str, options: Options | None = None, step: int | None = No
         raise EncoderInvalid(f"{where}: the recipe {name!r} is not in pipeline/recipes. There are: {', '.join(sorted(recipes.RECIPES))}")
     try:
         with torch.random.fork_rng(devices=[]):
-            recipe = recipes.make(name, from_mapping(recipes.SETTINGS[name], config["method"], "method"), int(config["seed"]))
+            method = with_places(from_mapping(recipes.SETTINGS[name], config["method"], "method"), ("*.shapes",), "method")
+            recipe = recipes.make(name, method, int(config["seed"]), options, draws_masks=False)
     except ConfigError as error:
         raise EncoderInvalid(f"{where}: the settings of another version of this package? {error}") from error
     if recipe.mask is None:

@@ -214,6 +214,8 @@ def _refuse(image: Image.Image) -> None:
         raise PictureInvalid(
             f"has values without an agreed range or colours that are not known here ({image.mode}). Convert it to RGB first"
         )
+    if image.mode.startswith("I;16") and "transparency" in image.info:
+        raise PictureInvalid("has 16 bits and a transparent value, which would be lost. Convert it to grey with alpha first")
     if not image.mode.startswith("I;16") and any(_is_deep(tile[3]) for tile in getattr(image, "tile", ())):
         raise PictureInvalid("has 16 bits a colour, of which 8 would be lost. Convert it to 8 bits first, or to grey")
 
