@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import recipes
+from pipeline.config import parse
 from pipeline.evaluation.painter import Painter, read_painter
 from pipeline.evaluation.picture.fill import fill
 from pipeline.evaluation.picture.hole import MOST_PARTS, Box, HoleInvalid, Part, Stroke, check, of_rectangles, of_strokes, parts_of
@@ -221,3 +222,32 @@ def test_holes_that_can_not_be_filled_are_refused() -> None:
         check(np.zeros((9, 8), np.bool_), 9, 8, "mask")
     with pytest.raises(HoleInvalid, match="mask: hides the whole picture"):
         check(np.ones((9, 8), np.bool_), 9, 8, "mask")
+
+
+@pytest.mark.parametrize(
+    ("mask", "hole", "most"),
+    [
+        ((), OWN, 0.25),
+        (("--method.image_size", "64", "--method.mask.overlap", "2"), Box(18, 18, 46, 46), 0.25),
+        (("--method.mask.kind", "noise_pattern", "--method.mask.overlap", "0"), None, 0.3),
+        (
+            ("--method.mask.kind", "region", "--method.mask.overlap", "0", "--method.mask.max_fraction", "0.2"),
+            None,
+            0.2,
+        ),
+        (("--method.mask.kind", "block", "--method.mask.overlap", "0", "--method.mask.one_per_batch", "True"), None, 0.25),
+    ],
+    ids=["central", "central of 64", "noise", "region", "one block a batch"],
+)
+def test_a_painter_knows_which_holes_it_was_trained_on(mask: tuple[str, ...], hole: Box | None, most: float) -> None:
+    settings = ("--recipe", "inpainting", "--method.width", "4", "--method.bottleneck", "4")
+    config = parse(recipes.SETTINGS, ["--data.shards", "x", *settings, *mask])
+    recipe = recipes.make(config.recipe, config.method, config.seed)
+    painter = Painter(recipe, recipe.players[-1].network, 1, "here")
+    own = painter.own_hole()
+    assert (own is None) == (hole is None)
+    if own is not None and hole is not None:
+        assert own[hole.top : hole.bottom, hole.left : hole.right].all()
+        assert own.sum() == hole.height * hole.width
+    else:
+        assert painter.most_of_picture() == most
