@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -213,6 +214,20 @@ def test_a_command_line_that_says_too_little_or_too_much_is_refused(words: list[
         main(words)
     assert ended.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_a_run_that_can_not_paint_and_a_package_that_is_missing_are_named(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn("RGB").save(tmp_path / "a.png")
+    write_run(tmp_path / "autoencoder", "torchvision")
+    for run, words in (("autoencoder", "'autoencoder' drops no pixels, so its network fills no holes"), ("none", "no checkpoint")):
+        assert main([str(tmp_path / run), str(tmp_path / "a.png"), *HOLE]) == 1
+        assert words in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "pipeline.evaluation.picture.server", raising=False)
+    assert main([str(tmp_path / "autoencoder"), "--serve"]) == 1
+    assert capsys.readouterr().err == "error: uvicorn is not installed: pip install -e '.[serve]'\n"
 
 
 @pytest.mark.slow  # a start of the program

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -53,7 +52,6 @@ def fill(
     name: str,
     seed: int = 0,
     as_painted: bool = False,
-    on_part: Callable[[int, int], object] = lambda _done, _all: None,
 ) -> tuple[Picture, list[FilledPart]]:
     """Fills a hole.
 
@@ -64,7 +62,6 @@ def fill(
         name: name of the hole, for errors.
         seed: seed of what the network draws.
         as_painted: keep the colours of the painting, instead of matching them to those around the hole.
-        on_part: function that is called with the number of parts that are done and of all.
 
     Returns:
         The filled picture, which differs in the hole alone; and its parts in the order in which they were filled.
@@ -73,14 +70,12 @@ def fill(
         HoleInvalid: the hole can't be filled.
     """
     check(hole, picture.height, picture.width, name)
-    parts, done = parts_of(hole), []
+    done = []
     filled, hidden = Picture(picture.pixels.copy(), picture.profile), hole.copy()
-    for number, part in enumerate(parts):
-        on_part(number, len(parts))
+    for part in parts_of(hole):
         done.append(_fill_part(painter, filled, part, hidden, seed, as_painted))
         box = part.box
         hidden[box.top : box.bottom, box.left : box.right] &= ~part.mask
-    on_part(len(parts), len(parts))
     return filled, done
 
 
