@@ -129,8 +129,8 @@ class PaintPage:
                 )
             hole = of_strokes(strokes, picture.height, picture.width)
             settings = self._settings
-            filled, parts = fill(self._painter, picture, hole, "the hole", settings.seed, settings.as_painted)
-            said = {"pixels": int(hole.sum()), "step": self._painter.step, "parts": [part.sentence for part in parts]}
+            filled, _ = fill(self._painter, picture, hole, "the hole", settings.seed, settings.as_painted)
+            said = {"pixels": int(hole.sum()), "step": self._painter.step}
             return Response(encoded(filled, "PNG", "the picture")[0], media_type="image/png", headers={"X-Filled": json.dumps(said)})
         except ExplainedError as error:
             return JSONResponse({"error": str(error)}, 400)
