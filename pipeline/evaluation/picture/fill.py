@@ -16,7 +16,7 @@ from pipeline.evaluation.picture.seam import matched
 from pipeline.evaluation.picture.window import Values, Window, put_back, shrunk, window_around_centre, window_with_context
 
 _SEEN = 0.999  # fraction of a pixel of the window above which nothing of it is hidden
-_RADIUS = 3.0  # of Telea's method, in pixels
+_RADIUS = 3.0  # of OpenCV's filter, in pixels
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,7 @@ def _fill_part(painter: Painter, picture: Picture, part: Part, hidden: Hole, see
     """Fills one part in place; hidden pixels of other parts are not seen."""
     own = painter.own_hole()
     window = _window(painter, own, picture, part)
-    seen, visible = shrunk(picture, hidden, window, painter.size)
-    unseen = visible < _SEEN
-    dropped = unseen if own is None else own
-    image = _without_gaps(seen, (visible <= 0) & ~dropped)
+    image, unseen, dropped = view(picture, hidden, window, painter.size, own)
     key = torch.tensor([seed], dtype=torch.int64)
     painting = painter.paint(torch.from_numpy(image)[None], torch.from_numpy(dropped)[None], key)[0]
     painted: Values = painting.permute(1, 2, 0).contiguous().cpu().numpy()
@@ -106,7 +103,26 @@ def _window(painter: Painter, own: Hole | None, picture: Picture, part: Part) ->
     return window_around_centre(part.box, centre, painter.size)
 
 
-def _without_gaps(seen: Values, gaps: Hole) -> NDArray[np.uint8]:
-    """Rounds a window to uint8, and closes what is hidden of it beside the network's own hole from its surroundings (Telea)."""
+def view(picture: Picture, hidden: Hole, window: Window, size: int, own: Hole | None) -> tuple[NDArray[np.uint8], Hole, Hole]:
+    """Makes what the network sees of a window.
+
+    What is hidden beside a network's own hole, such as another part of the person's hole or its mirror image beyond the border, is closed
+    from what is visible around it (Navier-Stokes; Telea changes a picture of one colour at its border).
+
+    Args:
+        picture: picture of the window.
+        hidden: pixels that must not be seen, of the picture's size.
+        window: window of the picture.
+        size: side of what the network sees.
+        own: only hole that the network fills, bool (size, size); None where it fills holes anywhere.
+
+    Returns:
+        The window, uint8 (size, size, 3); where a part of it is hidden, and what the network is told to fill, bool (size, size).
+    """
+    seen, visible = shrunk(picture, hidden, window, size)
+    unseen, nothing = visible < _SEEN, visible <= 0
+    dropped = unseen if own is None else own
     image = np.rint(seen).clip(0, 255).astype(np.uint8)
-    return np.asarray(cv2.inpaint(image, gaps.astype(np.uint8), _RADIUS, cv2.INPAINT_TELEA), np.uint8) if gaps.any() else image
+    if (nothing & ~dropped).any():
+        image = np.asarray(cv2.inpaint(image, nothing.view(np.uint8), _RADIUS, cv2.INPAINT_NS), np.uint8)
+    return image, unseen, dropped

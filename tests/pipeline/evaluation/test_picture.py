@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline import recipes
 from pipeline.config import parse
 from pipeline.evaluation.painter import Painter, read_painter
-from pipeline.evaluation.picture.fill import fill
+from pipeline.evaluation.picture.fill import fill, view
 from pipeline.evaluation.picture.hole import MOST_PARTS, Box, HoleInvalid, Part, Stroke, check, of_rectangles, of_strokes, parts_of
 from pipeline.evaluation.picture.picture_file import Picture
 from pipeline.evaluation.picture.seam import matched
@@ -170,6 +170,19 @@ def test_shrinking_is_the_mean_of_what_is_visible() -> None:
     assert (visible[10:13, 10:14] == 0).all()
     assert (visible[9:14, 9:15] < 0.25).all()
     assert np.allclose(visible[:7], 1, atol=1e-6)
+
+
+def test_what_is_hidden_beside_the_networks_own_hole_is_closed_from_what_is_visible(painters: dict[str, Painter]) -> None:
+    picture = Picture(np.full((100, 120, 3), 90, np.uint8))
+    hidden = of_rectangles([(90, 40, 30, 20), (60, 40, 8, 60)], 100, 120)
+    picture.pixels[hidden] = 255
+    for kind, hole in (("inpainting", Box(40, 90, 60, 120)), ("caffenet", Box(40, 60, 100, 68))):
+        painter = painters[kind]
+        own = painter.own_hole()
+        window = window_around_centre(hole, OWN, 128) if own is not None else Window(-5, 0, 110)
+        image, unseen, dropped = view(picture, hidden, window, painter.size, own)
+        assert unseen.any()
+        assert (image[~dropped] == 90).all()
 
 
 def test_a_matched_painting_meets_the_colours_around_it_and_keeps_its_own_pattern() -> None:
