@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from pipeline.config import Config, SourceConfig
-from pipeline.recipes.player import Recipe
+from pipeline.recipes.player import LabelledRecipe, Recipe
 from pipeline.stream.dataset import Dataset
 from pipeline.stream.fixed import FixedChoice, choice_of, held_back_choice
 from pipeline.stream.loader import StreamLoader
@@ -39,6 +39,7 @@ def open_evaluation(
         The evaluation, or a sentence about why the run has none.
 
     Raises:
+        ConfigError: the recipe learns labels, and those of the data set of `evaluation.shards` are others.
         EvaluationError: the data set of `evaluation.shards` is one that is trained on.
         ShardError: it can't be read.
     """
@@ -55,6 +56,10 @@ def open_evaluation(
                 f"evaluation.shards: {redacted(settings.shards)} is trained on as well, so it says nothing about other pictures. Name "
                 "another data set, or leave the setting out: then a part of the pictures is held back"
             )
+        if isinstance(recipe, LabelledRecipe):
+            trained = loader.datasets[0].manifest
+            named = dataset.manifest.classes or trained.classes  # numbers without names are taken as they are
+            recipe.check_labels([trained, dataset.manifest] if named else [dataset.manifest])
         choice = choice_of(loader, dataset, settings.pictures)
     else:
         choice = held_back_choice(loader, settings.pictures)
