@@ -45,8 +45,8 @@ tags: [context-encoder, self-supervised, safetensors]
 
 # {title}
 
-The encoder of a context encoder ([Pathak et al., CVPR 2016](https://arxiv.org/abs/1604.07379)): a chain of {count} layers that was
-trained by the recipe `{recipe}`, and turns a picture into {maps} maps of {height} x {width}.
+An encoder that was trained with the code of context encoders ([Pathak et al., CVPR 2016](https://arxiv.org/abs/1604.07379)): a chain of
+{count} layers that learned by the recipe `{recipe}`, and turns a picture into {maps} maps of {height} x {width}.
 
 | file | what |
 |---|---|
@@ -70,7 +70,8 @@ _LIMITS = """\
 - It is no classifier and paints nothing: it is the first part of a network, and what comes out are features for a model that you train
   on top of it.
 - Frozen features of pretext tasks are weaker than those of networks trained with labels. In the literature a linear model on a context
-  encoder's gains 1 to 4 points over random weights, most at the middle layers. Compare with the random start on your own task before you rely on it.
+  encoder's gains 1 to 4 points over random weights, most at the middle layers. Compare with the random start on your own task before you
+  rely on it.
 - It has learned what its training pictures show, with all that is over- or under-represented in them. Whether their licence allows your
   use is not known here.
 - Other inputs than the one above (B, G, R; values in [0, 1]; ImageNet's deviation as divisor) give features without a warning.
