@@ -14,6 +14,7 @@ from pipeline import recipes
 from pipeline.mapping import ConfigError
 from pipeline.recipes.player import ClassifyingRecipe
 from pipeline.recipes.relative_position import POSITIONS, PatchPairs, RelativePositionSettings, cut, dropped, patch_pairs, projected
+from pipeline.training.reporting.flops import flops_per_image
 
 SMALL = RelativePositionSettings(patch=70, gap=20, jitter=5, width=6, units=12, batch_norm_group=2)
 
@@ -182,6 +183,15 @@ def test_an_exported_projection_sees_pictures_in_all_colours() -> None:
 def test_settings_that_make_no_pair_of_patches_are_named(settings: RelativePositionSettings, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         recipes.make("relative_position", settings, 0)
+
+
+def test_its_operations_are_counted_for_both_patches() -> None:
+    recipe = made(SMALL)
+    network, places = recipe.players[0].network, (15, 7, 3, 3, 3)  # sides of the maps of conv1 to conv5
+    encoder = [2 * network.get_submodule(f"encoder.conv{number}").weight.numel() * side**2 for number, side in enumerate(places, 1)]
+    layers = {number: 2 * network.get_submodule(f"fc{number}").weight.numel() for number in (6, 7, 8, 9)}
+    forward = 2 * sum(encoder) + 2 * layers[6] + layers[7] + layers[8] + layers[9]
+    assert flops_per_image(recipe) == 3 * forward - 2 * encoder[0], "but for the gradients of the pictures"
 
 
 def test_the_published_sizes() -> None:
