@@ -39,6 +39,20 @@ def test_masked_pixels_are_those_that_the_key_names_and_the_loss_is_over_all() -
     assert not torch.equal(shown.context, shown.truth)
 
 
+def test_a_few_steps_lower_the_loss() -> None:
+    recipe = recipes.make("denoising", DenoisingSettings(width=6, dropout=0.0), 0)
+    (player,) = recipe.players
+    images, masks, keys = batch()
+    optimiser, means = torch.optim.Adam(player.network.parameters(), 3e-3), []
+    for step in range(6):
+        optimiser.zero_grad()
+        loss = player.loss(recipe.views(images // 2, masks, None, keys + step), {"context_encoder": player.network}).total.mean()
+        loss.backward()
+        optimiser.step()
+        means.append(float(loss.detach()))
+    assert means[-1] < means[0]
+
+
 def test_gaussian_noise_has_the_deviation_that_is_asked_for() -> None:
     recipe = DenoisingRecipe(DenoisingSettings(width=6, corruption="gaussian", amount=0.2))
     images, masks, keys = batch()

@@ -51,6 +51,21 @@ def test_the_loss_is_cross_entropy_and_samples_without_a_label_are_left_out_and_
         assert torch.allclose(parameter.grad, player.network.get_parameter(name).grad.float(), atol=1e-5), name
 
 
+def test_a_few_pictures_are_learned() -> None:
+    (player,) = recipes.make("labels", SMALL, 0).players
+    images, masks, keys = batch()
+    views = LabelsRecipe(SMALL).views(images, masks, torch.arange(4), keys)
+    optimiser, means = torch.optim.Adam(player.network.parameters(), 3e-3), []
+    for _ in range(20):
+        optimiser.zero_grad()
+        loss = player.loss(views, {"classifier": player.network}).total.mean()
+        loss.backward()
+        optimiser.step()
+        means.append(float(loss.detach()))
+    assert means[0] == pytest.approx(np.log(5), abs=0.3)
+    assert means[-1] < 0.5 * means[0]
+
+
 def test_dropout_follows_the_keys_and_not_the_batch() -> None:
     torch.manual_seed(0)
     network = LabelNetwork(227, 5, units=64, dropout=0.5, width=6).train()
