@@ -87,7 +87,11 @@ def chart_data(record: Record, drawn: list[Drawing]) -> str:
 def pictures_section(record: Record) -> str:
     """Returns the part with the newest picture grid and a few before it."""
     if not record.pictures:
-        return section("pictures", "Pictures", '<p class="empty">No picture grid has been drawn (training.pictures_every).</p>')
+        return section(
+            "pictures",
+            "Pictures",
+            '<p class="empty">No picture grid has been drawn (training.pictures_every; a recipe that names classes draws none).</p>',
+        )
     followed = pictures.follow(record.pictures)
     loaded = pictures.load(pictures.chosen(record.pictures))
     figures = []
