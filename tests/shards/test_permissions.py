@@ -16,6 +16,7 @@ from shards.__main__ import main
 from shards.dataset import manifest
 from shards.store import Store
 from tests.datasets import photographs
+from tests.shards.shapes.label_pictures import png, square
 from tests.shards.trees import tar_of, write_folder
 
 pytestmark = pytest.mark.server
@@ -24,12 +25,13 @@ PERMISSIONS = {"read": "s3:GetObject", "list": "s3:ListBucket", "write": "s3:Put
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tars, a data set of them, and pictures."""
+    """Tars, a data set of them, pictures and a label picture."""
     folder = tmp_path_factory.mktemp("permissions")
     pictures = {f"{number}.jpg": data for number, data in enumerate(photographs(4, 40, 40))}
     write_folder(folder / "set", {"0.tar": tar_of(pictures), "1.tar": tar_of(pictures)})
     write_folder(folder / "tars", {"0.tar": tar_of(pictures), "1.tar": tar_of(pictures)})
     write_folder(folder / "pictures", pictures)
+    write_folder(folder / "labels", {"a.png": png(square())})
     assert main(["index", str(folder / "set")]) == 0
     return folder
 
@@ -89,6 +91,8 @@ NEEDS = {
     "build into a store": ("build LOCAL/pictures URL/new --workers 0 --resize none", "read list write delete"),
     "verify": ("verify URL/set", "read list"),
     "inspect": ("inspect URL/set", "read"),
+    "shapes of a folder": ("shapes URL/labels OUT", "read list"),
+    "shapes into a store": ("shapes LOCAL/labels URL/new/shapes.safetensors", "read list write"),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.masking import CentralRegion, MaskConfig, RandomBlock, RandomRegion, mask_source
+from pipeline.masking import CentralRegion, MaskConfig, NoisePattern, OneMask, RandomBlock, RandomRegion, mask_source
 
 
 def central(source: Any, height: int, width: int) -> np.ndarray:
@@ -37,6 +37,8 @@ def test_a_central_region_has_the_aspect_of_its_image() -> None:
 
 def test_a_configuration_names_its_generator() -> None:
     assert mask_source(MaskConfig()) == RandomRegion(0.25, 0.1)
+    assert mask_source(MaskConfig(kind="noise_pattern", one_per_batch=True)) == OneMask(NoisePattern(0.2, 0.3))
+    assert mask_source(MaskConfig(kind="central", one_per_batch=True)) == CentralRegion(0.5)
     assert mask_source(MaskConfig(kind="block", max_fraction=0.3, min_fraction=0.15)) == RandomBlock(0.3, 0.15)
 
 
