@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline import recipes
 from pipeline.config import Config, to_mapping
-from pipeline.recipes.player import LabelledRecipe, Recipe
+from pipeline.recipes.player import Recipe
 from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore
 from pipeline.training.engine.engine import Engine
@@ -197,8 +197,7 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
         recipe = recipes.make(config.recipe, config.method, config.seed, config.data.storage_options)
         stream = _stream_config(config, recipe, world, folder)
         loader = stack.enter_context(StreamLoader(stream, world.rank, world.size, partial(_stop_waiting, world, interruption)))
-        if isinstance(recipe, LabelledRecipe):
-            recipe.check_labels([each.manifest for each in loader.datasets])
+        recipes.check_labels(recipe, [each.manifest for each in loader.datasets])
         flops = flops_per_image(recipe) if config.monitoring.enabled else math.nan
         reporter = Reporter(config, world, folder, loader, recipe.players, metrics, flops)
         watchdog.note_startup("loading the newest checkpoint")
@@ -249,8 +248,7 @@ def _evaluate(run: Run, state: State) -> None:
 def _draw(run: Run, state: State, batch: Batch) -> None:
     """Draws a picture grid: of the same held-back pictures each time, or of the batch where nothing is held back."""
     if isinstance(run.evaluation, str):
-        paintings = run.train_step.paintings(batch)
-        run.reporter.pictures(state.step, sheet_of(paintings, "pictures of this batch") if paintings is not None else None)
+        run.reporter.pictures(state.step, sheet_of(run.train_step.paintings(batch), "pictures of this batch"))
     else:
         run.watchdog.at("evaluation", state.step)
         run.reporter.pictures(state.step, run.evaluation.sheet())

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from pipeline import recipes
 from pipeline.config import Config, SourceConfig
-from pipeline.recipes.player import LabelledRecipe, Recipe
+from pipeline.recipes.player import Recipe
 from pipeline.stream.dataset import Dataset
 from pipeline.stream.fixed import FixedChoice, choice_of, held_back_choice
 from pipeline.stream.loader import StreamLoader
@@ -56,10 +57,9 @@ def open_evaluation(
                 f"evaluation.shards: {redacted(settings.shards)} is trained on as well, so it says nothing about other pictures. Name "
                 "another data set, or leave the setting out: then a part of the pictures is held back"
             )
-        if isinstance(recipe, LabelledRecipe):
-            trained = loader.datasets[0].manifest
-            named = dataset.manifest.classes or trained.classes  # numbers without names are taken as they are
-            recipe.check_labels([trained, dataset.manifest] if named else [dataset.manifest])
+        trained = loader.datasets[0].manifest
+        named = dataset.manifest.classes or trained.classes  # numbers without names are taken as they are
+        recipes.check_labels(recipe, [trained, dataset.manifest] if named else [dataset.manifest])
         choice = choice_of(loader, dataset, settings.pictures)
     else:
         choice = held_back_choice(loader, settings.pictures)
