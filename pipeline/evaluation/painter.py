@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline import recipes
 from pipeline.evaluation.architecture import EncoderInvalid
 from pipeline.mapping import ConfigError, from_mapping, with_places
+from pipeline.masking import CentralRegion, OneMask
+from pipeline.masking.source import MaskSource
 from pipeline.recipes.player import PaintingRecipe
 from pipeline.training.checkpoint.store import CheckpointInvalid, CheckpointStore, read
 from pipeline.training.record.run_folder import checkpoint_store
 from shards.store import Options
+
+PAPERS_FRACTION = 0.25
+"""Largest fraction of a picture that the paper drops."""
 
 
 class Painter:
@@ -30,6 +37,23 @@ class Painter:
     def __init__(self, recipe: PaintingRecipe, network: nn.Module, step: int, where: str) -> None:
         self.recipe, self.network, self.step, self.where = recipe, network.eval(), step, where
         self.size = recipe.image_size
+
+    def own_hole(self) -> NDArray[np.bool_] | None:
+        """The only hole that the network fills, bool (size, size); None where it fills holes of any shape at any place."""
+        if not isinstance(self._masks, CentralRegion):
+            return None
+        hole = np.empty((self.size, self.size), np.bool_)
+        self._masks.draw(0, hole)
+        return hole
+
+    def most_of_picture(self) -> float:
+        """The largest fraction of a picture that the network was trained to fill."""
+        return float(getattr(self._masks, "max_fraction", PAPERS_FRACTION))
+
+    @property
+    def _masks(self) -> MaskSource | None:
+        masks = self.recipe.mask
+        return masks.source if isinstance(masks, OneMask) else masks
 
     @torch.no_grad()
     def paint(self, images: Tensor, masks: Tensor, keys: Tensor) -> Tensor:

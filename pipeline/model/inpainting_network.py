@@ -9,18 +9,28 @@ from pipeline.model.batch_norm import GroupedBatchNorm2d
 from pipeline.model.initialisation import adversarial_start
 from pipeline.model.sample_random import NOISE, keyed_normals
 
-SIZES = (64, 128)
+SIZES = (32, 64, 128)
 
 
 def stage_maps(size: int, width: int) -> list[int]:
-    """Maps after each halving of `size` pixels down to 4x4: width times 1, 2, 4, 8; 128 pixels have a second stage of `width` maps."""
-    return [width] * (2 if size == 128 else 1) + [2 * width, 4 * width, 8 * width]
+    """Maps after each halving of `size` pixels down to 4x4: width times 1, 2, 4, 8.
+
+    128 pixels have a second stage of `width` maps, as the released code; 32 pixels, which it does not paint, lack the last stage.
+    """
+    return {32: [width], 64: [width], 128: [width, width]}[size] + [2 * width, 4 * width] + [8 * width] * (size > SIZES[0])
 
 
-def encoder_stages(maps: list[int], group: int) -> nn.Sequential:
-    """Makes 4x4 convolutions of stride 2 with batch norm (the first without) and LeakyReLU: float (n, 3, S, S) to (n, maps[-1], 4, 4)."""
-    stages, before = nn.Sequential(), 3
-    for number, each in enumerate(maps, start=1):
+def encoder_stages(maps: list[int], group: int, before: int = 3, first: int = 1) -> nn.Sequential:
+    """Makes 4x4 convolutions of stride 2, each with batch norm and LeakyReLU, that end in maps of 4x4.
+
+    Args:
+        maps: maps of each stage.
+        group: samples that are normalised together.
+        before: maps of the input.
+        first: number of the first stage; stage 1 has no batch norm.
+    """
+    stages = nn.Sequential()
+    for number, each in enumerate(maps, start=first):
         stages.add_module(f"conv{number}", nn.Conv2d(before, each, 4, 2, 1, bias=False))
         if number > 1:
             stages.add_module(f"bn{number}", GroupedBatchNorm2d(each, group))
@@ -32,12 +42,12 @@ def encoder_stages(maps: list[int], group: int) -> nn.Sequential:
 class Generator(nn.Module):
     """Paints the dropped region, or the whole image, of 128x128 or 64x64 pixels in [-1, 1].
 
-    Central region: 128 in, 64 out. Random region: 128 or 64 in, the same out. Convolutions have no biases, because the released code sets
-    biases to zero before every step.
+    Central region: 128 or 64 in, half of the side out. Random region: 128 or 64 in, the same out. Convolutions have no biases, because the
+    released code sets biases to zero before every step.
 
     Args:
-        input_size: side of the context, 64 or 128.
-        output_size: side of the painted region, 64 or 128.
+        input_size: side of the context, 32, 64 or 128.
+        output_size: side of the painted region, 32, 64 or 128.
         n_bottleneck: values between encoder and decoder.
         width: maps of the first stage; 64 is published, smaller numbers are for tests.
         noise: normal numbers that are drawn for each sample and join the bottleneck through a 1x1 convolution; 0 draws none (which the
@@ -60,7 +70,7 @@ class Generator(nn.Module):
         super().__init__()
         for name, size in (("input_size", input_size), ("output_size", output_size)):
             if size not in SIZES:
-                raise ValueError(f"{name}: {size} is neither 64 nor 128")
+                raise ValueError(f"{name}: {size} is none of {', '.join(map(str, SIZES))}")
         if noise < 0:
             raise ValueError(f"noise: {noise} numbers can't be drawn")
         self.n_noise = noise

@@ -1,10 +1,10 @@
 """Recipe "inpainting" (section 5.1 and the authors' released code): a generator fills a hole, a discriminator judges the
 filling.
 
-Central region: the middle 64 x 64 of a 128 x 128 crop is predicted. A border of it, `mask.overlap` pixels wide, is also in the context;
-the squared error there weighs ten times as much in the gradient, while the logged loss is unweighted. Random region or block: the whole
-crop is predicted and the loss is over all of it, as in the released code. The discriminator sees the filling, or the same part of the
-real picture, never the context.
+Central region: the middle of a crop, half of its side, is predicted: 64 x 64 of 128 x 128 pixels. A border of it, `mask.overlap` pixels
+wide, is also in the context; the squared error there weighs ten times as much in the gradient (`overlap_weight`), while the logged loss
+is unweighted. Random region or block: the whole crop is predicted and the loss is over all of it, as in the released code. The
+discriminator sees the filling, or the same part of the real picture, never the mask, and the context only if that is asked for.
 """
 
 from __future__ import annotations
@@ -26,26 +26,20 @@ from pipeline.model.discriminator import Discriminator
 from pipeline.model.inpainting_network import Generator
 from pipeline.recipes.adversarial import AdversarialPair, Distance, check_weights
 from pipeline.recipes.pixels import PixelScale
-from pipeline.recipes.player import Collapse, Networks, Paintings, Views
+from pipeline.recipes.player import Networks, Paintings, Views
 from shards.counting import counted
 
-IMAGE_SIZE, PATCH = 128, 64
 HOLE_FILL = (117.0, 104.0, 123.0)  # R, G, B as in the released code: Caffe's mean with its channels permuted
 SCALE = PixelScale((127.5, 127.5, 127.5), 127.5, HOLE_FILL)
-OVERLAP_WEIGHT = 10.0
-WON = Collapse(
-    at_most={"adversarial": 0.01},
-    at_least={"accuracy_real": 0.999, "accuracy_generated": 0.999},
-    advice="The discriminator recognises every filling, so the generator learns little from it: lower "
-    "method.discriminator_optimiser.learning_rate, or look at the pictures and go on if they are good",
-)
-"""The end of the game that users of this method report of long runs on much data: the discriminator's loss falls to 0."""
 
 
 @dataclass(frozen=True)
 class InpaintingSettings:
     """The inpainting recipe."""
 
+    image_size: Literal[64, 128] = 128
+    """Side of the crop in pixels (the released code's fineSize). A central region of 64 is 32 x 32, which the released code does not paint:
+    generator and discriminator then have one stage less."""
     bottleneck: Annotated[int, Ge(1)] = 4000
     """Units of the bottleneck between encoder and decoder."""
     width: Annotated[int, Ge(1)] = 64
@@ -61,14 +55,24 @@ class InpaintingSettings:
     """Weight of the reconstruction loss; 0 trains with the adversarial loss only."""
     adversarial_weight: Annotated[float, Ge(0)] = 0.001
     """Weight of the adversarial loss; 0 leaves out the discriminator."""
+    overlap_weight: Annotated[float, Ge(0)] = 10.0
+    """Weight, in the gradient of the reconstruction, of pixels that are predicted although they are visible: those of `mask.overlap`, and
+    with `weigh_context` all outside a random region. The divisor does not count it, and the logged loss is unweighted."""
     weigh_context: bool = False
-    """Weigh the visible part ten times as much in the gradient (the released code's useOverlapPred); random regions only."""
+    """Weigh the visible part by `overlap_weight` (the released code's useOverlapPred); random regions only."""
+    conditional_discriminator: bool = False
+    """Show the discriminator the context beside the filling (the released code's conditionAdv); the paper found that it learns worse."""
     mask: MaskConfig = field(default_factory=lambda: MaskConfig(kind="central", overlap=4))
     """Masks: the pixels that are dropped. Users report that ImageNet wants an overlap of 0."""
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(learning_rate=2e-3, betas=(0.5, 0.999)))
     """Optimiser of the generator."""
     discriminator_optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(learning_rate=2e-4, betas=(0.5, 0.999)))
     """Optimiser of the discriminator."""
+
+    @property
+    def painted_size(self) -> int:
+        """Side of the predicted part in pixels: half of the crop's with a central region, otherwise the crop's."""
+        return self.image_size // 2 if self.mask.kind == "central" else self.image_size
 
     @property
     def unit(self) -> int:
@@ -82,15 +86,15 @@ class InpaintingSettings:
             ConfigError: naming the setting.
         """
         check_weights(self)
-        if 2 * self.mask.overlap >= PATCH:
+        if 2 * self.mask.overlap >= self.painted_size:
             raise ConfigError(
                 f"method.mask.overlap: {counted(self.mask.overlap, 'pixel on each side leaves', 'pixels on each side leave')} "
-                f"nothing of the {PATCH} x {PATCH} pixels"
+                f"nothing of the {self.painted_size} x {self.painted_size} pixels"
             )
         if self.mask.kind == "central" and self.mask.max_fraction != 0.25:
             raise ConfigError(
                 f"method.mask.max_fraction: {self.mask.max_fraction} is not 0.25, and the central region of this recipe is "
-                "64 x 64 of 128 x 128 pixels"
+                f"{self.painted_size} x {self.painted_size} of {self.image_size} x {self.image_size} pixels"
             )
 
 
@@ -105,17 +109,19 @@ class InpaintingRecipe:
     def __init__(self, settings: InpaintingSettings) -> None:
         settings.check()
         self.method = settings
-        self.image_size = IMAGE_SIZE
+        self.image_size: int = settings.image_size
         self.unit = settings.unit
         self.mask: MaskSource | None = mask_source(settings.mask)
         self.central = settings.mask.kind == "central"
-        size, group = PATCH if self.central else IMAGE_SIZE, settings.batch_norm_group
-        painter = Generator(IMAGE_SIZE, size, settings.bottleneck, settings.width, settings.noise, group)
-        pair = AdversarialPair(self.painter, settings, self._distance, lambda pixels: pixels)
-        self.players = pair.players(painter, lambda: Discriminator(size, settings.width, group), WON)
+        size, group = settings.painted_size, settings.batch_norm_group
+        self.border = (self.image_size - size) // 2
+        painter = Generator(self.image_size, size, settings.bottleneck, settings.width, settings.noise, group)
+        context_size = self.image_size if settings.conditional_discriminator else None
+        pair = AdversarialPair(self.painter, settings, self._distance, lambda pixels: pixels, settings.conditional_discriminator)
+        self.players = pair.players(painter, lambda: Discriminator(size, settings.width, group, context_size))
 
     def views(self, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> Views:  # noqa: ARG002
-        """Gives context and truth float32 (n, 3, 128, 128) in [-1, 1], target its predicted part, mask bool (n, 1, S, S), keys."""
+        """Gives context and truth float32 (n, 3, H, H) in [-1, 1], target its predicted part, mask bool (n, 1, S, S), keys."""
         truth, mask = SCALE.normalise(images), masks.unsqueeze(1)
         fill = (torch.tensor(HOLE_FILL, device=images.device).view(1, 3, 1, 1) - SCALE.mean[0]) / SCALE.divisor
         return {
@@ -139,23 +145,22 @@ class InpaintingRecipe:
         """Turns a painting into whole pictures; a predicted patch is shown in its place."""
         mask = views["mask"]
         if self.central:
-            border = (IMAGE_SIZE - PATCH) // 2
-            painting, mask = functional.pad(painting, (border,) * 4, value=-1.0), functional.pad(mask, (border,) * 4)
+            painting, mask = functional.pad(painting, (self.border,) * 4, value=-1.0), functional.pad(mask, (self.border,) * 4)
         show = self.scale.show
         return Paintings(show(views["context"]), show(painting), show(views["truth"]), mask)
 
     def _predicted_part(self, values: Tensor) -> Tensor:
         if not self.central:
             return values
-        border = (IMAGE_SIZE - PATCH) // 2
-        return values[..., border : border + PATCH, border : border + PATCH]
+        inside = slice(self.border, self.image_size - self.border)
+        return values[..., inside, inside]
 
     def _distance(self, prediction: Tensor, views: Views) -> Distance:
         """The distance over all predicted pixels; those that are also in the context may weigh more in the gradient."""
         plain = self.reconstruction(prediction, views)
         if not (self.method.weigh_context or (self.central and self.method.mask.overlap)):
             return Distance(minimised=plain, logged=plain)
-        weight = torch.where(views["mask"], 1.0, OVERLAP_WEIGHT)
+        weight = torch.where(views["mask"], 1.0, self.method.overlap_weight)
         return Distance(minimised=objective.weighted_reconstruction(prediction, views["target"], weight, self.method.norm), logged=plain)
 
 

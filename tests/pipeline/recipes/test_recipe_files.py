@@ -103,6 +103,23 @@ def test_inpainting_fills_the_56_pixel_hole_and_predicts_64() -> None:
     assert views["mask"].shape == (2, 1, 64, 64)
 
 
+@pytest.mark.parametrize(("kind", "painted", "hole"), [("central", 32, 24), ("block", 64, None)])
+def test_crops_of_64_pixels_are_painted_whole_or_in_their_middle_half(kind: Any, painted: int, hole: int | None) -> None:
+    recipe = InpaintingRecipe(replace(SMALL, image_size=64, mask=MaskConfig(kind=kind, overlap=4 if hole else 0)))
+    networks = {player.name: player.network.train() for player in recipe.players}
+    images, masks, keys = batch(64, recipe)
+    views = recipe.views(images, masks, None, keys)
+    assert all(player.loss(views, networks).total.shape == (2,) for player in recipe.players)
+    truth = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    inside = slice((64 - painted) // 2, (64 + painted) // 2)
+    assert torch.allclose(views["target"], truth[..., inside, inside], atol=1e-6)
+    shown = recipe.paintings(views, recipe.paint(views, networks).detach())
+    assert torch.equal(shown.mask[:, 0], masks)
+    assert shown.prediction.shape == shown.truth.shape == (2, 3, 64, 64)
+    if hole:
+        assert int(masks[0].sum()) == hole**2
+
+
 def generator_losses(settings: InpaintingSettings) -> tuple[dict[str, torch.Tensor], torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
     """Views, the prediction, the parts and the total of the generator's turn."""
     recipe = InpaintingRecipe(settings)
@@ -181,6 +198,7 @@ def test_a_width_scales_painter_and_discriminator_alike(layout: Any, width: int 
         ("features", FeaturesSettings(mask=MaskConfig(kind="central", overlap=120)), "method: .*overlap"),
         ("features", FeaturesSettings(reconstruction_weight=0.0), "nothing would be learned"),
         ("inpainting", replace(SMALL, mask=MaskConfig(kind="central", max_fraction=0.3)), "64 x 64 of 128 x 128"),
+        ("inpainting", replace(SMALL, image_size=64, mask=MaskConfig(kind="central", overlap=16)), "16 pixels .* nothing of the 32 x 32"),
     ],
 )
 def test_settings_that_no_network_can_be_made_of_are_named(name: str, method: object, message: str) -> None:

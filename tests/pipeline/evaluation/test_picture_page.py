@@ -1,0 +1,135 @@
+"""The server of the page, asked by other programs than its own page: refused in one line, with headers that keep other sites out."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.pipeline.evaluation.paint_page import served
+from tests.pipeline.evaluation.runs import write_run
+
+MOST = 50_000
+STROKES = [{"radius": 0, "points": [[5, 5], [15, 15]]}]
+
+
+@pytest.fixture(scope="module")
+def address(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Iterator[str]:
+    run = made_once("inpainting run", lambda folder: write_run(folder, "inpainting"))
+    with served(run, max_bytes=MOST, max_pixels=10_000) as url:
+        yield urlsplit(url).netloc
+
+
+def ask(address: str, method: str = "GET", path: str = "/", body: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection(address, timeout=60)
+    try:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read()
+    finally:
+        connection.close()
+
+
+def picture() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.arange(40 * 40 * 3, dtype=np.uint32).astype(np.uint8).reshape(40, 40, 3)).save(file, "PNG")
+    return file.getvalue()
+
+
+def request(strokes: Any = STROKES, width: Any = 40, data: bytes | None = None) -> bytes:
+    return json.dumps({"width": width, "height": 40, "strokes": strokes}).encode() + b"\n" + (picture() if data is None else data)
+
+
+def test_the_page_is_three_files_that_need_no_network(address: str) -> None:
+    for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+        status, headers, body = ask(address, path=path)
+        assert status == 200
+        assert headers["content-type"].startswith(kind)
+        assert b"http://" not in body
+        assert b"https://" not in body
+        assert "default-src 'none'; script-src 'self'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+    assert ask(address, path="/page.py")[0] == 404
+
+
+@pytest.mark.parametrize("host", ["attacker.example", "attacker.example:80", "127.0.0.1.attacker.example", "[::1", ""])
+def test_a_name_that_somebody_else_gave_this_machine_is_refused(address: str, host: str) -> None:
+    for method, path in (("GET", "/"), ("POST", "/fill")):
+        status, headers, body = ask(address, method, path, request(), Host=host, Origin=f"http://{host}")
+        assert status == 421
+        assert json.loads(body) == {"error": "this page is served to this machine only"}
+        assert "content-security-policy" in headers
+
+
+def test_names_of_this_machine_are_answered_at_any_port_that_leads_here(address: str) -> None:
+    for host in ("localhost:9000", "127.0.0.1"):
+        assert ask(address, Host=host)[0] == 200
+        assert ask(address, "POST", "/fill", request(), Host=host, Origin=f"http://{host}")[0] == 200
+
+
+@pytest.mark.parametrize("origin", ["http://attacker.example", "null", "http://127.0.0.1:1", None])
+def test_another_site_can_not_ask_for_a_filling(address: str, origin: str | None) -> None:
+    status, _, body = ask(address, "POST", "/fill", request(), **({"Origin": origin} if origin else {}))
+    assert status == 403
+    assert json.loads(body)["error"] == "only the page of this server may ask for a filling"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (request([]), 400, "nothing is to be filled"),
+        (request([{"radius": 900, "points": [[20, 20]]}]), 400, "hides the whole picture"),
+        (request(width=41), 400, "the browser shows the picture with 41 x 40 pixels, and it has 40 x 40"),
+        (request(data=b"no picture"), 400, "the picture: not in a picture format that is known here"),
+        (request(data=b""), 400, "the picture: empty file"),
+        (request([{"radius": -1, "points": [[1, 1]]}]), 400, "the request is not one of this page"),
+        (request([{"radius": 3, "points": []}]), 400, "the request is not one of this page"),
+        (request([{"radius": 3, "points": [[1, float("nan")]]}]), 400, "the request is not one of this page"),
+        (request([{"radius": 1e9, "points": [[1, 1]]}]), 400, "the request is not one of this page"),
+        (request("strokes"), 400, "the request is not one of this page"),
+        (b"[" * 20_000 + b"\n", 400, "the request is not one of this page"),
+        (b"no line", 400, "the request is not one of this page"),
+        (b"\n", 400, "the request is not one of this page"),
+        (request(data=bytes(MOST)), 413, "more bytes than are taken here, 50,000"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_request_that_can_not_be_filled_is_answered_in_one_line(address: str, body: bytes, status: int, words: str) -> None:
+    answered, _, said = ask(address, "POST", "/fill", body, Origin=f"http://{address}")
+    assert answered == status
+    error = json.loads(said)["error"]
+    assert words in error
+    assert "\n" not in error
+
+
+def test_pictures_that_come_together_are_filled_one_after_the_other(address: str) -> None:
+    answers: list[tuple[int, bytes]] = []
+
+    def fill() -> None:
+        status, _, body = ask(address, "POST", "/fill", request(), Origin=f"http://{address}")
+        answers.append((status, body))
+
+    threads = [threading.Thread(target=fill) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(answers) == 4
+    assert {status for status, _ in answers} == {200}
+    assert len({body for _, body in answers}) == 1
+    result, was = (np.asarray(Image.open(io.BytesIO(data))) for data in (answers[0][1], picture()))
+    hole = np.zeros((40, 40), np.bool_)
+    hole[5:15, 5:15] = True
+    assert np.array_equal(result[~hole], was[~hole])
+    assert (result[hole] != was[hole]).any()
