@@ -19,7 +19,9 @@ EVENTS, HISTORY, QUARANTINE = "events.jsonl", "history.jsonl", "quarantine.jsonl
 EVALUATION = "evaluation.jsonl"
 """JSON lines: one line an evaluation on held-back pictures, the random start at step 0 first."""
 BASELINES = {"constant": "one colour", "visible_mean": "visible mean"}
-"""Baselines of an evaluation, and their names for a person."""
+"""Baselines of an evaluation of paintings, and their names for a person."""
+GUESSES = {"chance": "chance", "largest_class": "the largest class alone"}
+"""Baselines of an evaluation of named classes, and their names for a person."""
 FEWEST_PICTURES = 8
 """Held-back pictures; fewer say nothing of maps, spreads and features."""
 MOST_DEAD = 0.5
@@ -54,6 +56,16 @@ def step_of_name(name: str) -> int | None:
     """The step in a name that `step_name` made; None for any other name."""
     match = _STEP_NAME.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def least_accuracy(guess: float, pictures: int) -> float:
+    """Returns the accuracy that says that a network does better than a guess: two standard errors above that of the guess.
+
+    Args:
+        guess: accuracy of the guess, a fraction.
+        pictures: number of pictures that are judged; NaN comes of none.
+    """
+    return guess + 2 * math.sqrt(guess * (1 - guess) / pictures) if pictures else math.nan
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

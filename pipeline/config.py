@@ -184,7 +184,8 @@ class EvaluationConfig:
     """Data set to evaluate on instead, so that nothing is held back: folder or s3://bucket/prefix. Options of the store are
     data.storage_options."""
     judge_after: Annotated[int, Ge(0)] = 1000
-    """Steps after which a run is reported that paints no better than one colour a picture, or whose maps die or outputs collapse."""
+    """Steps after which a run is reported that paints no better than one colour a picture or names a class no better than by chance, or
+    whose maps die or outputs collapse."""
 
 
 @dataclass(frozen=True)

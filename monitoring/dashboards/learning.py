@@ -14,7 +14,7 @@ _FEATURES = "The features have collapsed"
 
 def row() -> Row:
     """Builds the row, whichever node or rank is chosen."""
-    return Row("Does it learn", [_problems(), _loss(), _gain(), _pixels(), _probe(), _dead_maps(), _spreads(), _evaluations()])
+    return Row("Does it learn", [_problems(), _loss(), _gain(), _pixels(), _accuracy(), _probe(), _dead_maps(), _spreads(), _evaluations()])
 
 
 def _by(label: str, name: str) -> str:
@@ -57,8 +57,9 @@ def _gain() -> Builder:
     return curves(
         Text(
             "Gain over the stronger baseline",
-            "Fraction of the stronger baseline's held-back L1 that the network has taken away. Above the line at 0 and rising is good.",
-            "Below 0: a plain colour paints better than the network does.",
+            "Fraction of the stronger baseline's held-back L1 that the network has taken away; of recipes that name a class, of its "
+            "errors. Above the line at 0 and rising is good.",
+            "Below 0: a plain colour paints better than the network does, or a guess is right more often.",
             _BASELINE,
         ),
         [Query(largest(series("held_back_gain_ratio", RUN)), "gain ({{run}})")],
@@ -84,9 +85,26 @@ def _pixels() -> Builder:
             Query(_by("of", "held_back_psnr_decibels"), "PSNR, {{of}} ({{run}})"),
         ],
         "percentunit",
-        width=12,
+        width=8,
         limits=(None, None),
         right={"PSNR.*": "dB"},
+    )
+
+
+def _accuracy() -> Builder:
+    return curves(
+        Text(
+            "Accuracy of the named classes",
+            "Fraction of held-back pictures whose class the network names correctly: the position of a patch, or the label; and that of "
+            "guessing. Above both guesses and rising is good. Empty for recipes that paint.",
+            "At chance for long: the network has learned nothing of its task. Rising in training and falling here: it learns its pictures "
+            "by heart.",
+            _BASELINE,
+        ),
+        [Query(_by("of", "held_back_accuracy_ratio"), "{{of}} ({{run}})")],
+        "percentunit",
+        width=8,
+        limits=(0, 1),
     )
 
 
@@ -102,7 +120,7 @@ def _probe() -> Builder:
         ),
         [Query(_by("classifier", "probe_accuracy_ratio"), "{{classifier}} ({{run}})")],
         "percentunit",
-        width=12,
+        width=8,
         limits=(0, 1),
     )
 

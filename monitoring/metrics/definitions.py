@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from monitoring.run_files import BASELINES as NAMES
+from monitoring.run_files import GUESSES
 
 PREFIX = "context_encoder_"
 UNITS = ("seconds", "bytes", "ratio", "decibels")
@@ -105,6 +106,8 @@ ACCURACY = "accuracy_"
 BASELINES = tuple(NAMES)
 """Painters without a network: one colour for all pictures, and the mean colour of each picture's own visible part."""
 PAINTERS = ("network", *BASELINES)
+GUESSERS = ("network", *GUESSES)
+"""Classifiers of a recipe that names a class: its network, and guesses without a network."""
 CLASSIFIERS = ("chance", "knn", "ridge")
 """Classifiers of the probe of an evaluation; chance is the accuracy of guessing."""
 PROBLEMS = ("baseline", "dead_maps", "constant_output", "collapsed_features")
@@ -183,7 +186,8 @@ DEFINITIONS = (
     _evaluated("held_back_loss", "Loss on held-back pictures, of the network and of each baseline", "of", PAINTERS),
     _evaluated("held_back_absolute_error_ratio", "Mean absolute error (L1) of dropped pixels, where 1 is white for black", "of", PAINTERS),
     _evaluated("held_back_psnr_decibels", "Peak signal-to-noise ratio of dropped pixels, mean over held-back pictures", "of", PAINTERS),
-    _evaluated("held_back_gain_ratio", "Fraction of the stronger baseline's held-back L1 that the network takes away, negative if worse"),
+    _evaluated("held_back_accuracy_ratio", "Fraction of held-back pictures whose class is named correctly", "of", GUESSERS),
+    _evaluated("held_back_gain_ratio", "Fraction of the stronger baseline's held-back L1 or errors taken away, negative if worse"),
     _evaluated("dead_maps_ratio", "Fraction of a layer's maps that fire on no held-back picture", "layer", most=16),
     _evaluated("output_spread_ratio", "Spread over held-back pictures of the mean painted colour, relative to the true colour's"),
     _evaluated("feature_dimensions", "Dimensions in which features of held-back pictures vary (participation ratio, 1 is collapsed)"),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from monitoring.metrics.definitions import BASELINES, CLASSIFIERS
+from monitoring.metrics.definitions import BASELINES, CLASSIFIERS, GUESSERS
 
 _PER_CENT = 100.0
 
@@ -24,6 +24,8 @@ def gauge_values(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...],
         yield "held_back_loss", (painter,), _number(figures, "loss")
         yield "held_back_absolute_error_ratio", (painter,), _number(figures, "l1") / _PER_CENT
         yield "held_back_psnr_decibels", (painter,), _number(figures, "psnr")
+    for guesser in GUESSERS:
+        yield "held_back_accuracy_ratio", (guesser,), _number(row if guesser == "network" else _mapping(baselines, guesser), "accuracy")
     yield "held_back_gain_ratio", (), _number(row, "gain")
     maps, dead = _mapping(row, "maps"), _mapping(row, "dead_maps")
     for layer in maps:

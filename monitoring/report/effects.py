@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 _NONE = ("0", "0.0")
 RULES: Sequence[tuple[Mapping[str, Sequence[str]], str]] = (
-    ({"recipe": ("autoencoder",)}, r"method\.mask\..*"),
+    ({"recipe": ("autoencoder", "denoising")}, r"method\.mask\..*"),
     ({"method.mask.kind": ("central",)}, r"method\.mask\.min_fraction"),
     ({"method.mask.kind": ("region", "block", "noise_pattern")}, r"method\.mask\.overlap"),
     ({"method.mask.kind": ("region", "block", "central")}, r"method\.mask\.noise_fractions"),
@@ -22,6 +22,7 @@ RULES: Sequence[tuple[Mapping[str, Sequence[str]], str]] = (
     ({"method.optimiser.kind": ("sgd",)}, r"method\.optimiser\.(betas|epsilon)"),
     ({"method.discriminator_optimiser.kind": ("adam",)}, r"method\.discriminator_optimiser\.momentum"),
     ({"method.discriminator_optimiser.kind": ("sgd",)}, r"method\.discriminator_optimiser\.(betas|epsilon)"),
+    ({"recipe": ("labels", "relative_position"), "method.batch_norm": ("false",)}, r"method\.batch_norm_group"),
     ({"schedule.kind": ("constant", "step")}, r"schedule\.final_factor"),
     ({"schedule.kind": ("constant", "cosine")}, r"schedule\.step_(every|factor)"),
     ({"watchdog.enabled": ("false",)}, r"watchdog\.(startup_minutes|stall_minutes|checkpoint_minutes|grace_seconds)"),

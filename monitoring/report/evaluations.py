@@ -15,28 +15,43 @@ from typing import Any
 from monitoring.report.attempts import Attempts
 from monitoring.report.curves import Bucket, Curve, Curves
 from monitoring.report.lines import Lines, integer, number
+from monitoring.run_files import least_accuracy
 
 MOST_EVALUATIONS = 240
 """Largest number of evaluations that are kept of a run; of more, every second, fourth, ... one and the newest are."""
 _MOST_BASELINES, _MOST_LAYERS = 4, 64
 _MOST_CHOICES, _LONGEST_CHOICE = 16, 200  # choices of pictures that a run has, and letters of a digest
+REPEATED = ("reconstruction", "cross_entropy")
+"""Parts of the training's losses that evaluations compute of held-back pictures."""
 _LARGEST = 1e30  # larger figures count as infinite
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of paintings over the dropped pixels of the held-back pictures; NaN where one is not known.
+    """Figures of paintings over the dropped pixels of the held-back pictures, or of named classes; NaN where one is not known.
 
     Attributes:
-        loss: reconstruction loss, in the unit of the training's.
+        loss: reconstruction loss or cross-entropy, in the unit of the training's.
         l1, l2: mean absolute and squared error in per cent.
         psnr: peak signal-to-noise ratio in dB.
+        accuracy: fraction of the pictures whose class is named correctly.
     """
 
     loss: float = math.nan
     l1: float = math.nan
     l2: float = math.nan
     psnr: float = math.nan
+    accuracy: float = math.nan
+
+    @property
+    def names_a_class(self) -> bool:
+        """True for the figures of a recipe that classifies."""
+        return math.isfinite(self.accuracy)
+
+    @property
+    def error(self) -> float:
+        """The figure by which networks and baselines are compared, per cent: L1, or the wrongly named classes."""
+        return 100 * (1 - self.accuracy) if self.names_a_class else self.l1
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,7 @@ class Evaluation:
         feature_spread: mean distance of the features from their mean, over their mean length.
         probe: probe of the features; None where labels are not known.
         seconds: duration of the evaluation.
+        unlabelled: number of the pictures that are left out because their class is not known.
         choice: digest of the pictures; empty where the line has none. Only figures of equal digests are compared.
     """
 
@@ -84,23 +100,30 @@ class Evaluation:
     probe: Probe | None = None
     seconds: float = math.nan
     choice: str = ""
+    unlabelled: int = 0
 
     @property
     def stronger(self) -> str:
-        """Name of the baseline with the smaller L1, which decides whether the run learns; empty where there is none."""
-        errors = {name: scores.l1 for name, scores in self.baselines.items() if math.isfinite(scores.l1)}
+        """Name of the baseline with the smaller error, which decides whether the run learns; empty where there is none."""
+        errors = {name: scores.error for name, scores in self.baselines.items() if math.isfinite(scores.error)}
         return min(errors, key=errors.__getitem__, default="")
 
     @property
     def gain(self) -> float:
-        """Fraction of the stronger baseline's L1 that the network has taken away; negative where the network is worse, else NaN."""
-        l1 = self.baselines[self.stronger].l1 if self.stronger else math.nan
-        return 1 - self.scores.l1 / l1 if l1 > 0 else math.nan
+        """Fraction of the stronger baseline's error that the network has taken away; negative where the network is worse, else NaN."""
+        error = self.baselines[self.stronger].error if self.stronger else math.nan
+        return 1 - self.scores.error / error if error > 0 else math.nan
 
     @property
     def beats_baselines(self) -> bool | None:
-        """True where the network's L1 is below that of every baseline; None where no baseline is known."""
-        return self.scores.l1 < self.baselines[self.stronger].l1 if self.stronger else None
+        """True where the network's L1 is below that of every baseline, or its accuracy above by more than luck; None where no baseline is
+        known."""
+        if not self.stronger:
+            return None
+        stronger = self.baselines[self.stronger]
+        if stronger.names_a_class:
+            return self.scores.accuracy > least_accuracy(stronger.accuracy, self.pictures - self.unlabelled)
+        return self.scores.l1 < stronger.l1
 
     @property
     def dead(self) -> float:
@@ -120,7 +143,7 @@ class Evaluations:
         others: number of evaluations on another choice of pictures, which are left out everywhere else.
         start: evaluation of the random start; None where there is none.
         newest: evaluation of the greatest step; None where there is none.
-        best: evaluation with the smallest L1; None where no L1 is finite.
+        best: evaluation with the smallest error; None where no error is finite.
     """
 
     rows: list[Evaluation] = field(default_factory=list)
@@ -195,13 +218,13 @@ def read(lines: Lines, attempts: Attempts) -> Evaluations:
 
 @dataclass
 class _Tally:
-    """Number of the evaluations on one choice of pictures, and the one with the smallest L1 of those that no later line replaces."""
+    """Number of the evaluations on one choice of pictures, and the one with the smallest error of those that no later line replaces."""
 
     count: int = 0
     best: Evaluation | None = None
 
     def settle(self, row: Evaluation) -> None:
-        if row.scores.l1 < (self.best.scores.l1 if self.best else math.inf):  # false for NaN
+        if row.scores.error < (self.best.scores.error if self.best else math.inf):  # false for NaN
             self.best = row
 
 
@@ -226,11 +249,12 @@ def _evaluation(step: int, line: Mapping[str, Any]) -> Evaluation:
         _probe(probe) if isinstance(probe, Mapping) else None,
         _figure(line, "seconds"),
         str(line.get("choice") or "")[:_LONGEST_CHOICE],
+        integer(line.get("unlabelled")) or 0,
     )
 
 
 def _scores(scores: Mapping[str, Any]) -> Scores:
-    return Scores(*(_figure(scores, key) for key in ("loss", "l1", "l2", "psnr")))
+    return Scores(*(_figure(scores, key) for key in ("loss", "l1", "l2", "psnr", "accuracy")))
 
 
 def _layers(maps: object, dead: object) -> tuple[tuple[str, int, int], ...]:

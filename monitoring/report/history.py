@@ -79,6 +79,11 @@ def _append(found: list[tuple[Name, float]], name: Name, value: object) -> None:
         found.append((name, converted))
 
 
+_FRACTIONS = {"accuracy": "training", "unlabelled": "unlabelled"}  # parts of a classifier's losses -> line of the chart of its accuracy
+
+
 @functools.lru_cache(maxsize=256)
 def _loss_name(player: str, part: str) -> Name:
+    if part in _FRACTIONS:
+        return ("accuracy", player, _FRACTIONS[part])
     return ("accuracy", player, part.removeprefix("accuracy_")) if part.startswith("accuracy_") else ("loss", player, part)

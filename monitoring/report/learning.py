@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from monitoring.report.axes import UNKNOWN, duration, figure, percent
 from monitoring.report.charts import Chart, Drawing, Level, Line
 from monitoring.report.disclosure import shown
-from monitoring.report.evaluations import Evaluation, Evaluations, Probe, Scores
+from monitoring.report.evaluations import REPEATED, Evaluation, Evaluations, Probe, Scores
 from monitoring.report.markup import figure_cell, row, section, table, text
 from monitoring.report.record import Record
 from monitoring.run_files import (
     BASELINES,
     FEWEST_PICTURES,
+    GUESSES,
     LEAST_FEATURE_DIMENSIONS,
     LEAST_FEATURE_SPREAD,
     LEAST_OUTPUT_SPREAD,
@@ -24,13 +25,15 @@ from shards.counting import counted
 _MEANINGS = {
     "constant": "the mean colour of the data set in every hole",
     "visible_mean": "the mean colour of the picture's visible part in its hole",
+    "chance": "every class equally often",
+    "largest_class": "the most frequent class of these pictures for all of them",
 }
 _WARNING = '<span class="dot warn"></span>'
 
 
 def baseline_name(name: str) -> str:
     """Writes the name of a baseline, not escaped."""
-    return BASELINES.get(name, shown(name.replace("_", " "), 40))
+    return (BASELINES | GUESSES).get(name, shown(name.replace("_", " "), 40))
 
 
 def reached(evaluations: Evaluations) -> str:
@@ -41,10 +44,26 @@ def reached(evaluations: Evaluations) -> str:
     newest, start = evaluations.judged, evaluations.start
     if newest is None:
         return ""
-    sentence = f"held-back L1 {_per_cent(newest.scores.l1) if math.isfinite(newest.scores.l1) else 'not finite'}"
+    name, value = headline(newest)
+    sentence = f"{name} {value if math.isfinite(newest.scores.error) else 'not finite'}"
     if newest.stronger:
-        sentence += f", {text(baseline_name(newest.stronger))} {_per_cent(newest.baselines[newest.stronger].l1)}: {better(newest.gain)}"
-    return sentence + (f"; random start {_per_cent(start.scores.l1)}" if start is not None else "")
+        scores = newest.baselines[newest.stronger]
+        sentence += f", {text(baseline_name(newest.stronger))} {_compared(scores)}: {verdict(newest)}"
+    return sentence + (f"; random start {_compared(start.scores)}" if start is not None else "")
+
+
+def headline(evaluation: Evaluation) -> tuple[str, str]:
+    """Returns the name and the value of the figure by which an evaluation is judged."""
+    scores = evaluation.scores
+    kind = "accuracy" if scores.names_a_class or any(each.names_a_class for each in evaluation.baselines.values()) else "L1"
+    return f"held-back {kind}", _compared(scores)
+
+
+def verdict(evaluation: Evaluation) -> str:
+    """Writes in words how the network compares with the stronger baseline: the gain, or for named classes whether it is more than luck."""
+    if not evaluation.baselines[evaluation.stronger].names_a_class:
+        return better(evaluation.gain)
+    return "better" if evaluation.beats_baselines else "no better"
 
 
 def better(gain: float) -> str:
@@ -81,17 +100,19 @@ def drawings(record: Record, first: int) -> list[Drawing]:
     def line(name: str, value: Callable[[Evaluation], float]) -> Line:
         return Line(name, evaluations.curve(curves, value), has_points=True)
 
-    charts = [
+    classes = any(row.scores.names_a_class for row in evaluations.rows)
+    charts = [_accuracy_chart(evaluations, line("", lambda row: row.scores.accuracy))] if classes else []
+    charts.append(
         Chart(
-            "Fraction of the stronger baseline's L1 taken away",
+            f"Fraction of the stronger baseline's {'errors' if classes else 'L1'} taken away",
             [line("", lambda row: row.gain)],
             is_fraction=True,
             from_zero=True,
             levels=[Level("baseline", 0.0)],
             skips_start=True,
         )
-    ]
-    if not any(name[2:] == ("reconstruction",) for name in curves.names("loss")):
+    )
+    if not any(name[2:] in [(part,) for part in REPEATED] for name in curves.names("loss")):
         charts.append(Chart("Held-back loss", [line("", lambda row: row.scores.loss)], levels=levels(evaluations), skips_start=True))
     if any(row.dead > 0 for row in evaluations.rows):  # false for NaN
         charts.append(Chart("Dead maps, all layers", [line("", lambda row: row.dead)], is_fraction=True, from_zero=True))
@@ -104,6 +125,14 @@ def drawings(record: Record, first: int) -> list[Drawing]:
     return [Drawing(chart, curves, [], [], number) for number, chart in enumerate(charts, first)]
 
 
+def _accuracy_chart(evaluations: Evaluations, accuracy: Line) -> Chart:
+    """Returns the chart of the accuracy beside that of guessing."""
+    newest = evaluations.newest
+    guesses = sorted((scores.accuracy, name) for name, scores in newest.baselines.items()) if newest is not None else []
+    levels = [Level(baseline_name(name), guess) for guess, name in guesses if math.isfinite(guess)]
+    return Chart("Held-back accuracy", [accuracy], is_fraction=True, from_zero=True, levels=levels)
+
+
 def learning_section(record: Record, drawn: Sequence[Drawing]) -> str:
     """Returns the part with what the run learns; empty where there is no evaluation."""
     evaluations = record.evaluations
@@ -114,6 +143,8 @@ def learning_section(record: Record, drawn: Sequence[Drawing]) -> str:
     lead = lead[:1].upper() + lead[1:]
     lead += f"{counted(evaluations.count, 'evaluation')} on {counted(newest.pictures, 'picture')}"
     lead += f" that the run never trains on, with the same masks each time; the newest took {duration(newest.seconds)}."
+    if newest.unlabelled:
+        lead += f" Left out: {counted(newest.unlabelled, 'picture')} without a label."
     if evaluations.others:
         lead += f" Without {counted(evaluations.others, 'evaluation')} on other pictures, because those figures differ."
     if evaluations.undone:
@@ -143,7 +174,8 @@ def _scores_table(newest: Evaluation, evaluations: Evaluations) -> str:
         meaning = f"<small>{_MEANINGS[name]}</small>" if name in _MEANINGS else ""
         against = "the stronger baseline" if name == newest.stronger else ""
         rows.append(_scores_row(f"{text(baseline_name(name))}{meaning}", scores, against))
-    head = ("painted by", ">loss", ">L1", ">L2", ">PSNR", "against the stronger baseline")
+    kind = ("named by", ">loss", ">accuracy") if newest.scores.names_a_class else ("painted by", ">loss", ">L1", ">L2", ">PSNR")
+    head = (*kind, "against the stronger baseline")
     return table(head, rows, "Scores on held-back pictures")
 
 
@@ -151,10 +183,12 @@ def _evaluation_row(name: str, evaluation: Evaluation) -> str:
     if not evaluation.stronger:
         return _scores_row(name, evaluation.scores, "")
     mood = "good" if evaluation.beats_baselines else "warn" if evaluation.step else ""  # a random start is no fault
-    return _scores_row(name, evaluation.scores, f'<span class="dot {mood}"></span>{better(evaluation.gain)}')
+    return _scores_row(name, evaluation.scores, f'<span class="dot {mood}"></span>{verdict(evaluation)}')
 
 
 def _scores_row(name: str, scores: Scores, against: str) -> str:
+    if scores.names_a_class:
+        return row(name, figure_cell(figure(scores.loss, 3)), figure_cell(_compared(scores)), against)
     cells = (figure(scores.loss, 3), _per_cent(scores.l1), _per_cent(scores.l2), f"{figure(scores.psnr, 3)} dB")
     return row(name, *map(figure_cell, cells), against)
 
@@ -232,6 +266,11 @@ def _probe_table(now: Evaluation, start: Evaluation | None) -> str:
 def _probed(evaluation: Evaluation, key: str) -> float:
     probe: Probe | None = evaluation.probe
     return float(getattr(probe, key)) if probe is not None else math.nan
+
+
+def _compared(scores: Scores) -> str:
+    """Writes the figure by which networks and baselines are compared."""
+    return _per_cent(100 * scores.accuracy if scores.names_a_class else scores.l1)
 
 
 def _per_cent(value: float) -> str:

@@ -13,6 +13,7 @@ from monitoring.report.charts import Chart, Drawing, Line, span
 from monitoring.report.curves import Buckets, Curves, Name
 from monitoring.report.disclosure import flattened, shown
 from monitoring.report.effects import without_effect
+from monitoring.report.evaluations import REPEATED
 from monitoring.report.markup import pairs, section, text
 from monitoring.report.record import Record
 from shards.counting import counted
@@ -49,7 +50,7 @@ def _loss_chart(record: Record, name: Name) -> Chart:
     title, line = f"{_title(name[1])}: {_name(name[2])} loss", Line("", record.curves[name])
     if not record.evaluations.rows:
         return Chart(title, [line], may_be_log=True)
-    if name != next((each for each in record.curves.names("loss") if each[2] == "reconstruction"), None):
+    if name != next((each for each in record.curves.names("loss") if each[2] in REPEATED), None):
         return Chart(title, [line], may_be_log=True, skips_start=True)
     lines = [Line("training", record.curves[name]), learning.held_back_line(record)]
     return Chart(title, lines, may_be_log=True, levels=learning.levels(record.evaluations), skips_start=True)
@@ -86,7 +87,11 @@ def chart_data(record: Record, drawn: list[Drawing]) -> str:
 def pictures_section(record: Record) -> str:
     """Returns the part with the newest picture grid and a few before it."""
     if not record.pictures:
-        return section("pictures", "Pictures", '<p class="empty">No picture grid has been drawn (training.pictures_every).</p>')
+        return section(
+            "pictures",
+            "Pictures",
+            '<p class="empty">No picture grid has been drawn (training.pictures_every; a recipe that names classes draws none).</p>',
+        )
     followed = pictures.follow(record.pictures)
     loaded = pictures.load(pictures.chosen(record.pictures))
     figures = []

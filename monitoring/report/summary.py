@@ -11,7 +11,8 @@ from typing import Any
 from monitoring.report.attempts import images
 from monitoring.report.axes import UNKNOWN, duration, figure, moment, percent
 from monitoring.report.curves import Curve
-from monitoring.report.learning import baseline_name, better, reached
+from monitoring.report.evaluations import REPEATED
+from monitoring.report.learning import baseline_name, headline, reached, verdict
 from monitoring.report.lines import integer, number
 from monitoring.report.markup import text
 from monitoring.report.record import Record
@@ -69,9 +70,11 @@ def _finished(record: Record, done: str) -> State:
     """Returns the state of a finished run, which is good only where the run has learnt as far as its evaluations show it."""
     judged, sentence = record.evaluations.judged, reached(record.evaluations)
     if judged is not None and judged.beats_baselines is False:
-        but = f"the network paints no better than the {text(baseline_name(judged.stronger))}: {sentence}."
+        name = text(baseline_name(judged.stronger))
+        classes = judged.baselines[judged.stronger].names_a_class
+        but = f"the network {f'names classes no better than {name}' if classes else f'paints no better than the {name}'}: {sentence}."
         if (best := record.evaluations.best) is not None and best.beats_baselines:
-            but += f" It was {better(best.gain)} at step {best.step:,}."
+            but += f" It was {verdict(best)} at step {best.step:,}."
         if judged.step < (limit := _judge_after(record)):
             but += f" That may be too early to judge: evaluation.judge_after is {counted(limit, 'step')}."
         return State("finished, baseline not beaten", "warn", f"All {done} are done, but {but}")
@@ -108,8 +111,12 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
             (f"{text(title[:1].upper() + title[1:], 60)} loss", figure(end, 3), f"{figure(begin, 3)} in the first tenth of the run")
         )
     if (judged := record.evaluations.judged) is not None:
-        against = f"{better(judged.gain)} than the {text(baseline_name(judged.stronger))}" if judged.stronger else "no baseline is known"
-        found.append(("Held-back L1", f"{figure(judged.scores.l1, 3)} %", against))
+        against = "no baseline is known"
+        if judged.stronger:
+            article = "" if judged.baselines[judged.stronger].names_a_class else "the "
+            against = f"{verdict(judged)} than {article}{text(baseline_name(judged.stronger))}"
+        title, value = headline(judged)
+        found.append((title[:1].upper() + title[1:], value, against))
     if curves.names("throughput"):
         found.append(("Images per second", figure(_middle(curves[("throughput",)]), 3), "median, all ranks together"))
     if curves.names("wait"):
@@ -163,9 +170,9 @@ def _described(kind: str, who: str, row: Mapping[str, Any]) -> str:
 
 
 def _headline_losses(record: Record) -> list[tuple[str, ...]]:
-    """Returns the losses that get a figure: reconstruction losses where there are any, else the total of the first player."""
+    """Returns the losses that get a figure: those that evaluations repeat where there are any, else the total of the first player."""
     names = record.curves.names("loss")
-    return [name for name in names if name[2] == "reconstruction"][:2] or [name for name in names if name[2] == "total"][:1] or names[:1]
+    return [name for name in names if name[2] in REPEATED][:2] or [name for name in names if name[2] == "total"][:1] or names[:1]
 
 
 def _ends(curve: Curve) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.evaluation.architecture import EncoderInvalid, built
 from pipeline.evaluation.facts import EncoderFacts, Transform
-from pipeline.evaluation.of_run import initial_encoder, trained_encoder
+from pipeline.evaluation.of_run import exported, initial_encoder, trained_encoder
 from pipeline.spelling import nearest
 from shards.counting import counted
 from shards.store import Options, Store
@@ -131,8 +131,8 @@ def random_start(facts: EncoderFacts, seed: int) -> nn.Sequential:
     Raises:
         EncoderInvalid: the recipe of the encoder is not here, or does not know its settings.
     """
-    _, encoder = initial_encoder(facts.recipe, facts.method, facts.player, seed, "the random start")
-    return built(facts.layers, {name: tensor.detach() for name, tensor in encoder.state_dict().items()})
+    recipe, encoder = initial_encoder(facts.recipe, facts.method, facts.player, seed, "the random start")
+    return built(facts.layers, exported(recipe, {name: tensor.detach() for name, tensor in encoder.state_dict().items()}))
 
 
 def _from_file(url: str, options: Options | None) -> TrainedEncoder:

@@ -45,8 +45,8 @@ tags: [context-encoder, self-supervised, safetensors]
 
 # {title}
 
-The encoder of a context encoder ([Pathak et al., CVPR 2016](https://arxiv.org/abs/1604.07379)): a chain of {count} layers that was
-trained without labels, by the pretext task `{recipe}`, and turns a picture into {maps} maps of {height} x {width}.
+An encoder that was trained with the code of context encoders ([Pathak et al., CVPR 2016](https://arxiv.org/abs/1604.07379)): a chain of
+{count} layers that learned by the recipe `{recipe}`, and turns a picture into {maps} maps of {height} x {width}.
 
 | file | what |
 |---|---|
@@ -69,8 +69,9 @@ _LIMITS = """\
 
 - It is no classifier and paints nothing: it is the first part of a network, and what comes out are features for a model that you train
   on top of it.
-- Frozen features of this method are weaker than those of networks trained with labels. In the literature a linear model on them gains 1
-  to 4 points over random weights, most at the middle layers. Compare with the random start on your own task before you rely on it.
+- Frozen features of pretext tasks are weaker than those of networks trained with labels. In the literature a linear model on a context
+  encoder's gains 1 to 4 points over random weights, most at the middle layers. Compare with the random start on your own task before you
+  rely on it.
 - It has learned what its training pictures show, with all that is over- or under-represented in them. Whether their licence allows your
   use is not known here.
 - Other inputs than the one above (B, G, R; values in [0, 1]; ImageNet's deviation as divisor) give features without a warning.
@@ -141,12 +142,17 @@ def _scores(facts: EncoderFacts) -> str:
     rows += [(f"baseline: {name.replace('_', ' ')}", figures) for name, figures in baselines.items()]
     pictures = facts.scores.get("pictures")
     shown = counted(pictures, "picture") if isinstance(pictures, int) else "pictures"
+    if "accuracy" in facts.scores:
+        what, columns = f"Classes named on {shown} that were held back from training.", {"loss": "loss", "accuracy": "accuracy"}
+    else:
+        what = f"Dropped pixels of {shown} that were held back from training. L1 and L2 are in per cent of the range, PSNR in dB."
+        columns = {"loss": "loss", "l1": "L1", "l2": "L2", "psnr": "PSNR"}
     lines = [
-        f"Dropped pixels of {shown} that were held back from training. L1 and L2 are in per cent of the range, PSNR in dB.",
+        what,
         "",
-        "| | loss | L1 | L2 | PSNR |",
-        "|---|---|---|---|---|",
-        *(f"| {name} | {' | '.join(_figure(row, key) for key in ('loss', 'l1', 'l2', 'psnr'))} |" for name, row in rows),
+        f"| | {' | '.join(columns.values())} |",
+        f"|---|{'---|' * len(columns)}",
+        *(f"| {name} | {' | '.join(_figure(row, key) for key in columns)} |" for name, row in rows),
     ]
     if isinstance(probe := facts.scores.get("probe"), dict):
         figures = ", ".join(f"{name} {_figure(probe, name)}" for name in probe)

@@ -14,7 +14,7 @@ from pipeline import recipes
 from pipeline.evaluation.architecture import EncoderInvalid, built, described, output_shape
 from pipeline.evaluation.facts import EncoderFacts, assumed_side
 from pipeline.mapping import ConfigError, from_mapping
-from pipeline.recipes.player import Recipe
+from pipeline.recipes.player import ClassifyingRecipe, Recipe
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointInvalid, CheckpointStore, read
 from pipeline.training.record.environment import environment
 from pipeline.training.record.run_folder import checkpoint_store
@@ -79,6 +79,11 @@ def initial_encoder(recipe: str, method: Mapping[str, Any], player: str, seed: i
     raise EncoderInvalid(f"{where}: the recipe {recipe!r} has no player{f' {player!r}' if player else ''} whose network has an `encoder`")
 
 
+def exported(recipe: Recipe, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turns the weights of a recipe's encoder, by the names of its layers, into those for pictures that are normalised and nothing else."""
+    return recipe.exported(weights) if isinstance(recipe, ClassifyingRecipe) else dict(weights)
+
+
 def _described(
     checkpoint: Checkpoint, where: str, scores: Mapping[str, Any] | None, start: Mapping[str, Any] | None
 ) -> tuple[EncoderFacts, dict[str, Tensor]]:
@@ -90,17 +95,18 @@ def _described(
     weights = {key.removeprefix(_PREFIX): tensor for key, tensor in saved.items() if key.startswith(_PREFIX)}
     if not weights:
         raise EncoderInvalid(f"{where} of the recipe {name!r} holds no encoder")
+    weights, side = exported(recipe, weights), recipe.encoder_side if isinstance(recipe, ClassifyingRecipe) else recipe.image_size
     layers = described(encoder)
     stored = checkpoint.facts.get("stored_side")  # absent from checkpoints of older versions
     facts = EncoderFacts(
         layers=layers,
-        side=recipe.image_size,
+        side=side,
         mean=recipe.scale.mean,
         divisor=recipe.scale.divisor,
         fill=recipe.scale.fill or recipe.scale.mean,
-        shorter_side=assumed_side(recipe.image_size) if stored is None else int(stored),
+        shorter_side=assumed_side(side) if stored is None else int(stored),
         shorter_side_from="assumed" if stored is None else "data set",
-        output=output_shape(built(layers, weights), recipe.image_size),
+        output=output_shape(built(layers, weights), side),
         recipe=name,
         player=player,
         method=method,

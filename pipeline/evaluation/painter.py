@@ -12,7 +12,7 @@ from pipeline.evaluation.architecture import EncoderInvalid
 from pipeline.mapping import ConfigError, from_mapping, with_places
 from pipeline.masking import CentralRegion, OneMask
 from pipeline.masking.source import MaskSource
-from pipeline.recipes.player import Recipe
+from pipeline.recipes.player import PaintingRecipe
 from pipeline.training.checkpoint.store import CheckpointInvalid, CheckpointStore, read
 from pipeline.training.record.run_folder import checkpoint_store
 from shards.store import Options
@@ -34,7 +34,7 @@ class Painter:
         size: side of the square pictures that the painter sees, in pixels.
     """
 
-    def __init__(self, recipe: Recipe, network: nn.Module, step: int, where: str) -> None:
+    def __init__(self, recipe: PaintingRecipe, network: nn.Module, step: int, where: str) -> None:
         self.recipe, self.network, self.step, self.where = recipe, network.eval(), step, where
         self.size = recipe.image_size
 
@@ -105,7 +105,7 @@ def read_painter(run: str, options: Options | None = None, step: int | None = No
             recipe = recipes.make(name, method, int(config["seed"]), options, draws_masks=False)
     except ConfigError as error:
         raise EncoderInvalid(f"{where}: the settings of another version of this package? {error}") from error
-    if recipe.mask is None:
+    if not isinstance(recipe, PaintingRecipe) or recipe.mask is None:
         raise EncoderInvalid(f"{where}: the recipe {name!r} drops no pixels, so its network fills no holes")
     network = next(each.network for each in recipe.players if each.name == recipe.painter)
     try:

@@ -1,6 +1,7 @@
 """Pretext tasks, one file each: the views of a picture, the players that learn from them, and their losses.
 
-In: a recipe's name, its settings and a seed. Out: a `Recipe` (see `player`) with its networks. Public names: `RECIPES`, `SETTINGS`, `make`.
+In: a recipe's name, its settings and a seed. Out: a `Recipe` (see `player`) with its networks. Public names: `RECIPES`, `SETTINGS`, `make`,
+`check_labels`.
 
 A recipe's file ends in `RECIPE`, the recipe's class, whose `settings` is the frozen dataclass behind `--method.*`. Files are found
 automatically: a new pretext task is one file here and nothing else. docs/extending.md shows one.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,8 @@ import torch
 
 from pipeline.mapping import ConfigError
 from pipeline.masking import MaskConfig, bank_of
-from pipeline.recipes.player import Recipe
+from pipeline.recipes.player import LabelledRecipe, Recipe
+from shards.dataset.manifest import Manifest
 from shards.store import Options
 
 
@@ -66,3 +69,13 @@ def make(name: str, method: Any, seed: int, storage_options: Options | None = No
         of_mask = str(error).partition(":")[0] in {each.name for each in dataclasses.fields(MaskConfig)}
         raise ConfigError(f"method{'.mask.' if of_mask else ': '}{error}") from error
     return recipe
+
+
+def check_labels(recipe: Recipe, manifests: Sequence[Manifest]) -> None:
+    """Refuses data sets whose labels a recipe can't learn from; a recipe that needs no labels takes all.
+
+    Raises:
+        ConfigError: naming the data set.
+    """
+    if isinstance(recipe, LabelledRecipe):
+        recipe.check_labels(manifests)

@@ -1,14 +1,15 @@
 """Recipes and players, the interface between a pretext task and the training loop, which knows no recipe by name.
 
 A recipe turns a batch into views, and holds the players that take turns on these. A player is one network with its loss and its optimiser:
-one for the features recipe, generator and discriminator for inpainting.
+one for the features recipe, generator and discriminator for inpainting. The network of one player has the part that is called `encoder`,
+the result of a run: the player that paints (`PaintingRecipe`) or the one that names a class (`ClassifyingRecipe`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.config import OptimiserConfig
 from pipeline.masking.source import MaskSource
 from pipeline.recipes.pixels import PixelScale
+from shards.dataset.manifest import Manifest
 
 Views = Mapping[str, Tensor]
 Networks = Mapping[str, nn.Module]
@@ -99,12 +101,10 @@ class Recipe(Protocol):
         unit: number of samples that ranks must not divide: 1, or the batch-norm group.
         mask: generator of masks; None where the recipe uses none.
         players: players in the order of their turns.
-        painter: name of the player whose network paints; the part of it that is called `encoder` is the result of a run.
         scale: scale of the pixels that the networks see, which goes with an exported encoder.
     """
 
     name: ClassVar[str]
-    painter: ClassVar[str]
     scale: ClassVar[PixelScale]
     image_size: int
     unit: int
@@ -126,6 +126,26 @@ class Recipe(Protocol):
         """
         ...
 
+
+@runtime_checkable
+class WholeViews(Protocol):
+    """A recipe with views of its own for pictures that are shown whole; others make them by `views` without a dropped pixel."""
+
+    def whole(self, images: Tensor, keys: Tensor) -> Views:
+        """Makes the views in which the encoder sees pictures as they are; arguments and views as in `Recipe.views`."""
+        ...
+
+
+@runtime_checkable
+class PaintingRecipe(Recipe, Protocol):
+    """A pretext task whose network paints pictures.
+
+    Attributes:
+        painter: name of the player whose network paints; the part of it that is called `encoder` is the result of a run.
+    """
+
+    painter: ClassVar[str]
+
     def paint(self, views: Views, networks: Networks) -> Tensor:
         """Paints the targets of views, float32 (n, 3, S, S) on the scale of the targets. Called without gradient."""
         ...
@@ -136,6 +156,48 @@ class Recipe(Protocol):
 
     def paintings(self, views: Views, painting: Tensor) -> Paintings:
         """Turns a painting, as `paint` returns it, and its views into pictures for a person."""
+        ...
+
+
+@runtime_checkable
+class ClassifyingRecipe(Recipe, WholeViews, Protocol):
+    """A task whose network names one of a number of classes; its logged losses are `cross_entropy` and `accuracy`.
+
+    Attributes:
+        classifier: name of the player whose network classifies; the part of it that is called `encoder` is the result of a run.
+        balanced: True where the task draws every class equally often, so that no other guess is better than chance.
+        classes: number of classes.
+        encoder_side: side, in pixels, of the square pictures that the exported encoder is described for.
+    """
+
+    classifier: ClassVar[str]
+    balanced: ClassVar[bool]
+    classes: int
+    encoder_side: int
+
+    def classify(self, views: Views, networks: Networks) -> Tensor:
+        """Computes the logits of every class, float32 (n, classes). Called without gradient."""
+        ...
+
+    def truth(self, views: Views) -> Tensor:
+        """Gives the true classes, int64 (n,), -1 where one is not known."""
+        ...
+
+    def exported(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Turns the encoder's weights, by the names of its layers, into those for pictures that are normalised and nothing else."""
+        ...
+
+
+@runtime_checkable
+class LabelledRecipe(Protocol):
+    """A recipe that learns from the labels of its data sets."""
+
+    def check_labels(self, manifests: Sequence[Manifest]) -> None:
+        """Refuses data sets before the training.
+
+        Raises:
+            ConfigError: a data set has no labels or other classes than the recipe; the message names both.
+        """
         ...
 
 

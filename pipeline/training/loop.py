@@ -197,6 +197,7 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
         recipe = recipes.make(config.recipe, config.method, config.seed, config.data.storage_options)
         stream = _stream_config(config, recipe, world, folder)
         loader = stack.enter_context(StreamLoader(stream, world.rank, world.size, partial(_stop_waiting, world, interruption)))
+        recipes.check_labels(recipe, [each.manifest for each in loader.datasets])
         flops = flops_per_image(recipe) if config.monitoring.enabled else math.nan
         reporter = Reporter(config, world, folder, loader, recipe.players, metrics, flops)
         watchdog.note_startup("loading the newest checkpoint")

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.config import Config, ScheduleConfig, TrainingConfig
 from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import discard_statistics, fold_statistics
-from pipeline.recipes.player import Losses, Networks, Paintings, Recipe, Views
+from pipeline.recipes.player import Losses, Networks, PaintingRecipe, Paintings, Recipe, Views
 from pipeline.stream.loader import Batch
 from pipeline.stream.order import rank_slice
 from pipeline.training.engine.engine import Engine, evaluating
@@ -190,11 +190,13 @@ class TrainStep:
         """Returns every network by name: wrapped for the engine whose turn it is, bare for the others."""
         return {each.player.name: each.wrapped if each is turn else each.bare for each in self.engines}
 
-    def paintings(self, batch: Batch) -> Paintings:
-        """Paints the first `training.pictures` samples of this rank, for a grid.
+    def paintings(self, batch: Batch) -> Paintings | None:
+        """Paints the first `training.pictures` samples of this rank, for a grid; None if the recipe paints none.
 
         Every rank must call it, because weights that are divided among the ranks are gathered in a forward pass of all of them.
         """
+        if not isinstance(self.recipe, PaintingRecipe):
+            return None
         with evaluating(self.engines) as networks:
             views = self.views(batch, slice(0, min(self.training.pictures, len(batch.sample_ids))))
             return self.recipe.paintings(views, self.recipe.paint(views, networks))

@@ -30,6 +30,8 @@ FEATURES = [*NARROW, "--training.global_batch", "5"]
 LARGER = [*NARROW, "--training.global_batch", "16"]
 INPAINTING = ["--recipe", "inpainting", "--training.global_batch", "20", "--method.batch_norm_group", "4"]
 INPAINTING += ["--method.width", "8", "--method.bottleneck", "16"]
+PATCHES = ["--recipe", "relative_position", "--training.global_batch", "10", "--method.batch_norm_group", "2", "--method.width", "6"]
+PATCHES += ["--method.units", "8", "--method.patch", "70", "--method.gap", "20", "--method.jitter", "5"]
 
 
 def sgd(rate: str, *optimisers: str) -> list[str]:
@@ -63,19 +65,22 @@ CONFIGURATIONS = {
     ],
     "inpainting, sgd": [*INPAINTING, *sgd("5e-5", *BOTH)],
     "inpainting, usual rates": INPAINTING,
+    "relative position, sgd, accumulated": [*PATCHES, *sgd("2e-5", "optimiser"), "--training.micro_batch", "4"],
 }
-FEATURES_16, FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD, USUAL = CONFIGURATIONS
+FEATURES_16, FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD, USUAL, PATCHES_SGD = CONFIGURATIONS
 BEFORE = {
     FEATURES_SGD: [*FEATURES, *sgd("1e-3", "optimiser"), "--training.max_gradient_norm", "1.0"],
     FEATURES_ADAM: FEATURES,
     INPAINTING_ADAM: INPAINTING,
     INPAINTING_SGD: [*INPAINTING, *sgd("1e-2", *BOTH)],
+    PATCHES_SGD: [*PATCHES, *sgd("1e-3", "optimiser")],
 }
 """Trainings that come first, at rates that move the weights. Biases start at 0, and the gradients of some are sums that nearly cancel:
 after a few small steps from there they would hold little but last bits."""
 PLAN = {
-    1: [(name, "ddp") for name in (FEATURES_16, FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD)],
+    1: [(name, "ddp") for name in (FEATURES_16, FEATURES_SGD, FEATURES_ADAM, INPAINTING_ADAM, INPAINTING_SGD, PATCHES_SGD)],
     2: [
+        (PATCHES_SGD, "zero3"),
         (FEATURES_16, "ddp"),
         (FEATURES_SGD, "zero2"),
         *((FEATURES_ADAM, mode) for mode in ("zero1", "zero3")),
@@ -85,6 +90,7 @@ PLAN = {
     ],
     3: [
         (FEATURES_16, "ddp"),
+        (PATCHES_SGD, "ddp"),
         *((FEATURES_SGD, mode) for mode in ("zero1", "zero3")),
         *((FEATURES_ADAM, mode) for mode in ("ddp", "zero2")),
         *((INPAINTING_ADAM, mode) for mode in ("ddp", "zero2")),

@@ -1,4 +1,4 @@
-"""The evaluation of the networks on held-back pictures with fixed crops and masks.
+"""The evaluation of the networks on held-back pictures with fixed crops and masks; a judge (`judge`) has the figures of its kind of recipe.
 
 The pictures are divided into chunks of a fixed size, and chunks among the ranks. A chunk is the same whichever rank computes it, and the
 figures are made from the table of all pictures, so that every number of ranks gives the same figures. Networks are in evaluation mode and
@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import figures
 from pipeline.config import TrainingConfig
-from pipeline.recipes.player import Networks, Paintings, Recipe, Views
+from pipeline.recipes.player import ClassifyingRecipe, Networks, PaintingRecipe, Paintings, Recipe, Views, WholeViews
 from pipeline.stream.fixed import FixedChoice, FixedSamples
 from pipeline.stream.read.samples import BadSample
 from pipeline.training.engine.engine import Engine, evaluating
-from pipeline.training.held_back.activity import colour_spread, dead_maps, feature_dimensions, feature_spread, watched
+from pipeline.training.held_back.activity import dead_maps, feature_dimensions, feature_spread, watched
+from pipeline.training.held_back.classification import ClassificationJudge
+from pipeline.training.held_back.judge import Judge, Measure
+from pipeline.training.held_back.painting import PaintingJudge
 from pipeline.training.held_back.sheet import Sheet, sheet_of
 from pipeline.training.held_back.small_probe import small_probe
 from pipeline.training.held_back.table import Tables
@@ -29,7 +31,6 @@ from pipeline.training.ranks.world import World
 
 CHUNK = 32
 """Pictures that go through the networks at once. The last bits of figures depend on it."""
-_FIGURES = ("loss", "l1", "l2", "psnr")
 _MOST_FEATURES = 1024  # pictures whose features are compared with each other
 
 
@@ -59,8 +60,8 @@ class Evaluation:
         self._chunks = [range(start, min(start + CHUNK, choice.count)) for start in range(0, choice.count, CHUNK)]
         self._own = list(range(world.rank, len(self._chunks), world.size))
         self._sheet = list(range(-(-min(training.pictures, choice.count) // CHUNK))) if world.is_first else [0]
-        self._network = next(each for each in engines if each.player.name == recipe.painter).network
-        self._baselines: dict[str, dict[str, float]] = {}
+        self._judge = _judge_of(recipe)
+        self._network = next(each for each in engines if each.player.name == self._judge.player).network
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
         # in the background, because a run that continues needs the pictures only later
         self._samples: dict[int, Future[FixedSamples]] = {
@@ -92,12 +93,8 @@ class Evaluation:
         readable = found["readable"] > 0
         if not readable.any():
             return None
-        if not self._baselines:
-            self._baselines = self._measure_baselines(found["visible"], readable)
         row: dict[str, Any] = {"pictures": int(readable.sum()), "choice": self.digest}
-        row |= dict(zip(_FIGURES, found["figures"][readable].mean(0).tolist(), strict=True))
-        row["baselines"] = self._baselines
-        row["gain"] = 1 - row["l1"] / min(each["l1"] for each in self._baselines.values())
+        row |= self._judge.figures(found, readable, self._measured)
         row |= self._state(found, readable)
         row["seconds"] = round(time.monotonic() - began, 3)
         return row
@@ -106,15 +103,17 @@ class Evaluation:
         """Paints `training.pictures` pictures for a grid, the same in every grid of a run; every rank must call it.
 
         Returns:
-            The pictures, on rank 0; None on the other ranks, and if none can be read.
+            The pictures, on rank 0; None on the other ranks, if none can be read, and if the recipe paints none.
         """
+        if not isinstance(self._judge, PaintingJudge):
+            return None
         parts: list[Paintings] = []
         readable: list[Tensor] = []
         with evaluating(self._engines) as networks:
             for chunk in range(-(-min(self._training.pictures, self._choice.count) // CHUNK)):
                 samples = self._samples[chunk if self._world.is_first else 0].result()
                 views = self._views(samples)
-                parts.append(self._recipe.paintings(views, self._paint(views, networks)))
+                parts.append(self._judge.recipe.paintings(views, self._answer(views, networks)))
                 readable.append(samples.readable)
         if not self._world.is_first:
             return None
@@ -146,9 +145,9 @@ class Evaluation:
         labels = samples.labels.to(device) if self._choice.labelled else None
         return self._recipe.views(samples.images.to(device), samples.masks.to(device), labels, samples.keys.to(device))
 
-    def _paint(self, views: Views, networks: Networks) -> Tensor:
+    def _answer(self, views: Views, networks: Networks) -> Tensor:
         with torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._training.precision == "bf16"):
-            return self._recipe.paint(views, networks)
+            return self._judge.answer(views, networks)
 
     def _measure(self, chunk: int, networks: Networks, tables: Tables) -> None:
         """Puts a chunk's rows into the tables; of -1, which a rank without any chunk has, nothing but zeros."""
@@ -161,67 +160,57 @@ class Evaluation:
         def put_features(name: str, features: Tensor | None) -> None:
             if features is not None:
                 rows = min(_MOST_FEATURES, self._choice.count)
-                kept = features[: max(0, rows - start)]
+                kept = features.view(len(samples.keys), -1, features.shape[1])[:, 0][
+                    : max(0, rows - start)
+                ]  # of a picture's patches the first
                 put(name, start if len(kept) else 0, kept, rows)
 
         with watched(self._network) as activity:
-            painting = self._paint(views, networks)
-            self._shape = painting.shape[1:]
+            answer = self._answer(views, networks)
             for edge, maps in (("highest", activity.highest), ("lowest", activity.lowest)):
                 for layer, values in maps.items():
                     put(f"{edge} {layer}", max(chunk, 0), values[None], len(self._chunks))
             put_features("features", activity.features)
             if self._choice.labelled:
-                self._paint(self._recipe.views(*self._whole(samples)), networks)
+                self._answer(self._whole(samples), networks)
                 put_features("clean features", activity.features)
-        shown = self._recipe.paintings(views, painting)
         put("readable", start, samples.readable)
         put("labels", start, samples.labels)
-        put("figures", start, self._figures(views, painting, shown))
-        put("visible", start, figures.mean_colour(shown.truth, figures.visible_pixels(shown.mask)))
-        judged = figures.judged_pixels(shown.mask)
-        put("colours", start, torch.stack([figures.mean_colour(each, judged) for each in (shown.prediction, shown.truth)], 1))
+        for name, values in self._judge.rows(views, answer).items():
+            put(name, start, values)
 
-    def _whole(self, samples: FixedSamples) -> tuple[Tensor, Tensor, None, Tensor]:
-        """The arguments of `Recipe.views` for pictures from which nothing is dropped."""
-        device = self._world.device
-        return samples.images.to(device), torch.zeros_like(samples.masks, device=device), None, samples.keys.to(device)
+    def _whole(self, samples: FixedSamples) -> Views:
+        """The views of pictures from which nothing is dropped."""
+        images, keys = samples.images.to(self._world.device), samples.keys.to(self._world.device)
+        if isinstance(self._recipe, WholeViews):
+            return self._recipe.whole(images, keys)
+        return self._recipe.views(images, torch.zeros_like(samples.masks, device=self._world.device), None, keys)
 
-    def _figures(self, views: Views, painting: Tensor, shown: Paintings) -> Tensor:
-        """The figures of paintings, float64 (n, 4) in the order of _FIGURES."""
-        errors = figures.errors(shown.prediction, shown.truth, shown.mask)
-        loss = self._recipe.reconstruction(painting, views).double()
-        return torch.stack([loss, errors.l1, errors.l2, errors.psnr], 1)
-
-    def _measure_baselines(self, visible: Tensor, readable: Tensor) -> dict[str, dict[str, float]]:
-        """The mean figures of both baselines, by their names, over all readable pictures: paintings of one colour each.
+    def _measured(self, measure: Measure, names: Sequence[str], columns: int) -> Mapping[str, Tensor]:
+        """Puts together what is measured of every picture's views, without the networks; every rank must call it.
 
         Args:
-            visible: mean colour of each picture's visible part, float64 (pictures, 3).
-            readable: bool (pictures,).
+            measure: function of a chunk's views and of its range of pictures that gives rows of tables.
+            names: names of these tables.
+            columns: numbers of a row.
         """
-        paints = {"constant": visible[readable].mean(0).expand_as(visible), "visible_mean": visible}
         tables = Tables(self._choice.count)
-        for name in paints:
-            tables.put(name, 0, torch.zeros(0, len(_FIGURES), dtype=torch.float64))
+        for name in names:
+            tables.put(name, 0, torch.zeros(0, columns, dtype=torch.float64))
         with torch.no_grad():
             for chunk in self._own:
-                views, own = self._views(self._samples[chunk].result()), self._chunks[chunk]
-                for name, colours in paints.items():
-                    colour = self._recipe.scale.of_colours(colours[own.start : own.stop].to(self._world.device))
-                    painting = colour.expand(len(own), *self._shape)
-                    tables.put(name, own.start, self._figures(views, painting, self._recipe.paintings(views, painting)))
-        summed = tables.sum(self._world)
-        return {name: dict(zip(_FIGURES, summed[name][readable].mean(0).tolist(), strict=True)) for name in paints}
+                own = self._chunks[chunk]
+                for name, values in measure(self._views(self._samples[chunk].result()), own).items():
+                    tables.put(name, own.start, values)
+        return tables.sum(self._world)
 
     def _state(self, found: Mapping[str, Tensor], readable: Tensor) -> dict[str, Any]:
         """The state of maps, outputs and features, and the small probe."""
         layers = sorted(name.removeprefix("highest ") for name in found if name.startswith("highest "))
-        colours = found["colours"][readable]
         row: dict[str, Any] = {
             "maps": {layer: found[f"highest {layer}"].shape[1] for layer in layers},
             "dead_maps": {layer: dead_maps(found[f"highest {layer}"], found[f"lowest {layer}"]) for layer in layers},
-            "output_spread": colour_spread(colours[:, 0], colours[:, 1]),
+            **self._judge.spread(found, readable),
         }
         if (features := found.get("features")) is not None:
             few = readable[: len(features)]
@@ -230,3 +219,11 @@ class Evaluation:
             if (clean := found.get("clean features")) is not None:
                 row["probe"] = small_probe(clean[few], found["labels"][: len(few)][few].long())
         return row
+
+
+def _judge_of(recipe: Recipe) -> Judge:
+    if isinstance(recipe, PaintingRecipe):
+        return PaintingJudge(recipe)
+    if isinstance(recipe, ClassifyingRecipe):
+        return ClassificationJudge(recipe)
+    raise TypeError(f"the recipe {recipe.name} neither paints nor classifies: pipeline/recipes/player.py says what it must have")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from pipeline import recipes
 from pipeline.config import Config, SourceConfig
 from pipeline.recipes.player import Recipe
 from pipeline.stream.dataset import Dataset
@@ -39,6 +40,7 @@ def open_evaluation(
         The evaluation, or a sentence about why the run has none.
 
     Raises:
+        ConfigError: the recipe learns labels, and those of the data set of `evaluation.shards` are others.
         EvaluationError: the data set of `evaluation.shards` is one that is trained on.
         ShardError: it can't be read.
     """
@@ -55,6 +57,9 @@ def open_evaluation(
                 f"evaluation.shards: {redacted(settings.shards)} is trained on as well, so it says nothing about other pictures. Name "
                 "another data set, or leave the setting out: then a part of the pictures is held back"
             )
+        trained = loader.datasets[0].manifest
+        named = dataset.manifest.classes or trained.classes  # numbers without names are taken as they are
+        recipes.check_labels(recipe, [trained, dataset.manifest] if named else [dataset.manifest])
         choice = choice_of(loader, dataset, settings.pictures)
     else:
         choice = held_back_choice(loader, settings.pictures)

@@ -26,8 +26,10 @@ class Sheet:
     origin: str
 
 
-def sheet_of(paintings: Paintings, origin: str) -> Sheet:
-    """Computes the figures of painted pictures."""
+def sheet_of(paintings: Paintings | None, origin: str) -> Sheet | None:
+    """Computes the figures of painted pictures; None for a recipe that paints none."""
+    if paintings is None:
+        return None
     visible = figures.mean_colour(paintings.truth, figures.visible_pixels(paintings.mask))[:, :, None, None]
     baseline = figures.errors(visible.expand_as(paintings.truth), paintings.truth, paintings.mask)
     own = figures.errors(paintings.prediction, paintings.truth, paintings.mask)

@@ -16,10 +16,12 @@ from monitoring.run_files import (
     BASELINES,
     EVALUATION,
     FEWEST_PICTURES,
+    GUESSES,
     LEAST_FEATURE_DIMENSIONS,
     LEAST_FEATURE_SPREAD,
     LEAST_OUTPUT_SPREAD,
     MOST_DEAD,
+    least_accuracy,
     with_nans,
 )
 from pipeline.config import EvaluationConfig
@@ -30,8 +32,10 @@ ADVICE = "Another learning rate, a longer warm-up, clipping or batch-norm help; 
 
 
 def stronger_baseline(row: Mapping[str, Any]) -> str:
-    """Names the baseline with the smaller L1 in a row of `evaluation.jsonl`."""
+    """Names the baseline with the smaller L1, or with the higher accuracy, in a row of `evaluation.jsonl`."""
     baselines: Mapping[str, Mapping[str, float]] = row["baselines"]
+    if "accuracy" in row:
+        return max(baselines, key=lambda name: baselines[name]["accuracy"])
     return min(baselines, key=lambda name: baselines[name]["l1"])
 
 
@@ -41,19 +45,45 @@ def sentence(row: Mapping[str, Any]) -> str:
     Args:
         row: row of `evaluation.jsonl`.
     """
-    name, gain = stronger_baseline(row), row["gain"]
-    compared = f"{abs(gain):.0%} {'better' if gain > 0 else 'worse'}" if gain == gain else "no number"  # noqa: PLR0124 (NaN)
-    found = f"held back L1 {row['l1']:.4g} %, {BASELINES[name]} {row['baselines'][name]['l1']:.4g} %: {compared}"
+    found = _accuracy(row) if "accuracy" in row else _error(row)
     if (probe := row.get("probe")) is not None:
         guessed = f"the largest of {counted(probe['classes'], 'class')}: {probe['chance']:.0%}"
         found += f"; labels by k-NN {probe['knn']:.0%}, by ridge {probe['ridge']:.0%} ({guessed})"
     return found
 
 
+def _error(row: Mapping[str, Any]) -> str:
+    name, gain = stronger_baseline(row), row["gain"]
+    compared = f"{abs(gain):.0%} {'better' if gain > 0 else 'worse'}" if gain == gain else "no number"  # noqa: PLR0124 (NaN)
+    return f"held back L1 {row['l1']:.4g} %, {BASELINES[name]} {row['baselines'][name]['l1']:.4g} %: {compared}"
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    name = stronger_baseline(row)
+    guess, least = row["baselines"][name]["accuracy"], _least(row)
+    if row["accuracy"] > least:
+        compared = "better"
+    else:
+        compared = f"no better, which {100 * least:.3g} % would be" if row["accuracy"] > guess else "no better"
+    found = f"held back accuracy {100 * row['accuracy']:.3g} %, {GUESSES[name]} {100 * guess:.3g} %: {compared}"
+    return found + (f"; {counted(row['unlabelled'], 'picture has', 'pictures have')} no label" if row["unlabelled"] else "")
+
+
+def _least(row: Mapping[str, Any]) -> float:
+    """The accuracy of a network that does better than the stronger guess."""
+    return least_accuracy(row["baselines"][stronger_baseline(row)]["accuracy"], row["pictures"] - row["unlabelled"])
+
+
 def _beside(row: Mapping[str, Any]) -> str:
     """The figures of the random start, for a person."""
     probe = row.get("probe")
-    return f"{row['l1']:.4g} %" + (f", k-NN {probe['knn']:.0%}, ridge {probe['ridge']:.0%}" if probe is not None else "")
+    own = f"{100 * row['accuracy']:.3g} %" if "accuracy" in row else f"{row['l1']:.4g} %"
+    return own + (f", k-NN {probe['knn']:.0%}, ridge {probe['ridge']:.0%}" if probe is not None else "")
+
+
+def better_than_baselines(row: Mapping[str, Any]) -> bool:
+    """True if the networks beat the stronger baseline: in L1, or in accuracy by more than chance explains. False for NaN."""
+    return bool(row["accuracy"] > _least(row) if "accuracy" in row else row["gain"] > 0)
 
 
 def problems(row: Mapping[str, Any]) -> dict[str, str]:
@@ -66,20 +96,15 @@ def problems(row: Mapping[str, Any]) -> dict[str, str]:
         A sentence for each problem, by its name in PROBLEMS.
     """
     found: dict[str, str] = {}
-    if not row["gain"] > 0:  # true for NaN
-        name = stronger_baseline(row)
-        what = {"constant": "one colour for all pictures", "visible_mean": "the mean colour of each picture's visible part"}[name]
-        found["baseline"] = (
-            f"The paintings are no better than {what}: L1 {row['l1']:.4g} % against {row['baselines'][name]['l1']:.4g} %, so the "
-            "encoder has learned little"
-        )
+    if not better_than_baselines(row):
+        found["baseline"] = _no_better(row)
     if row["pictures"] < FEWEST_PICTURES:
         return found
     maps, dead = row["maps"], row["dead_maps"]
     dying = [f"{dead[layer]} of {maps[layer]} in {layer}" for layer in maps if dead[layer] > MOST_DEAD * maps[layer]]
     if dying:
         found["dead_maps"] = f"Maps have died, which give the same for every picture: {', '.join(dying)}"
-    if not row["output_spread"] >= LEAST_OUTPUT_SPREAD:
+    if not row.get("output_spread", math.inf) >= LEAST_OUTPUT_SPREAD:  # true for NaN
         found["constant_output"] = (
             f"The paintings have nearly the same colour whatever the picture: it deviates by {row['output_spread']:.1%} of what the "
             "true colours do"
@@ -91,6 +116,21 @@ def problems(row: Mapping[str, Any]) -> dict[str, str]:
             "their mean"
         )
     return found
+
+
+def _no_better(row: Mapping[str, Any]) -> str:
+    name = stronger_baseline(row)
+    if "accuracy" in row:
+        return (
+            f"The named classes are right no more often than by {GUESSES[name]}: {100 * row['accuracy']:.3g} % against "
+            f"{100 * row['baselines'][name]['accuracy']:.3g} %, and {100 * _least(row):.3g} % would be more than luck, so the encoder has "
+            "learned little"
+        )
+    what = {"constant": "one colour for all pictures", "visible_mean": "the mean colour of each picture's visible part"}[name]
+    return (
+        f"The paintings are no better than {what}: L1 {row['l1']:.4g} % against {row['baselines'][name]['l1']:.4g} %, so the "
+        "encoder has learned little"
+    )
 
 
 class Learning:
@@ -166,7 +206,7 @@ class Learning:
         lines = [f"{sentence(last)}{beside} (after step {last['step']}, {counted(last['pictures'], 'picture')} that were not trained on)"]
         found = self._judged(last)
         lines += [f"not learning: {found[problem]}. {ADVICE}" for problem in PROBLEMS if problem in found]
-        if not last["gain"] > 0 and not found and last["step"] < self._settings.judge_after:
+        if not better_than_baselines(last) and not found and last["step"] < self._settings.judge_after:
             lines.append(f"too early to judge: evaluation.judge_after is {counted(self._settings.judge_after, 'step')}")
         return "\n".join(lines)
 

@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from monitoring import PREFIX, MetricsServer, MonitoringConfig, RunMetrics
-from monitoring.metrics.definitions import CLASSIFIERS, DEFINITIONS, PAINTERS, PROBLEMS
+from monitoring.metrics.definitions import CLASSIFIERS, DEFINITIONS, GUESSERS, PAINTERS, PROBLEMS
 from monitoring.metrics.run_metrics import OTHER
 from pipeline.model.features_network import FeaturesNetwork
 from pipeline.model.inpainting_network import Generator
@@ -29,7 +29,10 @@ def readings(metrics: RunMetrics) -> dict[str, float]:
 
 def test_every_figure_of_an_evaluation_is_shown_in_base_units(metrics: RunMetrics) -> None:
     metrics.evaluation(EVALUATION)
-    assert readings(metrics) == pytest.approx(
+    found = readings(metrics)
+    accuracies = [found.pop(f"held_back_accuracy_ratio {guesser}") for guesser in GUESSERS]
+    assert all(map(math.isnan, accuracies)), "paintings have no accuracy"
+    assert found == pytest.approx(
         {
             "held_back_loss network": 0.36,
             "held_back_loss constant": 0.48,
@@ -54,6 +57,16 @@ def test_every_figure_of_an_evaluation_is_shown_in_base_units(metrics: RunMetric
             "evaluation_step": 100.0,
         }
     )
+
+
+def test_accuracies_are_shown_beside_those_of_guessing_and_errors_of_pixels_are_unknown(metrics: RunMetrics) -> None:
+    guesses = {"chance": {"loss": 3.7, "accuracy": 0.025}, "largest_class": {"loss": 3.6, "accuracy": 0.04}}
+    metrics.evaluation({"step": 100, "pictures": 256, "loss": 3.0, "accuracy": 0.3, "baselines": guesses, "gain": 0.27, "seconds": 1.5})
+    found = readings(metrics)
+    assert [found[f"held_back_accuracy_ratio {guesser}"] for guesser in GUESSERS] == [0.3, 0.025, 0.04]
+    assert (found["held_back_loss network"], found["held_back_gain_ratio"]) == (3.0, 0.27)
+    assert math.isnan(found["held_back_absolute_error_ratio network"])
+    assert math.isnan(found["output_spread_ratio"])
 
 
 def test_before_the_first_evaluation_all_is_unknown_and_no_problem_is_found(metrics: RunMetrics) -> None:
@@ -113,7 +126,7 @@ def test_a_row_read_back_from_its_file_is_the_same(metrics: RunMetrics) -> None:
     metrics.evaluation(EVALUATION)
     written = readings(metrics)
     metrics.evaluation(json.loads(json.dumps(EVALUATION)))
-    assert readings(metrics) == written
+    assert readings(metrics) == pytest.approx(written, nan_ok=True)
 
 
 def test_layers_and_problems_beyond_the_limit_are_one_series(metrics: RunMetrics) -> None:

@@ -20,6 +20,9 @@ def settings(*arguments: str) -> dict[str, str]:
     ("arguments", "idle", "used"),
     [
         (["--recipe", "autoencoder"], {"method.mask.kind", "method.mask.max_fraction"}, {"method.norm"}),
+        (["--recipe", "denoising"], {"method.mask.kind"}, {"method.amount", "method.corruption"}),
+        (["--recipe", "labels"], {"method.batch_norm_group"}, {"method.dropout"}),
+        (["--recipe", "relative_position"], {"method.optimiser.momentum"}, {"method.batch_norm_group"}),
         (["--recipe", "features"], {"method.discriminator_optimiser.kind", "method.batch_norm_group"}, {"method.mask.min_fraction"}),
         (
             ["--method.adversarial_weight", "0.1"],

@@ -328,3 +328,38 @@ def test_a_recipe_without_a_reconstruction_loss_gets_a_chart_of_its_held_back_lo
     assert "Held-back loss" in page.source.partition('<section id="learning"')[2].partition("</section>")[0]
     assert "Probe" not in page.source
     assert "Dead maps" not in page.source
+
+
+GUESSES = {"chance": {"loss": 2.079, "accuracy": 0.125}}
+
+
+def named(folder: Path, *accuracies: float) -> Path:
+    """A finished run of a network that names one of eight classes."""
+
+    def row(step: int, accuracy: float) -> dict[str, Any]:
+        painted = ("l1", "l2", "psnr", "output_spread")
+        kept = {key: value for key, value in evaluation_row(step, 2.08 - accuracy).items() if key not in painted}
+        return {**kept, "accuracy": accuracy, "unlabelled": 3, "baselines": GUESSES}
+
+    losses = {"total": 2.0, "cross_entropy": 2.0, "accuracy": 0.2}
+    run = write_run(folder, [start(1, 0), END], [history_row(step, 1, losses={"classifier": losses}) for step in range(1, 101)])
+    return write_evaluations(run, [row(100 * number // (len(accuracies) - 1), each) for number, each in enumerate(accuracies)])
+
+
+def test_the_accuracy_of_named_classes_is_shown_beside_chance(tmp_path: Path) -> None:
+    page = written(named(tmp_path / "run", 0.12, 0.3, 0.25))
+    assert page.found("span", "good")[0]["class"] == "state good"
+    assert "held-back accuracy 25 %, chance 12.5 %: better; random start 12 %" in page.source
+    assert "best, at step 50" in page.source
+    assert "Left out: 3 pictures without a label." in page.source
+    assert "the most frequent class" not in page.source
+    for title in ("Held-back accuracy", "Classifier: accuracy", "Classifier: cross entropy loss", "baseline's errors taken away"):
+        assert title in page.source.replace("&#x27;", "'"), title
+    assert "accuracy loss" not in page.source
+    assert ">L1<" not in page.source
+
+
+def test_an_accuracy_that_luck_explains_is_not_green(tmp_path: Path) -> None:
+    page = written(named(tmp_path / "run", 0.12, 0.15))
+    assert page.found("span", "state")[0]["class"] == "state warn"
+    assert "the network names classes no better than chance: held-back accuracy 15 %, chance 12.5 %: no better" in page.source

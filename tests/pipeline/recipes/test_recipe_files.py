@@ -30,7 +30,7 @@ def batch(size: int, recipe: object) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def test_every_file_with_a_recipe_is_found() -> None:
-    assert set(recipes.RECIPES) == {"features", "inpainting", "autoencoder"}
+    assert set(recipes.RECIPES) == {"features", "inpainting", "autoencoder", "denoising", "relative_position", "labels"}
 
 
 def test_the_seed_decides_the_weights() -> None:

@@ -170,3 +170,42 @@ def test_a_run_that_ends_before_it_is_judged_says_so(tmp_path: Path) -> None:
     with learning(tmp_path) as (watch, _, _):
         watch.add({**WELL, **ILL["baseline"], "step": 10})
         assert watch.conclusion().endswith("too early to judge: evaluation.judge_after is 1,000 steps")
+
+
+NAMED: dict[str, Any] = {
+    **{key: value for key, value in WELL.items() if key not in ("l1", "l2", "psnr", "output_spread")},
+    "pictures": 266,
+    "loss": 1.7,
+    "accuracy": 0.2,
+    "unlabelled": 10,
+    "baselines": {"chance": {"loss": 2.08, "accuracy": 0.125}, "largest_class": {"loss": 2.0, "accuracy": 0.1}},
+    "gain": 0.086,
+}
+"""A row of a recipe that names a class. Of 256 pictures, 12.5 % + 2 * sqrt(0.125 * 0.875 / 256) = 16.63 % is more than luck."""
+
+
+def test_named_classes_are_compared_with_the_better_guess() -> None:
+    assert stronger_baseline(NAMED) == "chance"
+    assert sentence(NAMED) == "held back accuracy 20 %, chance 12.5 %: better; 10 pictures have no label"
+    assert problems(NAMED) == {}
+    lucky = {**NAMED, "accuracy": 0.166}
+    assert "12.5 %: no better, which 16.6 % would be" in sentence(lucky)
+    assert list(problems(lucky)) == ["baseline"]
+    assert "right no more often than by chance: 16.6 % against 12.5 %" in problems(lucky)["baseline"]
+    assert problems({**NAMED, "accuracy": 0.1664}) == {}
+    assert problems({**NAMED, "accuracy": math.nan}).keys() == {"baseline"}
+    assert problems({**NAMED, "accuracy": math.nan, "unlabelled": 266}).keys() == {"baseline"}
+
+
+def test_a_run_that_names_no_class_better_than_chance_is_reported_once(tmp_path: Path) -> None:
+    with learning(tmp_path) as (watch, said, metrics):
+        watch.add({**NAMED, "step": 0, "accuracy": 0.11})
+        watch.add({**NAMED, "accuracy": 0.15})
+        watch.add({**NAMED, "accuracy": 0.15, "step": 2000})
+        assert reported(tmp_path) == [("not_learning", "baseline")]
+        watch.add({**NAMED, "step": 3000})
+        assert shown(metrics, "baseline") == 0
+        assert watch.conclusion().startswith(
+            "held back accuracy 20 %, chance 12.5 %: better; 10 pictures have no label; the random start had 11 %"
+        )
+    assert len(said) == 6
