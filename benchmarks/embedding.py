@@ -23,13 +23,14 @@ import torch
 from benchmarks.machine import measured_here
 from pipeline import recipes
 from pipeline.config import parse, to_mapping
-from pipeline.evaluation.embed import Rank, cutter_of, embed
+from pipeline.evaluation.embed import cutter_of, embed
 from pipeline.evaluation.embedding.flow import Flow
 from pipeline.evaluation.embedding.network import Extractor, device_of, one_core
 from pipeline.evaluation.embedding.settings import EmbedConfig
 from pipeline.evaluation.embedding.settings import parse as parse_embed
 from pipeline.evaluation.embedding.units import cut_units
 from pipeline.evaluation.encoder import read_encoder
+from pipeline.evaluation.rank import Rank
 from pipeline.stream.counters import Counters
 from pipeline.stream.dataset import open_datasets
 from pipeline.stream.decode.decoder import make_decoder

@@ -27,7 +27,8 @@ def main() -> int:
     with exit_with_message():
         config = parse(sys.argv[1:], description=__doc__ or "")
         check_launcher(config, os.environ)
-        from pipeline.evaluation.embed import Rank, embed  # noqa: PLC0415 - says itself what is missing without the extra `embed`
+        from pipeline.evaluation.embed import embed  # noqa: PLC0415 - says itself what is missing without the extra `embed`
+        from pipeline.evaluation.rank import Rank  # noqa: PLC0415
 
         rank = Rank.of_environment(os.environ)
         outcome = embed(config, rank, interruption)

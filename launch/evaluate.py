@@ -1,8 +1,10 @@
-"""Judges a trained encoder: python launch/evaluate.py probe RUN_OR_ENCODER --labelled URL (docs/probe.md)"""
+"""Judges a trained encoder: python launch/evaluate.py probe RUN_OR_ENCODER --labelled URL (docs/probe.md), and what a run paints into
+holes: python launch/evaluate.py inpainting RUN [--data.shards URL] (docs/inpainting.md), also by accelerate launch"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -75,7 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python launch/evaluate.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_probe(commands)
-    options = parser.parse_args(arguments)
+    text = "compare what a run paints into holes with other fills: errors with intervals, as a table, CSV, JSON and a picture grid"
+    commands.add_parser("inpainting", help=text, add_help=False)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["inpainting"]:  # whose settings are read as those of the training
+        return exit_code(lambda: _run(argparse.Namespace(run=lambda _: _inpainting(given[1:]))), "The same command continues")
+    options = parser.parse_args(given)
     return exit_code(lambda: _run(options), "Nothing was written")
 
 
@@ -125,6 +132,22 @@ def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--storage", action="append", default=[], metavar="KEY=VALUE", help="an option of the stores of both, as in fsspec; repeatable"
     )
     parser.set_defaults(run=_probe)
+
+
+def _inpainting(arguments: Sequence[str]) -> int:
+    """Does this rank's share of a table; returns 130 where a signal ended the work before the table was whole."""
+    from pipeline.training.supervision.interruption import Interruption  # noqa: PLC0415
+
+    with Interruption() as interruption:  # before the imports below take their seconds
+        from pipeline.evaluation.inpainting.settings import parse  # noqa: PLC0415
+        from pipeline.evaluation.inpainting.work import evaluate  # noqa: PLC0415
+        from pipeline.evaluation.rank import Rank  # noqa: PLC0415
+
+        rank = Rank.of_environment(os.environ)
+        outcome = evaluate(parse(arguments), rank, interruption)
+        if rank.number == 0 or not outcome.finished:
+            print(printable_lines(outcome.text), flush=True)
+    return 0 if outcome.finished else 130
 
 
 def _probe(options: argparse.Namespace) -> int:

@@ -10,6 +10,8 @@ of_run         the encoder of a checkpoint, with its facts (trained_encoder)
 export         the files of an encoder (export_encoder)
 onnx_file      an encoder as one ONNX file, checked by onnxruntime (onnx_bytes)
 model_card     the README.md beside an exported encoder (model_card)
+part_folder    the part files that ranks make of one output without word from each other (PartFolder)
+rank           this process among those of a launcher (Rank)
 painter        a trained painter, which fills holes (read_painter)
 inpainting/    table 1: the errors of its fills beside those of other methods
 embed          features of a whole data set, by one rank of many (embed)

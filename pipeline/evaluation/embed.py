@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +27,8 @@ from pipeline.evaluation.embedding.pictures import PictureCutter
 from pipeline.evaluation.embedding.settings import EmbedConfig, check
 from pipeline.evaluation.embedding.units import Unit, cut_units, in_turn, rows_of_unit
 from pipeline.evaluation.encoder import TrainedEncoder, read_encoder
+from pipeline.evaluation.part_folder import Claim
+from pipeline.evaluation.rank import Rank
 from pipeline.stream.batch.quarantine import Quarantine
 from pipeline.stream.counters import Counters
 from pipeline.stream.dataset import open_datasets
@@ -37,46 +39,12 @@ from shards.counting import counted
 
 try:
     from pipeline.evaluation.embedding.output import Output
-    from pipeline.evaluation.embedding.part_folder import Claim
     from pipeline.evaluation.embedding.table import schema_of, write_part
 except ImportError as missing:
     raise EmbedError("features are written as parquet files: pip install -e '.[embed]'") from missing
 
 _POLL_SECONDS = 1.0
 _WRITES_AHEAD = 2  # parts that wait to be written
-
-
-@dataclass(frozen=True)
-class Rank:
-    """This process among those that embed a data set together.
-
-    Attributes:
-        number: number of the process, from 0.
-        world_size: number of processes.
-        local_rank: number of the process on its node.
-        ranks_on_node: processes of its node, which share the node's cores.
-    """
-
-    number: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    ranks_on_node: int = 1
-
-    @classmethod
-    def of_environment(cls, environment: Mapping[str, str]) -> Rank:
-        """Reads what `accelerate launch` and torchrun say; without them there is one process.
-
-        Raises:
-            EmbedError: they contradict each other.
-        """
-        try:
-            number, world_size = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
-            found = cls(number, world_size, int(environment.get("LOCAL_RANK", "0")), int(environment.get("LOCAL_WORLD_SIZE", "1")))
-        except ValueError as error:
-            raise EmbedError(f"RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE: {error}. Start with accelerate launch") from error
-        if not 0 <= number < world_size:
-            raise EmbedError(f"RANK={number}: is none of the WORLD_SIZE={world_size} ranks. Start with accelerate launch")
-        return found
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,17 @@ def stage_maps(size: int, width: int) -> list[int]:
     return {32: [width], 64: [width], 128: [width, width]}[size] + [2 * width, 4 * width] + [8 * width] * (size > SIZES[0])
 
 
-def encoder_stages(maps: list[int], group: int) -> nn.Sequential:
-    """Makes 4x4 convolutions of stride 2 with batch norm (the first without) and LeakyReLU: float (n, 3, S, S) to (n, maps[-1], 4, 4)."""
-    stages, before = nn.Sequential(), 3
-    for number, each in enumerate(maps, start=1):
+def encoder_stages(maps: list[int], group: int, before: int = 3, first: int = 1) -> nn.Sequential:
+    """Makes 4x4 convolutions of stride 2, each with batch norm and LeakyReLU, that end in maps of 4x4.
+
+    Args:
+        maps: maps of each stage.
+        group: samples that are normalised together.
+        before: maps of the input.
+        first: number of the first stage; stage 1 has no batch norm.
+    """
+    stages = nn.Sequential()
+    for number, each in enumerate(maps, start=first):
         stages.add_module(f"conv{number}", nn.Conv2d(before, each, 4, 2, 1, bias=False))
         if number > 1:
             stages.add_module(f"bn{number}", GroupedBatchNorm2d(each, group))

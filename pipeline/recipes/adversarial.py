@@ -17,6 +17,13 @@ from pipeline.mapping import ConfigError
 from pipeline.recipes.player import Collapse, Losses, Networks, Player, Views, paint
 
 DISCRIMINATOR = "discriminator"
+WON = Collapse(
+    at_most={"adversarial": 0.01},
+    at_least={"accuracy_real": 0.999, "accuracy_generated": 0.999},
+    advice="The discriminator recognises every filling, so the painter learns little from it: lower "
+    "method.discriminator_optimiser.learning_rate, or look at the pictures and go on if they are good",
+)
+"""The end of the game that users of this method report of long runs on much data: the discriminator's loss falls to 0."""
 
 
 class PairSettings(Protocol):
@@ -76,26 +83,27 @@ class AdversarialPair:
         settings: weights and optimisers.
         distance: (painting, views) -> the reconstruction loss.
         judged: turns a painting or a real picture into the pixels that the discriminator sees.
+        conditional: shows the discriminator the context too; otherwise it sees neither the context nor the mask.
     """
 
     painter: str
     settings: PairSettings
     distance: Callable[[Tensor, Views], Distance]
     judged: Callable[[Tensor], Tensor]
+    conditional: bool = False
 
-    def players(self, network: nn.Module, discriminator: Callable[[], nn.Module], collapse: Collapse | None = None) -> tuple[Player, ...]:
+    def players(self, network: nn.Module, discriminator: Callable[[], nn.Module]) -> tuple[Player, ...]:
         """The players in the order of their turns; the painter alone where the adversarial weight is 0.
 
         Args:
             network: network of the painter.
             discriminator: makes the network of the discriminator; called only where there is one, after the painter's was made.
-            collapse: how to know that the discriminator has won for good.
         """
         painter = Player(self.painter, network, self.painter_losses, self.settings.optimiser)
         if not self.settings.adversarial_weight:
             return (painter,)
         optimiser = self.settings.discriminator_optimiser
-        return Player(DISCRIMINATOR, discriminator(), self.discriminator_losses, optimiser, collapse), painter
+        return Player(DISCRIMINATOR, discriminator(), self.discriminator_losses, optimiser, WON), painter
 
     def painter_losses(self, views: Views, networks: Networks) -> Losses:
         """The painter's turn: the joint loss; logged are `reconstruction` and, beside a discriminator, `adversarial`."""
@@ -104,7 +112,7 @@ class AdversarialPair:
         parts = {"reconstruction": distance.logged.detach()}
         if DISCRIMINATOR not in networks:
             return Losses(weight * distance.minimised, parts)
-        (verdict,) = networks[DISCRIMINATOR](self.judged(painting))
+        (verdict,) = networks[DISCRIMINATOR](self.judged(painting), **self._condition(views))
         adversarial = objective.generator(verdict)
         parts["adversarial"] = adversarial.detach()
         return Losses(objective.joint(distance.minimised, adversarial, weight, self.settings.adversarial_weight), parts)
@@ -112,6 +120,9 @@ class AdversarialPair:
     def discriminator_losses(self, views: Views, networks: Networks) -> Losses:
         """The discriminator's turn: real against painted; logged are `adversarial`, `accuracy_real` and `accuracy_generated`."""
         painting = paint(networks[self.painter], views["context"], views["keys"])
-        real, painted = networks[DISCRIMINATOR](self.judged(views["target"]), self.judged(painting))
+        real, painted = networks[DISCRIMINATOR](self.judged(views["target"]), self.judged(painting), **self._condition(views))
         loss = objective.discriminator(real, painted)
         return Losses(loss, {"adversarial": loss.detach(), **objective.accuracy(real, painted)})
+
+    def _condition(self, views: Views) -> dict[str, Tensor]:
+        return {"context": views["context"]} if self.conditional else {}

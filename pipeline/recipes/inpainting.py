@@ -2,9 +2,9 @@
 filling.
 
 Central region: the middle of a crop, half of its side, is predicted: 64 x 64 of 128 x 128 pixels. A border of it, `mask.overlap` pixels
-wide, is also in the context; the squared error there weighs ten times as much in the gradient, while the logged loss is unweighted.
-Random region or block: the whole crop is predicted and the loss is over all of it, as in the released code. The discriminator sees the
-filling, or the same part of the real picture, never the context.
+wide, is also in the context; the squared error there weighs ten times as much in the gradient (`overlap_weight`), while the logged loss
+is unweighted. Random region or block: the whole crop is predicted and the loss is over all of it, as in the released code. The
+discriminator sees the filling, or the same part of the real picture, never the mask, and the context only if that is asked for.
 """
 
 from __future__ import annotations
@@ -26,19 +26,11 @@ from pipeline.model.discriminator import Discriminator
 from pipeline.model.inpainting_network import Generator
 from pipeline.recipes.adversarial import AdversarialPair, Distance, check_weights
 from pipeline.recipes.pixels import PixelScale
-from pipeline.recipes.player import Collapse, Networks, Paintings, Views
+from pipeline.recipes.player import Networks, Paintings, Views
 from shards.counting import counted
 
 HOLE_FILL = (117.0, 104.0, 123.0)  # R, G, B as in the released code: Caffe's mean with its channels permuted
 SCALE = PixelScale((127.5, 127.5, 127.5), 127.5, HOLE_FILL)
-OVERLAP_WEIGHT = 10.0
-WON = Collapse(
-    at_most={"adversarial": 0.01},
-    at_least={"accuracy_real": 0.999, "accuracy_generated": 0.999},
-    advice="The discriminator recognises every filling, so the generator learns little from it: lower "
-    "method.discriminator_optimiser.learning_rate, or look at the pictures and go on if they are good",
-)
-"""The end of the game that users of this method report of long runs on much data: the discriminator's loss falls to 0."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +55,13 @@ class InpaintingSettings:
     """Weight of the reconstruction loss; 0 trains with the adversarial loss only."""
     adversarial_weight: Annotated[float, Ge(0)] = 0.001
     """Weight of the adversarial loss; 0 leaves out the discriminator."""
+    overlap_weight: Annotated[float, Ge(0)] = 10.0
+    """Weight, in the gradient of the reconstruction, of pixels that are predicted although they are visible: those of `mask.overlap`, and
+    with `weigh_context` all outside a random region. The divisor does not count it, and the logged loss is unweighted."""
     weigh_context: bool = False
-    """Weigh the visible part ten times as much in the gradient (the released code's useOverlapPred); random regions only."""
+    """Weigh the visible part by `overlap_weight` (the released code's useOverlapPred); random regions only."""
+    conditional_discriminator: bool = False
+    """Show the discriminator the context beside the filling (the released code's conditionAdv); the paper found that it learns worse."""
     mask: MaskConfig = field(default_factory=lambda: MaskConfig(kind="central", overlap=4))
     """Masks: the pixels that are dropped. Users report that ImageNet wants an overlap of 0."""
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(learning_rate=2e-3, betas=(0.5, 0.999)))
@@ -119,8 +116,9 @@ class InpaintingRecipe:
         size, group = settings.painted_size, settings.batch_norm_group
         self.border = (self.image_size - size) // 2
         painter = Generator(self.image_size, size, settings.bottleneck, settings.width, settings.noise, group)
-        pair = AdversarialPair(self.painter, settings, self._distance, lambda pixels: pixels)
-        self.players = pair.players(painter, lambda: Discriminator(size, settings.width, group), WON)
+        context_size = self.image_size if settings.conditional_discriminator else None
+        pair = AdversarialPair(self.painter, settings, self._distance, lambda pixels: pixels, settings.conditional_discriminator)
+        self.players = pair.players(painter, lambda: Discriminator(size, settings.width, group, context_size))
 
     def views(self, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> Views:  # noqa: ARG002
         """Gives context and truth float32 (n, 3, H, H) in [-1, 1], target its predicted part, mask bool (n, 1, S, S), keys."""
@@ -162,7 +160,7 @@ class InpaintingRecipe:
         plain = self.reconstruction(prediction, views)
         if not (self.method.weigh_context or (self.central and self.method.mask.overlap)):
             return Distance(minimised=plain, logged=plain)
-        weight = torch.where(views["mask"], 1.0, OVERLAP_WEIGHT)
+        weight = torch.where(views["mask"], 1.0, self.method.overlap_weight)
         return Distance(minimised=objective.weighted_reconstruction(prediction, views["target"], weight, self.method.norm), logged=plain)
 
 

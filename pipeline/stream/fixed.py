@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from pipeline.stream.batch.batch import MODEL
 from pipeline.stream.dataset import Dataset
 from pipeline.stream.decode.crop import CropRule
+from pipeline.stream.decode.decoder import Decoder
 from pipeline.stream.loader import StreamConfig, StreamLoader
 from pipeline.stream.plan import plan_samples
 from pipeline.stream.read.samples import BadSample
@@ -46,12 +48,26 @@ class FixedSamples:
     readable: Tensor
 
 
+class Decoding(Protocol):
+    """The decoder that pictures are read with, and how many threads may use it; a `StreamLoader` is one.
+
+    Attributes:
+        decoder: decoder of the pictures.
+        threads: threads that decode.
+    """
+
+    @property
+    def decoder(self) -> Decoder: ...
+    @property
+    def threads(self) -> int: ...
+
+
 class FixedChoice:
     """A choice of samples from data sets, spread evenly over the ids that it is taken from.
 
     Args:
         config: settings of the stream that the samples come from; seed, crop and masks are its own.
-        loader: loader, whose decoder is used.
+        loader: decoder of the pictures and its threads.
         datasets: opened data sets.
         ids: ids of the samples to choose from, one array int64 (n,) for each data set.
         most: largest number of samples that are chosen.
@@ -63,7 +79,7 @@ class FixedChoice:
     """
 
     def __init__(
-        self, config: StreamConfig, loader: StreamLoader, datasets: Sequence[Dataset], ids: Sequence[NDArray[np.int64]], most: int
+        self, config: StreamConfig, loader: Decoding, datasets: Sequence[Dataset], ids: Sequence[NDArray[np.int64]], most: int
     ) -> None:
         self._config, self._decoder, self._threads = config, loader.decoder, max(loader.threads, config.data.requests)
         self._datasets = datasets
@@ -89,6 +105,10 @@ class FixedChoice:
         for part in (mask, self._of.astype(np.int64), self._ids):
             seen.update(part.tobytes())
         return seen.hexdigest()[:16]
+
+    def sample_id(self, number: int) -> int:
+        """The id, among the samples of all data sets laid end to end, of the sample with a number in the choice."""
+        return int(self._datasets[self._of[number]].first_id + self._ids[number])
 
     def read(self, numbers: Sequence[int]) -> tuple[FixedSamples, list[BadSample]]:
         """Reads samples and draws their crops and masks.

@@ -42,16 +42,17 @@ def assert_equal_runs(one: Path, other: Path, steps: int, norms: bool = True) ->
 @pytest.mark.timeout(900)
 def test_a_resume_is_exact_in_every_mode_and_from_mode_to_mode(shards: Path, tmp_path: Path) -> None:
     """At two ranks, with pictures drawn on the way, accumulation and momenta, at rates that move the weights. From mode to mode it is
-    without accumulation, which each of them adds up in its own order."""
-    whole = ["--training.micro_batch", "10"]
+    without accumulation, which each of them adds up in its own order. The discriminator is conditional, so that it takes a named input."""
+    conditional = ["--method.conditional_discriminator", "True"]
+    whole, drawing = ["--training.micro_batch", "10", *conditional], ["--training.pictures_every", "2", *conditional]
     runs = [command(shards, tmp_path / "straight", 6, "ddp", *whole)]
     runs += [
         command(shards, tmp_path / "wandering", steps, mode, *whole) for steps, mode in enumerate(["zero1", "zero3", "ddp", "zero2"], 1)
     ]
     runs += [command(shards, tmp_path / "wandering", 6, "zero3", *whole)]
     for mode in ("zero2", "zero3"):
-        runs += [command(shards, tmp_path / f"{mode} straight", 6, mode, "--training.pictures_every", "2")]
-        runs += [command(shards, tmp_path / f"{mode} resumed", steps, mode, "--training.pictures_every", "2") for steps in (3, 6)]
+        runs += [command(shards, tmp_path / f"{mode} straight", 6, mode, *drawing)]
+        runs += [command(shards, tmp_path / f"{mode} resumed", steps, mode, *drawing) for steps in (3, 6)]
     train_in_turn(tmp_path, 2, runs)
     assert_equal_runs(tmp_path / "wandering", tmp_path / "straight", 6, norms=False)
     for mode in ("zero2", "zero3"):

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from pipeline.evaluation.embedding.network import EmbedError
 from pipeline.evaluation.embedding.part_folder import PartFolder
-from pipeline.evaluation.embedding.table import PartDamaged, facts_of, join, refuse_other, unreadable_of
+from pipeline.evaluation.embedding.table import facts_of, join, refuse_other, unreadable_of
 from pipeline.evaluation.embedding.units import Unit
+from pipeline.evaluation.part_folder import PartDamaged
 from shards.local_files import whole_file
 
 SUFFIX = ".parquet"

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.evaluation.embedding.flow import Features
 from pipeline.evaluation.embedding.units import Unit
+from pipeline.evaluation.part_folder import PartDamaged
 from shards.counting import counted
 from shards.errors import ExplainedError
 
@@ -30,19 +31,6 @@ _OPTIONS: Mapping[str, Any] = {
     "write_statistics": ["id", "label"],
     "write_page_checksum": True,
 }
-
-
-class PartDamaged(ExplainedError):
-    """A part file that can't be read, or lacks rows.
-
-    Args:
-        path: path of the part.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
 
 
 class OtherFeatures(ExplainedError):

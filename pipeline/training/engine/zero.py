@@ -158,9 +158,9 @@ class _AtPrecision(nn.Module):
         self.network = network
         self.bf16 = bf16
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         with torch.autocast(inputs[0].device.type, torch.bfloat16, enabled=self.bf16):
-            return self.network(*inputs)
+            return self.network(*inputs, **named)
 
 
 def _settings(training: TrainingConfig, on_gpu: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,32 @@ def save_grid(path: Path, paintings: Paintings, l1: Sequence[float] = (), baseli
         ValueError: a tensor has another shape or dtype than the truth asks for, the numbers of rows differ, or there are no rows.
         OSError: the file can't be written.
     """
-    rows = _check(paintings, l1, baseline_l1)
-    columns = _columns(paintings)
-    height, width = (int(size) for size in columns["truth"].shape[1:3])
-    layout = GridLayout({name: _NOTES[name] for name in columns}, rows, height, width, len(l1) > 0, title)
+    _check(paintings, l1, baseline_l1)
+    save_columns(path, _columns(paintings), _NOTES, title, l1, baseline_l1)
+
+
+def save_columns(
+    path: Path,
+    columns: Mapping[str, Tensor],
+    notes: Mapping[str, str],
+    title: str = "",
+    l1: Sequence[float] = (),
+    baseline_l1: Sequence[float] = (),
+) -> None:
+    """Writes one PNG of any columns.
+
+    Args:
+        path: path of the file; its folder is made when missing.
+        columns: pictures uint8 (n, height, width, 3) on the CPU, by the name of the column, all of one size; one column is `truth`.
+        notes: line below the name of a column; a column without one has none.
+        title: line above the columns; empty for none.
+        l1, baseline_l1: as for `save_grid`.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    rows, height, width = (int(size) for size in columns["truth"].shape[:3])
+    layout = GridLayout({name: notes.get(name, "") for name in columns}, rows, height, width, len(l1) > 0, title)
     sheet = layout.sheet(Image.fromarray(_palette()[None].numpy()), f"{100 * LARGEST_ERROR:.0f} %")
     for left, pictures in zip(layout.lefts, columns.values(), strict=True):
         for top, pixels in zip(layout.tops, pictures, strict=True):
@@ -82,8 +104,8 @@ def save_grid(path: Path, paintings: Paintings, l1: Sequence[float] = (), baseli
     _write(sheet, geometry, path)
 
 
-def _check(paintings: Paintings, l1: Sequence[float], baseline_l1: Sequence[float]) -> int:
-    """Returns the number of rows, or raises a ValueError that names the tensor."""
+def _check(paintings: Paintings, l1: Sequence[float], baseline_l1: Sequence[float]) -> None:
+    """Raises a ValueError that names the tensor which is wrong."""
     rows = len(paintings.truth)
     for name in ("truth", "context", "prediction", "mask"):
         tensor: Tensor = getattr(paintings, name)
@@ -98,7 +120,6 @@ def _check(paintings: Paintings, l1: Sequence[float], baseline_l1: Sequence[floa
     for name, figures in (("l1", l1), ("baseline_l1", baseline_l1)):
         if len(figures) not in (0, rows):
             raise ValueError(f"{name} has {counted(len(figures), 'figure')} for {counted(rows, 'picture')}")
-    return rows
 
 
 def _columns(paintings: Paintings) -> dict[str, Tensor]:
@@ -113,14 +134,25 @@ def _columns(paintings: Paintings) -> dict[str, Tensor]:
             "error": _heat(prediction, truth, ~mask),
         }
     judged = mask | ~mask.flatten(1).any(1).view(-1, 1, 1, 1)  # a row without a hole is judged everywhere
-    outline = (F.max_pool2d(mask.float(), 3, stride=1, padding=1) > 0) & ~mask
     return {
-        "context": _marked(_marked(_pixels(context), mask & _stripes(mask.shape[2], mask.shape[3])), outline),
-        "prediction": _marked(_pixels(prediction), outline),
-        "pasted": _marked(_pixels(torch.where(judged, prediction, truth)), outline),
+        "context": with_hole(_pixels(context), mask, hatched=True),
+        "prediction": with_hole(_pixels(prediction), mask),
+        "pasted": with_hole(_pixels(torch.where(judged, prediction, truth)), mask),
         "truth": _pixels(truth),
         "error": _heat(prediction, truth, judged),
     }
+
+
+def with_hole(pixels: Tensor, mask: Tensor, hatched: bool = False) -> Tensor:
+    """Outlines the holes of pictures, outside the holes, so that no filled pixel is hidden.
+
+    Args:
+        pixels: uint8 (n, height, width, 3).
+        mask: bool (n, 1, height, width), True where pixels are dropped.
+        hatched: hatch the holes as well.
+    """
+    outline = (F.max_pool2d(mask.float(), 3, stride=1, padding=1) > 0) & ~mask
+    return _marked(_marked(pixels, mask & _stripes(mask.shape[2], mask.shape[3])) if hatched else pixels, outline)
 
 
 def _pixels(pictures: Tensor) -> Tensor:

@@ -26,7 +26,21 @@ def settings(*arguments: str) -> dict[str, str]:
             {"method.optimiser.momentum"},
             {"method.discriminator_optimiser.kind", "method.batch_norm_group"},
         ),
-        (["--recipe", "inpainting"], {"method.mask.min_fraction"}, {"method.mask.overlap", "method.discriminator_optimiser.betas"}),
+        (
+            ["--recipe", "inpainting"],
+            {"method.mask.min_fraction", "method.weigh_context"},
+            {"method.mask.overlap", "method.overlap_weight", "method.discriminator_optimiser.betas", "method.conditional_discriminator"},
+        ),
+        (
+            ["--recipe", "inpainting", "--method.mask.overlap", "0", "--method.adversarial_weight", "0"],
+            {"method.overlap_weight", "method.conditional_discriminator"},
+            {"method.mask.overlap"},
+        ),
+        (
+            ["--recipe", "inpainting", "--method.mask.kind", "region", "--method.mask.overlap", "0"],
+            {"method.overlap_weight"},
+            {"method.weigh_context"},
+        ),
         (["--method.optimiser.kind", "sgd"], {"method.optimiser.betas", "method.optimiser.epsilon"}, {"method.optimiser.momentum"}),
         (["--schedule.kind", "cosine"], {"schedule.step_every", "schedule.step_factor"}, {"schedule.final_factor"}),
         (["--schedule.kind", "step"], {"schedule.final_factor"}, {"schedule.step_every", "schedule.step_factor"}),

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.evaluation.embed import Outcome, Rank, embed
+from pipeline.evaluation.embed import Outcome, embed
 from pipeline.evaluation.embedding.settings import EmbedConfig, parse
+from pipeline.evaluation.rank import Rank
 
 
 def settings(encoder: Path, shards: str | Path, output: Path, *more: str) -> EmbedConfig:

@@ -16,13 +16,14 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from pipeline.evaluation.embed import Rank, embed
+from pipeline.evaluation.embed import embed
 from pipeline.evaluation.embedding.network import EmbedError
 from pipeline.evaluation.embedding.output import Output
 from pipeline.evaluation.embedding.part_folder import PartFolder
 from pipeline.evaluation.embedding.settings import check_launcher
 from pipeline.evaluation.embedding.table import OtherFeatures, refuse_other, schema_of
 from pipeline.evaluation.embedding.units import Unit, cut_units, in_turn, rows_of_unit
+from pipeline.evaluation.rank import Rank, RankInvalid
 from pipeline.mapping import ConfigError
 from tests import warm
 from tests.conftest import ROOT
@@ -231,7 +232,7 @@ def test_the_launcher_says_which_rank_this_is(environment: dict[str, str], expec
     if isinstance(expected, Rank):
         assert Rank.of_environment(environment) == expected
     else:
-        with pytest.raises(EmbedError, match=expected):
+        with pytest.raises(RankInvalid, match=expected):
             Rank.of_environment(environment)
 
 

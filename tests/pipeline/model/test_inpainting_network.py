@@ -28,6 +28,78 @@ def small(input_size: int, output_size: int, noise: int = 0) -> Generator:
     return Generator(input_size, output_size, n_bottleneck=24, width=4, noise=noise, batch_norm_group=2)
 
 
+ENCODER = {
+    128: "128: 3-64 leaky, 64: 64-64 bn leaky, 32: 64-128 bn leaky, 16: 128-256 bn leaky, 8: 256-512 bn leaky",
+    64: "64: 3-64 leaky, 32: 64-128 bn leaky, 16: 128-256 bn leaky, 8: 256-512 bn leaky",
+    32: "32: 3-64 leaky, 16: 64-128 bn leaky, 8: 128-256 bn leaky",
+}
+DECODER = {
+    128: "1: 4000-512 bn relu, 4: 512-256 bn relu, 8: 256-128 bn relu, 16: 128-64 bn relu, 32: 64-64 bn relu, 64: 64-3 tanh",
+    64: "1: 4000-512 bn relu, 4: 512-256 bn relu, 8: 256-128 bn relu, 16: 128-64 bn relu, 32: 64-3 tanh",
+    32: "1: 4000-256 bn relu, 4: 256-128 bn relu, 8: 128-64 bn relu, 16: 64-3 tanh",
+}
+"""Stages of the released code: side of the input, maps in and out, what follows the convolution. (32 pixels: one stage less.)"""
+CONDITIONAL = {
+    (128, 64): "128: 3-64, 64: 3-64 leaky, 64: 128-64 bn leaky, 32: 64-128 bn leaky, 16: 128-256 bn leaky, 8: 256-512 bn leaky",
+    (64, 32): "64: 3-64, 32: 3-64 leaky, 32: 128-128 bn leaky, 16: 128-256 bn leaky, 8: 256-512 bn leaky",
+    (128, 128): "128: 3-64, 128: 3-64 leaky, 64: 128-64 bn leaky, 32: 64-128 bn leaky, 16: 128-256 bn leaky, 8: 256-512 bn leaky",
+}
+"""The same beside a context: first the convolution of the context, then that of the region, whose maps are joined."""
+
+
+def stages(network: nn.Module, *inputs: Tensor, **named: Tensor) -> str:
+    """The stages of a network of a 32nd of the published width, as the tables above write them, from a pass of one picture.
+
+    Kernels are 4x4 with stride 2 and padding 1, those from or to 1x1 with stride 1 and no padding, those that join a context 5x5.
+    """
+    found: list[str] = []
+
+    def convolution(layer: nn.Conv2d | nn.ConvTranspose2d, given: tuple[Tensor, ...], output: Tensor) -> None:
+        side, made = given[0].shape[-1], output.shape[-1]
+        at_the_end = 1 in (side, made)
+        if layer.kernel_size == (4, 4):
+            assert (layer.stride, layer.padding) == (((1, 1), (0, 0)) if at_the_end else ((2, 2), (1, 1)))
+        else:
+            assert (layer.kernel_size, layer.stride) == ((5, 5), (2, 2))
+        before, maps = (each if each in (1, 3) else 32 * each for each in (layer.in_channels, layer.out_channels))
+        found.append(f"{side}: {before}-{maps}")
+
+    def follows(word: str) -> Callable[..., None]:
+        return lambda *_: found.__setitem__(-1, f"{found[-1]} {word}")
+
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.register_forward_hook(convolution)  # type: ignore[arg-type]
+        elif isinstance(layer, nn.LeakyReLU):
+            assert layer.negative_slope == 0.2
+            layer.register_forward_hook(follows("leaky"))
+        elif isinstance(layer, GroupedBatchNorm2d | nn.ReLU | nn.Tanh):
+            layer.register_forward_hook(follows({"GroupedBatchNorm2d": "bn", "ReLU": "relu", "Tanh": "tanh"}[type(layer).__name__]))
+    network.eval()(*inputs, **named)
+    return ", ".join(found)
+
+
+@pytest.mark.parametrize(("input_size", "output_size"), [(128, 64), (128, 128), (64, 64), (64, 32)])
+def test_stages_of_the_generator(input_size: int, output_size: int) -> None:
+    generator = Generator(input_size, output_size, n_bottleneck=125, width=2)
+    painted = stages(generator, torch.zeros(1, 3, input_size, input_size), torch.zeros(1))
+    assert painted == f"{ENCODER[input_size]}, 4: 512-4000 bn leaky, {DECODER[output_size]}"
+
+
+@pytest.mark.parametrize("size", [128, 64, 32])
+def test_stages_of_the_discriminator(size: int) -> None:
+    judged = stages(Discriminator(size, width=2), torch.zeros(1, 3, size, size))
+    assert judged == f"{ENCODER[size]}, 4: {256 if size == 32 else 512}-1"
+
+
+@pytest.mark.parametrize(("context", "size"), CONDITIONAL)
+def test_stages_of_the_discriminator_beside_a_context(context: int, size: int) -> None:
+    network = Discriminator(size, width=2, context_size=context)
+    judged = stages(network, torch.zeros(1, 3, size, size), context=torch.zeros(1, 3, context, context))
+    assert judged == f"{CONDITIONAL[context, size]}, 4: 512-1"
+    assert network.region.padding == (2 + (context - size) // 2,) * 2, "the region keeps the scale of the context"
+
+
 def test_parameters_of_the_generator() -> None:
     with torch.device("meta"):  # 71 million weights need no memory to be counted
         assert count(Generator(128, 64)) == DOWN + EXTRA + CODE + UP == 71_124_544
@@ -47,7 +119,7 @@ def test_parameters_of_the_discriminator() -> None:
 
 
 def test_no_convolution_has_a_bias() -> None:
-    for network in (small(128, 128, noise=3), Discriminator(128, 4)):
+    for network in (small(128, 128, noise=3), Discriminator(128, 4), Discriminator(64, 4, context_size=128)):
         convolutions = [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))]
         assert len(convolutions) >= 6
         assert all(layer.bias is None for layer in convolutions)
@@ -154,6 +226,8 @@ def test_weights_and_gains_start_where_the_released_code_starts(make: Callable[[
         (Generator, {"output_size": 16}, "output_size: 16"),
         (Generator, {"noise": -1}, "noise: -1"),
         (Discriminator, {"size": 227}, "size: 227"),
+        (Discriminator, {"context_size": 227}, "context_size: 227"),
+        (Discriminator, {"size": 128, "context_size": 64}, "context_size: 64 is less than the 128"),
     ],
 )
 def test_settings_that_can_not_be_used_are_refused_by_name(make: Any, settings: dict[str, int], message: str) -> None:
