@@ -5,6 +5,9 @@ the validation pictures. All runs of a data set have the same budget, steps and 
 printed last. FOLDER keeps shards, runs and evaluations, so that a later call takes only what is not there.
 
     python -m benchmarks.inpainting FOLDER
+
+FOLDER/pictures gets the loss curves and, for each data set, a grid of photographs that scikit-image ships, filled by the trained networks
+and by the fills that need no training.
 """
 
 from __future__ import annotations
@@ -24,8 +27,12 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.inpainting_pictures import draw_curves, draw_grid, shipped_crops
+from benchmarks.inpainting_tables import differences_table, figures_table, read_evaluation, sharpness_line
+from benchmarks.machine import measured_here
+from launch.evaluate import main as evaluate
 from pipeline import recipes
-from pipeline.config import parse
+from pipeline.config import Config, parse
 from pipeline.training.loop import pretrain
 from pipeline.training.slurm.attempts import is_finished
 from pipeline.training.supervision.interruption import Interruption
@@ -113,18 +120,29 @@ def build_shards(data: Path, folder: Path, data_set: str) -> dict[str, Path]:
             cut_photographs(data / "bsds_voc_layout" / "VOC2012", split, source)
         else:
             source, options = data / "tiny_imagenet" / "tiny_imagenet_40.tar", ["--split", split]
+        build(source, target, *options)
+    return found
+
+
+def build(source: Path, target: Path, *options: str) -> None:
+    """Builds shards of the pictures of a folder or a tar as they are, unless they are there."""
+    if not (target / "manifest.json").exists():
         words = ["build", str(source), str(target), "--resize", "none", "--labels", "none", *options]
         with redirect_stdout(sys.stderr):
             if shards(words):
                 raise SystemExit(f"{target}: the build failed; its message is above")
-    return found
+
+
+def configured(run: Run, data: Mapping[str, Path], target: Path) -> Config[Any]:
+    """Returns the settings of a run's training."""
+    words = [*run.words, "--data.shards", str(data["train"]), "--evaluation.shards", str(data["val"]), "--run", str(target)]
+    return parse(recipes.SETTINGS, [*words, "--monitoring.enabled", "False"])
 
 
 def train(run: Run, data: Mapping[str, Path], folder: Path) -> Path:
     """Trains a run to its end, unless it is finished; returns its folder."""
     target = folder / "runs" / run.name
-    words = [*run.words, "--data.shards", str(data["train"]), "--evaluation.shards", str(data["val"]), "--run", str(target)]
-    config = parse(recipes.SETTINGS, [*words, "--monitoring.enabled", "False"])
+    config = configured(run, data, target)
     if not is_finished(target, config.training.steps):
         with redirect_stdout(sys.stderr), (folder / "hours.txt").open("a") as hours:
             began = time.monotonic()
@@ -133,17 +151,80 @@ def train(run: Run, data: Mapping[str, Path], folder: Path) -> Path:
     return target
 
 
+def judge(run: Path, shards_url: Path, target: Path, words: Sequence[str]) -> Path:
+    """Evaluates a trained run by launch/evaluate.py, unless that is done; returns the folder of the table, `target`.
+
+    Args:
+        run: folder of the run.
+        shards_url: data set of the pictures to judge on.
+        target: folder of the table.
+        words: further words of the command line.
+    """
+    if not (target / "table.json").exists():
+        command = ["inpainting", str(run), "--data.shards", str(shards_url), "--out", str(target), "--save", "True", *words]
+        with redirect_stdout(sys.stderr):
+            if evaluate(command):
+                raise SystemExit(f"{target}: the evaluation failed; its message is above")
+    return target
+
+
+def hole_of(run: Run) -> NDArray[np.bool_]:
+    """The hole of every picture of a run with a central region: bool (S, S), True inside the hole."""
+    config = parse(recipes.SETTINGS, list(run.words))
+    recipe = recipes.make(config.recipe, config.method, config.seed)
+    hole = np.zeros((recipe.image_size, recipe.image_size), np.bool_)
+    assert recipe.mask is not None, "the inpainting recipe drops pixels"
+    recipe.mask.draw(0, hole)
+    return hole
+
+
+def report(title: str, runs: Sequence[Run], words: Sequence[str], data: Path, folder: Path) -> str:
+    """Trains and evaluates the runs of a data set, the joint loss first, and returns the tables.
+
+    Args:
+        title: name of the data set in the heading.
+        runs: runs of the data set.
+        words: further words of the evaluation's command line.
+        data: folder of the photographs.
+        folder: folder of shards, runs and evaluations.
+    """
+    built, hole = build_shards(data, folder, runs[0].data_set), hole_of(runs[0])
+    trained = {run.loss: train(run, built, folder) for run in runs}
+    shipped = shipped_crops(folder / "crops" / f"shipped_{runs[0].data_set}", len(hole), SIDE if len(hole) == CROP else len(hole))
+    public = folder / "shards" / f"shipped_{runs[0].data_set}"
+    build(shipped, public)
+    results, grids = [], {}
+    for run in runs:
+        out = judge(trained[run.loss], built["val"], folder / "evaluations" / run.name, words)
+        results.append(read_evaluation(out, run.loss, hole))
+        fills = ["--methods", "mean,telea,navier_stokes,patchmatch"]
+        grids[run.loss] = judge(trained[run.loss], public, folder / "evaluations" / f"{run.name}_shipped", fills)
+    pictures = folder / "pictures"
+    draw_grid(pictures / f"{runs[0].data_set}.png", grids, hole)
+    draw_curves(pictures / f"{runs[0].data_set}.svg", trained)
+    joint, *others = results
+    parts = [f"### {title}", figures_table(joint, others), differences_table(joint, others)]
+    return "\n\n".join([*parts, *(sharpness_line(joint, each) for each in others)]) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains and evaluates the runs that are not there, and prints the tables."""
     parser = argparse.ArgumentParser(description="Compares the losses of the inpainting recipe with fills that need no training.")
-    parser.add_argument("folder", type=Path, help="folder of shards, runs and evaluations, which a later call continues")
+    parser.add_argument("folder", type=Path, help="folder of shards, runs, evaluations and pictures, which a later call continues")
     parser.add_argument("--budget", type=Path, default=BUDGET, help="YAML file of the runs' settings")
-    parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="take only runs whose name holds one of these texts")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="take only these data sets")
     options = parser.parse_args(arguments)
     data = Path(os.environ.get("CONTEXT_ENCODER_DATA", ROOT.parent / "shared" / "data"))
-    for run in read_runs(yaml.safe_load(options.budget.read_text())):
-        if not options.only or any(text in run.name for text in options.only):
-            train(run, build_shards(data, options.folder, run.data_set), options.folder)
+    budget = yaml.safe_load(options.budget.read_text())
+    runs = read_runs(budget)
+    tables = []
+    for name, facts in budget["data_sets"].items():
+        if not options.only or name in options.only:
+            own = [run for run in runs if run.data_set == name]
+            tables.append(report(facts["title"], own, [str(word) for word in facts["evaluate"]], data, options.folder))
+    print("\n".join(tables))
+    print((options.folder / "hours.txt").read_text())
+    print(f"{measured_here()}; 1 thread")
 
 
 if __name__ == "__main__":
