@@ -43,6 +43,7 @@ def nearest(
     groups = 1 if weights is None else weights.shape[1]
     weighed = None if weights is None else torch.from_numpy(np.ascontiguousarray(weights)).to(device)
     lengths, own = _group_lengths(stored, groups), _group_lengths(asked, groups)
+    places = torch.arange(len(stored), device=stored.device)
     distances, ids = np.empty(len(values), np.float64), np.empty(len(values), np.int64)
     for start in range(0, len(values), _QUERIES):
         part = slice(start, start + _QUERIES)
@@ -50,13 +51,14 @@ def nearest(
         if weighed is None:
             squares, offsets = lengths[:, 0].expand(len(query), -1), own[part, 0]
         else:
-            query = (query.unflatten(1, (groups, -1)) * weighed[part, :, None]).flatten(1)
+            query = (query.view(len(query), groups, -1) * weighed[part, :, None]).flatten(1)
             squares, offsets = weighed[part] @ lengths.T, (weighed[part] * own[part]).sum(1)
-        # the query's own length is added last: without it every number here is at most 2**24 and at least -2**25, even
-        found = squares.double() - 2 * (query @ stored.T).double()
-        place = torch.from_numpy(found.cpu().numpy().argmin(1))  # NumPy takes the first of equals on every device
-        smallest = found.cpu()[torch.arange(len(place)), place]
-        distances[part], ids[part] = (smallest + offsets.double().cpu()).numpy(), place.numpy() + first_id
+        # twice the products and the squares are whole numbers below 2**26, and ids join them, because `argmin` may take any of equals
+        found = squares.long() - 2 * (query @ stored.T).long()
+        best = (found * len(stored) + places).amin(1)
+        place = best.remainder(len(stored))
+        distances[part] = (best.sub(place).div(len(stored), rounding_mode="floor") + offsets.long()).cpu().numpy()
+        ids[part] = place.cpu().numpy() + first_id
     return distances, ids
 
 
@@ -79,7 +81,7 @@ def _group_lengths(rows: Tensor, groups: int) -> Tensor:
     Raises:
         ValueError: values are not whole numbers, or a row is longer than 2**12.
     """
-    squares = rows.square().unflatten(1, (groups, -1)).sum(2)
+    squares: Tensor = rows.square().view(len(rows), groups, -1).sum(2, dtype=torch.float64)
     if not bool((rows == rows.round()).all()) or bool((squares.sum(1) > LARGEST).any()):
         raise ValueError("vectors must hold whole numbers and have a length of at most 2**12, for sums to be exact")
-    return squares
+    return squares.float()
