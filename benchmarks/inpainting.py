@@ -168,9 +168,8 @@ def judge(run: Path, shards_url: Path, target: Path, words: Sequence[str]) -> Pa
     return target
 
 
-def hole_of(run: Run) -> NDArray[np.bool_]:
+def hole_of(config: Config[Any]) -> NDArray[np.bool_]:
     """The hole of every picture of a run with a central region: bool (S, S), True inside the hole."""
-    config = parse(recipes.SETTINGS, list(run.words))
     recipe = recipes.make(config.recipe, config.method, config.seed)
     hole = np.zeros((recipe.image_size, recipe.image_size), np.bool_)
     assert recipe.mask is not None, "the inpainting recipe drops pixels"
@@ -188,7 +187,8 @@ def report(title: str, runs: Sequence[Run], words: Sequence[str], data: Path, fo
         data: folder of the photographs.
         folder: folder of shards, runs and evaluations.
     """
-    built, hole = build_shards(data, folder, runs[0].data_set), hole_of(runs[0])
+    built = build_shards(data, folder, runs[0].data_set)
+    hole = hole_of(configured(runs[0], built, folder))
     trained = {run.loss: train(run, built, folder) for run in runs}
     shipped = shipped_crops(folder / "crops" / f"shipped_{runs[0].data_set}", len(hole), SIDE if len(hole) == CROP else len(hole))
     public = folder / "shards" / f"shipped_{runs[0].data_set}"
