@@ -27,8 +27,8 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.inpainting_pictures import draw_curves, draw_grid, shipped_crops
-from benchmarks.inpainting_tables import differences_table, figures_table, read_evaluation, sharpness_line
+from benchmarks.inpainting_pictures import COLUMNS, draw_curves, draw_grid, shipped_crops
+from benchmarks.inpainting_tables import OWN, differences_table, figures_table, read_evaluation, sharpness_line
 from benchmarks.machine import measured_here
 from launch.evaluate import main as evaluate
 from pipeline import recipes
@@ -195,10 +195,11 @@ def report(title: str, runs: Sequence[Run], words: Sequence[str], data: Path, fo
     build(shipped, public)
     results, grids = [], {}
     for run in runs:
-        out = judge(trained[run.loss], built["val"], folder / "evaluations" / run.name, words)
+        own, fills = ("all", ",".join(COLUMNS)) if run is runs[0] else (OWN, "none")  # the other methods fill alike beside every run
+        out = judge(trained[run.loss], built["val"], folder / "evaluations" / run.name, ["--methods", own, *words])
         results.append(read_evaluation(out, run.loss, hole))
-        fills = ["--methods", "mean,telea,navier_stokes,patchmatch"]
-        grids[run.loss] = judge(trained[run.loss], public, folder / "evaluations" / f"{run.name}_shipped", fills)
+        out = folder / "evaluations" / f"{run.name}_shipped"
+        grids[run.loss] = judge(trained[run.loss], public, out, ["--methods", fills])
     pictures = folder / "pictures"
     draw_grid(pictures / f"{runs[0].data_set}.png", grids, hole)
     draw_curves(pictures / f"{runs[0].data_set}.svg", trained)
