@@ -16,7 +16,7 @@ from benchmarks.inpainting_tables import NETWORK, TRUTH, read_fills
 from monitoring.run_files import EVALUATION, Lines
 from pipeline.evaluation.inpainting.grid import save_methods_grid
 
-COLUMNS = {"mean": "mean fill", "telea": "Telea", "navier_stokes": "Navier-Stokes", "patchmatch": "PatchMatch"}
+COLUMNS = {"mean": "mean fill", "telea": "Telea", "patchmatch": "PatchMatch"}
 """Fills of the grid, and the names of their columns."""
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c")
 WIDTH, HEIGHT, EDGE = 640, 240, 44
@@ -36,7 +36,7 @@ def shipped_crops(target: Path, size: int, side: int) -> Path:
     from skimage import data  # noqa: PLC0415 - only pictures need it
 
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+    for name in ("astronaut", "chelsea", "coffee"):
         picture = Image.fromarray(getattr(data, name)())
         factor = side / min(picture.size)
         picture = picture.resize((round(picture.width * factor), round(picture.height * factor)), Image.Resampling.LANCZOS)
