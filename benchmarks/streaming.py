@@ -101,7 +101,10 @@ def main() -> int:
             lines.append(run(row, folders[row.data], pythons[row.python], options, versions))
         for part in (part for part in FRACTIONS if part in names):
             print(f"{part} ...", file=sys.stderr, flush=True)
-            lines.append((order_fraction if part == "order" else mask_fraction)(folders[_STORED], options))
+            if part == "order":
+                lines.append(order_fraction(folders[_STORED], options))
+            else:
+                lines += [mask_fraction(name, mask, folders[_STORED], options) for name, mask in _masks(Path(scratch)).items()]
     table = "\n".join([*_head(cores, versions, options), *lines, ""])
     print(table)
     if options.output:
@@ -133,9 +136,13 @@ def _arguments() -> argparse.Namespace:
     return options
 
 
+def _data_folder() -> Path:
+    return Path(os.environ.get("CONTEXT_ENCODER_DATA", ROOT.parent / "shared" / "data"))
+
+
 def _photographs(count: int, scratch: Path) -> Path:
     """The folder of the photographs, or of copies of the first `count` where that is above 0."""
-    folder = Path(os.environ.get("CONTEXT_ENCODER_DATA", ROOT.parent / "shared" / "data")) / "imagenet_sample"
+    folder = _data_folder() / "imagenet_sample"
     if not folder.is_dir():
         raise SystemExit(f"no photographs in {folder}: set CONTEXT_ENCODER_DATA to a folder that holds imagenet_sample")
     if not count:
@@ -231,11 +238,26 @@ def order_fraction(shards: Path, options: argparse.Namespace) -> str:
     return _fraction("order", "10^5 samples, of a 256 decode", one_epoch, decode, 0.01, options)
 
 
-def mask_fraction(shards: Path, options: argparse.Namespace) -> str:
-    """The time of a random-region mask of 227, as a fraction of a whole image's: decode, random crop, flip and mask."""
+def _masks(scratch: Path) -> dict[str, MaskConfig]:
+    """Masks of every kind that is drawn anew for each picture, and of the shapes of a bank of real objects."""
+    labels, bank = _data_folder() / "bsds_voc_layout" / "VOC2012", scratch / "bank.safetensors"
+    command = [sys.executable, "-m", "shards", "shapes", str(labels), str(bank)]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return {
+        "masks": MaskConfig(),
+        "masks, mean 0.175": MaskConfig(mean_fraction=0.175),
+        "masks, bank": MaskConfig(shapes=str(bank)),
+        "masks, bank, mean 0.175": MaskConfig(shapes=str(bank), mean_fraction=0.175),
+        "masks, block": MaskConfig(kind="block"),
+        "masks, noise_pattern": MaskConfig(kind="noise_pattern"),
+    }
+
+
+def mask_fraction(name: str, config: MaskConfig, shards: Path, options: argparse.Namespace) -> str:
+    """The time of a mask of 227, as a fraction of a whole image's: decode, random crop, flip and mask."""
     stored = list(pictures(sorted(map(str, shards.glob("shard-*.tar")))[:1]))
     mask, image = np.empty((SIZE, SIZE), np.bool_), np.empty((SIZE, SIZE, 3), np.uint8)
-    source, decoder, rule = mask_source(MaskConfig()), make_decoder(options.decoder), CropRule("random", True, 10**8)
+    source, decoder, rule = mask_source(config), make_decoder(options.decoder), CropRule("random", True, 10**8)
     source.draw(0, mask)  # prepares the shapes, once a run
     keys = iter(range(1, 10**9))
 
@@ -250,7 +272,7 @@ def mask_fraction(shards: Path, options: argparse.Namespace) -> str:
             source.draw(next(keys), mask)
         return len(stored)
 
-    return _fraction("masks", f"{SIZE}, of an image stored at 256", masks, images, 0.05, options)
+    return _fraction(name, f"{SIZE}, of an image stored at 256", masks, images, 0.05, options)
 
 
 def _fraction(name: str, data: str, part: Callable[[], int], whole: Callable[[], int], target: float, options: argparse.Namespace) -> str:

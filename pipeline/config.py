@@ -24,7 +24,7 @@ from shards.urls import SHOWN_OPTIONS, redacted, with_literal_dollars
 
 MethodT = TypeVar("MethodT")
 _Decay = Annotated[float, Interval(ge=0, lt=1)]
-_PLACES = ("run", "*.shards", "checkpoint.url", "checkpoint.resume", "monitoring.*_file", "monitoring.pushgateway")
+_PLACES = ("run", "*.shards", "*.shapes", "checkpoint.url", "checkpoint.resume", "monitoring.*_file", "monitoring.pushgateway")
 """Settings in which `~` and $VARIABLE are expanded; data.cache is one too, but of each node, and is expanded there."""
 
 
@@ -358,7 +358,8 @@ def _check_sources(data: DataConfig) -> None:
 
 def to_mapping(config: Config[Any]) -> dict[str, Any]:
     """The tree as plain values, for YAML and JSON that `parse` reads back, with the secrets in the store's options and in URLs left out."""
-    plain: dict[str, Any] = dataclasses.asdict(with_places(config, _PLACES, change=lambda text, _: with_literal_dollars(text)))
+    shown = with_places(config, ("*.shapes",), change=lambda text, _: redacted(text))
+    plain: dict[str, Any] = dataclasses.asdict(with_places(shown, _PLACES, change=lambda text, _: with_literal_dollars(text)))
     for place in (plain["data"], *plain["data"]["sources"].values()):
         options = place["storage_options"]
         place["storage_options"] = {key: redacted(value) if key in SHOWN_OPTIONS else "(not shown)" for key, value in options.items()}

@@ -1,4 +1,4 @@
-"""`python -m shards`: build, index, verify and inspect data sets of WebDataset shards."""
+"""`python -m shards`: build, index, verify and inspect data sets of WebDataset shards, and trace the shapes of masks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from shards.console import exit_code, megabytes, next_command, printable
 from shards.counting import counted
 from shards.errors import ShardError
 from shards.layout import ALL, mixture, shown_left_out, wanted_kind
+from shards.shapes import command as shapes
 from shards.urls import join, parse_options, redacted
 
 _EXAMPLES = """examples:
@@ -32,6 +33,8 @@ _EXAMPLES = """examples:
   then:
     python -m shards verify ~/shards
     python -m shards inspect ~/shards
+  the shapes of masks, traced from the objects of PASCAL VOC into one file (method.mask.shapes):
+    python -m shards shapes VOCdevkit/VOC2012 s3://bucket/voc-shapes.safetensors
 """
 
 
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m shards", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_build, _add_index, _add_verify, _add_inspect, _add_simulate):
+    for add in (_add_build, _add_index, _add_verify, _add_inspect, _add_shapes, _add_simulate):
         add(commands)
     options = parser.parse_args(arguments)
     return exit_code(lambda: int(options.run(options)), options.after_interrupt)
@@ -297,6 +300,12 @@ def _inspect(options: argparse.Namespace) -> int:
     summary, samples = inspect(options.url, parse_options(options.storage), options.shard, max(options.samples, 0))
     print(as_json(summary, samples) if options.json else as_text(summary, samples, options.shard))
     return 0
+
+
+def _add_shapes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "shapes", shapes.ABOUT)
+    shapes.add_options(parser)
+    _add_storage(parser)
 
 
 def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -32,3 +32,7 @@ class ShardCorrupt(ShardError):
 
 class ManifestMismatch(ShardError):
     """Manifest, index and shards don't belong together, or the manifest can't be read."""
+
+
+class ShapesError(ShardError):
+    """A bank of shapes, or the label pictures that it is traced from, can't be read, written or used."""

@@ -70,18 +70,22 @@ def docstrings(path: Path) -> Iterator[str]:
 
 
 @cache
-def settings() -> object:
-    """The settings of a run, with their defaults."""
+def settings() -> tuple[object, ...]:
+    """The settings of a run of each recipe, with their defaults."""
     from pipeline import recipes
     from pipeline.config import parse
 
-    return parse(recipes.SETTINGS, ["--data.shards", "x"])
+    return tuple(parse(recipes.SETTINGS, ["--recipe", recipe, "--data.shards", "x"]) for recipe in recipes.SETTINGS)
 
 
 def setting(name: str) -> bool:
-    """True if a dotted name is a setting, such as data.shards."""
-    node = settings()
-    for part in name.split("."):
+    """True if a dotted name is a setting of any recipe, such as data.shards."""
+    return any(holds_setting(tree, name.split(".")) for tree in settings())
+
+
+def holds_setting(node: object, parts: list[str]) -> bool:
+    """True if a tree of settings has the name."""
+    for part in parts:
         if isinstance(node, dict):
             return True  # the keys of a table are the user's
         if not hasattr(node, part):
@@ -152,10 +156,7 @@ def test_settings_that_the_documents_and_configurations_name_exist() -> None:
         parse(recipes.SETTINGS, ["--config", str(path), "--data.shards", "x"])
     for document in DOCUMENTS:
         for key in re.findall(r"--((?:data|training|checkpoint|monitoring|schedule|method)\.[\w.]+)", document.read_text()):
-            node = settings()
-            for part in key.rstrip(".").split("."):
-                assert hasattr(node, part), f"{document.name} names --{key}, which is no setting"
-                node = getattr(node, part)
+            assert setting(key.rstrip(".")), f"{document.name} names --{key}, which is no setting"
 
 
 @pytest.mark.parametrize("place", ["documents", "messages"])

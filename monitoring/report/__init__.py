@@ -7,6 +7,7 @@
     evaluations    evaluations on held-back pictures, of which those of steps that count are kept
     record         everything that a run folder holds, read once
     pictures       the newest grid and a few before it, and single pictures followed through many grids, as small JPEGs
+    inpainting     the newest table of errors beside other methods' fills, and its grid
     disclosure     text from a run made fit to be shown: no secrets, no control characters
     effects        settings that have no effect beside others
     axes, charts   round numbers for axes, and curves as inline SVG

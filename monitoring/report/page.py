@@ -13,6 +13,7 @@ from importlib import resources
 
 from monitoring.report import learning, sections, summary, tables
 from monitoring.report.axes import moment, percent
+from monitoring.report.inpainting import inpainting_section
 from monitoring.report.markup import text
 from monitoring.report.record import Record
 
@@ -29,6 +30,7 @@ def page(record: Record) -> str:
         ("learning", "Does it learn", learning.learning_section(record, drawn_learning)),
         ("curves", "Curves", sections.curves_section(record, drawn)),
         ("pictures", "Pictures", sections.pictures_section(record)),
+        ("inpainting", "Inpainting", inpainting_section(record.inpainting)),
         ("attempts", "Attempts", tables.attempts_section(record)),
         ("checkpoints", "Checkpoints", tables.checkpoints_section(record)),
         ("configuration", "Configuration", sections.settings_section(record)),

@@ -17,10 +17,11 @@ from typing import Any
 
 import yaml
 
-from monitoring.report import evaluations, history
+from monitoring.report import evaluations, history, inpainting
 from monitoring.report.attempts import Attempt, Attempts
 from monitoring.report.curves import Curves
 from monitoring.report.evaluations import Evaluations
+from monitoring.report.inpainting import Inpainting
 from monitoring.report.lines import Lines, integer, number
 from monitoring.run_files import (
     BATCH_ATTEMPTS,
@@ -69,6 +70,7 @@ class Record:
         bad_samples: number of bad samples, by cause.
         bad_sample_rows: newest bad samples.
         pictures: picture grids as (step, file), by step.
+        inpainting: newest table of inpainting; None where there is none.
         stacks: names of the files with stacks of ranks, which a hang or SIGUSR2 wrote.
         problems: everything that is missing or damaged, one sentence each.
         written_at: time of the last change of events or history; NaN where there is neither.
@@ -89,6 +91,7 @@ class Record:
     bad_samples: Counter[str] = field(default_factory=Counter)
     bad_sample_rows: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=NEWEST_BAD_SAMPLES))
     pictures: list[tuple[int, Path]] = field(default_factory=list)
+    inpainting: Inpainting | None = None
     stacks: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     written_at: float = math.nan
@@ -147,6 +150,7 @@ def read(folder: Path) -> Record:
     if record.last is not None and not record.last.reason and math.isfinite(record.written_at):
         record.last.last_seen = record.written_at
     record.pictures = sorted(_numbered(folder / PICTURES, ".png"))
+    record.inpainting = inpainting.read(folder, record.problems)
     record.stacks = sorted(path.name for path in _entries(folder / STACKS))
     _read_checkpoint(record)
     return record

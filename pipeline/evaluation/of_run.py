@@ -69,7 +69,7 @@ def initial_encoder(recipe: str, method: Mapping[str, Any], player: str, seed: i
         raise EncoderInvalid(f"{where}: the recipe {recipe!r} is not in pipeline/recipes. There are: {', '.join(sorted(recipes.RECIPES))}")
     try:
         with torch.random.fork_rng(devices=[]):
-            made = recipes.make(recipe, from_mapping(recipes.SETTINGS[recipe], method, "method"), seed)
+            made = recipes.make(recipe, from_mapping(recipes.SETTINGS[recipe], method, "method"), seed, draws_masks=False)
     except ConfigError as error:
         raise EncoderInvalid(f"{where}: the settings of another version of this package? {error}") from error
     for each in made.players:

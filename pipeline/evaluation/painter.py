@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pipeline import recipes
 from pipeline.evaluation.architecture import EncoderInvalid
-from pipeline.mapping import ConfigError, from_mapping
+from pipeline.mapping import ConfigError, from_mapping, with_places
 from pipeline.recipes.player import Recipe
 from pipeline.training.checkpoint.store import CheckpointInvalid, CheckpointStore, read
 from pipeline.training.record.run_folder import checkpoint_store
@@ -77,7 +77,8 @@ def read_painter(run: str, options: Options | None = None, step: int | None = No
         raise EncoderInvalid(f"{where}: the recipe {name!r} is not in pipeline/recipes. There are: {', '.join(sorted(recipes.RECIPES))}")
     try:
         with torch.random.fork_rng(devices=[]):
-            recipe = recipes.make(name, from_mapping(recipes.SETTINGS[name], config["method"], "method"), int(config["seed"]))
+            method = with_places(from_mapping(recipes.SETTINGS[name], config["method"], "method"), ("*.shapes",), "method")
+            recipe = recipes.make(name, method, int(config["seed"]), options, draws_masks=False)
     except ConfigError as error:
         raise EncoderInvalid(f"{where}: the settings of another version of this package? {error}") from error
     if recipe.mask is None:

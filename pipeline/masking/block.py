@@ -40,6 +40,10 @@ class RandomBlock:
 
     def draw(self, key: int, out: NDArray[np.bool_]) -> None:
         """Fills `out`, bool (H, W), with True where pixels are dropped: a function of the key and the shape."""
+        self.draw_shapes(key, out)
+
+    def draw_shapes(self, key: int, out: NDArray[np.bool_]) -> bool:
+        """Draws as `draw`; returns False where a rectangle had to take the place of squares."""
         height, width = out.shape
         least, most = pixel_limits(height, width, self.min_fraction, self.max_fraction)
         middle, pixels = (least + most) / 2, out.view(np.uint8)
@@ -58,5 +62,6 @@ class RandomBlock:
                 left = 0 if left < 0 else min(left, width - wide)
                 out[top : top + tall, left : left + wide] = True
             if least <= cv2.countNonZero(pixels) <= most:
-                return
+                return True
         draw_rectangle(words(key, _FALLBACK, 1)[0], most, out)
+        return False

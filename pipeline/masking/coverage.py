@@ -22,6 +22,16 @@ def check_fractions(min_fraction: float, max_fraction: float) -> None:
         raise ValueError(f"min_fraction: {min_fraction} is not above 0 and at most half of max_fraction ({max_fraction / 2})")
 
 
+def check_mean(mean_fraction: float | None, min_fraction: float, max_fraction: float) -> None:
+    """Refuses a mean outside of the limits; None is no mean.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if mean_fraction is not None and not min_fraction < mean_fraction < max_fraction:
+        raise ValueError(f"mean_fraction: {mean_fraction} is not between min_fraction ({min_fraction}) and max_fraction ({max_fraction})")
+
+
 def pixel_limits(height: int, width: int, min_fraction: float, max_fraction: float) -> tuple[int, int]:
     """The fewest and the most pixels that a mask of a shape may drop: both fractions are rounded down, the least is 1.
 

@@ -8,6 +8,7 @@ automatically: a new pretext task is one file here and nothing else. docs/extend
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from typing import Any
@@ -16,7 +17,9 @@ import numpy as np
 import torch
 
 from pipeline.mapping import ConfigError
+from pipeline.masking import MaskConfig, bank_of
 from pipeline.recipes.player import Recipe
+from shards.store import Options
 
 
 def _find() -> dict[str, Any]:
@@ -34,24 +37,32 @@ SETTINGS: dict[str, type] = {name: recipe.settings for name, recipe in RECIPES.i
 """The dataclass of each recipe's settings by the recipe's name."""
 
 
-def make(name: str, method: Any, seed: int) -> Recipe:
+def make(name: str, method: Any, seed: int, storage_options: Options | None = None, draws_masks: bool = True) -> Recipe:
     """Makes a recipe with its players; the initial weights follow from the seed.
 
     Args:
         name: key of RECIPES.
         method: instance of SETTINGS[name].
         seed: seed of the run.
+        storage_options: options of the store that a bank of shapes is read from.
+        draws_masks: draw a mask now, to refuse settings that no mask can be drawn with, and to read the bank of shapes. False for uses of
+            the networks alone, which must not fail because the bank is gone.
 
     Raises:
         ConfigError: settings that contradict each other, or that no network or mask can be made with.
+        ShapesError: the bank of shapes can't be read.
+        StoreError: the store of the bank does not answer.
     """
     torch.manual_seed(seed)
     try:
         recipe: Recipe = RECIPES[name](method)
-        if recipe.mask is not None:
+        if (bank := bank_of(recipe.mask)) is not None:
+            bank.options = storage_options
+        if recipe.mask is not None and draws_masks:
             recipe.mask.draw(0, np.empty((recipe.image_size, recipe.image_size), np.bool_))
     except ConfigError:
         raise
     except ValueError as error:  # networks and masks refuse their own arguments
-        raise ConfigError(f"method: {error}") from error
+        of_mask = str(error).partition(":")[0] in {each.name for each in dataclasses.fields(MaskConfig)}
+        raise ConfigError(f"method{'.mask.' if of_mask else ': '}{error}") from error
     return recipe

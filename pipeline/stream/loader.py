@@ -21,6 +21,7 @@ import torch
 
 from pipeline.config import DataConfig
 from pipeline.mapping import checked
+from pipeline.masking.one_mask import OneMask
 from pipeline.masking.source import MaskSource
 from pipeline.stream.batch.batch import Batch, Filling, LoaderClosed, Pending
 from pipeline.stream.batch.filling import Filler
@@ -33,7 +34,7 @@ from pipeline.stream.decode.decoder import make_decoder
 from pipeline.stream.held_back import held_back_count
 from pipeline.stream.mixture import Position, granule, samples_per_dataset, spread
 from pipeline.stream.order import rank_slice
-from pipeline.stream.plan import BatchPlan, PlannedSamples
+from pipeline.stream.plan import BatchPlan, PlannedSamples, batch_mask_key
 from pipeline.stream.read.fetch import Fetcher
 from shards.errors import ManifestMismatch
 
@@ -275,7 +276,8 @@ class StreamLoader:
     def _start(self, number: int, positions: tuple[Position, ...]) -> Filling:
         """Plans a batch, asks the store for its absent samples, and hands all samples to the threads."""
         index = positions[0][1] // self.datasets[0].order.global_batch_size
-        plan = BatchPlan(number, index, positions, tuple(map(Dataset.plan, self.datasets, positions)))
+        mask_key = batch_mask_key(self.config.seed, positions[0]) if isinstance(self.config.mask, OneMask) else None
+        plan = BatchPlan(number, index, positions, tuple(map(Dataset.plan, self.datasets, positions)), mask_key)
         count, size = self._rank_slice.stop - self._rank_slice.start, self.config.image_size
         images = self._buffers.take((count, size, size, 3), torch.uint8)
         filling = Filling(plan, images, self._buffers.take((count, size, size), torch.bool), self._labelled)

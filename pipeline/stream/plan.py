@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from pipeline.stream.decode.crop import Crop, draws_of
 from pipeline.stream.mixture import Position
 from shards.dataset.manifest import Manifest
-from shards.keyed import derived_keys, sample_keys
+from shards.keyed import derived_keys, key_of, sample_keys
 
 _MASK = 2  # purpose of the mask's random numbers, beside those of the crop and the model
+_BATCH_MASK = 7  # purpose of those of a mask for a whole batch, beside those of `fixed`
 
 
 class PlannedSample(NamedTuple):
@@ -71,17 +72,29 @@ class BatchPlan:
         index: index of the batch in the first data set's epoch, from 0.
         positions: position of each data set where the batch begins.
         parts: samples of each data set; together they fill every slot once.
+        mask_key: key of the one mask of all samples, on every rank; None where each sample has its own.
     """
 
     number: int
     index: int
     positions: tuple[Position, ...]
     parts: tuple[PlannedSamples, ...]
+    mask_key: int | None = None
 
     @property
     def epoch(self) -> int:
         """Epoch of the first data set, from 0."""
         return self.positions[0][0]
+
+
+def batch_mask_key(seed: int, position: Position) -> int:
+    """Returns the key of the one mask of a global batch, which is the same on every rank.
+
+    Args:
+        seed: seed of the run.
+        position: position of the first data set where the batch begins.
+    """
+    return key_of(seed, *position, _BATCH_MASK)
 
 
 def plan_samples(

@@ -30,6 +30,7 @@ from pipeline.training.failures import cause_of
 from pipeline.training.held_back.evaluation import Evaluation
 from pipeline.training.held_back.opening import open_evaluation
 from pipeline.training.held_back.sheet import sheet_of
+from pipeline.training.mask_shapes import SHAPES, shapes_digest
 from pipeline.training.ranks.launcher import with_launcher_mode
 from pipeline.training.ranks.world import World, join
 from pipeline.training.record.run_folder import RunFolder
@@ -193,14 +194,14 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
         metrics = rank_metrics(config, world, watchdog)
         publication = stack.enter_context(published(metrics, config, world, folder, watchdog.attempt))
         watchdog.note_startup("opening the data set")
-        recipe = recipes.make(config.recipe, config.method, config.seed)
+        recipe = recipes.make(config.recipe, config.method, config.seed, config.data.storage_options)
         stream = _stream_config(config, recipe, world, folder)
         loader = stack.enter_context(StreamLoader(stream, world.rank, world.size, partial(_stop_waiting, world, interruption)))
         flops = flops_per_image(recipe) if config.monitoring.enabled else math.nan
         reporter = Reporter(config, world, folder, loader, recipe.players, metrics, flops)
         watchdog.note_startup("loading the newest checkpoint")
         checkpoints = _checkpoints(config, folder, reporter)
-        found = find_checkpoint(config, checkpoints, world, loader.decoder.description)
+        found = find_checkpoint(config, checkpoints, world, loader.decoder.description, recipe.mask)
         watchdog.note_startup("bringing the networks onto the devices")
         engines = build_engines(recipe, found, world, config.training)
         for engine in engines:
@@ -298,6 +299,7 @@ def _save(run: Run, state: State) -> None:
         "world_size": run.world.size,
         "mode": run.config.training.mode,
         "decoder": run.loader.decoder.description,
+        SHAPES: shapes_digest(run.loader.config.mask),
         "stored_side": run.loader.stored_side,
         "torch": str(torch.__version__),
         "saved_at": time.time(),

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config, TrainingConfig
+from pipeline.masking.source import MaskSource
 from pipeline.recipes.player import Player, Recipe
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointInvalid, CheckpointStore, read, step_of
 from pipeline.training.engine.engine import Engine, ReplicatedEngine
+from pipeline.training.mask_shapes import changed_shapes, check_ranks
 from pipeline.training.ranks.world import World
 from pipeline.training.record.run_folder import RunFolderError
 from shards.counting import counted
@@ -26,7 +28,9 @@ from shards.urls import split
 _OF_THE_ATTEMPT = ("run", "training.steps", "checkpoint.url", "checkpoint.resume")  # settings that may differ in every attempt
 
 
-def find_checkpoint(config: Config[Any], checkpoints: CheckpointStore, world: World, decoder: str) -> Checkpoint | None:
+def find_checkpoint(
+    config: Config[Any], checkpoints: CheckpointStore, world: World, decoder: str, mask: MaskSource | None = None
+) -> Checkpoint | None:
     """Returns the checkpoint to continue from, on every rank; None for a new run.
 
     Args:
@@ -34,13 +38,16 @@ def find_checkpoint(config: Config[Any], checkpoints: CheckpointStore, world: Wo
         checkpoints: checkpoints of the run; only rank 0 reads them.
         world: ranks of the run.
         decoder: description of the decoder of this attempt.
+        mask: source of the masks of this attempt.
 
     Raises:
         RunFolderError: checkpoint.resume is none and there are checkpoints, or another run writes there.
-        CheckpointInvalid: no checkpoint verifies, or the one found is of another recipe or decoder.
+        CheckpointInvalid: no checkpoint verifies, or the one found is of another recipe, decoder or bank of shapes.
+        ShapesError: the ranks read different banks of shapes.
         StoreError: the store does not answer.
     """
-    found = world.on_first(lambda: _read(config, checkpoints, decoder))
+    check_ranks(mask, world)
+    found = world.on_first(lambda: _read(config, checkpoints, decoder, mask))
     facts = world.broadcast((found.step, dict(found.facts)) if found else None)
     if facts is None:
         return None
@@ -52,7 +59,7 @@ def find_checkpoint(config: Config[Any], checkpoints: CheckpointStore, world: Wo
     return Checkpoint(facts[0], facts[1], tensors)
 
 
-def _read(config: Config[Any], checkpoints: CheckpointStore, decoder: str) -> Checkpoint | None:
+def _read(config: Config[Any], checkpoints: CheckpointStore, decoder: str, mask: MaskSource | None) -> Checkpoint | None:
     resume, where = config.checkpoint.resume, checkpoints.store.describe()
     steps = checkpoints.steps()
     if resume == "none" and steps:
@@ -63,7 +70,7 @@ def _read(config: Config[Any], checkpoints: CheckpointStore, decoder: str) -> Ch
         parent, name = split(resume.rstrip("/"))
         store = Store(parent, config.data.storage_options if "://" in parent else None)
         found = read(store, step_of(name, store.describe(name)))
-        _check(found, config, store.describe(), decoder)
+        _check(found, config, store.describe(), decoder, mask)
         checkpoints.claim(Path(config.run))  # last, so that a start that fails takes the place from no other run
         return found
     checkpoints.claim(Path(config.run))
@@ -73,12 +80,12 @@ def _read(config: Config[Any], checkpoints: CheckpointStore, decoder: str) -> Ch
             f"{where}: none of {counted(len(steps), 'checkpoint')} verifies. Restore one, or start a new run with another --run"
         )
     if newest is not None:
-        _check(newest, config, where, decoder)
+        _check(newest, config, where, decoder, mask)
     return newest
 
 
-def _check(found: Checkpoint, config: Config[Any], where: str, decoder: str) -> None:
-    """Refuses a checkpoint of another recipe, or of pictures from another decoder."""
+def _check(found: Checkpoint, config: Config[Any], where: str, decoder: str, mask: MaskSource | None) -> None:
+    """Refuses a checkpoint of another recipe, of pictures from another decoder, or of masks of other shapes."""
     if found.facts["recipe"] != config.recipe:
         raise CheckpointInvalid(
             f"{where}: the checkpoint of step {found.step} is one of the recipe {found.facts['recipe']!r}, "
@@ -90,6 +97,8 @@ def _check(found: Checkpoint, config: Config[Any], where: str, decoder: str) -> 
             "pixels may differ in their last bit. Set data.decoder back or install the other version, or accept it with "
             "--checkpoint.other_decoder True"
         )
+    if changed := changed_shapes(found.facts, mask):
+        raise CheckpointInvalid(f"{where}: step {found.step} {changed}")
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

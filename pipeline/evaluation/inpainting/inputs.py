@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pipeline.evaluation.inpainting.settings import NEIGHBOURS, InpaintingConfig
 from pipeline.evaluation.inpainting.training_pictures import TrainingPictures
 from pipeline.evaluation.painter import Painter, read_painter
 from pipeline.mapping import ConfigError, from_mapping, with_places
-from pipeline.masking import mask_source
+from pipeline.masking import bank_of, mask_source
 from pipeline.masking.source import MaskSource
 from pipeline.stream.counters import Counters
 from pipeline.stream.dataset import HELD_BACK, Dataset, open_datasets
@@ -28,6 +29,7 @@ from pipeline.stream.fixed import FixedChoice
 from pipeline.stream.held_back import held_back_ids
 from pipeline.stream.loader import StreamConfig
 from pipeline.training.checkpoint.store import describe
+from pipeline.training.mask_shapes import SHAPES, shapes_digest
 from pipeline.training.record.run_folder import checkpoint_store
 from shards.errors import ShardError
 from shards.urls import redacted
@@ -90,7 +92,8 @@ def open_inputs(config: InpaintingConfig, device: torch.device, counters: Counte
     own = _OwnData(run, config, opened)
     judged = opened(config.data) if config.data.shards else own.datasets("data.shards")
     ids = [np.arange(each.manifest.total_samples) for each in judged] if config.data.shards else [own.held_back(each) for each in judged]
-    stream = StreamConfig(config.data, painter.size, 1, int(run["config"]["seed"]), _masks(config, painter))
+    mask = _masks(config, painter, run)
+    stream = StreamConfig(config.data, painter.size, 1, int(run["config"]["seed"]), mask)
     total = sum(map(len, ids))
     choice = FixedChoice(stream, _Decoding(decoder), judged, ids, min(config.limit or total, total))
     if not choice.count:
@@ -106,14 +109,14 @@ def open_inputs(config: InpaintingConfig, device: torch.device, counters: Counte
     training = _training(config, own, judged, opened, decoder, painter.size) if set(methods) & set(NEIGHBOURS) else None
     facts = {
         "format": "context-encoder inpainting 1",
-        "run": redacted(config.run),
         "recipe": painter.recipe.name,
         "step": painter.step,
         "network": _weights_digest(painter),
         "choice": choice.digest,
         "pictures": choice.count,
-        "mask": dataclasses.asdict(config.mask),
+        "mask": {**dataclasses.asdict(config.mask), "shapes": shapes_digest(mask)},
         "crop": config.data.crop,
+        "orientation": config.data.orientation,
         "methods": list(methods),
         **{name: getattr(config, name) for name in ("batch", "part", "train_part")},
         "decoder": decoder.description,
@@ -122,7 +125,7 @@ def open_inputs(config: InpaintingConfig, device: torch.device, counters: Counte
         "training": training.facts if training is not None else None,
         "grid": config.pictures,
     }
-    return Inputs(painter, choice, training, methods, facts, notes)
+    return Inputs(painter, choice, training, methods, json.loads(json.dumps(facts)), notes)  # as a file gives them back
 
 
 class _OwnData:
@@ -187,18 +190,34 @@ class _OwnData:
         return placed
 
 
-def _masks(config: InpaintingConfig, painter: Painter) -> MaskSource:
+def _masks(config: InpaintingConfig, painter: Painter, run: Mapping[str, Any]) -> MaskSource:
     """The masks of the run, or those that the settings choose instead.
 
     Raises:
         ConfigError: others are chosen for a network that paints one place alone.
+        InpaintingError: the bank of shapes is another one than the run was trained with.
+        ShapesError: the bank can't be read.
     """
-    own = getattr(getattr(painter.recipe, "method", None), "mask", None)
-    if painter.recipe.mask is not None and config.mask == own:
-        return painter.recipe.mask
+    own, mask = getattr(getattr(painter.recipe, "method", None), "mask", None), painter.recipe.mask
+    if mask is not None and config.mask == own:
+        _open_bank(mask, config)
+        if shapes_digest(mask) != run.get(SHAPES, ""):
+            raise InpaintingError(
+                f"mask.shapes: {redacted(config.mask.shapes)} is another bank of shapes than the run was trained with. Give the right one, "
+                "or --mask.shapes '' for generated shapes"
+            )
+        return mask
     if getattr(painter.recipe, "central", False):
         raise ConfigError(f"mask: {painter.where} paints the central region alone, so that no other mask can be judged. Leave --mask out")
-    return mask_source(config.mask)
+    chosen = mask_source(config.mask)
+    _open_bank(chosen, config)
+    return chosen
+
+
+def _open_bank(mask: MaskSource, config: InpaintingConfig) -> None:
+    """Gives a bank of shapes the options of its store."""
+    if (bank := bank_of(mask)) is not None:
+        bank.options = config.data.storage_options
 
 
 def _overlap(config: InpaintingConfig, own: _OwnData, judged: Sequence[Dataset]) -> tuple[str, ...]:

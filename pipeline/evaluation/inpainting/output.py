@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pipeline.evaluation.inpainting.inputs import Inputs
 from pipeline.evaluation.inpainting.parts import InpaintingError, Part, read_part, refuse_other
 from pipeline.evaluation.inpainting.settings import NETWORK, InpaintingConfig
 from pipeline.evaluation.inpainting.table import DEFINITIONS, as_text, methods_of, names_of, pictures_csv, table_csv
-from pipeline.evaluation.part_folder import PartDamaged, PartFolder
+from pipeline.evaluation.part_folder import PartFolder
 from shards.counting import counted
 from shards.local_files import whole_file
 from shards.urls import redacted
@@ -71,7 +71,7 @@ class Output:
         """
         missing = {unit.number for unit in parts.missing()}
         found = [unit for unit in parts.units if unit.number not in missing]
-        bad = [each for unit in found for each in read_part(parts.part(unit), unit, self._facts, ()).unreadable]
+        bad = _in_order(each for unit in found for each in read_part(parts.part(unit), unit, self._facts, ()).unreadable)
         allowed = self._config.data.max_bad_fraction
         if len(bad) > allowed * total:
             self._write(UNREADABLE, "".join(json.dumps(each) + "\n" for each in bad).encode())
@@ -81,14 +81,14 @@ class Output:
                 f"{allowed:g} of them: {first}. All are named in {self.folder / UNREADABLE}. Build the data set again, or allow more"
             )
 
-    def finish(self, parts: Sequence[PartFolder], warn: Callable[[str], None]) -> None:
-        """Writes the table if all parts are there and no other process is doing so; a damaged part is removed instead.
+    def finish(self, parts: Sequence[PartFolder]) -> None:
+        """Writes the table if all parts are there and no other process is doing so.
 
         Args:
             parts: parts of every kind of work.
-            warn: called with a sentence for each damaged part.
 
         Raises:
+            PartDamaged: a part can't be read.
             InpaintingError: the files can't be written, or no picture can be read.
         """
         if any(each.missing() for each in parts):
@@ -97,9 +97,6 @@ class Output:
             with parts[0].locked(wait=False) as alone:
                 if alone and not (self.folder / TABLE).exists():
                     self._finish(parts)
-        except PartDamaged as error:
-            error.path.unlink(missing_ok=True)
-            warn(f"{error}. It is made anew")
         except FileNotFoundError:
             pass  # the process that wrote the table has removed the parts
         except OSError as error:
@@ -111,9 +108,9 @@ class Output:
         if "numbers" not in arrays:
             raise InpaintingError("data.shards: none of the pictures can be read, so there is nothing to judge")
         numbers = arrays["numbers"][: len(arrays[f"figures/{NETWORK}"])]  # the parts of neighbours repeat them
-        figures = {name: arrays[f"figures/{name}"] for name in self._titles}
-        unreadable = [each for part in read[0] for each in part.unreadable]
-        of_training = [each for part in read[1] for each in part.unreadable] if len(read) > 1 else []
+        figures = {name: arrays[f"figures/{name}"] for name in sorted(self._titles, key=lambda name: name == NETWORK)}
+        unreadable = _in_order(each for part in read[0] for each in part.unreadable)
+        of_training = _in_order(each for part in read[1] for each in part.unreadable) if len(read) > 1 else []
         seconds: dict[str, float] = defaultdict(float)
         for part in (part for kind in read for part in kind):
             for name, value in part.seconds.items():
@@ -126,7 +123,7 @@ class Output:
         self._write("pictures.csv", pictures_csv(numbers, samples, figures))
         self._write("table.csv", table_csv(table))
         if "shown/truth" in arrays:
-            shown = {self._titles[name]: arrays[f"shown/{name}"] for name in figures}
+            shown = {name: arrays[f"shown/{name}"] for name in figures}
             title = f"step {self._inputs.painter.step:,}, the first {counted(len(arrays['shown/truth']), 'picture')} of the table"
             save_methods_grid(self.folder / TABLE_GRID, arrays["shown/truth"], arrays["shown/mask"], shown, title)
         self._write(TABLE, json_text(table, indent=1).encode())  # last: the table is whole when this is there
@@ -168,6 +165,10 @@ class Output:
         with suppress(OSError):
             if (self.folder / TABLE).exists():
                 shutil.rmtree(self.folder / PARTS)
+
+
+def _in_order(unreadable: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(unreadable, key=lambda each: int(each["sample_id"]))
 
 
 def _joined(parts: Sequence[Part]) -> dict[str, NDArray[Any]]:

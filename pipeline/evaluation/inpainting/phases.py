@@ -38,7 +38,9 @@ class Phase:
         self._lock = threading.Lock()
         self._over = threading.Event()
 
-    def run(self, rank: Rank, workers: int, check: Callable[[], None], finished: Callable[[], bool]) -> None:
+    def run(
+        self, rank: Rank, workers: int, check: Callable[[], None], finished: Callable[[], bool], bytes_read: Callable[[], float]
+    ) -> None:
         """Computes units until all have a part, or the table is whole.
 
         Args:
@@ -46,11 +48,12 @@ class Phase:
             workers: threads of this process.
             check: called several times a second; an error that it raises ends the work.
             finished: says whether the table is whole.
+            bytes_read: counts the bytes that were read so far, for the progress.
 
         Raises:
             ExplainedError: a unit can't be computed or written.
         """
-        there = self._there()
+        there, read = self._there(), bytes_read()
         report = ProgressReport(self._name, self.total, there, quiet=rank.number > 0)
         try:
             with ThreadPoolExecutor(workers, self._name, one_core) as pool:
@@ -61,9 +64,9 @@ class Phase:
                         while not all(each.done() for each in working):
                             done, _ = wait(working, _POLL_SECONDS, FIRST_EXCEPTION)
                             check()
-                            now = self._there()
-                            report.advance(max(0, now - there), 0)
-                            there = max(there, now)
+                            now, now_read = self._there(), bytes_read()
+                            report.advance(max(0, now - there), int(now_read - read))
+                            there, read = max(there, now), now_read
                             for each in done:
                                 each.result()
                     finally:

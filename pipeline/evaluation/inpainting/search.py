@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from pipeline.evaluation.inpainting.judging import Seconds
 from pipeline.evaluation.inpainting.parts import InpaintingError, Part, plain, read_part
 from pipeline.evaluation.inpainting.training_pictures import TrainingPictures
 from pipeline.evaluation.part_folder import PartFolder
+from pipeline.stream.read.samples import BadSample
 
-_DESCRIBED = 64  # pictures that are described at once; the parts of a network's features may depend on it
+Query = tuple[NDArray[np.int16], NDArray[np.float32] | None]
 Found = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
@@ -30,29 +32,46 @@ class Search:
         training: pictures of the training set.
         describers: descriptions.
         device: device that searches.
+        check: called often; an error that it raises ends the work.
     """
 
     def __init__(
-        self, pictures: PartFolder, searched: PartFolder, training: TrainingPictures, describers: Sequence[Describer], device: torch.device
+        self,
+        pictures: PartFolder,
+        searched: PartFolder,
+        training: TrainingPictures,
+        describers: Sequence[Describer],
+        device: torch.device,
+        check: Callable[[], None],
     ) -> None:
         self._pictures, self._searched, self._training = pictures, searched, training
-        self._describers, self._device = describers, device
+        self._describers, self._device, self._check = describers, device, check
         self._lock = threading.Lock()
-        self._queries: dict[str, tuple[NDArray[np.float32], NDArray[np.float32] | None]] | None = None
+        self._queries: dict[str, Query] | None = None
         self._found: dict[str, dict[int, int]] | None = None
 
     def search(self, unit: Unit) -> Part:
         """Finds the nearest of a unit's training pictures for every picture; an empty part where none of them can be read."""
         queries, seconds = self._asked(), Seconds()
-        with seconds.of("decode (training)"):
-            images, ids, bad = self._training.read(unit)
+        ids, bad, vectors = list[int](), list[BadSample](), defaultdict[str, list[NDArray[np.int16]]](list)
+        batches = self._training.read(unit)
+        while True:
+            self._check()
+            with seconds.of("decode (training)"):
+                batch = next(batches, None)
+            if batch is None:
+                break
+            ids += batch[1]
+            bad += batch[2]
+            for describer in self._describers if len(batch[0]) else ():
+                with seconds.of(describer.name):
+                    vectors[describer.name].append(describer.stored(batch[0]))
         arrays: dict[str, NDArray[Any]] = {}
-        for describer in self._describers if len(images) else ():
-            with seconds.of(describer.name):
-                firsts = range(0, len(images), _DESCRIBED)
-                vectors = np.concatenate([describer.stored(images[first : first + _DESCRIBED]) for first in firsts])
-                distances, places = nearest(*queries[describer.name], vectors, 0, self._device)
-            arrays[f"{describer.name}/distances"], arrays[f"{describer.name}/ids"] = distances, ids[places]
+        for name, stored in vectors.items():
+            self._check()
+            with seconds.of(name):
+                distances, places = nearest(*queries[name], np.concatenate(stored), 0, self._device)
+            arrays[f"{name}/distances"], arrays[f"{name}/ids"] = distances, np.array(ids, np.int64)[places]
         return Part(arrays, dict(seconds), [plain(each) for each in bad])
 
     def neighbours(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -74,7 +93,7 @@ class Search:
         pictures = self._training.read_some(different)
         return pictures[[different.index(each) for each in ids]]
 
-    def _asked(self) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+    def _asked(self) -> dict[str, Query]:
         """Descriptions of all pictures, by the name of the description, read once."""
         with self._lock:
             if self._queries is None:

@@ -26,7 +26,7 @@ NETWORK = "context_encoder"
 FILLS = ("mean", "telea", "navier_stokes", "patchmatch")
 NEIGHBOURS = ("nearest_hog", "nearest_encoder")
 METHODS = (*NEIGHBOURS, *FILLS)
-_PLACES = ("run", "out", "lpips", "fid", "data.shards", "train.shards")
+_PLACES = ("run", "out", "lpips", "data.shards", "train.shards", "mask.shapes")
 _OF_A_RUN = ("shuffle_block", "lanes", "tail", "decoder", "crop", "flip", "orientation", "max_pixels", "max_bad_fraction")
 
 
@@ -70,7 +70,7 @@ class InpaintingConfig:
     lpips: str = ""
     """File of LPIPS's weights (AlexNet and its five linear layers); empty leaves LPIPS out. See docs/inpainting.md."""
     fid: str = ""
-    """Not computed here: the message says how to compute FID from the fills that --save writes."""
+    """Not computed here: the message says how to compute FID from the fills that --save True writes."""
     save: bool = False
     """Write every filled picture as a PNG into OUT/fills/METHOD, for figures that other programs compute."""
     mask: MaskConfig = field(default_factory=MaskConfig)
@@ -143,7 +143,7 @@ def check(config: InpaintingConfig) -> None:
     if config.fid:
         raise ConfigError(
             "fid: FID is not computed here, because its Inception network and weights (those of pytorch-fid, which needs torchvision) "
-            "can't be checked without them. Write the fills with --save and compare the folders: python -m "
+            "can't be checked without them. Write the fills with --save True and compare the folders: python -m "
             "pytorch_fid OUT/fills/truth OUT/fills/context_encoder. See docs/inpainting.md"
         )
 

@@ -41,14 +41,14 @@ def names_of(figures: NDArray[np.float64]) -> tuple[str, ...]:
 
 
 def methods_of(figures: Mapping[str, NDArray[np.float64]], titles: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The rows of the table, the checkpoint last: means with intervals, and what the checkpoint's figures are less than the method's.
+    """The rows of the table: means with intervals, and what the checkpoint's figures are less than the method's.
 
     Args:
         figures: figures of each method, float64 (pictures, figures), in the order of the table.
         titles: title of each method.
     """
     own, rows = figures[NETWORK], list[dict[str, Any]]()
-    for name in (*(each for each in figures if each != NETWORK), NETWORK):
+    for name in figures:
         columns = dict(zip(names_of(own), figures[name].T, strict=True))
         row: dict[str, Any] = {"name": name, "title": titles[name], "figures": {key: _interval(values) for key, values in columns.items()}}
         if name != NETWORK:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.stream.decode.crop import CropRule
 from pipeline.stream.decode.decoder import Decoder
 from pipeline.stream.read.samples import BadSample
 
-_TOGETHER = 64  # pictures that are read and decoded at a time
+_TOGETHER = 64  # pictures that are read, decoded and described at a time; the features of a network may depend on it
 
 
 class TrainingPictures:
@@ -63,16 +63,15 @@ class TrainingPictures:
         first = self._datasets[number].first_id
         return len(unit) - int(np.diff(np.searchsorted(self._held_back[number], [unit.start - first, unit.stop - first]))[0])
 
-    def read(self, unit: Unit) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[BadSample]]:
-        """Reads the pictures of a unit from the front of the shards to their back.
+    def read(self, unit: Unit) -> Iterator[tuple[NDArray[np.uint8], list[int], list[BadSample]]]:
+        """Reads the pictures of a unit, some at a time, from the front of the shards to their back.
 
-        Returns:
-            Pictures uint8 (n, side, side, 3), their ids int64 (n,), ascending, and an error for each one that can't be read.
+        Yields:
+            Pictures uint8 (n, side, side, 3), their ids, ascending, and an error for each one that can't be read.
 
         Raises:
             ShardError: a shard can't be read.
         """
-        images, ids, bad = list[NDArray[np.uint8]](), list[int](), list[BadSample]()
         number = self._of(unit.start)
         dataset = self._datasets[number]
         left_out = set(self._held_back[number].tolist())
@@ -80,18 +79,16 @@ class TrainingPictures:
             own = range(batch.start - dataset.first_id, batch.stop - dataset.first_id)
             found = zip(own, self._readers[number].read(own), strict=True)
             wanted = [(each, raw) for each, raw in found if each not in left_out]
-            bad += [raw for _, raw in wanted if isinstance(raw, BadSample)]
+            bad = [raw for _, raw in wanted if isinstance(raw, BadSample)]
             good = [(each, raw.data) for each, raw in wanted if not isinstance(raw, BadSample)]
             pictures, reasons = self._decoded([data for _, data in good])
-            for (each, _), picture, reason in zip(good, pictures, reasons, strict=True):
-                if reason is None:
-                    images.append(picture)
-                    ids.append(dataset.first_id + each)
-                else:
+            for (each, _), reason in zip(good, reasons, strict=True):
+                if reason is not None:
                     (shard,), (row,) = dataset.manifest.locate([each])
                     bad.append(dataset.reader.bad(dataset.first_id + each, int(shard), int(row), "undecodable", reason))
-        stacked = np.stack(images) if images else np.empty((0, self._side, self._side, 3), np.uint8)
-        return stacked, np.array(ids, np.int64), bad
+            readable = np.array([reason is None for reason in reasons], np.bool_)
+            ids = [dataset.first_id + each for (each, _), reason in zip(good, reasons, strict=True) if reason is None]
+            yield pictures[readable], ids, bad
 
     def read_some(self, ids: Sequence[int]) -> NDArray[np.uint8]:
         """Reads pictures by their ids: uint8 (n, side, side, 3).
@@ -108,12 +105,12 @@ class TrainingPictures:
                 data.append(dataset.reader.read(each, int(shard), int(row))[0])
             except BadSample as error:
                 raise InpaintingError(f"{error}: could be read when it was searched. Is the data set being written? Begin anew") from error
-        pictures, _ = self._decoded(data)
-        return np.stack(pictures) if pictures else np.empty((0, self._side, self._side, 3), np.uint8)
+        return self._decoded(data)[0]
 
-    def _decoded(self, data: Sequence[bytes | memoryview]) -> tuple[list[NDArray[np.uint8]], list[str | None]]:
-        places = [np.zeros((self._side, self._side, 3), np.uint8) for _ in data]
-        return places, self._decoder.crops(data, places, self._rule, [0] * len(data))
+    def _decoded(self, data: Sequence[bytes | memoryview]) -> tuple[NDArray[np.uint8], list[str | None]]:
+        """Decodes the crops, uint8 (n, side, side, 3), and gives the reason why one can't be decoded, or None, for each."""
+        crops = np.zeros((len(data), self._side, self._side, 3), np.uint8)
+        return crops, self._decoder.crops(data, list(crops), self._rule, [0] * len(data))
 
     def _of(self, sample: int) -> int:
         """The number of the data set that a sample belongs to."""

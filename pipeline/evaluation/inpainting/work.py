@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,10 +33,12 @@ from pipeline.evaluation.inpainting.parts import InpaintingError, part_folder
 from pipeline.evaluation.inpainting.phases import Phase
 from pipeline.evaluation.inpainting.search import Search
 from pipeline.evaluation.inpainting.settings import FILLS, NEIGHBOURS, NETWORK, InpaintingConfig, check
-from pipeline.evaluation.part_folder import PartFolder
+from pipeline.evaluation.part_folder import PartDamaged, PartFolder
 from pipeline.evaluation.rank import Rank
 from pipeline.stream.counters import Counters
 from pipeline.training.supervision.interruption import Interruption
+
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,10 @@ class _Work:
 
     def __init__(self, config: InpaintingConfig, rank: Rank, interruption: Interruption | None, stack: ExitStack) -> None:
         one_core()
-        self._config, self._rank, self._interruption = config, rank, interruption
+        self._config, self._rank, self._interruption, self._counters = config, rank, interruption, Counters()
         self._device = device_of(rank.local_rank)
         lpips = read_lpips(Path(config.lpips), self._device) if config.lpips else None
-        self._inputs = inputs = open_inputs(config, self._device, Counters(), stack)
+        self._inputs = inputs = open_inputs(config, self._device, self._counters, stack)
         self._methods = make_fills([NETWORK, *(name for name in inputs.methods if name in FILLS)], inputs.painter)
         self._describers = make_describers([name for name in inputs.methods if name in NEIGHBOURS], inputs.painter)
         self._facts: dict[str, Any] = {
@@ -104,20 +107,34 @@ class _Work:
         output = Output(self._folder, self._facts, titles, self._inputs, self._config)
         if (text := output.finished()) is not None:
             return Outcome(True, f"{text}\n{self._folder}: was whole already")
-        phases = self._phases()
         try:
+            phases = self._phases()
             for phase in phases:
                 phase.parts.remove_damaged(phase.parts.units[self._rank.number :: self._rank.world_size], self._warn)
             while (text := output.finished()) is None:
-                for phase in phases:
-                    self._phase = phase
-                    phase.run(self._rank, self._workers(), self._check_signals, lambda: output.finished() is not None)
-                    output.check_unreadable(phase.parts, phase.total, phase.setting)
-                output.finish([phase.parts for phase in phases], self._warn)
+                self._round(output, phases)
         except _Interrupted as signal:
             return Outcome(False, f"{self._folder}: {signal}. The same command continues")
+        except InpaintingError:
+            if (text := output.finished()) is None:  # a rank that finishes the table at this moment removes the parts
+                raise
         output.tidy()
         return Outcome(True, text)
+
+    def _round(self, output: Output, phases: Sequence[Phase]) -> None:
+        """Does all work that is missing, and writes the table unless another rank is doing so."""
+        try:
+            for phase in phases:
+                self._phase = phase
+                phase.run(self._rank, self._workers(), self._check_signals, lambda: output.finished() is not None, self._bytes_read)
+                output.check_unreadable(phase.parts, phase.total, phase.setting)
+            output.finish([phase.parts for phase in phases])
+        except PartDamaged as damage:
+            if output.finished() is None:
+                phases[0].parts.remove(damage, self._warn)
+        if output.finished() is None:
+            self._check_signals()
+            time.sleep(_POLL_SECONDS)
 
     def _phases(self) -> list[Phase]:
         """The kinds of work, in their order."""
@@ -130,7 +147,7 @@ class _Work:
         if inputs.training is not None:
             training = inputs.training
             searched = self._parts("training", training.units(config.train_part))
-            search = Search(pictures, searched, training, self._describers, self._device)
+            search = Search(pictures, searched, training, self._describers, self._device, self._check)
             counts = [training.count(unit) for unit in searched.units]
             found.append(Phase("training pictures", "train.shards", searched, counts, search.search))
             names = [each.name for each in self._describers]
@@ -163,6 +180,9 @@ class _Work:
     def _workers(self) -> int:
         cores = max(1, min(16, len(os.sched_getaffinity(0)) // self._rank.ranks_on_node))
         return self._config.workers or (cores if self._device.type == "cpu" else 2)
+
+    def _bytes_read(self) -> float:
+        return self._counters.totals().get("bytes_read_store", 0.0)
 
     def _check(self) -> None:
         """Ends the work of a thread between two batches once the work is over."""

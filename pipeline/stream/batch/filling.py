@@ -87,7 +87,8 @@ class Filler:
             elif self.mask is None:
                 filling.mask_rows[each.slot] = False
             else:
-                self.mask.draw(each.mask_key, filling.mask_rows[each.slot])
+                key = filling.plan.mask_key
+                self.mask.draw(each.mask_key if key is None else key, filling.mask_rows[each.slot])
         return bad
 
     def _read_here(self, filling: Filling, dataset: Dataset, samples: Sequence[PlannedSample]) -> dict[int, tuple[memoryview, int]]:

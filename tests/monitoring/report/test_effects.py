@@ -38,8 +38,13 @@ def settings(*arguments: str) -> dict[str, str]:
         ),
         (
             ["--recipe", "inpainting", "--method.mask.kind", "region", "--method.mask.overlap", "0"],
-            {"method.overlap_weight"},
-            {"method.weigh_context"},
+            {"method.overlap_weight", "method.mask.noise_fractions"},
+            {"method.weigh_context", "method.mask.shapes"},
+        ),
+        (
+            ["--recipe", "inpainting", "--method.mask.kind", "noise_pattern", "--method.mask.overlap", "0"],
+            {"method.overlap_weight", "method.mask.overlap", "method.mask.max_fraction", "method.mask.shapes", "method.mask.mean_fraction"},
+            {"method.mask.noise_fractions", "method.mask.one_per_batch"},
         ),
         (["--method.optimiser.kind", "sgd"], {"method.optimiser.betas", "method.optimiser.epsilon"}, {"method.optimiser.momentum"}),
         (["--schedule.kind", "cosine"], {"schedule.step_every", "schedule.step_factor"}, {"schedule.final_factor"}),

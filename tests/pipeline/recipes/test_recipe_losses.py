@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from pipeline import recipes
@@ -30,6 +31,7 @@ def central(overlap: int) -> MaskConfig:
 
 CASES: dict[str, tuple[str, object]] = {
     "features, L2": ("features", FeaturesSettings(**FEATURES, norm="l2", batch_norm=True)),
+    "features, a smaller target": ("features", FeaturesSettings(**FEATURES, target_size=81)),
     "features, joint": ("features", FeaturesSettings(**FEATURES, reconstruction_weight=0.9, adversarial_weight=0.1)),
     "autoencoder": ("autoencoder", FeaturesSettings(**FEATURES, norm="l2")),
     "inpainting, overlap 4": ("inpainting", InpaintingSettings(**INPAINTING, mask=central(4))),
@@ -113,6 +115,14 @@ def scaled(name: str, images: Tensor, masks: Tensor) -> tuple[Numbers, Numbers]:
     return whole, context
 
 
+def shrunk(pictures: Numbers, side: int) -> Numbers:
+    """Pictures at another size by Pillow's triangle filter, which widens as it shrinks them."""
+    planes = [
+        Image.fromarray(plane.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR) for plane in np.concatenate(pictures)
+    ]
+    return np.stack([np.asarray(plane, np.float64) for plane in planes]).reshape(*pictures.shape[:2], side, side)
+
+
 def weights_of(name: str, settings: Any, dropped: NDArray[np.bool_]) -> Numbers:
     """The weight of each predicted pixel over its divisor, float64 (2, S, S): the gradient's, where it differs from the logged one."""
     if name == "features":  # the dropped pixels alone
@@ -134,9 +144,12 @@ def test_the_painter_minimises_the_joint_loss_and_logs_its_parts_unweighted(case
     whole, context = scaled(name, images, masks)
     assert np.allclose(found.context, context, atol=1e-6)
 
-    border = (whole.shape[-1] - found.painting.shape[-1]) // 2
+    side = found.painting.shape[-1]
+    border = (whole.shape[-1] - side) // 2
     inside = slice(border, whole.shape[-1] - border)
     target, dropped = whole[..., inside, inside], masks.numpy()[..., inside, inside]
+    if name == "features" and side < 227:
+        target, dropped = shrunk(whole, side), shrunk(masks.double().numpy()[:, None], side)[:, 0] > 0.5
     painting = found.painting.detach().double().numpy()
     weights = weights_of(name, settings, dropped)
     even = weights if name == "features" else np.full(dropped.shape, 1 / (3 * dropped[0].size))
@@ -159,7 +172,9 @@ def test_the_painter_minimises_the_joint_loss_and_logs_its_parts_unweighted(case
     assert found.losses.total.dtype == torch.float32
     assert np.allclose(found.losses.total.detach(), expected, rtol=1e-5)
     gradient = torch.autograd.grad(found.losses.total.sum(), found.painting)[0].double().numpy()
-    assert np.allclose(gradient, slopes, rtol=1e-3, atol=1e-4 * np.abs(slopes).max())
+    away = np.abs(difference) > 1e-4  # from the bend of L1, on whose other side float32 may lie
+    assert away.mean() > 0.99
+    assert np.allclose(gradient[away], slopes[away], rtol=1e-3, atol=1e-4 * np.abs(slopes).max())
 
 
 @pytest.mark.parametrize("case", [case for case, (_, settings) in CASES.items() if settings.adversarial_weight])  # type: ignore[attr-defined]
@@ -174,12 +189,14 @@ def test_the_discriminator_minimises_its_two_logarithms_on_whole_regions(case: s
     assert np.allclose(found.losses.parts["adversarial"], expected, rtol=1e-5)
     assert found.losses.parts["accuracy_real"].tolist() == [float(each > 0.5) for each in real]
     assert found.losses.parts["accuracy_generated"].tolist() == [float(each <= 0.5) for each in painted]
-    if name == "inpainting":  # what is real is the picture's own pixels, and nothing is pasted into the painting
-        whole, _ = scaled(name, images, masks)
-        border = (whole.shape[-1] - found.painting.shape[-1]) // 2
-        inside = slice(border, whole.shape[-1] - border)
-        assert np.allclose(found.judged[0], whole[..., inside, inside], atol=1e-6)
-        assert np.array_equal(found.judged[1], found.painting.detach().double().numpy())
+    whole, _ = scaled(name, images, masks)  # what is real is the picture's own pixels, and nothing is pasted into the painting
+    border = (whole.shape[-1] - found.painting.shape[-1]) // 2
+    inside = slice(border, whole.shape[-1] - border)
+    target, painting = whole[..., inside, inside], found.painting.detach().double().numpy()
+    if name == "features":
+        target, painting = shrunk(target, 128), shrunk(painting, 128)
+    assert np.allclose(found.judged[0], target, atol=1e-5)
+    assert np.allclose(found.judged[1], painting, atol=1e-5)
     discriminator: nn.Module = next(each.network for each in recipe.players if each.name == "discriminator")
     gradients = torch.autograd.grad(found.losses.total.sum(), list(discriminator.parameters()))
     assert all(bool(each.any()) for each in gradients)

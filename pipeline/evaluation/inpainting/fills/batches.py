@@ -10,8 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-BATCH = 16
-"""Pictures that a network sees at once. A last batch is filled up with copies, because a network's bits may depend on its batch's size."""
+from pipeline.evaluation.inpainting.fills.errors import FillError
+
+BATCH = 32
+"""Pictures that a network sees at once. A last batch is filled up with copies, because a network's bits may depend on its batch's size, as
+those of the inpainting recipe's generator do on a CPU."""
 
 
 def in_batches(compute: Callable[..., Tensor], *arrays: NDArray[Any]) -> NDArray[np.float32]:
@@ -23,10 +26,16 @@ def in_batches(compute: Callable[..., Tensor], *arrays: NDArray[Any]) -> NDArray
 
     Returns:
         float32, a row for each picture.
+
+    Raises:
+        FillError: a value is not finite.
     """
     count, found = len(arrays[0]), []
     for start in range(0, count, BATCH):
         rows = np.minimum(np.arange(start, start + BATCH), count - 1)
         output = compute(*(torch.from_numpy(each[rows]) for each in arrays))
         found.append(output[: count - start].float().cpu().numpy())
-    return np.concatenate(found)
+    values = np.concatenate(found)
+    if not np.isfinite(values).all():
+        raise FillError("the network's output is not finite. Has its training diverged? Choose an earlier checkpoint")
+    return values

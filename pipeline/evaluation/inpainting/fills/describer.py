@@ -13,7 +13,7 @@ from pipeline.evaluation.inpainting.method import Holes
 class Describer(Protocol):
     """A description of pictures as vectors, by which the picture with the most similar context is found.
 
-    Every value is a whole number, and the square of a vector's length is at most 2**24. Sums of products of such values are exact in
+    Values are whole numbers, and every vector is shorter than 2**12. Sums of products of such values are exact in
     float32, so that a distance has the same bits on every device, for any number of threads and in whatever parts it is computed.
 
     Attributes:
@@ -26,22 +26,22 @@ class Describer(Protocol):
     @property
     def title(self) -> str: ...
 
-    def query(self, holes: Holes) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    def query(self, holes: Holes) -> tuple[NDArray[np.int16], NDArray[np.float32] | None]:
         """Describes the visible part of pictures with holes.
 
         Returns:
-            Vectors float32 (n, D), and weights float32 (n, G) of 0 or 1, each for D / G consecutive values: 0 where the hole is. None
-            weighs all values alike.
+            Vectors int16 (n, D), and weights float32 (n, G) of 0 or 1, each for D / G consecutive values: 0 where the hole is, where the
+            values are 0, too. None weighs all values alike.
         """
         ...
 
-    def stored(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def stored(self, images: NDArray[np.uint8]) -> NDArray[np.int16]:
         """Describes pictures whose patches may fill holes.
 
         Args:
             images: uint8 (n, H, W, 3), RGB, without holes.
 
         Returns:
-            Vectors float32 (n, D).
+            Vectors int16 (n, D).
         """
         ...

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from pipeline.evaluation.inpainting.fills.batches import in_batches
 from pipeline.evaluation.inpainting.method import Holes
 from pipeline.evaluation.painter import Painter
-from pipeline.masking import CentralRegion
 
 SCALE = 4000.0
 """Length of a vector before it is rounded: below 2**12 after it, for up to 36,864 values."""
@@ -39,23 +38,36 @@ class EncoderDescriber:
     def __init__(self, painter: Painter) -> None:
         self._painter = painter
 
-    def query(self, holes: Holes) -> tuple[NDArray[np.float32], None]:
-        """Describes the visible part of pictures with holes: vectors float32 (n, D) of whole numbers; all values weigh alike."""
+    def query(self, holes: Holes) -> tuple[NDArray[np.int16], None]:
+        """Describes the visible part of pictures with holes: vectors int16 (n, D); all values weigh alike.
+
+        Raises:
+            FillError: the features are not finite.
+        """
         return self._describe(holes.images, holes.masks), None
 
-    def stored(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Describes pictures uint8 (n, H, W, 3): vectors float32 (n, D) of whole numbers."""
-        masks = np.zeros(images.shape[:3], bool)
-        if isinstance(self._painter.recipe.mask, CentralRegion):
-            for mask in masks:
-                self._painter.recipe.mask.draw(0, mask)
-        return self._describe(images, masks)
+    def stored(self, images: NDArray[np.uint8]) -> NDArray[np.int16]:
+        """Describes pictures uint8 (n, H, W, 3): vectors int16 (n, D).
 
-    def _describe(self, images: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+        Raises:
+            FillError: the features are not finite.
+        """
+        hole = self._fixed_hole(images.shape[1:3])
+        return self._describe(images, np.repeat(hole[None], len(images), axis=0))
+
+    def _fixed_hole(self, size: tuple[int, ...]) -> NDArray[np.bool_]:
+        """The hole of the recipe if its masks do not depend on their keys, as a central region's do not; else no hole."""
+        first, second = np.zeros(size, bool), np.zeros(size, bool)
+        if self._painter.recipe.mask is not None:
+            for key, mask in enumerate((first, second)):
+                self._painter.recipe.mask.draw(key, mask)
+        return first if np.array_equal(first, second) else np.zeros(size, bool)
+
+    def _describe(self, images: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.int16]:
         values = in_batches(self._encode, images, masks).astype(np.float64)
         lengths = np.sqrt(np.square(values).sum(1, keepdims=True))
         scaled: NDArray[np.float64] = values * (SCALE / np.maximum(lengths, 1e-30))
-        return scaled.round().astype(np.float32)
+        return scaled.round().astype(np.int16)
 
     @torch.no_grad()
     def _encode(self, images: Tensor, masks: Tensor) -> Tensor:

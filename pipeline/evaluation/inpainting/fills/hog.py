@@ -35,26 +35,27 @@ class HogDescriber:
     name: ClassVar[str] = "nearest_hog"
     title: ClassVar[str] = "Nearest neighbour (HOG)"
 
-    def query(self, holes: Holes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def query(self, holes: Holes) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
         """Describes the visible part of pictures with holes.
 
         Returns:
-            Vectors float32 (n, 8100) of whole numbers, and weights float32 (n, 225), one for the 36 values of each block.
+            Vectors int16 (n, 8100), and weights float32 (n, 225), one for the 36 values of each block.
 
         Raises:
             FillError: no pixel of a picture is visible, or a picture is smaller than 32 pixels.
         """
-        return self.stored(blanked(holes)), block_weights(holes.masks)
+        values, weights = self.stored(blanked(holes)), block_weights(holes.masks)
+        return values * np.repeat(weights, values.shape[1] // weights.shape[1], axis=1).astype(np.int16), weights
 
-    def stored(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Describes pictures uint8 (n, H, W, 3): vectors float32 (n, 8100) of whole numbers.
+    def stored(self, images: NDArray[np.uint8]) -> NDArray[np.int16]:
+        """Describes pictures uint8 (n, H, W, 3): vectors int16 (n, 8100).
 
         Raises:
             FillError: the pictures are smaller than 32 pixels.
         """
         cell = _cell(images.shape[1:3])
         found = [hog(each, cell) for each in images]
-        return (np.stack(found).reshape(len(images), -1) * SCALE).round().astype(np.float32)
+        return (np.stack(found).reshape(len(images), -1) * SCALE).round().astype(np.int16)
 
 
 def hog(image: NDArray[np.uint8], cell: int) -> NDArray[np.float64]:

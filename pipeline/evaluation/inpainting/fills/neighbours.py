@@ -12,76 +12,69 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 LARGEST = float(1 << 24)
-"""Largest square of a vector's length: up to here float32 holds every whole number."""
+"""Limit of the square of a vector's length: up to here float32 holds every whole number."""
 _QUERIES = 1024
 """Queries that are compared with a chunk at once."""
+Neighbours = tuple[NDArray[np.float64], NDArray[np.int64]]
+"""Squared distances float64 (n,) and ids int64 (n,) of the nearest vectors of n queries."""
 
 
 def nearest(
-    values: NDArray[np.float32],
+    values: NDArray[np.int16],
     weights: NDArray[np.float32] | None,
-    vectors: NDArray[np.float32],
+    vectors: NDArray[np.int16],
     first_id: int,
     device: str | torch.device = "cpu",
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+) -> Neighbours:
     """Finds the nearest vector of a chunk for each query: the smallest sum of weight * (query - vector)**2, then the smallest id.
 
     Args:
-        values: queries float32 (n, D) of whole numbers.
+        values: queries int16 (n, D), 0 where they have no weight.
         weights: weights float32 (n, G) of 0 or 1, each for D / G consecutive values; None weighs all alike.
-        vectors: stored vectors float32 (m, D) of whole numbers, m at least 1.
+        vectors: stored vectors int16 (m, D), m at least 1.
         first_id: id of the first stored vector; the others follow.
         device: device that searches.
 
     Returns:
-        Squared distances float64 (n,), exact, and ids int64 (n,). A query whose weights are all 0 is at distance 0 from every vector.
+        Squared distances, exact, and ids. A query whose weights are all 0 is at distance 0 from every vector.
 
     Raises:
-        ValueError: values are not whole numbers, or a vector is longer than 2**12.
+        ValueError: vectors are not int16, or one is not shorter than 2**12.
     """
-    stored, asked = (torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in (vectors, values))
     groups = 1 if weights is None else weights.shape[1]
-    weighed = None if weights is None else torch.from_numpy(np.ascontiguousarray(weights)).to(device)
-    lengths, own = _group_lengths(stored, groups), _group_lengths(asked, groups)
-    places = torch.arange(len(stored), device=stored.device)
+    stored = _numbers(vectors, device)
+    lengths, places = _group_lengths(stored, groups), torch.arange(len(stored), device=device)
     distances, ids = np.empty(len(values), np.float64), np.empty(len(values), np.int64)
     for start in range(0, len(values), _QUERIES):
         part = slice(start, start + _QUERIES)
-        query = asked[part]
-        if weighed is None:
-            squares, offsets = lengths[:, 0].expand(len(query), -1), own[part, 0]
-        else:
-            query = (query.view(len(query), groups, -1) * weighed[part, :, None]).flatten(1)
-            squares, offsets = weighed[part] @ lengths.T, (weighed[part] * own[part]).sum(1)
-        # twice the products and the squares are whole numbers below 2**26, and ids join them, because `argmin` may take any of equals
-        found = squares.long() - 2 * (query @ stored.T).long()
-        best = (found * len(stored) + places).amin(1)
+        query = _numbers(values[part], device)
+        weighed = torch.ones(len(query), 1, device=device) if weights is None else torch.tensor(weights[part], device=device)
+        # whole numbers below 2**25, with the place joined to them, because `argmin` may take any of equals
+        apart = (weighed @ lengths.T).long() - 2 * (query @ stored.T).long()
+        best = (apart * len(stored) + places).amin(1)
         place = best.remainder(len(stored))
-        distances[part] = (best.sub(place).div(len(stored), rounding_mode="floor") + offsets.long()).cpu().numpy()
-        ids[part] = place.cpu().numpy() + first_id
+        smallest = (best - place).div(len(stored), rounding_mode="floor") + _group_lengths(query, 1)[:, 0].long()
+        distances[part], ids[part] = smallest.cpu().numpy(), place.cpu().numpy() + first_id
     return distances, ids
 
 
-def merge(
-    first: tuple[NDArray[np.float64], NDArray[np.int64]], second: tuple[NDArray[np.float64], NDArray[np.int64]]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Joins the neighbours of the same queries in two chunks: the smaller distance, then the smaller id.
-
-    Args:
-        first: distances float64 (n,) and ids int64 (n,) of one chunk.
-        second: distances and ids of another chunk, in the same order of queries.
-    """
+def merge(first: Neighbours, second: Neighbours) -> Neighbours:
+    """Joins the neighbours of the same queries in two chunks: the smaller distance, then the smaller id."""
     better = (second[0] < first[0]) | ((second[0] == first[0]) & (second[1] < first[1]))
     return np.where(better, second[0], first[0]), np.where(better, second[1], first[1])
 
 
-def _group_lengths(rows: Tensor, groups: int) -> Tensor:
-    """Squares of the lengths of `groups` equal parts of each row, float32 (n, groups), exact.
+def _numbers(vectors: NDArray[np.int16], device: str | torch.device) -> Tensor:
+    """Vectors as float32 on a device."""
+    if vectors.dtype != np.int16:
+        raise ValueError(f"vectors must be int16, for sums to be exact, and these are {vectors.dtype}")
+    return torch.from_numpy(vectors.astype(np.float32)).to(device)
 
-    Raises:
-        ValueError: values are not whole numbers, or a row is longer than 2**12.
-    """
-    squares: Tensor = rows.square().view(len(rows), groups, -1).sum(2, dtype=torch.float64)
-    if not bool((rows == rows.round()).all()) or bool((squares.sum(1) > LARGEST).any()):
-        raise ValueError("vectors must hold whole numbers and have a length of at most 2**12, for sums to be exact")
-    return squares.float()
+
+def _group_lengths(rows: Tensor, groups: int) -> Tensor:
+    """Squares of the lengths of `groups` equal parts of each row, float32 (n, groups), exact: an inexact sum is LARGEST or more."""
+    parts = rows.view(len(rows), groups, -1)
+    squares = torch.einsum("ngk,ngk->ng", parts, parts)
+    if bool((squares.sum(1) >= LARGEST).any()):
+        raise ValueError("vectors must be shorter than 2**12, for sums to be exact")
+    return squares

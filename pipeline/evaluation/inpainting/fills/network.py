@@ -29,7 +29,11 @@ class NetworkFill:
         self._painter = painter
 
     def fill(self, holes: Holes) -> NDArray[np.float32]:
-        """Fills holes: float32 (n, H, W, 3) in [0, 1]. A painting of another size than the pictures is resized to theirs."""
+        """Fills holes: float32 (n, H, W, 3) in [0, 1]. A painting of another size than the pictures is resized to theirs.
+
+        Raises:
+            FillError: the painting is not finite.
+        """
         painted = in_batches(self._paint, holes.images, holes.masks, holes.keys)
         return np.ascontiguousarray(painted.transpose(0, 2, 3, 1))
 

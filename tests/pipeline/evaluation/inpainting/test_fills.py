@@ -13,21 +13,26 @@ import pytest
 import torch
 
 from pipeline import recipes
-from pipeline.evaluation.inpainting.fills import FILLS, FillError, make_describers, make_fills
-from pipeline.evaluation.inpainting.fills.batches import BATCH
+from pipeline.evaluation.inpainting.fills import FILLS, FillError, batches, make_describers, make_fills
 from pipeline.evaluation.inpainting.method import Holes, Method
 from pipeline.evaluation.painter import Painter, read_painter
 from pipeline.masking import RandomBlock
 from pipeline.recipes.features import FeaturesSettings
 from tests.pipeline.evaluation.runs import write_run
 
-SIDE = 128
+SIDE, BATCH = 128, 4
 
 
 @pytest.fixture(scope="module")
 def painter(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Painter:
     """A small network of the inpainting recipe with a central region."""
     return read_painter(str(made_once("painter inpainting", lambda folder: write_run(folder, "inpainting"))))
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of the network of BATCH pictures, which take less time."""
+    monkeypatch.setattr(batches, "BATCH", BATCH)
 
 
 def drawn(draw: random.Random, count: int, side: int = SIDE) -> Holes:
@@ -134,6 +139,18 @@ def test_a_picture_without_a_visible_pixel_is_refused_by_its_number(name: str, p
     holes.masks[1] = True
     with pytest.raises(FillError, match=r"^picture 71: the hole covers all of it"):
         fill_of(name, painter).fill(holes)
+
+
+def test_a_network_that_diverged_is_refused(draw: random.Random) -> None:
+    recipe = recipes.make("features", FeaturesSettings(width=12), 0)
+    diverged = Painter(recipe, recipe.players[0].network, 0, "untrained")
+    with torch.no_grad():
+        next(diverged.network.parameters()).fill_(torch.nan)
+    holes = drawn(draw, 1, diverged.size)
+    with pytest.raises(FillError, match="not finite"):
+        fill_of("context_encoder", diverged).fill(holes)
+    with pytest.raises(FillError, match="not finite"):
+        make_describers(["nearest_encoder"], diverged)[0].stored(holes.images)
 
 
 def test_a_missing_package_is_named(painter: Painter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,15 @@ import pytest
 import skimage.feature
 
 from pipeline import recipes
-from pipeline.evaluation.inpainting.fills import DESCRIBERS, FillError, make_describers, nearest
-from pipeline.evaluation.inpainting.fills.batches import BATCH
+from pipeline.evaluation.inpainting.fills import DESCRIBERS, FillError, batches, make_describers, nearest
 from pipeline.evaluation.inpainting.fills.hog import HogDescriber, block_weights, hog
 from pipeline.evaluation.inpainting.method import Holes
 from pipeline.evaluation.painter import Painter, read_painter
 from pipeline.masking import MaskConfig, RandomRegion
 from pipeline.recipes.inpainting import InpaintingSettings
 from tests.pipeline.evaluation.runs import write_run
+
+BATCH = 4
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,12 @@ def random_masks() -> Painter:
     """A small network of the inpainting recipe with random regions."""
     recipe = recipes.make("inpainting", InpaintingSettings(width=8, bottleneck=16, mask=MaskConfig()), 0)
     return Painter(recipe, next(each.network for each in recipe.players if each.name == recipe.painter), 0, "untrained")
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of the network of BATCH pictures, which take less time."""
+    monkeypatch.setattr(batches, "BATCH", BATCH)
 
 
 def pictures(draw: random.Random, count: int, side: int) -> np.ndarray:
@@ -101,13 +108,10 @@ def test_a_query_does_not_depend_on_hidden_pixels_and_finds_its_own_picture(
     noise = np.random.default_rng(draw.randrange(1 << 32)).integers(0, 256, images.shape)
     values, weights = describer.query(with_holes(images, masks, 0))
     again, _ = describer.query(with_holes(images, masks, noise))
-    counts = np.ones_like(values) if weights is None else np.repeat(weights, values.shape[1] // weights.shape[1], axis=1)
-    assert np.array_equal(values * counts, again * counts)
+    assert np.array_equal(values, again)
+    assert values.any()
     stored = describer.stored(images)
-    assert np.array_equal(stored, stored.round())
     distances, ids = nearest(values, weights, stored, 0)
-    for found, same in zip(nearest(again, weights, stored, 0), (distances, ids), strict=True):
-        assert np.array_equal(found, same)
     assert ids.tolist() == [0, 1, 2, 3, 4, 5]
     if name == "nearest_hog" or kind == "central":
         assert not distances.any()  # the visible part is described alike on both sides

@@ -1,0 +1,144 @@
+"""The command of the table, its settings, and everything that it can't be made from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch.evaluate import main
+from pipeline.evaluation.inpainting.parts import InpaintingError
+from pipeline.evaluation.inpainting.settings import METHODS, parse
+from pipeline.evaluation.inpainting.work import evaluate
+from pipeline.mapping import ConfigError
+from shards.errors import ExplainedError
+from shards.shapes.bank import Provenance, make_bank, read_bank, write_bank
+from tests.datasets import photographs, write_dataset
+from tests.pipeline.evaluation.inpainting.runs import SMALL, settings, table_of, write_run
+
+FILES = {"pictures.csv", "table.csv", "grid.png", "table.json"}
+
+
+def test_the_command_prints_the_table_beside_its_files_in_the_run_folder(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(given / "run", tmp_path / "run")
+    arguments = ["inpainting", str(tmp_path / "run"), "--data.shards", str(given / "other"), "--limit", "5", "--methods", "mean", *SMALL]
+    assert main([*arguments, "--save", "True"]) == 0
+    said = capsys.readouterr().out
+    assert "5 pictures of 64 x 64 pixels from" in said
+    assert "Network and decoder together: " in said
+    out = tmp_path / "run" / "inpainting" / "step_000000020"
+    assert {path.name for path in out.iterdir()} == {*FILES, "fills"}
+    assert len(list((out / "fills" / "truth").glob("*.png"))) == len(list((out / "fills" / "context_encoder").glob("*.png"))) == 5
+    assert main(arguments) == 0
+    assert "was whole already" in capsys.readouterr().out
+    assert main([*arguments[:-1], "4"]) == 1
+    assert "grid is 3 there and 4 now. Name another folder with --out" in capsys.readouterr().err
+
+
+def test_pictures_that_were_trained_on_are_judged_with_a_warning_and_find_no_neighbours(given: Path, tmp_path: Path) -> None:
+    outcome = evaluate(settings(given, tmp_path / "out", "--data.shards", str(given / "set"), "--limit", "4"))
+    assert "is the data set that the run was TRAINED on" in outcome.text
+    assert [each["name"] for each in table_of(tmp_path / "out")["methods"]] == ["mean", "telea", "context_encoder"]
+    more = ("--data.shards", str(given / "other"), "--train.shards", str(given / "other"))
+    with pytest.raises(InpaintingError, match=r"train\.shards: is the data set that is judged on"):
+        evaluate(settings(given, tmp_path / "again", *more))
+
+
+def test_unreadable_pictures_are_counted_left_out_and_refused_above_the_limit(given: Path, tmp_path: Path) -> None:
+    pictures = photographs(6, 80, 80)
+    pictures[2], pictures[4] = b"no picture", pictures[4][:300]
+    write_dataset(tmp_path / "bad", pictures, [6])
+    more = ("--data.shards", str(tmp_path / "bad"), "--methods", "mean")
+    with pytest.raises(InpaintingError, match=r"data\.shards: 2 of 6 pictures are unreadable, data\.max_bad_fraction allows 0\.0001"):
+        evaluate(settings(given, tmp_path / "out", *more))
+    named = [json.loads(line) for line in (tmp_path / "out" / "unreadable.jsonl").read_text().splitlines()]
+    assert [each["sample_id"] for each in named] == [2, 4]
+    outcome = evaluate(settings(given, tmp_path / "out", *more, "--data.max_bad_fraction", "0.5"))
+    assert "2 unreadable pictures are left out of those that are judged on" in outcome.text
+    assert (table_of(tmp_path / "out")["pictures"], table_of(tmp_path / "out")["unreadable"]) == (4, 2)
+    more = ("--train.shards", str(tmp_path / "bad"), "--data.max_bad_fraction", "0.5")
+    outcome = evaluate(settings(given, tmp_path / "searched", *more))
+    assert "2 unreadable pictures are left out of those that are searched for neighbours" in outcome.text
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--methods", "mean,tela"], r"methods: 'tela' is none of .*Did you mean 'telea'\?"),
+        (["--mask.kind", "region", "--mask.overlap", "0"], r"mask: .*step 20 paints the central region alone"),
+        (["--data.shards", "nowhere"], "nowhere"),
+        (["--train.shards", "x", "--methods", "mean"], r"train\.shards: only nearest_hog and nearest_encoder paste"),
+        (["--fid", "weights"], r"fid: FID is not computed here.*--save True.*pytorch_fid"),
+        (["--lpips", "lpips.pt"], r"lpips\.pt: no such file of LPIPS's weights"),
+        (["--step", "7"], "step_000000007.*no such checkpoint"),
+        (["--data.unavailable", "substitute"], r"data\.unavailable: .*Leave it at stop"),
+        (["--batch", "0"], r"batch: 0 is not at least 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_setting_that_can_not_be_followed_is_named(
+    given: Path, tmp_path: Path, more: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExplainedError, match=expected):
+        evaluate(parse([str(given / "run"), "--out", "out", *more]))
+
+
+def test_a_run_that_fills_no_holes_holds_nothing_back_or_has_diverged_is_named(given: Path, tmp_path: Path) -> None:
+    shutil.copytree(given / "set", tmp_path / "moved")
+    write_run(tmp_path / "plain", given / "set", recipe=("--recipe", "autoencoder", "--method.width", "12"))
+    write_run(tmp_path / "all", given / "set", held_back=0)
+    write_run(tmp_path / "nan", given / "set", spoil=float("nan"))
+    write_run(tmp_path / "gone", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved")
+    for name, expected in (
+        ("plain", "drops no pixels, so its network fills no holes"),
+        ("all", r"holds no pictures back .*Name pictures to judge on with --data\.shards"),
+        ("nan", r"picture \d+ \(sample \d+\): Context encoder paints values that are no numbers\. Has the training diverged\?"),
+        ("gone", r"the data set that the run was trained on can't be read: .*with --data\.shards"),
+        ("none", "holds no checkpoint"),
+    ):
+        with pytest.raises(ExplainedError, match=expected):
+            evaluate(parse([str(tmp_path / name), "--out", str(tmp_path / "out"), "--methods", "none", *SMALL]))
+
+
+def test_crops_and_masks_are_by_default_those_of_the_run_and_its_data_sets_are_searched_together(given: Path, tmp_path: Path) -> None:
+    masks = ("--method.mask.kind", "block", "--method.mask.overlap", "0", "--method.mask.max_fraction", "0.2")
+    write_dataset(tmp_path / "second", photographs(20, 70, 70), [20])
+    sets = {"first": given / "other", "second": tmp_path / "second"}
+    write_run(tmp_path / "run", sets, "--data.crop", "random_resized", *masks, held_back=3)
+    config = parse([str(tmp_path / "run")])
+    assert (config.data.crop, config.mask.kind, config.mask.max_fraction, config.names) == ("random_resized", "block", 0.2, METHODS)
+    with pytest.raises(ConfigError, match="no such setting"):
+        parse([str(tmp_path / "run"), "--mask.fraction", "1"])
+    own = settings(tmp_path, tmp_path / "own", "--methods", "nearest_hog")
+    other = settings(tmp_path, tmp_path / "other", "--methods", "none", "--mask.kind", "region")
+    assert evaluate(own).finished
+    assert evaluate(other).finished
+    first, second = table_of(tmp_path / "own"), table_of(tmp_path / "other")
+    assert (first["pictures"], first["training_pictures"]) == (6, 9 + 20 - 6)
+    assert first["facts"]["choice"] != second["facts"]["choice"]
+    assert (first["mask"], second["mask"]) == ("block", "region")
+    assert first["methods"][-1]["figures"] != second["methods"][-1]["figures"]
+
+
+def test_the_masks_are_those_of_the_runs_bank_of_shapes_and_another_bank_is_refused(given: Path, tmp_path: Path) -> None:
+    square, triangle = np.array([[0, 0], [0, 20], [20, 20], [20, 0]], np.int16), np.array([[0, 0], [0, 31], [17, 5]], np.int16)
+    bank = str(tmp_path / "bank.safetensors")
+    write_bank(bank, make_bank([[square], [triangle]], Provenance("here")))
+    masks = ("--method.mask.kind", "region", "--method.mask.overlap", "0", "--method.mask.shapes", bank)
+    write_run(tmp_path / "run", given / "set", *masks)
+    config = settings(tmp_path, tmp_path / "out", "--methods", "none", "--limit", "2")
+    assert config.mask.shapes == bank
+    assert evaluate(config).finished
+    assert table_of(tmp_path / "out")["facts"]["mask"]["shapes"] == read_bank(bank).digest
+    write_bank(bank, make_bank([[square]], Provenance("here")))
+    with pytest.raises(InpaintingError, match=r"mask\.shapes: .*bank\.safetensors is another bank of shapes than the run was trained with"):
+        evaluate(config)
+    generated = settings(tmp_path, tmp_path / "generated", "--methods", "none", "--limit", "2", "--mask.shapes", "")
+    assert evaluate(generated).finished
