@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.inpainting_tables import NETWORK, TRUTH, read_fills
 from monitoring.run_files import EVALUATION, Lines
-from pipeline.evaluation.inpainting.grid import save_methods_grid
+from pipeline.training.record.grid import save_columns, with_hole
 
 COLUMNS = {"mean": "mean fill", "telea": "Telea", "patchmatch": "PatchMatch"}
 """Fills of the grid, and the names of their columns."""
+SMALLEST = 128
+"""Side of a picture in the grid in pixels; smaller pictures are enlarged by whole factors, so that the heads of the columns fit."""
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c")
 WIDTH, HEIGHT, EDGE = 640, 240, 44
 """Size of the curves' picture in pixels, and the room beside the plot."""
@@ -54,10 +59,18 @@ def draw_grid(path: Path, evaluations: Mapping[str, Path], hole: NDArray[np.bool
         hole: hole of every photograph, bool (H, W).
     """
     first = next(iter(evaluations.values()))
-    truth = read_fills(first, TRUTH)
     fills = {title: read_fills(first, name) for name, title in COLUMNS.items()}
     fills |= {loss: read_fills(folder, NETWORK) for loss, folder in evaluations.items()}
-    save_methods_grid(path, truth, np.broadcast_to(hole, (len(truth), *hole.shape)).copy(), fills, "")
+    times = max(1, SMALLEST // len(hole))
+
+    def enlarged(values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values.repeat(times, 1).repeat(times, 2))
+
+    truth = enlarged(read_fills(first, TRUTH))
+    holes = enlarged(np.repeat(hole[None], len(truth), 0)).unsqueeze(1)
+    columns = {"context": with_hole(truth, holes, hatched=True)}
+    columns |= {title: with_hole(enlarged(pictures), holes) for title, pictures in fills.items()}
+    save_columns(path, {**columns, "truth": truth}, {"context": "hole hatched"})
 
 
 def draw_curves(path: Path, runs: Mapping[str, Path]) -> None:

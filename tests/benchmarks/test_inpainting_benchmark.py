@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import inpainting, inpainting_pictures, inpainting_tables
+from monitoring.run_files import GRID_TEXT
 from pipeline.evaluation.probe.intervals import Interval
 
 HOLE = np.zeros((8, 10), np.bool_)
@@ -145,3 +146,22 @@ def test_curves_hold_every_run(tmp_path: Path) -> None:
     text = (tmp_path / "curves.svg").read_text()
     assert text.count("<polyline") == 4
     assert text.count(">joint</text>") == text.count(">plain</text>") == 2
+
+
+def test_the_grid_has_a_column_for_each_fill_and_each_loss(tmp_path: Path, draw: random.Random) -> None:
+    numbers = np.random.default_rng(draw.randrange(1 << 32))
+    names = [*inpainting_pictures.COLUMNS, inpainting_tables.NETWORK]
+    folders = {loss: written(tmp_path / loss, {name: [1.0, 2.0] for name in names}, numbers) for loss in ("joint", "plain")}
+    inpainting_pictures.draw_grid(tmp_path / "grid.png", folders, HOLE)
+    with Image.open(tmp_path / "grid.png") as grid:
+        geometry = json.loads(grid.text[GRID_TEXT])  # type: ignore[attr-defined]
+        pixels = np.asarray(grid)
+    heads = [column["name"] for column in geometry["columns"]]
+    assert heads == ["context", *inpainting_pictures.COLUMNS.values(), "joint", "plain", "truth"]
+    width, height = geometry["cell"]
+    times = width // HOLE.shape[1]
+    for loss in folders:
+        left, top = geometry["columns"][heads.index(loss)]["left"], geometry["rows"][1]["top"]
+        cell = pixels[top : top + height : times, left : left + width : times]
+        fill = inpainting_tables.read_fills(tmp_path / loss, inpainting_tables.NETWORK)[1]
+        np.testing.assert_array_equal(cell[HOLE], fill[HOLE])
