@@ -123,7 +123,7 @@ def _read(path: Path) -> bytes:
     """
     size = path.stat().st_size
     if size > _LONGEST_FILE:
-        raise OSError(f"{path}: {size:,} bytes are too many for a picture; {_LONGEST_FILE:,} is the most")
+        raise OSError(f"{path}: {counted(size, 'byte is', 'bytes are')} too many for a picture; {_LONGEST_FILE:,} is the most")
     return path.read_bytes()
 
 

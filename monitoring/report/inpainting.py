@@ -17,6 +17,7 @@ from monitoring.report.lines import integer, number
 from monitoring.report.markup import figure_cell, row, section, table, text
 from monitoring.report.pictures import Picture
 from monitoring.run_files import INPAINTING, TABLE, TABLE_GRID, step_of_name
+from shards.counting import counted
 
 _LARGEST = 1 << 20  # bytes of a table that is read
 _MOST_METHODS, _MOST_NOTES = 32, 8
@@ -88,8 +89,8 @@ def inpainting_section(found: Inpainting | None) -> str:
     shown = [key for key in _COLUMNS if any(_mean(each, key) is not None for each in found.methods)]
     rows = [row(text(each.get("title", "unknown"), 80), *(figure_cell(_cell(each, key)) for key in shown)) for each in found.methods]
     lead = (
-        f"What the checkpoint of step {found.step:,} paints into the holes of {found.count:,} pictures, beside other methods on the same "
-        "pictures and holes. Means ± half of the 95 % interval over pictures; L1, L2 and PSNR are of the dropped pixels."
+        f"What the checkpoint of step {found.step:,} paints into the holes of {counted(found.count, 'picture')}, beside other methods on the "
+        "same pictures and holes. Means ± half of the 95 % interval over pictures; L1, L2 and PSNR are of the dropped pixels."
     )
     notes = "".join(f'<p class="hint">{text(each, 500)}</p>' for each in found.notes)
     content = table(["method", *(f">{_COLUMNS[key][0]}" for key in shown)], rows, "Errors of the fills") + notes + _grid(found.grid)

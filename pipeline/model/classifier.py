@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pipeline.model.batch_norm import GroupedBatchNorm2d
 from pipeline.model.encoder import Encoder, Layout, Pooling
 from pipeline.model.sample_random import DROPOUT, keyed_dropout
+from shards.counting import counted
 
 _LATER_DROPOUT = 3  # purpose of fc7's random numbers, beside DROPOUT and NOISE
 _LAST_GAIN = 0.1  # logits of an untrained network are small, so that its loss is about that of guessing
@@ -122,7 +123,7 @@ class PatchPairNetwork(nn.Module):
         self.encoder = Encoder(layout, batch_norm, 2 * group, "max", None, width)
         side = pooled_side(self.encoder, patch)
         if side < 1:
-            raise ValueError(f"patch: nothing of {patch} pixels is left after the poolings of {layout}")
+            raise ValueError(f"patch: nothing of {counted(patch, 'pixel')} is left after the poolings of {layout}")
         self.fc6 = _fully_connected(self.encoder.channels * side**2, units, bias=not batch_norm)
         self.bn6 = GroupedBatchNorm2d(units, 2 * group) if batch_norm else nn.Identity()
         self.relu6 = nn.ReLU()

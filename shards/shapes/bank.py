@@ -21,6 +21,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from shards.counting import counted
 from shards.errors import ShapesError
 from shards.shapes.silhouette import Silhouette
 from shards.store import Options, Store
@@ -172,7 +173,10 @@ def read_bank(url: str, options: Options | None = None) -> ShapeBank:
     if size is None:
         raise ShapesError(f"{shown}: no such file. Make a bank of shapes with: python -m shards shapes SRC {shown}")
     if size > MOST_BYTES:
-        raise ShapesError(f"{shown}: {size:,} bytes are too many for a bank of shapes. Give the file that python -m shards shapes wrote")
+        raise ShapesError(
+            f"{shown}: {counted(size, 'byte is', 'bytes are')} too many for a bank of shapes. "
+            "Give the file that python -m shards shapes wrote"
+        )
     return _parsed(store.read(name), shown)
 
 

@@ -92,7 +92,7 @@ def _nothing(pictures: int, objects: int, left_out: Counter[str], void_pixels: i
     if objects:
         causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(left_out.items()))
         return f"{counted(objects, 'object')}, and none gives a shape ({causes}). Lower --min-pixels, or give another source"
-    void = f", and {void_pixels:,} pixels are void; if those are the objects, add --void none" if void_pixels else ""
+    void = f", and {counted(void_pixels, 'pixel is', 'pixels are')} void; if those are the objects, add --void none" if void_pixels else ""
     return f"no objects in {counted(pictures, 'label picture')}: every pixel is background (0){void}"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from shards.counting import counted
 from shards.errors import ShapesError
 from shards.layout import left_out_part
 from shards.store import Options, Store
@@ -93,7 +94,7 @@ def _chosen(store: Store, files: Sequence[tuple[str, int]], split: str) -> list[
     if missing := [name for name in names if name not in sizes]:
         more = ", ..." if len(missing) > _SHOWN else ""
         raise ShapesError(
-            f"{store.describe(place)}: lists {len(names):,} pictures, {len(missing):,} of which are not there: "
+            f"{store.describe(place)}: lists {counted(len(names), 'picture')}, {len(missing):,} of which are not there: "
             f"{', '.join(missing[:_SHOWN])}{more}. Copy them here, or leave --split out"
         )
     return [(name, sizes[name]) for name in names]

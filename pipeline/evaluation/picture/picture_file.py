@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shards.counting import counted
 from shards.dataset.orientation import UPRIGHT, orientation_of, turned
 from shards.dataset.pixels import PictureRejected, is_jpeg, opened, refuse_lost_pixels, rejection
 from shards.errors import ExplainedError
@@ -188,7 +189,7 @@ def encoded(picture: Picture, kind: str, name: str) -> tuple[bytes, tuple[str, .
         lacks = "16 bits" if deep else "transparency"
         raise PictureInvalid(f"{name}: {kind} has no {lacks}, which this picture has. Write a .png{'' if deep else ' or a .webp'}")
     if max(picture.width, picture.height) > _LONGEST_SIDE.get(kind, math.inf):
-        raise PictureInvalid(f"{name}: a side of {kind} has at most {_LONGEST_SIDE[kind]} pixels, this picture is "
+        raise PictureInvalid(f"{name}: a side of {kind} has at most {counted(_LONGEST_SIDE[kind], 'pixel')}, this picture is "
                              f"{picture.width} x {picture.height}. Write a .png")  # fmt: skip
     pixels = picture.pixels[..., 0] if picture.pixels.shape[2] == 1 else picture.pixels
     image = Image.fromarray(np.ascontiguousarray(pixels))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.evaluation.inpainting.fills.errors import FillError
 from pipeline.evaluation.inpainting.fills.visible import blanked
 from pipeline.evaluation.inpainting.method import Holes
+from shards.counting import counted
 
 CELLS, ORIENTATIONS, SCALE = 16, 9, 256.0
 _EPSILON, _CLIP = 1e-5, 0.2
@@ -108,7 +109,9 @@ def block_weights(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 def _cell(size: tuple[int, ...]) -> int:
     if min(size) < 2 * CELLS:
-        raise FillError(f"nearest_hog: pictures of {min(size)} pixels are too small for {CELLS} x {CELLS} cells. Leave nearest_hog out")
+        raise FillError(
+            f"nearest_hog: pictures of {counted(min(size), 'pixel')} are too small for {CELLS} x {CELLS} cells. Leave nearest_hog out"
+        )
     return min(size) // CELLS
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.objective import accuracy, discriminator
-from pipeline.recipes.inpainting import WON
+from pipeline.recipes.adversarial import WON
 from pipeline.recipes.player import Collapse
 from pipeline.training.reporting.health import CollapseWatch, Starvation
 
