@@ -89,8 +89,8 @@ def inpainting_section(found: Inpainting | None) -> str:
     shown = [key for key in _COLUMNS if any(_mean(each, key) is not None for each in found.methods)]
     rows = [row(text(each.get("title", "unknown"), 80), *(figure_cell(_cell(each, key)) for key in shown)) for each in found.methods]
     lead = (
-        f"What the checkpoint of step {found.step:,} paints into the holes of {counted(found.count, 'picture')}, beside other methods on the "
-        "same pictures and holes. Means ± half of the 95 % interval over pictures; L1, L2 and PSNR are of the dropped pixels."
+        f"What the checkpoint of step {found.step:,} paints into the holes of {counted(found.count, 'picture')}, beside other methods on "
+        "the same pictures and holes. Means ± half of the 95 % interval over pictures; L1, L2 and PSNR are of the dropped pixels."
     )
     notes = "".join(f'<p class="hint">{text(each, 500)}</p>' for each in found.notes)
     content = table(["method", *(f">{_COLUMNS[key][0]}" for key in shown)], rows, "Errors of the fills") + notes + _grid(found.grid)
