@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # accelerate's split_between_processes gives a NumPy array, or a range, whole to every process, so that each picture is evaluated once a
-# process; only lists, tuples, tensors and dictionaries of these are divided.
+# process. Lists, tuples, tensors, dictionaries of these, and data sets of the package `datasets` are divided.
 #
 # Guess before: anything with a length that can be sliced is divided, and everything else raises an error.
 # Seen with accelerate 1.15.0, torch 2.13.0, NumPy 2.4.6, Python 3.11, three processes on a CPU:
 #
 #     list of 7: 3 + 2 + 2
+#     tuple of 7: 3 + 2 + 2
 #     tensor of 7: 3 + 2 + 2
 #     dictionary with a tensor of 7: 3 + 2 + 2
 #     array of 7: 7 + 7 + 7
@@ -28,6 +29,7 @@ from accelerate import PartialState
 state = PartialState(cpu=True)
 inputs = {
     "list of 7": (list(range(7)), {}),
+    "tuple of 7": (tuple(range(7)), {}),
     "tensor of 7": (torch.arange(7), {}),
     "dictionary with a tensor of 7": ({"ids": torch.arange(7)}, {}),
     "array of 7": (np.arange(7), {}),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# nvImageCodec's CPU backend does not decode a lossless WebP that carries Exif metadata; lossy ones with Exif, and lossless ones with XMP or
-# a colour profile, it does.
+# nvImageCodec, on its CPU backends, does not decode a lossless WebP that carries Exif metadata; lossy ones with Exif, and lossless ones with
+# XMP or a colour profile, it does.
 #
 # Guess before: a decoder that turns lossy WebP pictures upright by their Exif orientation does so for lossless ones, or ignores the tag.
 # Seen with nvidia-nvimgcodec-cu12 0.9.0.20, Pillow 13.0.0 and NumPy 2.4.6, Python 3.11, no GPU; pictures of 80 x 40, orientation 6:
@@ -14,8 +14,8 @@
 #     lossless, alpha and Exif: None
 #     lossless, Exif, orientation not asked for: None
 #
-# Pillow opens every one of them. `decode` returns None for a picture that it can't decode and raises nothing, so a data set of lossless WebP
-# from an editor or a telephone loses exactly the pictures that have metadata unless None is looked for.
+# Pillow opens every one of them. The library's message on standard error comes from its WebP parser, before any backend is asked. `decode`
+# returns None and raises nothing, so a data set of lossless WebP loses exactly the pictures that have Exif unless None is looked for.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
