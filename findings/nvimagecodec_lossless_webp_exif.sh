@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# nvImageCodec, on its CPU backends, does not decode a lossless WebP that carries Exif metadata; lossy ones with Exif, and lossless ones with
-# XMP or a colour profile, it does.
+# nvImageCodec, on its CPU backends, does not decode a lossless WebP that carries Exif metadata; lossy ones with Exif, and lossless ones
+# with XMP or a colour profile, it does.
 #
 # Guess before: a decoder that turns lossy WebP pictures upright by their Exif orientation does so for lossless ones, or ignores the tag.
 # Seen with nvidia-nvimgcodec-cu12 0.9.0.20, Pillow 13.0.0 and NumPy 2.4.6, Python 3.11, no GPU; pictures of 80 x 40, orientation 6:
