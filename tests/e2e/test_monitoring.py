@@ -44,8 +44,10 @@ ENDLESS = 100_000
 COUNTS = [14] * 6
 USUAL = Shape(latency_ms=100)
 """Shape of the store: ranks that wait a little leave the processors to the programs that watch them."""
-ABSENT = {PREFIX + each.name for each in DEFINITIONS if each.only_with_gpu} | {f"{PREFIX}probe_accuracy_ratio"}
-"""Metrics that this run may lack: it has no GPU, and few held-back pictures for a probe."""
+ABSENT = {PREFIX + each.name for each in DEFINITIONS if each.only_with_gpu} | {
+    f"{PREFIX}{name}_accuracy_ratio" for name in ("probe", "held_back")
+}
+"""Metrics that this run may lack: it has no GPU, few held-back pictures for a probe, and a recipe that names no class."""
 LONGEST = 50
 """Seconds, more than any shortened alert waits before it fires."""
 WOKEN = "ALERTS{alertname='ShortTargetDown',severity='critical',alertstate='firing'}"

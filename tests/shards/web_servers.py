@@ -100,7 +100,14 @@ def serving(folder: Path, manners: Manners) -> Iterator[str]:
         ) -> None:
             data = gzip.compress(data) if manners.encoding else data
             self.send_response(status)
-            own = {"Content-Range": content_range, "Content-Encoding": manners.encoding, "Content-Type": kind, "Location": location}
+            # said, because a client that reused the connection of an answer would find it closed
+            own = {
+                "Connection": "close",
+                "Content-Range": content_range,
+                "Content-Encoding": manners.encoding,
+                "Content-Type": kind,
+                "Location": location,
+            }
             for name, value in own.items():
                 if value:
                     self.send_header(name, value)
