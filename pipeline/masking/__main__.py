@@ -13,6 +13,7 @@ from pipeline.masking.sheet import draw_sheet
 from pipeline.masking.statistics import measure
 from shards.counting import counted
 from shards.errors import ExplainedError
+from shards.shapes.sheet_file import check_sheet
 from shards.urls import parse_options
 
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
+        check_sheet(str(options.file), options.bank)
         return _draw(options)
     except (ExplainedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

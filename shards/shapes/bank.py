@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from shards.counting import counted
 from shards.errors import ShapesError
 from shards.shapes.silhouette import Silhouette
 from shards.store import Options, Store
-from shards.urls import redacted, split
+from shards.urls import redacted, scheme, split
 
 __all__ = ["Provenance", "ShapeBank", "ShapesError", "make_bank", "read_bank", "write_bank"]
 
@@ -150,7 +151,7 @@ def check_target(url: str, options: Options | None = None, overwrite: bool = Fal
         raise ShapesError(f"{shown}: is a folder. A bank of shapes is one file: add its name")
     if store.size(name) is None:
         return
-    if f'"{_KEY}"'.encode() not in store.head(name, 1 << 12):
+    if not _begins_as_bank(store.head(name, 1 << 12)):
         raise ShapesError(f"{shown}: is there already and is no bank of shapes. Give another name")
     if not overwrite:
         raise ShapesError(f"{shown}: is a bank of shapes already. Give another name, or add --overwrite to replace it")
@@ -178,6 +179,18 @@ def read_bank(url: str, options: Options | None = None) -> ShapeBank:
             "Give the file that python -m shards shapes wrote"
         )
     return _parsed(store.read(name), shown)
+
+
+def local_path(url: str) -> Path | None:
+    """Returns the path of a bank on this machine; None for a bank elsewhere.
+
+    Raises:
+        ShapesError, StoreError: the URL names no file.
+    """
+    if scheme(url) not in ("", "file", "local"):
+        return None
+    store, name = _located(url, None)
+    return store.local / name if store.local is not None else None
 
 
 def _located(url: str, options: Options | None) -> tuple[Store, str]:
@@ -224,6 +237,12 @@ def _metadata(data: bytes) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return written if isinstance(written, dict) else None
+
+
+def _begins_as_bank(head: bytes) -> bool:
+    """Returns whether a file begins as a safetensors file whose only metadata are a bank's; the head may end within them."""
+    length = int.from_bytes(head[:8], "little")
+    return 2 <= length <= MOST_BYTES and head[8:].startswith(f'{{"__metadata__":{{"{_KEY}":"'.encode())
 
 
 def _record_digest(record: Mapping[str, Any]) -> str:

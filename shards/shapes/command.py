@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
     """Traces, writes and describes a bank; returns the exit code."""
     from shards.shapes.bank import check_target, write_bank  # noqa: PLC0415 - not loaded for --help
     from shards.shapes.collect import collect  # noqa: PLC0415
+    from shards.shapes.sheet_file import check_sheet  # noqa: PLC0415
 
     for name, least in (("min_pixels", 1), ("max_pixels", 1), ("max_bytes", 1), ("threads", 0)):
         if getattr(options, name) < least:
@@ -59,8 +60,8 @@ def run(options: argparse.Namespace) -> int:
     rules = ShapeRules(options.min_pixels, options.max_pixels, options.max_bytes, _void(options.void))
     storage = parse_options(options.storage)
     check_target(options.bank, storage, options.overwrite)
-    if options.sheet and not Path(options.sheet).absolute().parent.is_dir():
-        raise ShapesError(f"--sheet {options.sheet}: its folder does not exist. Make it first")
+    if options.sheet:
+        check_sheet(options.sheet, options.bank)
     source_storage = storage if options.source_storage is None else parse_options(options.source_storage)
     found = collect(options.source, source_storage, options.split, rules, options.threads)
     length = write_bank(options.bank, found.bank, storage)

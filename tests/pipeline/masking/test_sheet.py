@@ -55,6 +55,14 @@ def test_the_command_writes_a_sheet_of_every_kind(
     assert target.stat().st_size < 100_000
 
 
+def test_the_sheet_never_replaces_its_bank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bank = bank_file(tmp_path / "bank")
+    before = (tmp_path / "bank").read_bytes()
+    assert main([bank, bank]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {bank}: is the bank of shapes itself")
+    assert (tmp_path / "bank").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

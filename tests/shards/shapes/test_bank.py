@@ -193,7 +193,10 @@ def test_a_bank_replaces_only_what_it_may(tmp_path: Path) -> None:
     with pytest.raises(ShapesError, match=r"is a bank of shapes already\. Give another name, or add --overwrite"):
         check_target(str(path))
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    for name, message in (("picture.png", "is there already and is no bank of shapes"), (".", "is a folder")):
+    (tmp_path / "a.json").write_text('{"bank": "mine"}')
+    safetensors.numpy.save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "weights", {"format": "pt", "note": '"bank"'})
+    other = "is there already and is no bank of shapes"
+    for name, message in (("picture.png", other), ("a.json", other), ("weights", other), (".", "is a folder")):
         with pytest.raises(ShapesError, match=message):
             check_target(f"{tmp_path}/{name}", overwrite=True)
 

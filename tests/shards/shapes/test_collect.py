@@ -199,10 +199,28 @@ def test_a_sheet_of_masks_is_drawn_of_a_bank_anywhere(tmp_path: Path, capfd: pyt
     assert f"3 shapes of {folder}" in capfd.readouterr().out
     with Image.open(sheet) as picture:
         assert min(picture.size) > 500
-    sheet.unlink()
-    sheet.mkdir()
-    assert main(["shapes", folder, url, "--overwrite", "--sheet", str(sheet)]) == 1
-    assert capfd.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("sheet", "message"),
+    [
+        ("bank", "bank: is the bank of shapes itself"),
+        ("link/bank", "bank: is the bank of shapes itself"),
+        ("folder", "folder: is a folder. A sheet of masks is one PNG"),
+        ("notes.txt", "notes.txt: is there already and is no PNG"),
+        ("missing/sheet.png", "missing/sheet.png: its folder does not exist"),
+    ],
+)
+def test_a_sheet_that_would_replace_something_else_is_refused_first(
+    sheet: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["shapes", str(voc(tmp_path / "VOC2012")), str(tmp_path / "bank"), "--sheet", str(tmp_path / sheet)]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "bank").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_real_objects_all_become_shapes(data_folder: Path) -> None:
