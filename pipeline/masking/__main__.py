@@ -18,7 +18,7 @@ from shards.urls import parse_options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws a sheet and returns the exit code: 0 done, 1 an error, 2 a wrong command line."""
+    """Draws a sheet and returns the exit code: 0 done, 1 an error, 2 a wrong command line, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.masking", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ExplainedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted. Nothing was written", file=sys.stderr)
+        return 130
 
 
 def _draw(options: argparse.Namespace) -> int:

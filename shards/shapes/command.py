@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -66,7 +67,13 @@ def run(options: argparse.Namespace) -> int:
     found = collect(options.source, source_storage, options.split, rules, options.threads)
     length = write_bank(options.bank, found.bank, storage)
     print("\n".join(printable(line) for line in _as_text(found, options.bank, length)), flush=True)
-    return _draw(found.bank, options.sheet) if options.sheet else 0
+    if not options.sheet:
+        return 0
+    try:
+        return _draw(found.bank, options.sheet)
+    except KeyboardInterrupt:
+        print("interrupted. The bank is written, the sheet is not: python -m pipeline.masking draws one", file=sys.stderr)
+        return 130
 
 
 def _void(text: str) -> Void:
@@ -99,7 +106,14 @@ def _as_text(found: Collected, url: str, length: int) -> list[str]:
         lines.append(f"  not PNG, left out: {counted(sum(pictures.other.values()), 'file')} ({kinds})")
     if pictures.hidden:
         lines.append(f"  {shown_left_out(pictures.hidden)}")
-    return [*lines, f"next: train with --method.mask.shapes {with_literal_dollars(redacted(url))}"]
+    from shards.shapes.tracing import RAGGED, THIN  # noqa: PLC0415
+
+    ragged = sum(origin.left_out.get(cause, 0) for cause in (RAGGED, THIN))
+    if ragged > len(bank.silhouettes):
+        lines.append(
+            "  warning: most objects are ragged or scattered. These look like photographs, not labels, and masks of them like noise"
+        )
+    return [*lines, f"next: train with --method.mask.shapes {shlex.quote(with_literal_dollars(redacted(url)))}"]
 
 
 def _draw(bank: ShapeBank, sheet: str) -> int:
@@ -109,4 +123,5 @@ def _draw(bank: ShapeBank, sheet: str) -> int:
     with tempfile.TemporaryDirectory() as folder:  # a copy, so that no option of a store stands on a command line
         copy = Path(folder) / "bank.safetensors"
         write_bank(str(copy), bank)
-        return subprocess.run([sys.executable, "-m", "pipeline.masking", str(copy), str(Path(sheet).absolute())], check=False).returncode
+        words = [sys.executable, "-m", "pipeline.masking", str(copy), str(Path(sheet).absolute())]
+        return subprocess.run(words, check=False, start_new_session=True).returncode  # a session apart, so that Ctrl-C has one answer

@@ -63,6 +63,15 @@ def test_the_sheet_never_replaces_its_bank(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "bank").read_bytes() == before
 
 
+def test_an_interrupt_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.masking.__main__.measure", interrupt)
+    assert main(["", str(tmp_path / "sheet.png")]) == 130
+    assert capsys.readouterr().err == "interrupted. Nothing was written\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
