@@ -28,7 +28,7 @@ from shards.shapes.silhouette import Silhouette
 from shards.store import Options, Store
 from shards.urls import redacted, scheme, split
 
-__all__ = ["Provenance", "ShapeBank", "ShapesError", "make_bank", "read_bank", "write_bank"]
+__all__ = ["BankMissing", "Provenance", "ShapeBank", "ShapesError", "make_bank", "read_bank", "write_bank"]
 
 VERSION = 1
 MOST_BYTES = 1 << 28
@@ -36,6 +36,10 @@ MOST_BYTES = 1 << 28
 _KEY = "bank"
 _TYPES = {"points": np.dtype(np.int16), "vertices": np.dtype(np.int32), "contours": np.dtype(np.int32)}
 _AGAIN = "Make the bank again with python -m shards shapes, or copy it here again"
+
+
+class BankMissing(ShapesError):
+    """There is no file where a bank is to be read."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +151,7 @@ def check_target(url: str, options: Options | None = None, overwrite: bool = Fal
     """
     store, name = _located(url, options)
     shown = redacted(url)
-    if store.local is not None and (store.local / name).is_dir():
-        raise ShapesError(f"{shown}: is a folder. A bank of shapes is one file: add its name")
+    _refuse_folder(store, name, shown)
     if store.size(name) is None:
         return
     if not _begins_as_bank(store.head(name, 1 << 12)):
@@ -165,14 +168,16 @@ def read_bank(url: str, options: Options | None = None) -> ShapeBank:
         options: fsspec options of the store.
 
     Raises:
-        ShapesError: no such file, another file, a bank of another version, or a damaged one; the message names the file.
+        ShapesError: no such file (BankMissing), a folder, another file, a bank of another version, or a damaged one; the message
+            names the file.
         StoreError: the store can't be read.
     """
     store, name = _located(url, options)
     shown = redacted(url)
     size = store.size(name)
     if size is None:
-        raise ShapesError(f"{shown}: no such file. Make a bank of shapes with: python -m shards shapes SRC {shown}")
+        _refuse_folder(store, name, shown)
+        raise BankMissing(f"{shown}: no such file. Make a bank of shapes with: python -m shards shapes SRC {shown}")
     if size > MOST_BYTES:
         raise ShapesError(
             f"{shown}: {counted(size, 'byte is', 'bytes are')} too many for a bank of shapes. "
@@ -199,6 +204,11 @@ def _located(url: str, options: Options | None) -> tuple[Store, str]:
     if not name or folder.endswith(":/"):  # a bucket
         raise ShapesError(f"{redacted(url)!r}: names a folder. A bank of shapes is one file: add its name")
     return Store(folder, options), name
+
+
+def _refuse_folder(store: Store, name: str, shown: str) -> None:
+    if store.local is not None and (store.local / name).is_dir():
+        raise ShapesError(f"{shown}: is a folder. A bank of shapes is one file: add its name")
 
 
 def _parsed(data: bytes, shown: str) -> ShapeBank:

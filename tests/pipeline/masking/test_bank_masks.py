@@ -16,7 +16,7 @@ from pipeline.masking import MaskConfig, RandomRegion, bank_of, mask_source
 from pipeline.masking.bank import Bank, simplified
 from pipeline.masking.statistics import measure
 from shards.__main__ import main
-from shards.errors import ShapesError
+from shards.errors import ShapesError, StoreError
 from shards.keyed import key_of
 from shards.shapes.bank import Provenance, make_bank, write_bank
 from shards.shapes.silhouette import Silhouette
@@ -150,12 +150,19 @@ def test_a_bank_is_read_by_its_expanded_name_and_shown_without_credentials(tmp_p
     assert to_mapping(signed)["method"]["mask"]["shapes"] == "https://host/bank"
 
 
+def test_the_options_of_the_pictures_do_not_fit_another_store() -> None:
+    bank = Bank("https://127.0.0.1:1/bank")
+    bank.options, bank.setting = {"anon": "true"}, "method.mask.shapes"
+    with pytest.raises(StoreError, match=r"^method\.mask\.shapes: https://127.*options of the pictures' store; .*copy the bank to this"):
+        _ = bank.content
+
+
 @pytest.mark.parametrize("recipe", ["features", "inpainting"])
 def test_a_bank_that_is_gone_stops_a_run_and_no_use_of_its_networks(recipe: str, tmp_path: Path) -> None:
     settings = ["--recipe", recipe, "--data.shards", "x", "--method.mask.kind", "region", "--method.mask.overlap", "0"]
     settings += ["--method.width", "12", "--method.mask.shapes", str(tmp_path / "gone")]
     config = parse(recipes.SETTINGS, settings)
-    with pytest.raises(ShapesError, match="gone: no such file"):
+    with pytest.raises(ShapesError, match=r"gone: no such file\. Make .*, or name its new place: --method\.mask\.shapes$"):
         recipes.make(recipe, config.method, 0)
     made = recipes.make(recipe, config.method, 0, draws_masks=False)
     assert bank_of(made.mask) is not None

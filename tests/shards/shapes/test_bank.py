@@ -159,7 +159,7 @@ def test_another_file_is_no_bank(data: bytes, tmp_path: Path) -> None:
 def test_a_missing_file_a_folder_and_a_huge_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ShapesError, match=r"missing: no such file\. Make a bank of shapes with: python -m shards shapes SRC"):
         read_bank(str(tmp_path / "missing"))
-    with pytest.raises(ShapesError, match="no such file"):
+    with pytest.raises(ShapesError, match=r"is a folder\. A bank of shapes is one file: add its name"):
         read_bank(str(tmp_path))
     with pytest.raises(ShapesError, match="names a folder"):
         read_bank(f"{tmp_path}/")
