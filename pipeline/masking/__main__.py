@@ -63,6 +63,8 @@ def _draw(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace) -> dict[str, object]:
     """The settings of masks that the command line names; the others keep their defaults."""
+    if options.bank and options.kind != "region":
+        raise ConfigError(f"BANK: masks of the kind {options.kind!r} take no shapes. Give '' for BANK, or leave --kind out")
     noise = options.kind == "noise_pattern"
     given: dict[str, object] = {"kind": options.kind, "shapes": options.bank, "mean_fraction": options.mean_fraction}
     least, most = options.min_fraction, options.max_fraction
@@ -75,7 +77,10 @@ def _settings(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
     return value
