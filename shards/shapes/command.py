@@ -110,9 +110,7 @@ def _as_text(found: Collected, url: str, length: int) -> list[str]:
 
     ragged = sum(origin.left_out.get(cause, 0) for cause in (RAGGED, THIN))
     if ragged > len(bank.silhouettes):
-        lines.append(
-            "  warning: most objects are ragged or scattered. These look like photographs, not labels, and masks of them like noise"
-        )
+        lines.append("  warning: most objects are ragged or scattered: these look like photographs, not labels")
     return [*lines, f"next: train with --method.mask.shapes {shlex.quote(with_literal_dollars(redacted(url)))}"]
 
 
