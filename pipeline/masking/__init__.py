@@ -79,7 +79,8 @@ class MaskConfig:
         if self.overlap < 0:
             raise ValueError(f"overlap: {self.overlap} is negative")
         if self.overlap and self.kind != "central":
-            raise ValueError(f"overlap: {counted(self.overlap, 'pixel needs', 'pixels need')} kind 'central', this is {self.kind!r}")
+            needs = counted(self.overlap, "pixel needs", "pixels need")
+            raise ValueError(f"overlap: {needs} kind 'central', this is {self.kind!r}. Set overlap to 0")
         for name in ("mean_fraction", "shapes"):
             if getattr(self, name) and self.kind != "region":
                 raise ValueError(f"{name}: needs kind 'region', this is {self.kind!r}. Leave it out, or set the kind")

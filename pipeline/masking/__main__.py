@@ -13,11 +13,12 @@ from pipeline.masking.sheet import draw_sheet
 from pipeline.masking.statistics import measure
 from shards.counting import counted
 from shards.errors import ExplainedError
+from shards.shapes.sheet_file import check_sheet
 from shards.urls import parse_options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws a sheet and returns the exit code: 0 done, 1 an error, 2 a wrong command line."""
+    """Draws a sheet and returns the exit code: 0 done, 1 an error, 2 a wrong command line, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.masking", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -34,10 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
+        check_sheet(str(options.file), options.bank)
         return _draw(options)
     except (ExplainedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted. Nothing was written", file=sys.stderr)
+        return 130
 
 
 def _draw(options: argparse.Namespace) -> int:
@@ -58,6 +63,8 @@ def _draw(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace) -> dict[str, object]:
     """The settings of masks that the command line names; the others keep their defaults."""
+    if options.bank and options.kind != "region":
+        raise ConfigError(f"BANK: masks of the kind {options.kind!r} take no shapes. Give '' for BANK, or leave --kind out")
     noise = options.kind == "noise_pattern"
     given: dict[str, object] = {"kind": options.kind, "shapes": options.bank, "mean_fraction": options.mean_fraction}
     least, most = options.min_fraction, options.max_fraction
@@ -70,7 +77,10 @@ def _settings(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
     return value

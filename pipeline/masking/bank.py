@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.counting import counted
-from shards.shapes.bank import ShapeBank, read_bank
+from shards.errors import StoreError
+from shards.shapes.bank import BankMissing, ShapeBank, read_bank
 from shards.shapes.silhouette import Silhouette
 from shards.store import Options
 from shards.urls import redacted, scheme
@@ -28,11 +29,13 @@ class Bank:
 
     Attributes:
         options: options of the store, as in fsspec; to be set before the bank is read, and not used for a path of this machine.
+        setting: name, for messages, of the setting that gives the URL, if `options` are those of the pictures' store.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.options: Options | None = None
+        self.setting = ""
 
     def __repr__(self) -> str:
         return f"Bank({redacted(self.url)!r})"
@@ -45,7 +48,19 @@ class Bank:
             ShapesError: no bank, or a damaged one; the message names the file.
             StoreError: the store does not answer.
         """
-        return read_bank(self.url, self.options if scheme(self.url) else None)
+        try:
+            return read_bank(self.url, self.options if scheme(self.url) else None)
+        except BankMissing as error:
+            if not self.setting:
+                raise
+            raise BankMissing(f"{error}, or name its new place: --{self.setting}") from error
+        except StoreError as error:
+            if not (self.setting and self.options and scheme(self.url)):
+                raise
+            raise type(error)(
+                f"{self.setting}: {error}. The bank is read with the options of the pictures' store; if it lies in another store, copy the "
+                "bank to this machine"
+            ) from error
 
     @functools.cached_property
     def silhouettes(self) -> tuple[Silhouette, ...]:

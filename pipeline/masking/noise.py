@@ -2,7 +2,7 @@
 
 The released code draws uniform noise at 0.06 of 10000 x 10000, enlarges it bicubically (cells of about 17 pixels whatever the crop), and
 cuts windows of the crop's size out of what lies below 0.25, about 16 % of the pixels, until 20 to 30 % of a window are dropped. Its law is
-kept here for a sixth of its memory:
+kept here for a sixth of its memory (16.9 % of this canvas are below):
 
 - The canvas is 5000 x 5000 and each window is taken in one of its four mirror images, so that there are as many disjoint windows. Uniform
   noise and bicubic enlargement have no preferred direction, so a mirror image is as likely as the window itself.
@@ -80,7 +80,7 @@ class NoisePattern:
             found.append(((row + top) * _SIDE + column).astype(np.int32))
         places = np.concatenate(found)
         if not len(places):
-            raise ValueError(f"{limits}. About 16 % of the pattern is dropped: set limits around it, or further apart")
+            raise ValueError(f"{limits}. About 17 % of the pattern is dropped: set limits around it, or further apart")
         return places[:: -(-len(places) // _MOST_PLACES)].copy()
 
 

@@ -69,7 +69,7 @@ class RandomRegion:
 
     Shapes take the image's aspect, and their parts beyond the border are cut off. A mask that overlap and border leave below the
     smallest fraction is drawn again, up to eight times; then a rectangle takes its place. With a bank or a mean, centres lie anywhere in
-    the image and up to an eighth of its side around it.
+    the image and up to a sixteenth of its side around it.
 
     Attributes:
         max_fraction: largest fraction of the pixels that is dropped.

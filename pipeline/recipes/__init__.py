@@ -60,7 +60,7 @@ def make(name: str, method: Any, seed: int, storage_options: Options | None = No
     try:
         recipe: Recipe = RECIPES[name](method)
         if (bank := bank_of(recipe.mask)) is not None:
-            bank.options = storage_options
+            bank.options, bank.setting = storage_options, "method.mask.shapes"
         if recipe.mask is not None and draws_masks:
             recipe.mask.draw(0, np.empty((recipe.image_size, recipe.image_size), np.bool_))
     except ConfigError:

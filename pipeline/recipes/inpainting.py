@@ -59,7 +59,8 @@ class InpaintingSettings:
     """Weight, in the gradient of the reconstruction, of pixels that are predicted although they are visible: those of `mask.overlap`, and
     with `weigh_context` all outside a random region. The divisor does not count it, and the logged loss is unweighted."""
     weigh_context: bool = False
-    """Weigh the visible part by `overlap_weight` (the released code's useOverlapPred); random regions only."""
+    """Weigh the visible part by `overlap_weight` (the released code's useOverlapPred). It has no effect with a central region, where
+    `mask.overlap` does that."""
     conditional_discriminator: bool = False
     """Show the discriminator the context beside the filling (the released code's conditionAdv); the paper found that it learns worse."""
     mask: MaskConfig = field(default_factory=lambda: MaskConfig(kind="central", overlap=4))
@@ -86,6 +87,18 @@ class InpaintingSettings:
             ConfigError: naming the setting.
         """
         check_weights(self)
+        if self.conditional_discriminator and not self.adversarial_weight:
+            raise ConfigError(
+                "method.conditional_discriminator: there is no discriminator, because method.adversarial_weight is 0. Leave the setting "
+                "out, or give the adversarial loss a weight"
+            )
+        weighed = self.mask.overlap if self.mask.kind == "central" else self.weigh_context
+        if self.overlap_weight != InpaintingSettings.overlap_weight and not weighed:
+            other = "method.mask.overlap is 0" if self.mask.kind == "central" else "method.weigh_context is False"
+            raise ConfigError(
+                f"method.overlap_weight: no pixel is weighed by {self.overlap_weight:g}, because {other}. Leave the setting out, "
+                "or set that one"
+            )
         if 2 * self.mask.overlap >= self.painted_size:
             raise ConfigError(
                 f"method.mask.overlap: {counted(self.mask.overlap, 'pixel on each side leaves', 'pixels on each side leave')} "

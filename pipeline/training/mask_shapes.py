@@ -11,6 +11,7 @@ from shards.errors import ShapesError
 
 SHAPES = "shapes"
 """Name, in a checkpoint's facts, of the digest of the bank of shapes; checkpoints of versions without banks lack it."""
+_REGION = "region"  # the kind of masks that has shapes
 
 
 def shapes_digest(mask: MaskSource | None) -> str:
@@ -41,7 +42,7 @@ def check_ranks(mask: MaskSource | None, world: World) -> None:
         )
 
 
-def changed_shapes(facts: Mapping[str, Any], mask: MaskSource | None) -> str:
+def changed_shapes(facts: Mapping[str, Any], mask: MaskSource | None, kind: str) -> str:
     """Describes the difference between the shapes of a checkpoint and those of this attempt; an empty text if there is none.
 
     A bank is known by its digest, so that the same bank may lie at another URL.
@@ -49,17 +50,23 @@ def changed_shapes(facts: Mapping[str, Any], mask: MaskSource | None) -> str:
     Args:
         facts: facts of the checkpoint.
         mask: source of this attempt's masks.
+        kind: kind of this attempt's masks, `method.mask.kind`.
     """
     before, now, bank = str(facts.get(SHAPES, "")), shapes_digest(mask), bank_of(mask)
     if before == now:
         return ""
     settings = facts["config"]["method"].get("mask") or {}
+    began = settings.get("kind", _REGION)
     url = bank.content.url if bank is not None else ""
+    setting = "method.mask.kind" if began != kind else "method.mask.shapes"
     return (
-        f"was trained with masks of {_named(before, settings.get('shapes', ''))}, and method.mask.shapes gives {_named(now, url)} here. "
-        "Set method.mask.shapes to the shapes that the run began with, or start a new run with another --run"
+        f"was trained with {_named(began, before, settings.get('shapes', ''))}, and {setting} gives {_named(kind, now, url)} here. "
+        f"Set {setting} to the {'kind' if began != kind else 'shapes'} that the run began with"
     )
 
 
-def _named(digest: str, url: str) -> str:
-    return f"the bank {digest[:16]}{f' ({url})' if url else ''}" if digest else "generated shapes"
+def _named(kind: str, digest: str, url: str) -> str:
+    """Names masks by their shapes, or by their kind if it has none."""
+    if kind != _REGION:
+        return f"masks of the kind {kind!r}"
+    return f"masks of the bank {digest[:16]}{f' ({url})' if url else ''}" if digest else "masks of generated shapes"

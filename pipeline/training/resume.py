@@ -97,8 +97,10 @@ def _check(found: Checkpoint, config: Config[Any], where: str, decoder: str, mas
             "pixels may differ in their last bit. Set data.decoder back or install the other version, or accept it with "
             "--checkpoint.other_decoder True"
         )
-    if changed := changed_shapes(found.facts, mask):
-        raise CheckpointInvalid(f"{where}: step {found.step} {changed}")
+    kind = getattr(getattr(config.method, "mask", None), "kind", "")
+    if changed := changed_shapes(found.facts, mask, kind):
+        named = "" if config.checkpoint.resume in ("auto", "none") else " and without --checkpoint.resume"
+        raise CheckpointInvalid(f"{where}: step {found.step} {changed}, or start a new run with another --run{named}")
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:

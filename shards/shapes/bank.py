@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,9 +26,9 @@ from shards.counting import counted
 from shards.errors import ShapesError
 from shards.shapes.silhouette import Silhouette
 from shards.store import Options, Store
-from shards.urls import redacted, split
+from shards.urls import redacted, scheme, split
 
-__all__ = ["Provenance", "ShapeBank", "ShapesError", "make_bank", "read_bank", "write_bank"]
+__all__ = ["BankMissing", "Provenance", "ShapeBank", "ShapesError", "make_bank", "read_bank", "write_bank"]
 
 VERSION = 1
 MOST_BYTES = 1 << 28
@@ -35,6 +36,10 @@ MOST_BYTES = 1 << 28
 _KEY = "bank"
 _TYPES = {"points": np.dtype(np.int16), "vertices": np.dtype(np.int32), "contours": np.dtype(np.int32)}
 _AGAIN = "Make the bank again with python -m shards shapes, or copy it here again"
+
+
+class BankMissing(ShapesError):
+    """There is no file where a bank is to be read."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +151,10 @@ def check_target(url: str, options: Options | None = None, overwrite: bool = Fal
     """
     store, name = _located(url, options)
     shown = redacted(url)
-    if store.local is not None and (store.local / name).is_dir():
-        raise ShapesError(f"{shown}: is a folder. A bank of shapes is one file: add its name")
+    _refuse_folder(store, name, shown)
     if store.size(name) is None:
         return
-    if f'"{_KEY}"'.encode() not in store.head(name, 1 << 12):
+    if not _begins_as_bank(store.head(name, 1 << 12)):
         raise ShapesError(f"{shown}: is there already and is no bank of shapes. Give another name")
     if not overwrite:
         raise ShapesError(f"{shown}: is a bank of shapes already. Give another name, or add --overwrite to replace it")
@@ -164,14 +168,16 @@ def read_bank(url: str, options: Options | None = None) -> ShapeBank:
         options: fsspec options of the store.
 
     Raises:
-        ShapesError: no such file, another file, a bank of another version, or a damaged one; the message names the file.
+        ShapesError: no such file (BankMissing), a folder, another file, a bank of another version, or a damaged one; the message
+            names the file.
         StoreError: the store can't be read.
     """
     store, name = _located(url, options)
     shown = redacted(url)
     size = store.size(name)
     if size is None:
-        raise ShapesError(f"{shown}: no such file. Make a bank of shapes with: python -m shards shapes SRC {shown}")
+        _refuse_folder(store, name, shown)
+        raise BankMissing(f"{shown}: no such file. Make a bank of shapes with: python -m shards shapes SRC {shown}")
     if size > MOST_BYTES:
         raise ShapesError(
             f"{shown}: {counted(size, 'byte is', 'bytes are')} too many for a bank of shapes. "
@@ -180,12 +186,29 @@ def read_bank(url: str, options: Options | None = None) -> ShapeBank:
     return _parsed(store.read(name), shown)
 
 
+def local_path(url: str) -> Path | None:
+    """Returns the path of a bank on this machine; None for a bank elsewhere.
+
+    Raises:
+        ShapesError, StoreError: the URL names no file.
+    """
+    if scheme(url) not in ("", "file", "local"):
+        return None
+    store, name = _located(url, None)
+    return store.local / name if store.local is not None else None
+
+
 def _located(url: str, options: Options | None) -> tuple[Store, str]:
     Store(url, options)  # refuses what is no URL, or one that runs programs, as a whole
     folder, name = split(url)
     if not name or folder.endswith(":/"):  # a bucket
         raise ShapesError(f"{redacted(url)!r}: names a folder. A bank of shapes is one file: add its name")
     return Store(folder, options), name
+
+
+def _refuse_folder(store: Store, name: str, shown: str) -> None:
+    if store.local is not None and (store.local / name).is_dir():
+        raise ShapesError(f"{shown}: is a folder. A bank of shapes is one file: add its name")
 
 
 def _parsed(data: bytes, shown: str) -> ShapeBank:
@@ -224,6 +247,12 @@ def _metadata(data: bytes) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return written if isinstance(written, dict) else None
+
+
+def _begins_as_bank(head: bytes) -> bool:
+    """Returns whether a file begins as a safetensors file whose only metadata are a bank's; the head may end within them."""
+    length = int.from_bytes(head[:8], "little")
+    return 2 <= length <= MOST_BYTES and head[8:].startswith(f'{{"__metadata__":{{"{_KEY}":"'.encode())
 
 
 def _record_digest(record: Mapping[str, Any]) -> str:

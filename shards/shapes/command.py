@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     """Traces, writes and describes a bank; returns the exit code."""
     from shards.shapes.bank import check_target, write_bank  # noqa: PLC0415 - not loaded for --help
     from shards.shapes.collect import collect  # noqa: PLC0415
+    from shards.shapes.sheet_file import check_sheet  # noqa: PLC0415
 
     for name, least in (("min_pixels", 1), ("max_pixels", 1), ("max_bytes", 1), ("threads", 0)):
         if getattr(options, name) < least:
@@ -59,13 +61,19 @@ def run(options: argparse.Namespace) -> int:
     rules = ShapeRules(options.min_pixels, options.max_pixels, options.max_bytes, _void(options.void))
     storage = parse_options(options.storage)
     check_target(options.bank, storage, options.overwrite)
-    if options.sheet and not Path(options.sheet).absolute().parent.is_dir():
-        raise ShapesError(f"--sheet {options.sheet}: its folder does not exist. Make it first")
+    if options.sheet:
+        check_sheet(options.sheet, options.bank)
     source_storage = storage if options.source_storage is None else parse_options(options.source_storage)
     found = collect(options.source, source_storage, options.split, rules, options.threads)
     length = write_bank(options.bank, found.bank, storage)
     print("\n".join(printable(line) for line in _as_text(found, options.bank, length)), flush=True)
-    return _draw(found.bank, options.sheet) if options.sheet else 0
+    if not options.sheet:
+        return 0
+    try:
+        return _draw(found.bank, options.sheet)
+    except KeyboardInterrupt:
+        print("interrupted. The bank is written, the sheet is not: python -m pipeline.masking draws one", file=sys.stderr)
+        return 130
 
 
 def _void(text: str) -> Void:
@@ -98,7 +106,12 @@ def _as_text(found: Collected, url: str, length: int) -> list[str]:
         lines.append(f"  not PNG, left out: {counted(sum(pictures.other.values()), 'file')} ({kinds})")
     if pictures.hidden:
         lines.append(f"  {shown_left_out(pictures.hidden)}")
-    return [*lines, f"next: train with --method.mask.shapes {with_literal_dollars(redacted(url))}"]
+    from shards.shapes.tracing import RAGGED, THIN  # noqa: PLC0415
+
+    ragged = sum(origin.left_out.get(cause, 0) for cause in (RAGGED, THIN))
+    if ragged > len(bank.silhouettes):
+        lines.append("  warning: most objects are ragged or scattered: these look like photographs, not labels")
+    return [*lines, f"next: train with --method.mask.shapes {shlex.quote(with_literal_dollars(redacted(url)))}"]
 
 
 def _draw(bank: ShapeBank, sheet: str) -> int:
@@ -108,4 +121,5 @@ def _draw(bank: ShapeBank, sheet: str) -> int:
     with tempfile.TemporaryDirectory() as folder:  # a copy, so that no option of a store stands on a command line
         copy = Path(folder) / "bank.safetensors"
         write_bank(str(copy), bank)
-        return subprocess.run([sys.executable, "-m", "pipeline.masking", str(copy), str(Path(sheet).absolute())], check=False).returncode
+        words = [sys.executable, "-m", "pipeline.masking", str(copy), str(Path(sheet).absolute())]
+        return subprocess.run(words, check=False, start_new_session=True).returncode  # a session apart, so that Ctrl-C has one answer

@@ -27,7 +27,7 @@ LONGEST_SIDE = 16_383
 """Most pixels of an object from side to side, because coordinates are 16-bit numbers of half pixels."""
 MOST_CORNERS = 2_000
 """Most corners of a simplified outline: labels that are mere noise have more, and every mask of such a shape would be slow."""
-SMALL, THIN = "smaller than min_pixels", "too thin or too scattered to be pasted"
+SMALL, THIN = "smaller than --min-pixels", "too thin or too scattered to be pasted"
 WIDE, RAGGED = f"a side of more than {LONGEST_SIDE:,}", f"an outline of more than {MOST_CORNERS:,} corners"
 """Causes for which an object becomes no shape."""
 _SPREAD = np.ones((3, 3), np.uint8)

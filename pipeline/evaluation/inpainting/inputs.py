@@ -217,7 +217,7 @@ def _masks(config: InpaintingConfig, painter: Painter, run: Mapping[str, Any]) -
 def _open_bank(mask: MaskSource, config: InpaintingConfig) -> None:
     """Gives a bank of shapes the options of its store."""
     if (bank := bank_of(mask)) is not None:
-        bank.options = config.data.storage_options
+        bank.options, bank.setting = config.data.storage_options, "mask.shapes"
 
 
 def _overlap(config: InpaintingConfig, own: _OwnData, judged: Sequence[Dataset]) -> tuple[str, ...]:

@@ -16,10 +16,11 @@ from pipeline.masking import MaskConfig, RandomRegion, bank_of, mask_source
 from pipeline.masking.bank import Bank, simplified
 from pipeline.masking.statistics import measure
 from shards.__main__ import main
-from shards.errors import ShapesError
+from shards.errors import ShapesError, StoreError
 from shards.keyed import key_of
+from shards.shapes.bank import Provenance, make_bank, write_bank
 from shards.shapes.silhouette import Silhouette
-from tests.pipeline.masking.banks import bank_file
+from tests.pipeline.masking.banks import OUTLINES, bank_file
 
 Made = Callable[[str, Callable[[Path], object]], Path]
 
@@ -64,14 +65,19 @@ def test_a_mean_is_kept_by_real_and_by_generated_shapes(
 
 def test_masks_of_a_bank_have_not_changed(tmp_path: Path) -> None:
     """A change here changes every run with a bank that is resumed: then say so in the release notes, and renew the hash."""
-    digest, url = hashlib.sha256(), bank_file(tmp_path / "bank")
+    digest, url = hashlib.sha256(), str(tmp_path / "bank")
+    angles = np.linspace(0, 2 * np.pi, 400, endpoint=False)
+    ragged = np.rint(np.column_stack([np.cos(angles), np.sin(angles)]) * (200 + np.arange(400) * 7 % 13)[:, None] + 220)
+    hole = ((ragged - 220) * [0.3, 0.2] + 240)[::-1]
+    shapes = [[np.array(points)] for points in OUTLINES] + [[ragged, hole]]  # the last one is simplified before it is pasted
+    write_bank(url, make_bank([[contour.astype(np.int16) for contour in shape] for shape in shapes], Provenance("a test")))
     for mean, (height, width) in ((None, (64, 48)), (0.18, (32, 32))):
         source = RandomRegion(mean_fraction=mean, bank=Bank(url))
         mask = np.empty((height, width), np.bool_)
         for key in range(40):
             source.draw(key_of(key), mask)
             digest.update(mask.tobytes())
-    assert digest.hexdigest() == "07c0dee0910ac752f039da427e76dc14fa34abe6fc5518f17f19f0952ebb2dd5"
+    assert digest.hexdigest() == "54c0dc27c12ba95a86b780ec803a44f03e8d271463a37f99d26ad949c75d24c6"
 
 
 def test_the_same_outlines_at_another_url_give_the_same_masks_and_others_do_not(tmp_path: Path) -> None:
@@ -144,12 +150,19 @@ def test_a_bank_is_read_by_its_expanded_name_and_shown_without_credentials(tmp_p
     assert to_mapping(signed)["method"]["mask"]["shapes"] == "https://host/bank"
 
 
+def test_the_options_of_the_pictures_do_not_fit_another_store() -> None:
+    bank = Bank("https://127.0.0.1:1/bank")
+    bank.options, bank.setting = {"anon": "true"}, "method.mask.shapes"
+    with pytest.raises(StoreError, match=r"^method\.mask\.shapes: https://127.*options of the pictures' store; .*copy the bank to this"):
+        _ = bank.content
+
+
 @pytest.mark.parametrize("recipe", ["features", "inpainting"])
 def test_a_bank_that_is_gone_stops_a_run_and_no_use_of_its_networks(recipe: str, tmp_path: Path) -> None:
     settings = ["--recipe", recipe, "--data.shards", "x", "--method.mask.kind", "region", "--method.mask.overlap", "0"]
     settings += ["--method.width", "12", "--method.mask.shapes", str(tmp_path / "gone")]
     config = parse(recipes.SETTINGS, settings)
-    with pytest.raises(ShapesError, match="gone: no such file"):
+    with pytest.raises(ShapesError, match=r"gone: no such file\. Make .*, or name its new place: --method\.mask\.shapes$"):
         recipes.make(recipe, config.method, 0)
     made = recipes.make(recipe, config.method, 0, draws_masks=False)
     assert bank_of(made.mask) is not None

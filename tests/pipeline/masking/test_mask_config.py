@@ -49,7 +49,7 @@ def test_a_configuration_names_its_generator() -> None:
         ({"max_fraction": 0.6}, "max_fraction: 0.6"),
         ({"min_fraction": 0.2}, "min_fraction: 0.2"),
         ({"kind": "central", "overlap": -1}, "overlap: -1 is negative"),
-        ({"overlap": 4}, "overlap: 4 pixels need kind 'central'"),
+        ({"overlap": 4}, "overlap: 4 pixels need kind 'central', this is 'region'. Set overlap to 0"),
     ],
 )
 def test_settings_that_can_not_be_used_are_refused_by_name(settings: dict[str, Any], message: str) -> None:

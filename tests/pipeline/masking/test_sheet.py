@@ -55,6 +55,29 @@ def test_the_command_writes_a_sheet_of_every_kind(
     assert target.stat().st_size < 100_000
 
 
+def test_the_sheet_never_replaces_its_bank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bank = bank_file(tmp_path / "bank")
+    before = (tmp_path / "bank").read_bytes()
+    assert main([bank, bank]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {bank}: is the bank of shapes itself")
+    assert (tmp_path / "bank").read_bytes() == before
+
+
+def test_a_number_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["", "sheet.png", "--draws", "x"])
+    assert capsys.readouterr().err.endswith("error: argument --draws: 'x' is no whole number\n")
+
+
+def test_an_interrupt_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.masking.__main__.measure", interrupt)
+    assert main(["", str(tmp_path / "sheet.png")]) == 130
+    assert capsys.readouterr().err == "interrupted. Nothing was written\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -62,7 +85,7 @@ def test_the_command_writes_a_sheet_of_every_kind(
         (["", "--kind", "blocks"], "error: kind: 'blocks' is not one of"),
         (["", "--mean-fraction", "0.3"], "error: settings.mean_fraction: 0.3 is not between"),
         (["", "--mean-fraction", "0.245"], "error: mean_fraction: 0.245 can't be the mean of masks of 16 x 16 pixels"),
-        (["nowhere", "--kind", "block"], "error: settings.shapes: needs kind 'region'"),
+        (["nowhere", "--kind", "block"], "error: BANK: masks of the kind 'block' take no shapes. Give '' for BANK"),
         (["", "--kind", "noise_pattern", "--min-fraction", "0.4"], "error: settings.noise_fractions: 0.4 and 0.3 are not"),
     ],
 )

@@ -198,6 +198,13 @@ def test_a_width_scales_painter_and_discriminator_alike(layout: Any, width: int 
         ("features", FeaturesSettings(mask=MaskConfig(kind="central", overlap=120)), "method: .*overlap"),
         ("features", FeaturesSettings(reconstruction_weight=0.0), "nothing would be learned"),
         ("inpainting", replace(SMALL, mask=MaskConfig(kind="central", max_fraction=0.3)), "64 x 64 of 128 x 128"),
+        ("inpainting", replace(SMALL, overlap_weight=3.0, mask=MaskConfig(kind="central")), "method.overlap_weight: .*overlap is 0"),
+        ("inpainting", replace(SMALL, overlap_weight=3.0, mask=MaskConfig()), "method.overlap_weight: .*weigh_context is False"),
+        (
+            "inpainting",
+            replace(SMALL, conditional_discriminator=True, adversarial_weight=0.0),
+            "method.conditional_disc.*: there is no",
+        ),
         ("inpainting", replace(SMALL, image_size=64, mask=MaskConfig(kind="central", overlap=16)), "16 pixels .* nothing of the 32 x 32"),
     ],
 )

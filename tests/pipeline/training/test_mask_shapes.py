@@ -48,8 +48,11 @@ def test_a_run_goes_on_with_its_bank_and_with_no_other(tmp_path: Path) -> None:
         train(tmp_path, 2, "--method.mask.shapes", other)
     for part in ("step 1 was trained", f"the bank {digests[0][:16]} ({bank})", f"the bank {digests[1][:16]} ({other})", "Set method.mask"):
         assert part in str(refused.value)
-    with pytest.raises(CheckpointInvalid, match=r"masks of the bank \w+ \(.*\), and method\.mask\.shapes gives generated shapes here"):
+    with pytest.raises(CheckpointInvalid, match=r"the bank \w+ \(.*\), and method\.mask\.shapes gives masks of generated shapes here"):
         train(tmp_path, 2)
+    elsewhere = ("--run", str(tmp_path / "new"), "--checkpoint.resume", str(tmp_path / "run" / "checkpoints" / "step_000000001"))
+    with pytest.raises(CheckpointInvalid, match=r"start a new run with another --run and without --checkpoint\.resume$"):
+        train(tmp_path, 2, *elsewhere)
     shutil.move(bank, tmp_path / "moved")
     assert train(tmp_path, 2, "--method.mask.shapes", str(tmp_path / "moved"))
     assert facts(tmp_path, 2)["config"]["method"]["mask"]["shapes"] == str(tmp_path / "moved")
@@ -66,10 +69,23 @@ def test_a_run_goes_on_with_its_bank_and_with_no_other(tmp_path: Path) -> None:
 def test_runs_of_versions_without_banks_go_on_and_take_no_bank(tmp_path: Path) -> None:
     before: dict[str, Any] = {"config": {"method": {"mask": {"kind": "region"}}}}
     generated, banked = mask_source(MaskConfig()), mask_source(MaskConfig(shapes=bank_file(tmp_path / "bank")))
-    assert changed_shapes(before, generated) == ""
-    assert changed_shapes({**before, "shapes": ""}, None) == ""
-    assert "trained with masks of generated shapes, and method.mask.shapes gives the bank" in changed_shapes(before, banked)
-    assert changed_shapes({"config": {"method": {}}}, mask_source(MaskConfig(kind="block"))) == ""
+    assert changed_shapes(before, generated, "region") == ""
+    assert changed_shapes({**before, "shapes": ""}, None, "") == ""
+    assert "trained with masks of generated shapes, and method.mask.shapes gives masks of the bank" in changed_shapes(
+        before, banked, "region"
+    )
+    assert changed_shapes({"config": {"method": {}}}, mask_source(MaskConfig(kind="block")), "block") == ""
+
+
+def test_another_kind_of_mask_is_named_as_such(tmp_path: Path) -> None:
+    block, banked = mask_source(MaskConfig(kind="block")), mask_source(MaskConfig(shapes=bank_file(tmp_path / "bank")))
+    of_block: dict[str, Any] = {"config": {"method": {"mask": {"kind": "block", "shapes": ""}}}, "shapes": ""}
+    of_bank: dict[str, Any] = {"config": {"method": {"mask": {"kind": "region", "shapes": "old"}}}, "shapes": "ab" * 32}
+    message = changed_shapes(of_block, banked, "region")
+    assert message.startswith("was trained with masks of the kind 'block', and method.mask.kind gives masks of the bank ")
+    assert message.endswith("Set method.mask.kind to the kind that the run began with")
+    message = changed_shapes(of_bank, block, "block")
+    assert message.startswith("was trained with masks of the bank abababababababab (old), and method.mask.kind gives masks of the kind")
 
 
 @dataclass

@@ -159,7 +159,7 @@ def test_another_file_is_no_bank(data: bytes, tmp_path: Path) -> None:
 def test_a_missing_file_a_folder_and_a_huge_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ShapesError, match=r"missing: no such file\. Make a bank of shapes with: python -m shards shapes SRC"):
         read_bank(str(tmp_path / "missing"))
-    with pytest.raises(ShapesError, match="no such file"):
+    with pytest.raises(ShapesError, match=r"is a folder\. A bank of shapes is one file: add its name"):
         read_bank(str(tmp_path))
     with pytest.raises(ShapesError, match="names a folder"):
         read_bank(f"{tmp_path}/")
@@ -193,7 +193,10 @@ def test_a_bank_replaces_only_what_it_may(tmp_path: Path) -> None:
     with pytest.raises(ShapesError, match=r"is a bank of shapes already\. Give another name, or add --overwrite"):
         check_target(str(path))
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    for name, message in (("picture.png", "is there already and is no bank of shapes"), (".", "is a folder")):
+    (tmp_path / "a.json").write_text('{"bank": "mine"}')
+    safetensors.numpy.save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "weights", {"format": "pt", "note": '"bank"'})
+    other = "is there already and is no bank of shapes"
+    for name, message in (("picture.png", other), ("a.json", other), ("weights", other), (".", "is a folder")):
         with pytest.raises(ShapesError, match=message):
             check_target(f"{tmp_path}/{name}", overwrite=True)
 

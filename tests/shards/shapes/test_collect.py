@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from itertools import pairwise
@@ -112,7 +113,7 @@ def test_an_unreadable_picture_ends_the_command_with_its_name(name: str, tmp_pat
 
 def test_a_source_that_gives_no_shape_is_refused(tmp_path: Path) -> None:
     for name, labels, message in (
-        ("small", square(1, 19), r"1 object, and none gives a shape \(smaller than min_pixels 1\). Lower --min-pixels"),
+        ("small", square(1, 19), r"1 object, and none gives a shape \(smaller than --min-pixels 1\). Lower --min-pixels"),
         ("background", square(0), r"no objects in 1 label picture: every pixel is background \(0\)$"),
         ("mask", square(255), "900 pixels are void; if those are the objects, add --void none"),
     ):
@@ -150,7 +151,7 @@ def test_the_command_says_what_it_read_and_what_it_left_out(tmp_path: Path, caps
         url,
         f"  2 shapes, {Path(url).stat().st_size} bytes, digest {bank.digest}",
         "  from 3 objects of 3 label pictures in the layout of PASCAL VOC; 950 pixels void",
-        "  left out, smaller than min_pixels: 1 object",
+        "  left out, smaller than --min-pixels: 1 object",
         "  without objects: 1 picture (SegmentationObject/c.png)",
         f"next: train with --method.mask.shapes {url}",
     ]
@@ -199,10 +200,52 @@ def test_a_sheet_of_masks_is_drawn_of_a_bank_anywhere(tmp_path: Path, capfd: pyt
     assert f"3 shapes of {folder}" in capfd.readouterr().out
     with Image.open(sheet) as picture:
         assert min(picture.size) > 500
-    sheet.unlink()
-    sheet.mkdir()
-    assert main(["shapes", folder, url, "--overwrite", "--sheet", str(sheet)]) == 1
-    assert capfd.readouterr().err.startswith("error: ")
+
+
+def test_an_interrupted_sheet_leaves_the_bank_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("subprocess.run", interrupt)
+    url = f"{tmp_path}/it's $HOME"
+    assert main(["shapes", str(voc(tmp_path / "VOC2012")), url, "--sheet", str(tmp_path / "sheet.png")]) == 130
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith("interrupted. The bank is written, the sheet is not")
+    assert len(read_bank(url).silhouettes) == 3
+    assert shlex.split(out.splitlines()[-1])[-2:] == ["--method.mask.shapes", f"{tmp_path}/it's $$HOME"]
+
+
+def test_photographs_in_place_of_labels_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "grey").mkdir()
+    noise = np.random.default_rng(0).integers(1, 5, (90, 90))
+    noise[:30, :30] = 9
+    (tmp_path / "grey" / "a.png").write_bytes(png(noise, GREY))
+    assert main(["shapes", str(tmp_path / "grey"), str(tmp_path / "bank")]) == 0
+    assert "  warning: most objects are ragged or scattered: these look like photographs, not labels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sheet", "message"),
+    [
+        ("bank", "bank: is the bank of shapes itself"),
+        ("link/bank", "bank: is the bank of shapes itself"),
+        ("folder", "folder: is a folder. A sheet of masks is one PNG"),
+        ("notes.txt", "notes.txt: is there already and is no PNG"),
+        ("missing/sheet.png", "missing/sheet.png: its folder does not exist"),
+    ],
+)
+def test_a_sheet_that_would_replace_something_else_is_refused_first(
+    sheet: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["shapes", str(voc(tmp_path / "VOC2012")), str(tmp_path / "bank"), "--sheet", str(tmp_path / sheet)]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "bank").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_real_objects_all_become_shapes(data_folder: Path) -> None:
