@@ -333,13 +333,13 @@ def test_a_recipe_without_a_reconstruction_loss_gets_a_chart_of_its_held_back_lo
 GUESSES = {"chance": {"loss": 2.079, "accuracy": 0.125}}
 
 
-def named(folder: Path, *accuracies: float) -> Path:
+def named(folder: Path, *accuracies: float, unlabelled: int = 3) -> Path:
     """A finished run of a network that names one of eight classes."""
 
     def row(step: int, accuracy: float) -> dict[str, Any]:
         painted = ("l1", "l2", "psnr", "output_spread")
         kept = {key: value for key, value in evaluation_row(step, 2.08 - accuracy).items() if key not in painted}
-        return {**kept, "accuracy": accuracy, "unlabelled": 3, "baselines": GUESSES}
+        return {**kept, "accuracy": accuracy, "unlabelled": unlabelled, "baselines": GUESSES}
 
     losses = {"total": 2.0, "cross_entropy": 2.0, "accuracy": 0.2}
     run = write_run(folder, [start(1, 0), END], [history_row(step, 1, losses={"classifier": losses}) for step in range(1, 101)])
@@ -363,3 +363,14 @@ def test_an_accuracy_that_luck_explains_is_not_green(tmp_path: Path) -> None:
     page = written(named(tmp_path / "run", 0.12, 0.15))
     assert page.found("span", "state")[0]["class"] == "state warn"
     assert "the network names classes no better than chance: held-back accuracy 15 %, chance 12.5 %: no better" in page.source
+
+
+def test_few_pictures_of_a_known_class_say_nothing(tmp_path: Path) -> None:
+    pictures = evaluation_row(0, 1.0)["pictures"]
+    page = written(named(tmp_path / "few", 0.12, 1.0, unlabelled=pictures - 7))
+    assert page.found("span", "state")[0]["class"] == "state good"
+    assert "held-back accuracy 100 %, chance 12.5 %: too few pictures to tell" in page.source
+    assert "All 100 steps are done" in page.source
+    page = written(named(tmp_path / "none", math.nan, math.nan, unlabelled=pictures))
+    assert f"no held-back accuracy, because none of {pictures} pictures has a label" in page.source
+    assert ">L1<" not in page.source
