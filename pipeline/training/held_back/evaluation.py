@@ -27,6 +27,7 @@ from pipeline.training.held_back.painting import PaintingJudge
 from pipeline.training.held_back.sheet import Sheet, sheet_of
 from pipeline.training.held_back.small_probe import small_probe
 from pipeline.training.held_back.table import Tables
+from pipeline.training.labels import refuse_labels
 from pipeline.training.ranks.world import World
 
 CHUNK = 32
@@ -81,6 +82,7 @@ class Evaluation:
             be read.
 
         Raises:
+            LabelUnknown: a label is that of no class of the recipe.
             ShardError: a shard of the pictures can't be read.
             QuarantineFull: more samples are unreadable than allowed.
         """
@@ -132,6 +134,10 @@ class Evaluation:
         if chunk in self._own:
             for error in bad:
                 self._report_bad(error)
+        if self._choice.labelled:
+            refuse_labels(
+                self._recipe, samples.labels, [self._choice.sample_id(each) for each in self._chunks[chunk]], self._choice.datasets
+            )
         return samples
 
     def _rounds(self) -> Iterator[int]:
