@@ -18,8 +18,7 @@ from pipeline.config import OptimiserConfig
 from pipeline.mapping import ConfigError
 from pipeline.masking.source import MaskSource
 from pipeline.model.classifier import LabelNetwork
-from pipeline.model.encoder import proportion
-from pipeline.recipes.classifying import class_losses
+from pipeline.recipes.classifying import ClassifierSettings, class_losses
 from pipeline.recipes.pixels import CAFFE_MEAN, PixelScale
 from pipeline.recipes.player import Losses, Networks, Player, Views
 from shards.counting import counted
@@ -30,7 +29,7 @@ IMAGE_SIZE = 227
 
 
 @dataclass(frozen=True)
-class LabelsSettings:
+class LabelsSettings(ClassifierSettings):
     """The labels recipe."""
 
     classes: Annotated[int, Ge(2)] = 1000
@@ -52,22 +51,6 @@ class LabelsSettings:
     """Probability that a value of fc6 or fc7 is set to zero while training."""
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(kind="sgd", learning_rate=1e-2, weight_decay=5e-4))
     """Optimiser of the classifier."""
-
-    @property
-    def unit(self) -> int:
-        """Number of samples that ranks must not divide: the batch-norm group, where there is one."""
-        return (self.batch_norm_group if self.batch_norm else 0) or 1
-
-    def check(self) -> None:
-        """Refuses a width that the layout does not have.
-
-        Raises:
-            ConfigError: naming the setting.
-        """
-        try:
-            proportion(self.layout, self.width)
-        except ValueError as error:
-            raise ConfigError(f"method.{error}") from error
 
 
 class LabelsRecipe:
@@ -122,7 +105,7 @@ class LabelsRecipe:
             if manifest.classes != manifests[0].classes:
                 raise ConfigError(
                     "recipe: labels needs classes of the same names in all data sets, that of evaluation.shards included, and those of "
-                    f"{where} have other names, or another order, than those of {redacted(manifests[0].url)}: build both with the same names"
+                    f"{where} have other names, or another order, than those of {redacted(manifests[0].url)}: build both with the same"
                 )
 
     def views(self, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> Views:  # noqa: ARG002

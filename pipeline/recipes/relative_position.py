@@ -21,9 +21,8 @@ from pipeline.config import OptimiserConfig
 from pipeline.mapping import ConfigError
 from pipeline.masking.source import MaskSource
 from pipeline.model.classifier import PatchPairNetwork
-from pipeline.model.encoder import proportion
 from pipeline.model.sample_random import keyed_normals, keyed_uniforms
-from pipeline.recipes.classifying import class_losses
+from pipeline.recipes.classifying import ClassifierSettings, class_losses
 from pipeline.recipes.pixels import CAFFE_MEAN, PixelScale, resized
 from pipeline.recipes.player import Losses, Networks, Player, Views
 
@@ -36,7 +35,7 @@ _AXIS = (-1.0, 2.0, -1.0)  # from magenta to green
 
 
 @dataclass(frozen=True)
-class RelativePositionSettings:
+class RelativePositionSettings(ClassifierSettings):
     """The relative position recipe."""
 
     patch: Annotated[int, Ge(1)] = 96
@@ -61,11 +60,6 @@ class RelativePositionSettings:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """Optimiser of the classifier."""
 
-    @property
-    def unit(self) -> int:
-        """Number of samples that ranks must not divide: the batch-norm group, where there is one."""
-        return (self.batch_norm_group if self.batch_norm else 0) or 1
-
     def check(self) -> None:
         """Refuses settings that contradict each other.
 
@@ -74,10 +68,7 @@ class RelativePositionSettings:
         """
         if self.gap < 2 * self.jitter:
             raise ConfigError(f"method.gap: {self.gap} is less than twice the jitter of {self.jitter}, so patches could overlap")
-        try:
-            proportion(self.layout, self.width)
-        except ValueError as error:
-            raise ConfigError(f"method.{error}") from error
+        super().check()
 
 
 @dataclass(frozen=True)

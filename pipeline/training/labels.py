@@ -1,4 +1,4 @@
-"""Refuses a label that a recipe has no class for, while it is in memory: on a GPU, looking at it would wait for the device in every step."""
+"""Refuses a label that a recipe has no class for, before it moves to the device, because a look at it there would wait for the device."""
 
 from __future__ import annotations
 

@@ -135,9 +135,8 @@ class Evaluation:
             for error in bad:
                 self._report_bad(error)
         if self._choice.labelled:
-            refuse_labels(
-                self._recipe, samples.labels, [self._choice.sample_id(each) for each in self._chunks[chunk]], self._choice.datasets
-            )
+            ids = [self._choice.sample_id(number) for number in self._chunks[chunk]]
+            refuse_labels(self._recipe, samples.labels, ids, self._choice.datasets)
         return samples
 
     def _rounds(self) -> Iterator[int]:
