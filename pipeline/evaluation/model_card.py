@@ -74,8 +74,6 @@ _LIMITS = """\
   Whether their licence allows your use is not known here.
 - Other inputs than the one above (B, G, R; values in [0, 1]; ImageNet's deviation as divisor) give features without a warning.
 """
-
-
 _WEAKER = """\
 - Frozen features of pretext tasks are weaker than those of networks trained with labels. In the literature a linear model on a context
   encoder's gains 1 to 4 points over random weights, most at the middle layers. Compare with the random start on your own task before you
@@ -88,9 +86,7 @@ def model_card(facts: EncoderFacts) -> str:
     maps, height, width = facts.output
     names = f"{facts.names[0]}, ..., {facts.names[-1]}"
     shape = {"maps": maps, "height": height, "width": width, "side": facts.side, "names": names}
-    learned_labels = hasattr(
-        RECIPES.get(facts.recipe), "check_labels"
-    )  # a LabelledRecipe; its class is asked, because making it takes its networks
+    learned_labels = hasattr(RECIPES.get(facts.recipe), "check_labels")  # as a LabelledRecipe has
     head = _HEAD.format(
         tags=", ".join(("context-encoder", *(() if learned_labels else ("self-supervised",)), "safetensors")),
         title=f"{facts.recipe} encoder after {counted(facts.step, 'step')}",

@@ -20,7 +20,7 @@ from pipeline.recipes.player import ClassifyingRecipe, Networks, PaintingRecipe,
 from pipeline.stream.fixed import FixedChoice, FixedSamples
 from pipeline.stream.read.samples import BadSample
 from pipeline.training.engine.engine import Engine, evaluating
-from pipeline.training.held_back.activity import dead_maps, feature_dimensions, feature_spread, watched
+from pipeline.training.held_back.activity import dead_maps, feature_dimensions, feature_spread, of_first_patches, watched
 from pipeline.training.held_back.classification import ClassificationJudge
 from pipeline.training.held_back.judge import Judge, Measure
 from pipeline.training.held_back.painting import PaintingJudge
@@ -165,9 +165,7 @@ class Evaluation:
         def put_features(name: str, features: Tensor | None) -> None:
             if features is not None:
                 rows = min(_MOST_FEATURES, self._choice.count)
-                kept = features.view(len(samples.keys), -1, features.shape[1])[:, 0][
-                    : max(0, rows - start)
-                ]  # of a picture's patches the first
+                kept = of_first_patches(features, len(samples.keys))[: max(0, rows - start)]
                 put(name, start if len(kept) else 0, kept, rows)
 
         with watched(self._network) as activity:
