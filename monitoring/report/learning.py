@@ -143,9 +143,10 @@ def learning_section(record: Record, drawn: Sequence[Drawing]) -> str:
     lead = f"{reached(evaluations)}. " if judged is not None else "Only the random start has been evaluated. "
     lead = lead[:1].upper() + lead[1:]
     lead += f"{counted(evaluations.count, 'evaluation')} on {counted(newest.pictures, 'picture')}"
-    lead += f" that the run never trains on, with the same masks each time; the newest took {duration(newest.seconds)}."
+    lead += f" that the run never trains on, with the same crops and random draws each time; the newest took {duration(newest.seconds)}."
     if newest.unlabelled:
-        lead += f" Left out: {counted(newest.unlabelled, 'picture')} without a label."
+        lead += f" Judged by {counted(newest.pictures - newest.unlabelled, 'picture')}. Left out:"
+        lead += f" {counted(newest.unlabelled, 'picture')} without a label."
     if evaluations.others:
         lead += f" Without {counted(evaluations.others, 'evaluation')} on other pictures, because those figures differ."
     if evaluations.undone:

@@ -3,8 +3,10 @@ places around the first patch the second one lies.
 
 The places are those of a 3 x 3 grid with a gap between its cells; every patch is jittered. Two things would give the place away without
 any look at the content, and are treated: lines that go on over a narrow gap, by gap and jitter; and chromatic aberration, which shifts
-green against magenta towards the picture's edge, by the colour treatment. The released code pads the first convolution by 5, downsamples
-some patches first and scales each to one contrast, none of which is done here.
+green against magenta towards the picture's edge, by the colour treatment. The released code does more: it pads the first convolution by 5,
+downsamples some patches first, subtracts from each patch the mean of its kept channel and scales it to one contrast. Its conv1 and conv2
+have response normalisation and no batch normalisation, its batch normalisation has neither scale nor shift, and its initial weights are
+Xavier's. Here Caffe's mean alone is subtracted, so the brightness of two patches remains a cue.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class RelativePositionSettings(ClassifierSettings):
     units: Annotated[int, Ge(1)] = 4096
     """Units of fc6, fc7 and fc8."""
     batch_norm: bool = True
-    """Batch normalisation after every convolution, fc6 and fc7. Without it the paper saw activations that hardly differ between patches."""
+    """Batch normalisation with scale and shift after every convolution, fc6 and fc7; the released code has none after conv1 and conv2, and
+    no scale and shift. Without it the paper saw activations that hardly differ between patches."""
     batch_norm_group: Annotated[int, Ge(0)] = 32
     """Pictures, each with two patches, that share batch statistics, as in the features recipe."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)

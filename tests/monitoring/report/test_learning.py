@@ -181,7 +181,7 @@ def test_figures_on_other_pictures_are_not_compared(tmp_path: Path, before: str 
     page = written(run)
     assert "held-back L1 10.2 %, visible mean 9.9 %: 3.5 % worse." in page.source, "without a random start"
     assert "It was" not in page.source
-    assert "3 evaluations on 256 pictures that the run never trains on, with the same masks each time;" in page.source
+    assert "3 evaluations on 256 pictures that the run never trains on, with the same crops and random draws each time;" in page.source
     assert "Without 2 evaluations on other pictures" in page.source
     assert len(chart_data(page)[0]["lines"][1]["m"]) == 3, "nor drawn as one curve"
     write_evaluations(run, [{**START, "choice": "new"}, *rows])
@@ -353,7 +353,8 @@ def test_the_accuracy_of_named_classes_is_shown_beside_chance(tmp_path: Path) ->
     assert page.found("span", "good")[0]["class"] == "state good"
     assert "held-back accuracy 25 %, chance 12.5 %: better; random start 12 %" in page.source
     assert "best, at step 50" in page.source
-    assert "Left out: 3 pictures without a label." in page.source
+    pictures = evaluation_row(0, 1.0)["pictures"]
+    assert f"Judged by {pictures - 3} pictures. Left out: 3 pictures without a label." in page.source
     assert "the most frequent class" not in page.source
     for title in ("Held-back accuracy", "Classifier: accuracy", "Classifier: cross entropy loss", "baseline's errors taken away"):
         assert title in page.source.replace("&#x27;", "'"), title
