@@ -59,13 +59,15 @@ def step_of_name(name: str) -> int | None:
 
 
 def least_accuracy(guess: float, pictures: int) -> float:
-    """Returns the accuracy that says that a network does better than a guess: two standard errors above that of the guess.
+    """Returns the accuracy above which a network does better than a guess: two standard errors above that of the guess. NaN where too few
+    pictures are judged to tell, so that not even a network without an error would be above it.
 
     Args:
         guess: accuracy of the guess, a fraction.
-        pictures: number of pictures that are judged; NaN comes of none.
+        pictures: number of pictures that are judged.
     """
-    return guess + 2 * math.sqrt(guess * (1 - guess) / pictures) if pictures else math.nan
+    least = guess + 2 * math.sqrt(guess * (1 - guess) / pictures) if pictures >= FEWEST_PICTURES else math.nan
+    return least if least < 1 else math.nan
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -103,6 +103,11 @@ class Evaluation:
     unlabelled: int = 0
 
     @property
+    def names_a_class(self) -> bool:
+        """True for a recipe that classifies, also where no picture's class is known, so that guessing alone has an accuracy."""
+        return self.scores.names_a_class or any(each.names_a_class for each in self.baselines.values())
+
+    @property
     def stronger(self) -> str:
         """Name of the baseline with the smaller error, which decides whether the run learns; empty where there is none."""
         errors = {name: scores.error for name, scores in self.baselines.items() if math.isfinite(scores.error)}
@@ -117,12 +122,13 @@ class Evaluation:
     @property
     def beats_baselines(self) -> bool | None:
         """True where the network's L1 is below that of every baseline, or its accuracy above by more than luck; None where no baseline is
-        known."""
+        known, or too few pictures have a known class to tell."""
         if not self.stronger:
             return None
         stronger = self.baselines[self.stronger]
         if stronger.names_a_class:
-            return self.scores.accuracy > least_accuracy(stronger.accuracy, self.pictures - self.unlabelled)
+            least = least_accuracy(stronger.accuracy, self.pictures - self.unlabelled)
+            return self.scores.accuracy > least if math.isfinite(least) else None
         return self.scores.l1 < stronger.l1
 
     @property

@@ -59,8 +59,12 @@ def _values(row: Mapping[str, Any]) -> list[tuple[Name, float]]:
     if isinstance(losses, dict):
         for player, parts in losses.items():
             if isinstance(parts, dict):
+                known = _known(parts)
                 for part, value in parts.items():
-                    _append(found, _loss_name(player, part), value)
+                    if known == 1 or part == _UNLABELLED or type(value) is not float:
+                        _append(found, _loss_name(player, part), value)
+                    elif known:
+                        found.append((_loss_name(player, part), value / known))
     if isinstance(norms, dict):
         for player, value in norms.items():
             _append(found, ("gradient_norm", player), value)
@@ -68,6 +72,12 @@ def _values(row: Mapping[str, Any]) -> list[tuple[Name, float]]:
         if key in row:
             _append(found, name, row[key])
     return found
+
+
+def _known(parts: Mapping[str, Any]) -> float:
+    """Returns the fraction of the batch whose class is known. Losses are means over the batch, held-back ones over these pictures alone."""
+    unlabelled = parts.get(_UNLABELLED)
+    return 1 - unlabelled if type(unlabelled) is float and 0 < unlabelled <= 1 else 1.0
 
 
 def _append(found: list[tuple[Name, float]], name: Name, value: object) -> None:
@@ -79,7 +89,8 @@ def _append(found: list[tuple[Name, float]], name: Name, value: object) -> None:
         found.append((name, converted))
 
 
-_FRACTIONS = {"accuracy": "training", "unlabelled": "unlabelled"}  # parts of a classifier's losses -> line of the chart of its accuracy
+_UNLABELLED = "unlabelled"
+_FRACTIONS = {"accuracy": "training", _UNLABELLED: _UNLABELLED}  # parts of a classifier's losses -> line of the chart of its accuracy
 
 
 @functools.lru_cache(maxsize=256)

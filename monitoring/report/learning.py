@@ -44,6 +44,8 @@ def reached(evaluations: Evaluations) -> str:
     newest, start = evaluations.judged, evaluations.start
     if newest is None:
         return ""
+    if newest.names_a_class and newest.unlabelled == newest.pictures:
+        return f"no held-back accuracy, because none of {counted(newest.pictures, 'picture')} has a label"
     name, value = headline(newest)
     sentence = f"{name} {value if math.isfinite(newest.scores.error) else 'not finite'}"
     if newest.stronger:
@@ -54,16 +56,15 @@ def reached(evaluations: Evaluations) -> str:
 
 def headline(evaluation: Evaluation) -> tuple[str, str]:
     """Returns the name and the value of the figure by which an evaluation is judged."""
-    scores = evaluation.scores
-    kind = "accuracy" if scores.names_a_class or any(each.names_a_class for each in evaluation.baselines.values()) else "L1"
-    return f"held-back {kind}", _compared(scores)
+    return f"held-back {'accuracy' if evaluation.names_a_class else 'L1'}", _compared(evaluation.scores)
 
 
 def verdict(evaluation: Evaluation) -> str:
     """Writes in words how the network compares with the stronger baseline: the gain, or for named classes whether it is more than luck."""
     if not evaluation.baselines[evaluation.stronger].names_a_class:
         return better(evaluation.gain)
-    return "better" if evaluation.beats_baselines else "no better"
+    beats = evaluation.beats_baselines
+    return "too few pictures to tell" if beats is None else "better" if beats else "no better"
 
 
 def better(gain: float) -> str:
@@ -142,9 +143,10 @@ def learning_section(record: Record, drawn: Sequence[Drawing]) -> str:
     lead = f"{reached(evaluations)}. " if judged is not None else "Only the random start has been evaluated. "
     lead = lead[:1].upper() + lead[1:]
     lead += f"{counted(evaluations.count, 'evaluation')} on {counted(newest.pictures, 'picture')}"
-    lead += f" that the run never trains on, with the same masks each time; the newest took {duration(newest.seconds)}."
+    lead += f" that the run never trains on, with the same crops and random draws each time; the newest took {duration(newest.seconds)}."
     if newest.unlabelled:
-        lead += f" Left out: {counted(newest.unlabelled, 'picture')} without a label."
+        lead += f" Judged by {counted(newest.pictures - newest.unlabelled, 'picture')}. Left out:"
+        lead += f" {counted(newest.unlabelled, 'picture')} without a label."
     if evaluations.others:
         lead += f" Without {counted(evaluations.others, 'evaluation')} on other pictures, because those figures differ."
     if evaluations.undone:
@@ -173,21 +175,22 @@ def _scores_table(newest: Evaluation, evaluations: Evaluations) -> str:
     for name, scores in sorted(newest.baselines.items(), key=lambda item: (item[0] != newest.stronger, item[0])):
         meaning = f"<small>{_MEANINGS[name]}</small>" if name in _MEANINGS else ""
         against = "the stronger baseline" if name == newest.stronger else ""
-        rows.append(_scores_row(f"{text(baseline_name(name))}{meaning}", scores, against))
-    kind = ("named by", ">loss", ">accuracy") if newest.scores.names_a_class else ("painted by", ">loss", ">L1", ">L2", ">PSNR")
+        rows.append(_scores_row(f"{text(baseline_name(name))}{meaning}", scores, newest.names_a_class, against))
+    kind = ("named by", ">loss", ">accuracy") if newest.names_a_class else ("painted by", ">loss", ">L1", ">L2", ">PSNR")
     head = (*kind, "against the stronger baseline")
     return table(head, rows, "Scores on held-back pictures")
 
 
 def _evaluation_row(name: str, evaluation: Evaluation) -> str:
     if not evaluation.stronger:
-        return _scores_row(name, evaluation.scores, "")
-    mood = "good" if evaluation.beats_baselines else "warn" if evaluation.step else ""  # a random start is no fault
-    return _scores_row(name, evaluation.scores, f'<span class="dot {mood}"></span>{verdict(evaluation)}')
+        return _scores_row(name, evaluation.scores, evaluation.names_a_class, "")
+    beats = evaluation.beats_baselines
+    mood = "good" if beats else "warn" if beats is False and evaluation.step else ""  # a random start is no fault
+    return _scores_row(name, evaluation.scores, evaluation.names_a_class, f'<span class="dot {mood}"></span>{verdict(evaluation)}')
 
 
-def _scores_row(name: str, scores: Scores, against: str) -> str:
-    if scores.names_a_class:
+def _scores_row(name: str, scores: Scores, names_a_class: bool, against: str) -> str:
+    if names_a_class:
         return row(name, figure_cell(figure(scores.loss, 3)), figure_cell(_compared(scores)), against)
     cells = (figure(scores.loss, 3), _per_cent(scores.l1), _per_cent(scores.l2), f"{figure(scores.psnr, 3)} dB")
     return row(name, *map(figure_cell, cells), against)

@@ -52,7 +52,7 @@ class Outcome:
     """The end of a rank's work.
 
     Attributes:
-        finished: whether the output is whole.
+        finished: True where the output is whole.
         sentence: the end in words, for a person.
         pictures: pictures that this rank embedded.
         seconds: seconds from its first unit to the end.

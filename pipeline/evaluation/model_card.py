@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evaluation.facts import EncoderFacts, Origin
+from pipeline.recipes import RECIPES
 from shards.counting import counted
 
 WITH_PACKAGE = """\
@@ -40,7 +41,7 @@ _HEAD = """\
 ---
 library_name: pytorch
 pipeline_tag: image-feature-extraction
-tags: [context-encoder, self-supervised, safetensors]
+tags: [{tags}]
 ---
 
 # {title}
@@ -69,12 +70,14 @@ _LIMITS = """\
 
 - It is no classifier and paints nothing: it is the first part of a network, and what comes out are features for a model that you train
   on top of it.
+{weaker}- It has learned what its training pictures show, with all that is over- or under-represented in them.
+  Whether their licence allows your use is not known here.
+- Other inputs than the one above (B, G, R; values in [0, 1]; ImageNet's deviation as divisor) give features without a warning.
+"""
+_WEAKER = """\
 - Frozen features of pretext tasks are weaker than those of networks trained with labels. In the literature a linear model on a context
   encoder's gains 1 to 4 points over random weights, most at the middle layers. Compare with the random start on your own task before you
   rely on it.
-- It has learned what its training pictures show, with all that is over- or under-represented in them. Whether their licence allows your
-  use is not known here.
-- Other inputs than the one above (B, G, R; values in [0, 1]; ImageNet's deviation as divisor) give features without a warning.
 """
 
 
@@ -83,7 +86,9 @@ def model_card(facts: EncoderFacts) -> str:
     maps, height, width = facts.output
     names = f"{facts.names[0]}, ..., {facts.names[-1]}"
     shape = {"maps": maps, "height": height, "width": width, "side": facts.side, "names": names}
+    learned_labels = hasattr(RECIPES.get(facts.recipe), "check_labels")  # as a LabelledRecipe has
     head = _HEAD.format(
+        tags=", ".join(("context-encoder", *(() if learned_labels else ("self-supervised",)), "safetensors")),
         title=f"{facts.recipe} encoder after {counted(facts.step, 'step')}",
         count=len(facts.layers),
         recipe=facts.recipe,
@@ -102,7 +107,7 @@ def model_card(facts: EncoderFacts) -> str:
         f"## Layers\n\n| layer | kind | arguments |\n|---|---|---|\n{_layers(facts)}",
         f"## Training\n\n{_training(facts)}",
         f"## Scores\n\n{_scores(facts)}",
-        _LIMITS,
+        _LIMITS.format(weaker="" if learned_labels else _WEAKER),
     )
     return "\n".join(sections)
 

@@ -65,7 +65,7 @@ class Claim:
         """Lets go of the unit.
 
         Args:
-            done: whether its part is there; the claim's file is then removed.
+            done: True where its part is there; the claim's file is then removed.
         """
         if done:
             self._path.unlink(missing_ok=True)

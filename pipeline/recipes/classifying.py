@@ -1,4 +1,4 @@
-"""The losses of a network that names a class: cross-entropy and accuracy, one value a sample."""
+"""Settings and losses that the recipes share whose network names a class."""
 
 from __future__ import annotations
 
@@ -6,7 +6,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.mapping import ConfigError
+from pipeline.model.encoder import Layout, proportion
 from pipeline.recipes.player import Losses
+
+
+class ClassifierSettings:
+    """Base of the settings of a recipe whose network is an encoder with layers behind it that name a class."""
+
+    layout: Layout
+    width: int | None
+    batch_norm: bool
+    batch_norm_group: int
+
+    @property
+    def unit(self) -> int:
+        """Number of samples that ranks must not divide: the batch-norm group, where there is one."""
+        return (self.batch_norm_group if self.batch_norm else 0) or 1
+
+    def check(self) -> None:
+        """Refuses a width that the layout does not have.
+
+        Raises:
+            ConfigError: naming the setting.
+        """
+        try:
+            proportion(self.layout, self.width)
+        except ValueError as error:
+            raise ConfigError(f"method.{error}") from error
 
 
 def class_losses(logits: Tensor, truth: Tensor) -> Losses:

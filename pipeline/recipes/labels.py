@@ -18,8 +18,7 @@ from pipeline.config import OptimiserConfig
 from pipeline.mapping import ConfigError
 from pipeline.masking.source import MaskSource
 from pipeline.model.classifier import LabelNetwork
-from pipeline.model.encoder import proportion
-from pipeline.recipes.classifying import class_losses
+from pipeline.recipes.classifying import ClassifierSettings, class_losses
 from pipeline.recipes.pixels import CAFFE_MEAN, PixelScale
 from pipeline.recipes.player import Losses, Networks, Player, Views
 from shards.counting import counted
@@ -30,12 +29,12 @@ IMAGE_SIZE = 227
 
 
 @dataclass(frozen=True)
-class LabelsSettings:
+class LabelsSettings(ClassifierSettings):
     """The labels recipe."""
 
     classes: Annotated[int, Ge(2)] = 1000
     """Number of classes, that of the data set; a data set with names for another number is refused. A label that is not below it, which
-    only data sets without names can have, counts as unknown."""
+    only data sets without names can have, ends the run with an error that names its sample."""
     layout: Literal["caffenet", "torchvision"] = "caffenet"
     """Layout of the encoder, as in the features recipe."""
     width: Annotated[int, Ge(1)] | None = None
@@ -52,22 +51,6 @@ class LabelsSettings:
     """Probability that a value of fc6 or fc7 is set to zero while training."""
     optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(kind="sgd", learning_rate=1e-2, weight_decay=5e-4))
     """Optimiser of the classifier."""
-
-    @property
-    def unit(self) -> int:
-        """Number of samples that ranks must not divide: the batch-norm group, where there is one."""
-        return (self.batch_norm_group if self.batch_norm else 0) or 1
-
-    def check(self) -> None:
-        """Refuses a width that the layout does not have.
-
-        Raises:
-            ConfigError: naming the setting.
-        """
-        try:
-            proportion(self.layout, self.width)
-        except ValueError as error:
-            raise ConfigError(f"method.{error}") from error
 
 
 class LabelsRecipe:
@@ -114,17 +97,22 @@ class LabelsRecipe:
                     f"method.classes: {self.classes} is not the number of classes of the data set {where}, which has "
                     f"{counted(len(manifest.classes), 'class')}: give --method.classes {len(manifest.classes)}"
                 )
-            if len(manifests) > 1 and (manifest.classes != manifests[0].classes or not manifest.classes):
+            if len(manifests) > 1 and not manifest.classes:
                 raise ConfigError(
-                    f"recipe: labels needs data sets of the same named classes, and those of {where} are not those of "
-                    f"{redacted(manifests[0].url)}, or have no names"
+                    "recipe: labels needs classes of the same names in all data sets, that of evaluation.shards included, and those of "
+                    f"{where} have no names: index that data set with the names of the others"
+                )
+            if manifest.classes != manifests[0].classes:
+                raise ConfigError(
+                    "recipe: labels needs classes of the same names in all data sets, that of evaluation.shards included, and those of "
+                    f"{where} have other names, or another order, than those of {redacted(manifests[0].url)}: build both with the same"
                 )
 
     def views(self, images: Tensor, masks: Tensor, labels: Tensor | None, keys: Tensor) -> Views:  # noqa: ARG002
-        """Gives images float32 (n, 3, 227, 227), labels int64 (n,), -1 where one is not known, and keys int64 (n,)."""
+        """Gives images float32 (n, 3, 227, 227), labels int64 (n,), -1 where one is not known, and keys int64 (n,). Labels that are not
+        below the number of classes are refused before (`pipeline.training.labels`)."""
         given = torch.full_like(keys, -1) if labels is None else labels
-        known = (given >= 0) & (given < self.classes)
-        return {**self.whole(images, keys), "labels": given.masked_fill(~known, -1)}
+        return {**self.whole(images, keys), "labels": given.clamp(min=-1)}
 
     def whole(self, images: Tensor, keys: Tensor) -> Views:
         """Gives the views of pictures whose labels are not known."""

@@ -190,7 +190,13 @@ class ClassifyingRecipe(Recipe, WholeViews, Protocol):
 
 @runtime_checkable
 class LabelledRecipe(Protocol):
-    """A recipe that learns from the labels of its data sets."""
+    """A recipe that learns from the labels of its data sets.
+
+    Attributes:
+        classes: number of classes; a batch with a label that is not below it never reaches the recipe.
+    """
+
+    classes: int
 
     def check_labels(self, manifests: Sequence[Manifest]) -> None:
         """Refuses data sets before the training.

@@ -3,8 +3,10 @@ places around the first patch the second one lies.
 
 The places are those of a 3 x 3 grid with a gap between its cells; every patch is jittered. Two things would give the place away without
 any look at the content, and are treated: lines that go on over a narrow gap, by gap and jitter; and chromatic aberration, which shifts
-green against magenta towards the picture's edge, by the colour treatment. The released code pads the first convolution by 5, downsamples
-some patches first and scales each to one contrast, none of which is done here.
+green against magenta towards the picture's edge, by the colour treatment. The released code does more: it pads the first convolution by 5,
+downsamples some patches first, subtracts from each patch the mean of its kept channel and scales it to one contrast. Its conv1 and conv2
+have response normalisation and no batch normalisation, its batch normalisation has neither scale nor shift, and its initial weights are
+Xavier's. Here Caffe's mean alone is subtracted, so the brightness of two patches remains a cue.
 """
 
 from __future__ import annotations
@@ -21,9 +23,8 @@ from pipeline.config import OptimiserConfig
 from pipeline.mapping import ConfigError
 from pipeline.masking.source import MaskSource
 from pipeline.model.classifier import PatchPairNetwork
-from pipeline.model.encoder import proportion
 from pipeline.model.sample_random import keyed_normals, keyed_uniforms
-from pipeline.recipes.classifying import class_losses
+from pipeline.recipes.classifying import ClassifierSettings, class_losses
 from pipeline.recipes.pixels import CAFFE_MEAN, PixelScale, resized
 from pipeline.recipes.player import Losses, Networks, Player, Views
 
@@ -36,7 +37,7 @@ _AXIS = (-1.0, 2.0, -1.0)  # from magenta to green
 
 
 @dataclass(frozen=True)
-class RelativePositionSettings:
+class RelativePositionSettings(ClassifierSettings):
     """The relative position recipe."""
 
     patch: Annotated[int, Ge(1)] = 96
@@ -55,16 +56,12 @@ class RelativePositionSettings:
     units: Annotated[int, Ge(1)] = 4096
     """Units of fc6, fc7 and fc8."""
     batch_norm: bool = True
-    """Batch normalisation after every convolution, fc6 and fc7. Without it the paper saw activations that hardly differ between patches."""
+    """Batch normalisation with scale and shift after every convolution, fc6 and fc7; the released code has none after conv1 and conv2, and
+    no scale and shift. Without it the paper saw activations that hardly differ between patches."""
     batch_norm_group: Annotated[int, Ge(0)] = 32
     """Pictures, each with two patches, that share batch statistics, as in the features recipe."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """Optimiser of the classifier."""
-
-    @property
-    def unit(self) -> int:
-        """Number of samples that ranks must not divide: the batch-norm group, where there is one."""
-        return (self.batch_norm_group if self.batch_norm else 0) or 1
 
     def check(self) -> None:
         """Refuses settings that contradict each other.
@@ -74,10 +71,7 @@ class RelativePositionSettings:
         """
         if self.gap < 2 * self.jitter:
             raise ConfigError(f"method.gap: {self.gap} is less than twice the jitter of {self.jitter}, so patches could overlap")
-        try:
-            proportion(self.layout, self.width)
-        except ValueError as error:
-            raise ConfigError(f"method.{error}") from error
+        super().check()
 
 
 @dataclass(frozen=True)

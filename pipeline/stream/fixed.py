@@ -73,6 +73,7 @@ class FixedChoice:
         most: largest number of samples that are chosen.
 
     Attributes:
+        datasets: the data sets.
         count: number of chosen samples.
         labelled: True where they have labels of the same classes; False where data sets have no labels, or do not share their classes.
         digest: hexadecimal digits that differ between choices of other samples, crops or masks.
@@ -82,7 +83,7 @@ class FixedChoice:
         self, config: StreamConfig, loader: Decoding, datasets: Sequence[Dataset], ids: Sequence[NDArray[np.int64]], most: int
     ) -> None:
         self._config, self._decoder, self._threads = config, loader.decoder, max(loader.threads, config.data.requests)
-        self._datasets = datasets
+        self.datasets = datasets
         total = sum(map(len, ids))
         self.count = min(most, total)
         spread = np.arange(self.count) * total // max(1, self.count)
@@ -100,7 +101,7 @@ class FixedChoice:
         mask = np.zeros((size, size), np.bool_)
         if self._config.mask is not None:
             self._config.mask.draw(0, mask)  # masks of other settings differ already for this key
-        facts = [size, data.crop, data.flip, *((dataset.manifest.fingerprint, dataset.seed) for dataset in self._datasets)]
+        facts = [size, data.crop, data.flip, *((dataset.manifest.fingerprint, dataset.seed) for dataset in self.datasets)]
         seen = hashlib.sha256(repr(facts).encode())
         for part in (mask, self._of.astype(np.int64), self._ids):
             seen.update(part.tobytes())
@@ -108,7 +109,7 @@ class FixedChoice:
 
     def sample_id(self, number: int) -> int:
         """The id, among the samples of all data sets laid end to end, of the sample with a number in the choice."""
-        return int(self._datasets[self._of[number]].first_id + self._ids[number])
+        return int(self.datasets[self._of[number]].first_id + self._ids[number])
 
     def read(self, numbers: Sequence[int]) -> tuple[FixedSamples, list[BadSample]]:
         """Reads samples and draws their crops and masks.
@@ -129,7 +130,7 @@ class FixedChoice:
 
         def fill(places: NDArray[np.int64]) -> None:
             for dataset_number in np.unique(self._of[chosen[places]]):
-                dataset = self._datasets[dataset_number]
+                dataset = self.datasets[dataset_number]
                 own = places[self._of[chosen[places]] == dataset_number]
                 seed = key_of(dataset.seed, _FIXED) >> 1  # crops and masks that no epoch of the training has
                 crop = self._config.data.crop

@@ -210,7 +210,7 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
         if found is not None:
             loader.load_state_dict(found.facts["position"])
             config = dataclasses.replace(config, data=loader.config.data)  # with the orientation of pictures that the run began with
-        train_step = TrainStep(recipe, engines, world, config.training)
+        train_step = TrainStep(recipe, engines, world, config.training, loader.datasets)
         stack.enter_context(closing(reporter))
         stack.enter_context(closing(checkpoints))  # before all others: the folder is released only when no save is being written
         stack.callback(watchdog.at, "end")

@@ -18,9 +18,11 @@ from pipeline.config import Config, ScheduleConfig, TrainingConfig
 from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import discard_statistics, fold_statistics
 from pipeline.recipes.player import Losses, Networks, PaintingRecipe, Paintings, Recipe, Views
+from pipeline.stream.dataset import Dataset
 from pipeline.stream.loader import Batch
 from pipeline.stream.order import rank_slice
 from pipeline.training.engine.engine import Engine, evaluating
+from pipeline.training.labels import refuse_labels
 from pipeline.training.phases import Phases
 from pipeline.training.ranks.world import World
 from shards.counting import counted
@@ -136,14 +138,18 @@ class TrainStep:
         engines: engines of the players in the order of their turns.
         world: ranks of the run.
         training: settings of batch sizes, precision and the limit of non-finite steps.
+        datasets: data sets of the batches, to name them in messages.
 
     Attributes:
         largest_slice: samples of the rank that has most of a global batch.
         phases: times the parts of a step. The caller (the loop) starts and ends each step on it.
     """
 
-    def __init__(self, recipe: Recipe, engines: Sequence[Engine], world: World, training: TrainingConfig) -> None:
+    def __init__(
+        self, recipe: Recipe, engines: Sequence[Engine], world: World, training: TrainingConfig, datasets: Sequence[Dataset] = ()
+    ) -> None:
         self.recipe = recipe
+        self._datasets = datasets
         self.engines = engines
         self.world = world
         self.training = training
@@ -162,8 +168,10 @@ class TrainStep:
             rate: factor of the learning rates.
 
         Raises:
+            LabelUnknown: a label is that of no class of the recipe.
             NonFiniteError: more than training.max_nonfinite_steps steps in a row had a gradient that is not finite.
         """
+        refuse_labels(self.recipe, batch.labels, batch.sample_ids, self._datasets)
         result = StepResult()
         sums: list[Tensor] = []
         parts = micro_batches(len(batch.sample_ids), self.largest_slice, self.training.micro_batch, self.recipe.unit)

@@ -46,7 +46,7 @@ class Outcome:
     """The end of a rank's work.
 
     Attributes:
-        finished: whether the table is whole.
+        finished: True where the table is whole.
         text: the table, or how far the work has come, for a person.
     """
 

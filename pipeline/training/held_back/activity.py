@@ -88,6 +88,16 @@ def feature_dimensions(features: Tensor) -> float:
     return float(products.trace().square() / total) if total > 0 else 1.0
 
 
+def of_first_patches(features: Tensor, pictures: int) -> Tensor:
+    """Keeps one row for each picture, that of its first patch where a network sees several patches of each.
+
+    Args:
+        features: float (pictures * patches, D), the patches of a picture one after the other.
+        pictures: number of pictures.
+    """
+    return features.view(pictures, -1, features.shape[1])[:, 0]
+
+
 def feature_spread(features: Tensor) -> float:
     """Computes the mean distance of features from their mean, over their mean length; 0 if all pictures have the same features.
 

@@ -36,12 +36,13 @@ class ClassificationJudge:
         return {"figures": torch.stack([losses.total, losses.parts["accuracy"]], 1).double(), "truth": truth}
 
     def figures(self, found: Mapping[str, Tensor], readable: Tensor, measure_all: MeasureAll) -> dict[str, Any]:  # noqa: ARG002
-        """Computes loss and accuracy of the network and of guessing; the gain is the fraction of the better guess's errors taken away."""
+        """Computes loss and accuracy of the network and of guessing; the gain is the fraction of the better guess's errors taken away. The
+        figures of the network are NaN where no picture's class is known."""
         truth = found["truth"].long()
         known = readable & (truth >= 0)
         loss, accuracy = found["figures"][known].mean(0).tolist()
         baselines = {"chance": {"loss": math.log(self.recipe.classes), "accuracy": 1 / self.recipe.classes}}
-        if not self.recipe.balanced:
+        if not self.recipe.balanced and known.any():
             baselines["largest_class"] = _largest_class(truth[known])
         guessed = max(each["accuracy"] for each in baselines.values())
         gain = 1 - (1 - accuracy) / (1 - guessed) if guessed < 1 else math.nan
@@ -57,4 +58,4 @@ def _largest_class(truth: Tensor) -> dict[str, float]:
     """Loss and accuracy of answers by the frequencies of the classes alone: their entropy, and the fraction of the most frequent one."""
     counts = torch.bincount(truth).double()
     shares = counts[counts > 0] / counts.sum()
-    return {"loss": float(-(shares * shares.log()).sum()), "accuracy": float(shares.max()) if len(shares) else 0.0}
+    return {"loss": float(-(shares * shares.log()).sum()), "accuracy": float(shares.max())}

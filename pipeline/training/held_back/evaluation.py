@@ -20,13 +20,14 @@ from pipeline.recipes.player import ClassifyingRecipe, Networks, PaintingRecipe,
 from pipeline.stream.fixed import FixedChoice, FixedSamples
 from pipeline.stream.read.samples import BadSample
 from pipeline.training.engine.engine import Engine, evaluating
-from pipeline.training.held_back.activity import dead_maps, feature_dimensions, feature_spread, watched
+from pipeline.training.held_back.activity import dead_maps, feature_dimensions, feature_spread, of_first_patches, watched
 from pipeline.training.held_back.classification import ClassificationJudge
 from pipeline.training.held_back.judge import Judge, Measure
 from pipeline.training.held_back.painting import PaintingJudge
 from pipeline.training.held_back.sheet import Sheet, sheet_of
 from pipeline.training.held_back.small_probe import small_probe
 from pipeline.training.held_back.table import Tables
+from pipeline.training.labels import refuse_labels
 from pipeline.training.ranks.world import World
 
 CHUNK = 32
@@ -81,6 +82,7 @@ class Evaluation:
             be read.
 
         Raises:
+            LabelUnknown: a label is that of no class of the recipe.
             ShardError: a shard of the pictures can't be read.
             QuarantineFull: more samples are unreadable than allowed.
         """
@@ -132,6 +134,9 @@ class Evaluation:
         if chunk in self._own:
             for error in bad:
                 self._report_bad(error)
+        if self._choice.labelled:
+            ids = [self._choice.sample_id(number) for number in self._chunks[chunk]]
+            refuse_labels(self._recipe, samples.labels, ids, self._choice.datasets)
         return samples
 
     def _rounds(self) -> Iterator[int]:
@@ -160,9 +165,7 @@ class Evaluation:
         def put_features(name: str, features: Tensor | None) -> None:
             if features is not None:
                 rows = min(_MOST_FEATURES, self._choice.count)
-                kept = features.view(len(samples.keys), -1, features.shape[1])[:, 0][
-                    : max(0, rows - start)
-                ]  # of a picture's patches the first
+                kept = of_first_patches(features, len(samples.keys))[: max(0, rows - start)]
                 put(name, start if len(kept) else 0, kept, rows)
 
         with watched(self._network) as activity:

@@ -60,30 +60,40 @@ def _error(row: Mapping[str, Any]) -> str:
 
 def _accuracy(row: Mapping[str, Any]) -> str:
     name = stronger_baseline(row)
-    guess, least = row["baselines"][name]["accuracy"], _least(row)
-    if row["accuracy"] > least:
+    guess, better = row["baselines"][name]["accuracy"], better_than_baselines(row)
+    if row["unlabelled"] == row["pictures"]:
+        return f"no accuracy on held-back pictures, because none of {counted(row['pictures'], 'picture')} has a label"
+    if better is None:
+        compared = "too few pictures to tell"
+    elif better:
         compared = "better"
     else:
-        compared = f"no better, which {100 * least:.3g} % would be" if row["accuracy"] > guess else "no better"
+        compared = f"no better: it takes more than {100 * _least(row):.3g} %" if row["accuracy"] > guess else "no better"
     found = f"held back accuracy {100 * row['accuracy']:.3g} %, {GUESSES[name]} {100 * guess:.3g} %: {compared}"
     return found + (f"; {counted(row['unlabelled'], 'picture has', 'pictures have')} no label" if row["unlabelled"] else "")
 
 
 def _least(row: Mapping[str, Any]) -> float:
-    """The accuracy of a network that does better than the stronger guess."""
+    """The accuracy above which a network does better than the stronger guess; NaN where too few pictures have a known class to tell."""
     return least_accuracy(row["baselines"][stronger_baseline(row)]["accuracy"], row["pictures"] - row["unlabelled"])
 
 
 def _beside(row: Mapping[str, Any]) -> str:
     """The figures of the random start, for a person."""
     probe = row.get("probe")
-    own = f"{100 * row['accuracy']:.3g} %" if "accuracy" in row else f"{row['l1']:.4g} %"
+    if "accuracy" not in row:
+        own = f"{row['l1']:.4g} %"
+    else:
+        own = "no figure" if math.isnan(row["accuracy"]) else f"{100 * row['accuracy']:.3g} %"
     return own + (f", k-NN {probe['knn']:.0%}, ridge {probe['ridge']:.0%}" if probe is not None else "")
 
 
-def better_than_baselines(row: Mapping[str, Any]) -> bool:
-    """True if the networks beat the stronger baseline: in L1, or in accuracy by more than chance explains. False for NaN."""
-    return bool(row["accuracy"] > _least(row) if "accuracy" in row else row["gain"] > 0)
+def better_than_baselines(row: Mapping[str, Any]) -> bool | None:
+    """True if the networks beat the stronger baseline: in L1, or in accuracy by more than chance explains. False for NaN; None where too
+    few pictures have a known class to tell."""
+    if "accuracy" not in row:
+        return bool(row["gain"] > 0)
+    return None if math.isnan(least := _least(row)) else bool(row["accuracy"] > least)
 
 
 def problems(row: Mapping[str, Any]) -> dict[str, str]:
@@ -96,7 +106,7 @@ def problems(row: Mapping[str, Any]) -> dict[str, str]:
         A sentence for each problem, by its name in PROBLEMS.
     """
     found: dict[str, str] = {}
-    if not better_than_baselines(row):
+    if better_than_baselines(row) is False:
         found["baseline"] = _no_better(row)
     if row["pictures"] < FEWEST_PICTURES:
         return found
@@ -206,7 +216,7 @@ class Learning:
         lines = [f"{sentence(last)}{beside} (after step {last['step']}, {counted(last['pictures'], 'picture')} that were not trained on)"]
         found = self._judged(last)
         lines += [f"not learning: {found[problem]}. {ADVICE}" for problem in PROBLEMS if problem in found]
-        if not better_than_baselines(last) and not found and last["step"] < self._settings.judge_after:
+        if better_than_baselines(last) is False and not found and last["step"] < self._settings.judge_after:
             lines.append(f"too early to judge: evaluation.judge_after is {counted(self._settings.judge_after, 'step')}")
         return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import tracemalloc
@@ -180,7 +181,7 @@ def test_figures_on_other_pictures_are_not_compared(tmp_path: Path, before: str 
     page = written(run)
     assert "held-back L1 10.2 %, visible mean 9.9 %: 3.5 % worse." in page.source, "without a random start"
     assert "It was" not in page.source
-    assert "3 evaluations on 256 pictures that the run never trains on, with the same masks each time;" in page.source
+    assert "3 evaluations on 256 pictures that the run never trains on, with the same crops and random draws each time;" in page.source
     assert "Without 2 evaluations on other pictures" in page.source
     assert len(chart_data(page)[0]["lines"][1]["m"]) == 3, "nor drawn as one curve"
     write_evaluations(run, [{**START, "choice": "new"}, *rows])
@@ -290,10 +291,11 @@ def test_a_run_without_evaluations_is_shown_as_ever(tmp_path: Path) -> None:
 
 def test_many_evaluations_take_little_memory_and_keep_first_best_and_newest(tmp_path: Path) -> None:
     peaks = []
-    for number in (500, 2000):
+    for number in (500, 500, 2000):  # the first reading is not measured, because it fills the caches of what it calls
         run = write_run(tmp_path / "run", [start(1, 0)], [painted_row(10 * number, 0.4)])
         rows = [START, *(evaluation_row(10 * step, 0.2 if step == 321 else 0.4) for step in range(1, number + 1))]
         write_evaluations(run, rows)
+        gc.collect()
         tracemalloc.start()
         found = read(run).evaluations
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -305,7 +307,7 @@ def test_many_evaluations_take_little_memory_and_keep_first_best_and_newest(tmp_
         assert found.best.step == 3210
         distances = {after.step - before.step for before, after in zip(found.rows, found.rows[1:], strict=False)}
         assert len(distances) <= 2, "evenly spread, but for the newest"
-    assert peaks[1] < 1.2 * peaks[0]
+    assert peaks[2] < 2 * peaks[1], "3.6 times as much where all are kept"
 
 
 def test_damaged_evaluations_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -328,38 +330,3 @@ def test_a_recipe_without_a_reconstruction_loss_gets_a_chart_of_its_held_back_lo
     assert "Held-back loss" in page.source.partition('<section id="learning"')[2].partition("</section>")[0]
     assert "Probe" not in page.source
     assert "Dead maps" not in page.source
-
-
-GUESSES = {"chance": {"loss": 2.079, "accuracy": 0.125}}
-
-
-def named(folder: Path, *accuracies: float) -> Path:
-    """A finished run of a network that names one of eight classes."""
-
-    def row(step: int, accuracy: float) -> dict[str, Any]:
-        painted = ("l1", "l2", "psnr", "output_spread")
-        kept = {key: value for key, value in evaluation_row(step, 2.08 - accuracy).items() if key not in painted}
-        return {**kept, "accuracy": accuracy, "unlabelled": 3, "baselines": GUESSES}
-
-    losses = {"total": 2.0, "cross_entropy": 2.0, "accuracy": 0.2}
-    run = write_run(folder, [start(1, 0), END], [history_row(step, 1, losses={"classifier": losses}) for step in range(1, 101)])
-    return write_evaluations(run, [row(100 * number // (len(accuracies) - 1), each) for number, each in enumerate(accuracies)])
-
-
-def test_the_accuracy_of_named_classes_is_shown_beside_chance(tmp_path: Path) -> None:
-    page = written(named(tmp_path / "run", 0.12, 0.3, 0.25))
-    assert page.found("span", "good")[0]["class"] == "state good"
-    assert "held-back accuracy 25 %, chance 12.5 %: better; random start 12 %" in page.source
-    assert "best, at step 50" in page.source
-    assert "Left out: 3 pictures without a label." in page.source
-    assert "the most frequent class" not in page.source
-    for title in ("Held-back accuracy", "Classifier: accuracy", "Classifier: cross entropy loss", "baseline's errors taken away"):
-        assert title in page.source.replace("&#x27;", "'"), title
-    assert "accuracy loss" not in page.source
-    assert ">L1<" not in page.source
-
-
-def test_an_accuracy_that_luck_explains_is_not_green(tmp_path: Path) -> None:
-    page = written(named(tmp_path / "run", 0.12, 0.15))
-    assert page.found("span", "state")[0]["class"] == "state warn"
-    assert "the network names classes no better than chance: held-back accuracy 15 %, chance 12.5 %: no better" in page.source

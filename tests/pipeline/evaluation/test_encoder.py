@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import EllipsisType
 
@@ -104,6 +105,17 @@ def test_the_random_start_stands_beside_scores_on_the_same_pictures_only(choices
     assert facts.scores["step"] == 10
     assert (facts.start is not None) == comparable
     assert ("its random start" in model_card(facts)) == comparable
+
+
+def test_the_card_of_an_encoder_that_learned_labels_says_nothing_of_pretext_tasks(tmp_path: Path) -> None:
+    write_run(tmp_path, "caffenet", step=20)
+    facts = read_encoder(tmp_path).facts
+    pretext, labels = model_card(facts), model_card(replace(facts, recipe="labels"))
+    assert "tags: [context-encoder, self-supervised, safetensors]" in pretext
+    assert "tags: [context-encoder, safetensors]" in labels
+    assert "Frozen features of pretext tasks are weaker" in pretext
+    assert "pretext" not in labels
+    assert "- It has learned what its training pictures show" in labels
 
 
 def test_the_facts_say_how_the_encoder_was_trained_and_what_it_scored(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,20 @@ import pytest
 import torch
 
 from pipeline import recipes
+from pipeline.config import parse
 from pipeline.mapping import ConfigError
 from pipeline.model.classifier import LabelNetwork
 from pipeline.model.encoder import Encoder
 from pipeline.recipes.labels import LabelsRecipe, LabelsSettings
+from pipeline.training.held_back.classification import ClassificationJudge
+from pipeline.training.labels import LabelUnknown
+from pipeline.training.loop import pretrain
 from pipeline.training.reporting.flops import flops_per_image
+from pipeline.training.supervision.interruption import Interruption
+from shards.__main__ import main
 from shards.dataset.manifest import Manifest
+from tests.datasets import photographs
+from tests.shards.trees import tar_of, write_folder
 
 SMALL = LabelsSettings(classes=5, width=6, units=16, dropout=0.0)
 
@@ -31,7 +41,7 @@ def test_the_loss_is_cross_entropy_and_samples_without_a_label_are_left_out_and_
     recipe = LabelsRecipe(SMALL)
     (player,) = recipe.players
     images, masks, keys = batch()
-    views = recipe.views(images, masks, torch.tensor([3, -1, 5, 0]), keys)
+    views = recipe.views(images, masks, torch.tensor([3, -1, -2, 0]), keys)
     losses = player.loss(views, {"classifier": player.network})
     losses.total.sum().backward()
     assert all(parameter.grad is not None for parameter in player.network.parameters())
@@ -49,6 +59,21 @@ def test_the_loss_is_cross_entropy_and_samples_without_a_label_are_left_out_and_
     alone.loss(known, {"classifier": alone.network}).total.sum().backward()
     for name, parameter in alone.network.named_parameters():
         assert torch.allclose(parameter.grad, player.network.get_parameter(name).grad.float(), atol=1e-5), name
+
+
+def test_an_evaluation_of_pictures_without_a_label_has_no_figures_and_no_largest_class() -> None:
+    judge = ClassificationJudge(recipes.make("labels", SMALL, 0))  # type: ignore[arg-type]
+    truth, figures = torch.tensor([2, 2, 1, -1])[:, None], torch.tensor([[1.0, 1.0], [2.0, 0.0], [3.0, 0.0], [0.0, 0.0]])
+    readable = torch.tensor([True, True, True, True])
+
+    def row(truth: torch.Tensor) -> dict[str, Any]:
+        return judge.figures({"truth": truth.flatten(), "figures": figures.double()}, readable, lambda *_: {})
+
+    known, unknown = row(truth), row(torch.full_like(truth, -1))
+    assert (known["loss"], known["accuracy"], known["unlabelled"]) == (2.0, pytest.approx(1 / 3), 1)
+    assert known["baselines"]["largest_class"]["accuracy"] == pytest.approx(2 / 3)
+    assert (unknown["unlabelled"], list(unknown["baselines"])) == (4, ["chance"])
+    assert np.isnan([unknown["loss"], unknown["accuracy"], unknown["gain"]]).all()
 
 
 def test_a_few_pictures_are_learned() -> None:
@@ -75,9 +100,9 @@ def test_dropout_follows_the_keys_and_not_the_batch() -> None:
         together = network(pixels, keys)
         assert torch.allclose(network(pixels[1:2], keys[1:2])[0], together[1], atol=1e-4)
         assert not torch.allclose(network(pixels, keys + 1), together, atol=1e-3)
-        values = torch.ones(1, 64)
-        assert not torch.equal(network.eval()(pixels, keys), together)
-    assert values.sum() == 64
+        without = network.eval()(pixels, keys)
+        assert not torch.allclose(without, together, atol=1e-3)
+        assert torch.equal(network(pixels, keys + 1), without), "nothing is dropped in an evaluation"
 
 
 def products(network: torch.nn.Module, side: int) -> list[int]:
@@ -109,6 +134,7 @@ def test_a_named_layout_is_the_encoders() -> None:
 
 
 NAMED = tuple("abcde")
+NUMBERED = Manifest((), "numbers", (), {"indexed": ["s3://b/a.tar"]})
 
 
 @pytest.mark.parametrize(
@@ -116,7 +142,11 @@ NAMED = tuple("abcde")
     [
         ([Manifest((), "s3://bucket/plain")], "the data set s3://bucket/plain has none. Build it with labels"),
         ([Manifest((), "set", NAMED[:3])], "method.classes: 5 is not the number of classes of the data set set, which has 3 classes"),
-        ([Manifest((), "one", NAMED), Manifest((), "two", NAMED[::-1])], "those of two are not those of one"),
+        (
+            [Manifest((), "one", NAMED), Manifest((), "two", NAMED[::-1])],
+            "those of two have other names, or another order, than those of one",
+        ),
+        ([Manifest((), "one", NAMED), NUMBERED], "those of numbers have no names: index that data set with the names of the others"),
         (
             [Manifest((), "https://name:secret@host/set", NAMED[:1])],
             "https://.*host/set, which has 1 class: give --method.classes 1",
@@ -131,4 +161,37 @@ def test_data_sets_with_other_classes_are_refused_by_name(manifests: list[Manife
 
 def test_data_sets_of_these_classes_are_accepted() -> None:
     LabelsRecipe(SMALL).check_labels([Manifest((), "one", NAMED), Manifest((), "two", NAMED)])
-    LabelsRecipe(SMALL).check_labels([Manifest((), "numbers", (), {"indexed": ["s3://b/a.tar"]})])
+    LabelsRecipe(SMALL).check_labels([NUMBERED])
+
+
+def numbered(folder: Path, classes: int) -> Path:
+    """A data set of eight pictures, whose labels have no names."""
+    pictures = enumerate(photographs(8, 32, 32))
+    members = {
+        name: data for number, each in pictures for name, data in ((f"{number}.jpg", each), (f"{number}.cls", b"%d" % (number % classes)))
+    }
+    write_folder(folder, {"0.tar": tar_of(members)})
+    assert main(["index", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_label_of_no_class_ends_a_run_with_an_error_that_names_it(evaluated: bool, tmp_path: Path) -> None:
+    small, large = numbered(tmp_path / "small", 2), numbered(tmp_path / "large", 8)
+    words = ["--recipe", "labels", "--data.shards", str(small if evaluated else large), "--run", str(tmp_path / "run")]
+    words += [
+        "--method.classes",
+        "7",
+        "--method.width",
+        "6",
+        "--method.units",
+        "8",
+        "--training.steps",
+        "1",
+        "--training.global_batch",
+        "8",
+    ]
+    words += ["--evaluation.shards", str(large)] if evaluated else ["--evaluation.every", "0"]
+    found = re.escape(f"method.classes: 7 is too few for the label 7 of row 7 of 0.tar in the data set {large}.")
+    with pytest.raises(LabelUnknown, match=rf"{found} Labels are counted from 0: .* 8 or more"):
+        pretrain(parse(recipes.SETTINGS, [*words, "--monitoring.enabled", "False", "--data.threads", "1"]), Interruption())

@@ -49,6 +49,8 @@ def test_places_are_those_of_a_jittered_grid(patch: int, gap: int, jitter: int, 
     beside = moved - (patch + gap) * np.array(POSITIONS)[position]
     assert beside.min() == -2 * jitter
     assert beside.max() == 2 * jitter, "the difference of two jitters"
+    if jitter:
+        assert abs(np.corrcoef(beside.T)[0, 1]) < 5 / np.sqrt(count), "rows and columns are moved independently"
     # a class is where the second patch lies, the grid read from its top left without the middle
     row, column = (np.where(np.abs(each) >= patch, np.sign(each), 0) for each in moved.T)
     place = 3 * (row + 1) + column + 1
@@ -91,6 +93,16 @@ def test_the_projection_removes_every_shift_of_green_against_magenta() -> None:
     assert not torch.allclose(projected(pixels + torch.roll(pixels, 3, 3)), found, atol=0.1)
 
 
+def test_whole_pictures_are_projected_as_patches_are() -> None:
+    images, _, keys = batch(90, 2)
+    seen = made(replace(SMALL, colour="projection")).whole(images, keys)["patches"]  # type: ignore[attr-defined]
+    plain = made(replace(SMALL, colour="none")).whole(images, keys)["patches"]  # type: ignore[attr-defined]
+    axis = torch.tensor([-1.0, 2.0, -1.0]).view(3, 1, 1)
+    assert float((seen * axis).sum(2).abs().max()) < 1e-5 < float((plain * axis).sum(2).abs().max())
+    assert torch.equal(seen[:, 0], projected(plain[:, 0]))
+    assert torch.equal(made(replace(SMALL, colour="dropping")).whole(images, keys)["patches"], plain)  # type: ignore[attr-defined]
+
+
 def test_two_channels_of_a_patch_leave_no_trace() -> None:
     images, _, keys = batch(70, 100)
     patches = made(SMALL).scale.normalise(images)
@@ -98,6 +110,7 @@ def test_two_channels_of_a_patch_leave_no_trace() -> None:
     kept = (found == patches).flatten(2).all(2)
     assert torch.equal(kept.sum(1), torch.ones(100, dtype=torch.int64))
     assert (kept.sum(0) > 15).all(), "each channel for a third of the patches"
+    assert 20 < int((kept[::2] != kept[1::2]).any(1).sum()) < 45, "both patches of a picture keep the same channel in a third of 50"
     others = torch.where(kept[:, :, None, None], patches, torch.randn(patches.shape, generator=torch.Generator().manual_seed(1)))
     assert torch.equal(dropped(others, keys[:50]), found), "whatever was in the dropped channels"
     noise = found[~kept].view(100, 2, -1)

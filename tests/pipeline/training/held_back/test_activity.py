@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.model.features_network import FeaturesNetwork
-from pipeline.training.held_back.activity import colour_spread, dead_maps, feature_dimensions, feature_spread, watched
+from pipeline.training.held_back.activity import colour_spread, dead_maps, feature_dimensions, feature_spread, of_first_patches, watched
 from pipeline.training.held_back.small_probe import NEIGHBOURS, small_probe
 
 
@@ -97,3 +97,9 @@ def test_a_picture_does_not_predict_its_own_label(draw: random.Random) -> None:
     noise = small_probe(torch.from_numpy(numbers.normal(size=(60, 600))), torch.from_numpy(numbers.permutation(np.arange(60) % 2)))
     assert noise is not None
     assert noise["ridge"] < 0.8
+
+
+def test_of_the_patches_of_a_picture_the_first_one_counts() -> None:
+    features = torch.arange(12.0).view(6, 2)
+    assert torch.equal(of_first_patches(features, 3), features[::2])
+    assert torch.equal(of_first_patches(features, 6), features)

@@ -189,12 +189,42 @@ def test_named_classes_are_compared_with_the_better_guess() -> None:
     assert sentence(NAMED) == "held back accuracy 20 %, chance 12.5 %: better; 10 pictures have no label"
     assert problems(NAMED) == {}
     lucky = {**NAMED, "accuracy": 0.166}
-    assert "12.5 %: no better, which 16.6 % would be" in sentence(lucky)
+    assert sentence(lucky).startswith("held back accuracy 16.6 %, chance 12.5 %: no better: it takes more than 16.6 %")
     assert list(problems(lucky)) == ["baseline"]
     assert "right no more often than by chance: 16.6 % against 12.5 %" in problems(lucky)["baseline"]
     assert problems({**NAMED, "accuracy": 0.1664}) == {}
     assert problems({**NAMED, "accuracy": math.nan}).keys() == {"baseline"}
-    assert problems({**NAMED, "accuracy": math.nan, "unlabelled": 266}).keys() == {"baseline"}
+
+
+@pytest.mark.parametrize(
+    ("pictures", "unlabelled", "guess", "told"),
+    [(4, 0, 0.5, False), (30, 0, 0.9, False), (41, 0, 0.9, True), (64, 0, 1.0, False), (64, 57, 0.125, False), (64, 56, 0.125, True)],
+)
+def test_a_network_without_an_error_is_never_reported(pictures: int, unlabelled: int, guess: float, told: bool, tmp_path: Path) -> None:
+    row = {
+        **NAMED,
+        "pictures": pictures,
+        "unlabelled": unlabelled,
+        "accuracy": 1.0,
+        "baselines": {"chance": {"loss": 1.0, "accuracy": guess}},
+    }
+    assert ("%: better" if told else "%: too few pictures to tell") in sentence(row)
+    assert problems(row) == {}
+    assert problems({**row, "accuracy": 0.0}).keys() == ({"baseline"} if told else set())
+    with learning(tmp_path) as (watch, _, metrics):
+        watch.add({**row, "accuracy": 0.0})
+        assert shown(metrics, "baseline") == told
+        assert ("not learning" in watch.conclusion()) == told
+
+
+def test_pictures_without_a_label_give_one_clear_sentence(tmp_path: Path) -> None:
+    row = {**NAMED, "unlabelled": 266, "loss": math.nan, "accuracy": math.nan, "gain": math.nan}
+    assert problems(row) == {}
+    with learning(tmp_path) as (watch, said, _):
+        watch.add({**row, "step": 0})
+        watch.add(row)
+        assert said[-1].endswith(": no accuracy on held-back pictures, because none of 266 pictures has a label")
+        assert "nan" not in watch.conclusion()
 
 
 def test_a_run_that_names_no_class_better_than_chance_is_reported_once(tmp_path: Path) -> None:
