@@ -106,7 +106,7 @@ def read_painter(run: str, options: Options | None = None, step: int | None = No
     except ConfigError as error:
         raise EncoderInvalid(f"{where}: the settings of another version of this package? {error}") from error
     if not isinstance(recipe, PaintingRecipe) or recipe.mask is None:
-        raise EncoderInvalid(f"{where}: the recipe {name!r} drops no pixels, so its network fills no holes")
+        raise EncoderInvalid(f"{where}: the recipe {name!r} does not learn to fill holes")
     network = next(each.network for each in recipe.players if each.name == recipe.painter)
     try:
         network.load_state_dict(checkpoint.tensors.get(recipe.painter, {}))
