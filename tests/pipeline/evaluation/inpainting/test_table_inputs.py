@@ -31,12 +31,16 @@ def test_the_command_prints_the_table_beside_its_files_in_the_run_folder(
     given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(given / "run", tmp_path / "run")
+    (tmp_path / "run" / "history.jsonl").write_text("")
     arguments = ["inpainting", str(tmp_path / "run"), "--data.shards", str(given / "other"), "--limit", "5", "--methods", "mean", *SMALL]
     torch.save(state(), tmp_path / "lpips.pt")
     assert main([*arguments, "--save", "True", "--lpips", str(tmp_path / "lpips.pt")]) == 0
     said = capsys.readouterr().out
     assert "5 pictures of 64 x 64 pixels from" in said
     assert "Network and decoder together: " in said
+    page = tmp_path / "run" / "report.html"
+    assert said.splitlines()[-1] == f"report: {page}"
+    assert f"Pictures: {given / 'other'}. Masks: central." in page.read_text()
     out = tmp_path / "run" / "inpainting" / "step_000000020"
     assert {path.name for path in out.iterdir()} == {*FILES, "fills"}
     assert len(list((out / "fills" / "truth").glob("*.png"))) == len(list((out / "fills" / "context_encoder").glob("*.png"))) == 5
@@ -44,6 +48,8 @@ def test_the_command_prints_the_table_beside_its_files_in_the_run_folder(
     arguments += ["--lpips", str(tmp_path / "lpips.pt")]
     assert main(arguments) == 0
     assert "was whole already" in capsys.readouterr().out
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--limit", "2", "--pictures", "0"]) == 0
+    assert "report.html does not show this table, because it is not in" in capsys.readouterr().out
     assert main([*arguments, "--pictures", "4"]) == 1
     assert "grid is 3 there and 4 now. Name another folder with --out" in capsys.readouterr().err
 
