@@ -164,7 +164,7 @@ def _page(run: str, out: str) -> str:
     if "://" in run or not has_record(folder := Path(run)):
         return ""
     if out and Path(out).resolve().parent != (folder / INPAINTING).resolve():
-        return f"{folder / 'report.html'} does not show this table, because it is not in {folder / INPAINTING}"
+        return f"no report was written: the page of the run shows tables in {folder / INPAINTING} alone"
     return page_of_finished_run(folder)
 
 

@@ -49,7 +49,7 @@ def test_the_command_prints_the_table_beside_its_files_in_the_run_folder(
     assert main(arguments) == 0
     assert "was whole already" in capsys.readouterr().out
     assert main([*arguments, "--out", str(tmp_path / "out"), "--limit", "2", "--pictures", "0"]) == 0
-    assert "report.html does not show this table, because it is not in" in capsys.readouterr().out
+    assert "no report was written: the page of the run shows tables in " in capsys.readouterr().out
     assert main([*arguments, "--pictures", "4"]) == 1
     assert "grid is 3 there and 4 now. Name another folder with --out" in capsys.readouterr().err
 
