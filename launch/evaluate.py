@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before PYTHONPATH, where another project may have a `pipeline`
 
-from monitoring.run_files import json_text
+from monitoring.run_files import INPAINTING, json_text
 from shards.build.sources import open_source
 from shards.build.sources.reading import read_pictures
 from shards.console import exit_code, printable
@@ -143,11 +143,29 @@ def _inpainting(arguments: Sequence[str]) -> int:
         from pipeline.evaluation.inpainting.work import evaluate  # noqa: PLC0415
         from pipeline.evaluation.rank import Rank  # noqa: PLC0415
 
-        rank = Rank.of_environment(os.environ)
-        outcome = evaluate(parse(arguments), rank, interruption)
+        rank, config = Rank.of_environment(os.environ), parse(arguments)
+        outcome = evaluate(config, rank, interruption)
         if rank.number == 0 or not outcome.finished:
             print(printable_lines(outcome.text), flush=True)
+    if rank.number == 0 and outcome.finished and (line := _page(config.run, config.out)):
+        print(printable(line), flush=True)
     return 0 if outcome.finished else 130
+
+
+def _page(run: str, out: str) -> str:
+    """Writes the page of a run anew, which shows its newest table; returns the line about the page, empty where a run has none.
+
+    Args:
+        run: run folder, or the URL of its checkpoints.
+        out: folder of the table; empty is in the run folder. The page shows no table that lies elsewhere.
+    """
+    from monitoring.report import has_record, page_of_finished_run  # noqa: PLC0415
+
+    if "://" in run or not has_record(folder := Path(run)):
+        return ""
+    if out and Path(out).resolve().parent != (folder / INPAINTING).resolve():
+        return f"no report was written: the page of the run shows tables in {folder / INPAINTING} alone"
+    return page_of_finished_run(folder)
 
 
 def _probe(options: argparse.Namespace) -> int:

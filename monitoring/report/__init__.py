@@ -16,12 +16,12 @@
     sections, tables, page   the other parts of the page, and the page itself
     writing        the functions that `launch/report.py` and the end of a run call
 
-Public names: `write_run_page`, `page_of_finished_run`, `missing_page`, `RunPage` and `RunPageError`.
+Public names: `write_run_page`, `page_of_finished_run`, `missing_page`, `has_record`, `RunPage` and `RunPageError`.
 
 The pipeline is not imported: both sides share only the files of the run folder. Nothing that a run wrote is trusted. It may be damaged,
 huge or hostile, and the page is still complete, below 5 MB, and runs no script but its own.
 """
 
-from monitoring.report.writing import RunPage, RunPageError, missing_page, page_of_finished_run, write_run_page
+from monitoring.report.writing import RunPage, RunPageError, has_record, missing_page, page_of_finished_run, write_run_page
 
-__all__ = ["RunPage", "RunPageError", "missing_page", "page_of_finished_run", "write_run_page"]
+__all__ = ["RunPage", "RunPageError", "has_record", "missing_page", "page_of_finished_run", "write_run_page"]

@@ -39,6 +39,8 @@ class Inpainting:
     Attributes:
         step: step of the checkpoint.
         count: pictures that were judged on.
+        judged: data set of these pictures; empty where the table does not say it.
+        mask: kind of the masks; empty where the table does not say it.
         methods: rows of the table.
         notes: sentences of the table.
         grid: picture grid; None where there is none.
@@ -47,6 +49,8 @@ class Inpainting:
     step: int
     count: int
     methods: Sequence[Mapping[str, Any]]
+    judged: str = ""
+    mask: str = ""
     notes: Sequence[str] = field(default_factory=tuple)
     grid: Picture | None = None
 
@@ -79,7 +83,9 @@ def _read(step: int, place: Path) -> Inpainting:
     found = json.loads(content)
     methods = [each for each in islice(found["methods"], _MOST_METHODS) if isinstance(each.get("figures"), Mapping)]
     grid = pictures.load([(step, place / TABLE_GRID)])[0] if (place / TABLE_GRID).exists() else None
-    return Inpainting(step, integer(found.get("pictures")) or 0, methods, [str(each) for each in found["notes"][:_MOST_NOTES]], grid)
+    notes = [str(each) for each in found["notes"][:_MOST_NOTES]]
+    judged, mask = (str(found.get(name, "")) for name in ("judged", "mask"))
+    return Inpainting(step, integer(found.get("pictures")) or 0, methods, judged, mask, notes, grid)
 
 
 def inpainting_section(found: Inpainting | None) -> str:
@@ -92,6 +98,8 @@ def inpainting_section(found: Inpainting | None) -> str:
         f"What the checkpoint of step {found.step:,} paints into the holes of {counted(found.count, 'picture')}, beside other methods on "
         "the same pictures and holes. Means ± half of the 95 % interval over pictures; L1, L2 and PSNR are of the dropped pixels."
     )
+    if found.judged or found.mask:
+        lead += f" Pictures: {text(found.judged or 'unknown', 300)}. Masks: {text(found.mask or 'unknown', 80)}."
     notes = "".join(f'<p class="hint">{text(each, 500)}</p>' for each in found.notes)
     content = table(["method", *(f">{_COLUMNS[key][0]}" for key in shown)], rows, "Errors of the fills") + notes + _grid(found.grid)
     return section("inpainting", "Inpainting", content, lead)

@@ -48,7 +48,7 @@ def write_run_page(run: Path, output: Path | None = None) -> RunPage:
         RunPageError: the folder is not that of a run, or the page can't be written.
     """
     try:
-        if not any((run / name).is_file() for name in (EVENTS, HISTORY, SETTINGS)):
+        if not has_record(run):
             raise RunPageError(f"{run}: holds neither {EVENTS}, {HISTORY} nor {SETTINGS}. Name the folder of a run, as given to --run")
         record = read(run)
     except OSError as error:
@@ -61,6 +61,11 @@ def write_run_page(run: Path, output: Path | None = None) -> RunPage:
     except OSError as error:
         raise RunPageError(f"{output}: can't be written ({error.strerror or error}). Name another file with --output") from error
     return RunPage(output, len(content), tuple(record.problems))
+
+
+def has_record(run: Path) -> bool:
+    """Says whether a folder is that of a run, so that it can have a page."""
+    return any((run / name).is_file() for name in (EVENTS, HISTORY, SETTINGS))
 
 
 def page_of_finished_run(run: Path, seconds: float = _END_SECONDS) -> str:

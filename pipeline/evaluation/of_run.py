@@ -41,13 +41,29 @@ def trained_encoder(run: str, step: int | None = None, options: Options | None =
         RunFolderError: the settings that the run keeps can't be read.
         StoreError: the store does not answer.
     """
+    checkpoint, where = checkpoint_of(run, options, step, ", and no exported encoder")
+    return _described(checkpoint, where, *_rows(Path(run), checkpoint.step))
+
+
+def checkpoint_of(run: str, options: Options | None, step: int | None, lacks: str = "") -> tuple[Checkpoint, str]:
+    """Reads a checkpoint of a run, and returns it with the words that name it in messages.
+
+    Args:
+        run: run folder, or the URL of its checkpoints.
+        options: options of the store, as in fsspec.
+        step: step of the checkpoint; None takes the newest that verifies.
+        lacks: words of the error about what else is not there.
+
+    Raises:
+        CheckpointInvalid: no checkpoint verifies.
+        StoreError: the store does not answer.
+    """
     store = checkpoint_store(run, options)
     skipped: list[str] = []
     checkpoint = CheckpointStore(store).newest(skipped.append) if step is None else read(store, step)
     if checkpoint is None:
-        raise CheckpointInvalid(f"{store.describe()}: no checkpoint that verifies, and no exported encoder. {' '.join(skipped)}".rstrip())
-    where = f"{store.describe()}: step {checkpoint.step}"
-    return _described(checkpoint, where, *_rows(Path(run), checkpoint.step))
+        raise CheckpointInvalid(f"{store.describe()}: no checkpoint that verifies{lacks}. {' '.join(skipped)}".rstrip())
+    return checkpoint, f"{store.describe()}: step {checkpoint.step}"
 
 
 def initial_encoder(recipe: str, method: Mapping[str, Any], player: str, seed: int, where: str) -> tuple[Recipe, nn.Module]:

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from pipeline import recipes
 from pipeline.evaluation.architecture import EncoderInvalid
+from pipeline.evaluation.of_run import checkpoint_of
 from pipeline.mapping import ConfigError, from_mapping, with_places
 from pipeline.masking import CentralRegion, OneMask
 from pipeline.masking.source import MaskSource
 from pipeline.recipes.player import PaintingRecipe
-from pipeline.training.checkpoint.store import CheckpointInvalid, CheckpointStore, read
-from pipeline.training.record.run_folder import checkpoint_store
 from shards.store import Options
 
 PAPERS_FRACTION = 0.25
@@ -90,12 +89,7 @@ def read_painter(run: str, options: Options | None = None, step: int | None = No
         EncoderInvalid: the run's recipe is not here, does not know the run's settings, or fills no holes.
         StoreError: the store does not answer.
     """
-    store = checkpoint_store(run, options)
-    skipped: list[str] = []
-    checkpoint = CheckpointStore(store).newest(skipped.append) if step is None else read(store, step)
-    if checkpoint is None:
-        raise CheckpointInvalid(f"{store.describe()}: no checkpoint that verifies. {' '.join(skipped)}".rstrip())
-    where = f"{store.describe()}: step {checkpoint.step}"
+    checkpoint, where = checkpoint_of(run, options, step)
     config, name = checkpoint.facts["config"], str(checkpoint.facts["recipe"])
     if name not in recipes.RECIPES:
         raise EncoderInvalid(f"{where}: the recipe {name!r} is not in pipeline/recipes. There are: {', '.join(sorted(recipes.RECIPES))}")
@@ -106,7 +100,7 @@ def read_painter(run: str, options: Options | None = None, step: int | None = No
     except ConfigError as error:
         raise EncoderInvalid(f"{where}: the settings of another version of this package? {error}") from error
     if not isinstance(recipe, PaintingRecipe) or recipe.mask is None:
-        raise EncoderInvalid(f"{where}: the recipe {name!r} drops no pixels, so its network fills no holes")
+        raise EncoderInvalid(f"{where}: the recipe {name!r} does not learn to fill holes")
     network = next(each.network for each in recipe.players if each.name == recipe.painter)
     try:
         network.load_state_dict(checkpoint.tensors.get(recipe.painter, {}))

@@ -36,6 +36,11 @@ class PartDamaged(ExplainedError):
         self.path = path
 
 
+def differences(found: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, str]:
+    """Compares facts of a file with those of now: what differs in words, by the name of the fact; empty where all are equal."""
+    return {name: f"{name} is {found.get(name)!r} there and {facts[name]!r} now" for name in facts if found.get(name) != facts[name]}
+
+
 @dataclass(frozen=True)
 class PartFormat:
     """The format of an output's parts.

@@ -221,7 +221,7 @@ def test_a_run_that_can_not_paint_and_a_package_that_is_missing_are_named(
 ) -> None:
     drawn("RGB").save(tmp_path / "a.png")
     write_run(tmp_path / "autoencoder", "torchvision")
-    for run, words in (("autoencoder", "'autoencoder' drops no pixels, so its network fills no holes"), ("none", "no checkpoint")):
+    for run, words in (("autoencoder", "'autoencoder' does not learn to fill holes"), ("none", "no checkpoint")):
         assert main([str(tmp_path / run), str(tmp_path / "a.png"), *HOLE]) == 1
         assert words in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.evaluation.embedding.flow import Features
 from pipeline.evaluation.embedding.units import Unit
-from pipeline.evaluation.part_folder import PartDamaged
+from pipeline.evaluation.part_folder import PartDamaged, differences
 from shards.counting import counted
 from shards.errors import ExplainedError
 
@@ -107,10 +107,10 @@ def refuse_other(path: Path, found: Mapping[str, Any], facts: Mapping[str, Any])
         OtherFeatures: they differ; the message names the facts.
     """
     there, now = {**_AS_STORED, **found}, {**_AS_STORED, **facts}
-    different = [name for name in now if there.get(name) != now[name]]
+    different = differences(there, now)
     if different:
-        shown = "; ".join(f"{name} is {there.get(name)!r} there and {now[name]!r} now" for name in different)
-        way = f"Continue it with --data.orientation {there['orientation']}, name" if different == ["orientation"] else "Name"
+        shown = "; ".join(different.values())
+        way = f"Continue it with --data.orientation {there['orientation']}, name" if list(different) == ["orientation"] else "Name"
         raise OtherFeatures(f"{path}: holds other features: {shown}. {way} another output, or remove this one and its parts to begin anew")
 
 

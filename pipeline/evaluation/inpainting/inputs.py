@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.evaluation.inpainting.parts import InpaintingError
-from pipeline.evaluation.inpainting.settings import NEIGHBOURS, InpaintingConfig
+from pipeline.evaluation.inpainting.settings import NEIGHBOURS, InpaintingConfig, stored_options
 from pipeline.evaluation.inpainting.training_pictures import TrainingPictures
 from pipeline.evaluation.painter import Painter, read_painter
 from pipeline.mapping import ConfigError, from_mapping, with_places
@@ -33,8 +33,6 @@ from pipeline.training.mask_shapes import SHAPES, shapes_digest
 from pipeline.training.record.run_folder import checkpoint_store
 from shards.errors import ShardError
 from shards.urls import redacted
-
-_HIDDEN = "(not shown)"  # value of an option of a store in a checkpoint's settings
 
 
 @dataclass(frozen=True)
@@ -179,8 +177,7 @@ class _OwnData:
         given = {**self._config.data.storage_options, **self._config.train.storage_options}
 
         def source(place: Mapping[str, Any]) -> dict[str, Any]:
-            shown = {key: value for key, value in place["storage_options"].items() if value != _HIDDEN}
-            return {"shards": place["shards"], "storage_options": {**shown, **given}}
+            return {"shards": place["shards"], "storage_options": stored_options(place["storage_options"], given)}
 
         sources = {
             name: from_mapping(SourceConfig, source(place), f"data.sources.{name}") for name, place in self._of_run["sources"].items()

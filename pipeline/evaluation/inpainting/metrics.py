@@ -10,6 +10,7 @@ use_sample_covariance=False, data_range=1, channel_axis=2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import cv2
@@ -41,7 +42,7 @@ class Truth:
         self._size = picture.shape[:2]
         self._box = tuple(_around(np.flatnonzero(mask.any(axis))) for axis in (1, 0))
         self._mask = np.ascontiguousarray(mask[self._box])
-        self._pixels = picture[self._box] / 255.0
+        self._levels = np.ascontiguousarray(picture[self._box].transpose(2, 0, 1))
 
     def measure(self, fill: NDArray[np.float32]) -> NDArray[np.float64]:
         """Computes the figures of a fill; values beyond [0, 1] are clipped, as a picture file would clip them.
@@ -52,34 +53,43 @@ class Truth:
         Returns:
             float64 (7,), in the order of FIGURES; SSIM is NaN for a picture that is smaller than its window.
         """
-        pasted = self._pixels.copy()
-        pasted[self._mask] = np.clip(fill[self._box][self._mask].astype(np.float64), 0, 1)
-        difference = np.abs(pasted[self._mask] - self._pixels[self._mask])
-        l1, l2 = difference.sum(), np.square(difference).sum()
-        inside, every = difference.size, 3 * self._size[0] * self._size[1]
-        values = [100 * l1 / inside, 100 * l2 / inside, _psnr(l2 / inside), self._ssim(pasted)]
+        seen, l1, l2, similar = fill[self._box], 0.0, 0.0, list[NDArray[np.float64]]()
+        for channel, levels in enumerate(self._levels):  # one at a time, because its arrays stay in the core's cache
+            plane = levels / 255.0
+            filled = seen[..., channel].astype(np.float64)
+            pasted = np.where(self._mask, np.clip(filled, 0, 1, out=filled), plane)
+            difference = (pasted - plane).ravel()
+            l1 += float(np.abs(difference).sum())
+            l2 += float(np.square(difference).sum())
+            if min(self._size) >= SSIM_SIDE:
+                similar.append(_similarity(plane, pasted, self._means[channel]))
+        inside, every = 3 * int(self._mask.sum()), 3 * self._size[0] * self._size[1]
+        values = [100 * l1 / inside, 100 * l2 / inside, _psnr(l2 / inside), self._ssim(similar)]
         return np.array([*values, 100 * l1 / every, 100 * l2 / every, _psnr(l2 / every)])
 
-    def _ssim(self, pasted: NDArray[np.float64]) -> float:
-        if min(self._size) < SSIM_SIDE:
+    def _ssim(self, similar: Sequence[NDArray[np.float64]]) -> float:
+        """The mean over all windows, of which those that touch no dropped pixel are exactly 1."""
+        if not similar:
             return float("nan")
-        mean, square, variance = self._statistics
-        own = _blurred(pasted)
-        own_square = own * own
-        own_variance = _blurred(pasted * pasted) - own_square
-        product = mean * own
-        covariance = _blurred(self._pixels * pasted) - product
-        windows = (2 * product + _C1) * (2 * covariance + _C2)
-        windows /= (square + own_square + _C1) * (variance + own_variance + _C2)
         every = 3 * (self._size[0] - SSIM_SIDE + 1) * (self._size[1] - SSIM_SIDE + 1)
-        return float((windows.sum() + (every - windows.size)) / every)
+        return float((sum(float(each.sum()) - each.size for each in similar) + every) / every)
 
     @cached_property
-    def _statistics(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Mean, squared mean and variance of the true picture under each window."""
-        mean = _blurred(self._pixels)
-        square = mean * mean
-        return mean, square, _blurred(self._pixels * self._pixels) - square
+    def _means(self) -> list[NDArray[np.float64]]:
+        """Means of each channel of the true picture under each window, for the fills of all methods."""
+        return [_blurred(levels / 255.0) for levels in self._levels]
+
+
+def _similarity(plane: NDArray[np.float64], pasted: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """SSIM of each window of a channel: float64 (h - 10, w - 10).
+
+    The two variances stand in the formula as a sum, so that one filter gives both.
+    """
+    own = _blurred(pasted)
+    product, square = mean * own, mean * mean + own * own
+    covariance, variances = _blurred(plane * pasted) - product, _blurred(plane * plane + pasted * pasted) - square
+    windows: NDArray[np.float64] = (2 * product + _C1) * (2 * covariance + _C2) / ((square + _C1) * (variances + _C2))
+    return windows
 
 
 def paste(picture: NDArray[np.uint8], mask: NDArray[np.bool_], fill: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -99,7 +109,7 @@ def _psnr(error: float) -> float:
 
 
 def _blurred(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weighs the pixels under each window that lies inside the picture: float64 (H - 10, W - 10, 3)."""
+    """Weighs the pixels under each window that lies inside the picture: float64 (h - 10, w - 10)."""
     edge = SSIM_SIDE // 2
-    blurred: NDArray[np.float64] = cv2.sepFilter2D(values, cv2.CV_64F, _WINDOW, _WINDOW)[edge:-edge, edge:-edge]
+    blurred: NDArray[np.float64] = cv2.sepFilter2D(values, cv2.CV_64F, _WINDOW, _WINDOW)[edge:-edge, edge:-edge].copy()
     return blurred

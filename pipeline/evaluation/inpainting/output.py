@@ -52,7 +52,10 @@ class Output:
             return None
         try:
             table = json.loads(path.read_bytes())
-            refuse_other(path, table["facts"], self._facts)
+            facts = {**self._facts}
+            if not self._config.save:
+                facts.pop("save", None)  # a table with its fills is also one without
+            refuse_other(path, table["facts"], facts)
             return as_text(table)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InpaintingError(f"{path}: is there and can't be read as a table. Remove it, or name another folder with --out") from error

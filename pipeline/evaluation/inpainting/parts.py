@@ -15,11 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from pipeline.evaluation.embedding.units import Unit
-from pipeline.evaluation.part_folder import PartDamaged, PartFolder, PartFormat
+from pipeline.evaluation.part_folder import PartDamaged, PartFolder, PartFormat, differences
 from pipeline.stream.read.samples import BadSample
 from shards.errors import ExplainedError
 
 _KEY = "context_encoder"
+_UNNAMED = {"save": False}  # facts of a table that was made before they were named
 
 
 class InpaintingError(ExplainedError):
@@ -83,8 +84,10 @@ def read_part(path: Path, unit: Unit, facts: Mapping[str, Any], wanted: Sequence
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise PartDamaged(path, f"not a part of a table, or damaged ({' '.join(str(error).split())})") from error
     refuse_other(path, found, facts)
-    if number != unit.number or (wanted is None and seal != _digest(arrays)):
-        raise PartDamaged(path, f"damaged, or the part of unit {number}, not of {unit.number}")
+    if number != unit.number:
+        raise PartDamaged(path, f"the part of unit {number}, not of {unit.number}")
+    if wanted is None and seal != _digest(arrays):
+        raise PartDamaged(path, "damaged: its figures are not those that were written")
     return part
 
 
@@ -99,9 +102,8 @@ def refuse_other(path: Path, found: Mapping[str, Any], facts: Mapping[str, Any])
     Raises:
         InpaintingError: they differ; the message names the facts.
     """
-    different = [name for name in facts if found.get(name) != facts[name]]
-    if different:
-        shown = "; ".join(f"{name} is {found.get(name)!r} there and {facts[name]!r} now" for name in different)
+    if different := differences({**_UNNAMED, **found}, facts):
+        shown = "; ".join(different.values())
         raise InpaintingError(f"{path}: holds another table: {shown}. Name another folder with --out, or remove this one to begin anew")
 
 

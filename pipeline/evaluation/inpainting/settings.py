@@ -27,6 +27,7 @@ FILLS = ("mean", "telea", "navier_stokes", "patchmatch")
 NEIGHBOURS = ("nearest_hog", "nearest_encoder")
 METHODS = (*NEIGHBOURS, *FILLS)
 _PLACES = ("run", "out", "lpips", "data.shards", "train.shards", "mask.shapes")
+_HIDDEN = "(not shown)"  # value of an option of a store in a checkpoint's settings
 _OF_A_RUN = ("shuffle_block", "lanes", "tail", "decoder", "crop", "flip", "orientation", "max_pixels", "max_bad_fraction")
 
 
@@ -74,10 +75,12 @@ class InpaintingConfig:
     save: bool = False
     """Write every filled picture as a PNG into OUT/fills/METHOD, for figures that other programs compute."""
     mask: MaskConfig = field(default_factory=MaskConfig)
-    """Masks; by default those of the run. A network for a central region takes no other."""
+    """Masks; by default those of the run, and with another kind than the run's the defaults of that kind. A network for a central region
+    takes no other."""
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(cache="none"))
-    """Pictures to judge on; without data.shards those that the run holds back. Crops and decoder are by default those of the run."""
+    """Pictures to judge on; without data.shards the run's evaluation.shards, or those that it holds back. Crops and decoder are by
+    default those of the run."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,7 +105,11 @@ def parse(arguments: Sequence[str], program: str = "launch/evaluate.py inpaintin
     plain = InpaintingConfig(tyro.MISSING)
     first = _read(plain, arguments, program, description)
     facts = facts_of_run(first.run, first.data.storage_options, first.step)
-    config = _read(_defaults(facts, first), arguments, program, description)
+    of_run = _defaults(facts, first)
+    config = _read(of_run, arguments, program, description, other_mask=dataclasses.replace(of_run, mask=MaskConfig()))
+    if config.data.shards and not first.data.shards:  # the data set that the run was evaluated on, with the options of its store
+        options = stored_options(facts["config"]["data"]["storage_options"], config.data.storage_options)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, storage_options=options))
     check(config)
     return config
 
@@ -148,6 +155,11 @@ def check(config: InpaintingConfig) -> None:
         )
 
 
+def stored_options(of_run: Options, given: Options) -> dict[str, Any]:
+    """The options of a store as a checkpoint names them, without those that it does not show, and with those given now."""
+    return {**{key: value for key, value in of_run.items() if value != _HIDDEN}, **given}
+
+
 def _names(methods: str) -> tuple[str, ...]:
     if methods in ("all", "none"):
         return METHODS if methods == "all" else ()
@@ -158,8 +170,14 @@ def _names(methods: str) -> tuple[str, ...]:
     return tuple(name for name in METHODS if name in names)
 
 
-def _read(defaults: InpaintingConfig, arguments: Sequence[str], program: str, description: str) -> InpaintingConfig:
-    config: InpaintingConfig = from_mapping(InpaintingConfig, overridden(InpaintingConfig, defaults, arguments, program, description))
+def _read(
+    defaults: InpaintingConfig, arguments: Sequence[str], program: str, description: str, other_mask: InpaintingConfig | None = None
+) -> InpaintingConfig:
+    """Reads the command line over some defaults; where it names another kind of masks than theirs, over `other_mask`, if given."""
+    values = overridden(InpaintingConfig, defaults, arguments, program, description)
+    if other_mask is not None and values["mask"]["kind"] != defaults.mask.kind:
+        values = overridden(InpaintingConfig, other_mask, arguments, program, description)
+    config: InpaintingConfig = from_mapping(InpaintingConfig, values)
     placed: InpaintingConfig = with_places(config, _PLACES)
     return placed
 
@@ -168,6 +186,7 @@ def _defaults(facts: Mapping[str, Any], first: InpaintingConfig) -> InpaintingCo
     """The settings that a run was trained with, as far as they say how pictures are cut and hidden."""
     of_run = facts["config"]
     data = {name: of_run["data"][name] for name in _OF_A_RUN if name in of_run["data"]}
+    data["shards"] = of_run.get("evaluation", {}).get("shards", "")
     mask = of_run["method"].get("mask")
     return dataclasses.replace(
         InpaintingConfig(tyro.MISSING),

@@ -123,11 +123,11 @@ def _time(seconds: Mapping[str, float]) -> str:
 
 
 def table_csv(table: Mapping[str, Any]) -> bytes:
-    """One line a method: name, title, and mean, lower and upper of each figure."""
+    """One line a method: name, title, and mean, lower and upper of each figure; empty where there is none, as of one picture's interval."""
     keys = list(table["methods"][0]["figures"])
     head = ["method", "title", *(f"{key}{end}" for key in keys for end in ("", "_lower", "_upper"))]
     rows = [
-        [each["name"], each["title"], *(repr(each["figures"][key][end]) for key in keys for end in ("mean", "lower", "upper"))]
+        [each["name"], each["title"], *(_cell(each["figures"][key][end]) for key in keys for end in ("mean", "lower", "upper"))]
         for each in table["methods"]
     ]
     return _csv([head, *rows])
@@ -137,12 +137,16 @@ def pictures_csv(numbers: NDArray[np.int64], samples: Sequence[int], figures: Ma
     """One line a picture and method: number in the choice, sample id, method, figures."""
     names = names_of(next(iter(figures.values())))
     rows = [
-        [number, sample, method, *map(repr, row)]
+        [number, sample, method, *map(_cell, row)]
         for place, (number, sample) in enumerate(zip(numbers.tolist(), samples, strict=True))
         for method, values in figures.items()
         for row in [values[place].tolist()]
     ]
     return _csv([["picture", "sample_id", "method", *names], *rows])
+
+
+def _cell(value: float | None) -> str:
+    return repr(value) if value is not None and math.isfinite(value) else ""
 
 
 def _csv(rows: Sequence[Sequence[object]]) -> bytes:

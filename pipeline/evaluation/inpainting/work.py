@@ -95,6 +95,7 @@ class _Work:
             "lpips": file_digest(Path(config.lpips)) if config.lpips else None,
             "opencv": cv2.__version__,
             "pypatchmatch": _version("pypatchmatch") if "patchmatch" in inputs.methods else None,
+            "save": config.save,
         }
         self._folder = self._chosen_folder()
         self._saved = self._folder / "fills" if config.save else None

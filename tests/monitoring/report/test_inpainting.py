@@ -28,7 +28,9 @@ def write_table(run: Path, step: int, methods: list[Any], **more: Any) -> Path:
 def test_the_newest_table_stands_on_the_page_with_its_grid(run: Path) -> None:
     assert "Errors of the fills" not in written(run).source
     write_table(run, 8, [method("old", 30.0)])
-    folder = write_table(run, 20, [method("mean", 12.345), method("context_encoder", 9.371)], notes=["a note of the table"])
+    folder = write_table(
+        run, 20, [method("mean", 12.345), method("context_encoder", 9.371)], notes=["a note of the table"], judged="a<b", mask="block"
+    )
     pictures = np.full((2, 64, 64, 3), 90, np.uint8)
     masks = np.zeros((2, 64, 64), np.bool_)
     masks[:, 20:40, 20:40] = True
@@ -38,6 +40,7 @@ def test_the_newest_table_stands_on_the_page_with_its_grid(run: Path) -> None:
     assert "9.37 ± 0.50" in page.source
     assert "18.50<" in page.source
     assert "step 20 paints into the holes of 1,234 pictures" in page.source
+    assert "Pictures: a&lt;b. Masks: block." in page.source
     assert "a note of the table" in page.source
     assert "Title of old" not in page.source
     assert any(each.get("alt") == "Fills of every method beside the truth" for each in page.found("img"))

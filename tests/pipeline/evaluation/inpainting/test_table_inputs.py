@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from launch.evaluate import main
-from pipeline.evaluation.inpainting.parts import InpaintingError
-from pipeline.evaluation.inpainting.settings import METHODS, parse
+from pipeline.evaluation.embedding.units import Unit
+from pipeline.evaluation.inpainting.parts import InpaintingError, Part, read_part, write_part
+from pipeline.evaluation.inpainting.settings import METHODS, NETWORK, parse
+from pipeline.evaluation.inpainting.table import methods_of, table_csv
 from pipeline.evaluation.inpainting.work import evaluate
+from pipeline.evaluation.part_folder import PartDamaged
 from pipeline.mapping import ConfigError
 from shards.errors import ExplainedError
 from shards.shapes.bank import Provenance, make_bank, read_bank, write_bank
@@ -28,12 +31,16 @@ def test_the_command_prints_the_table_beside_its_files_in_the_run_folder(
     given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(given / "run", tmp_path / "run")
+    (tmp_path / "run" / "history.jsonl").write_text("")
     arguments = ["inpainting", str(tmp_path / "run"), "--data.shards", str(given / "other"), "--limit", "5", "--methods", "mean", *SMALL]
     torch.save(state(), tmp_path / "lpips.pt")
     assert main([*arguments, "--save", "True", "--lpips", str(tmp_path / "lpips.pt")]) == 0
     said = capsys.readouterr().out
     assert "5 pictures of 64 x 64 pixels from" in said
     assert "Network and decoder together: " in said
+    page = tmp_path / "run" / "report.html"
+    assert said.splitlines()[-1] == f"report: {page}"
+    assert f"Pictures: {given / 'other'}. Masks: central." in page.read_text()
     out = tmp_path / "run" / "inpainting" / "step_000000020"
     assert {path.name for path in out.iterdir()} == {*FILES, "fills"}
     assert len(list((out / "fills" / "truth").glob("*.png"))) == len(list((out / "fills" / "context_encoder").glob("*.png"))) == 5
@@ -41,6 +48,8 @@ def test_the_command_prints_the_table_beside_its_files_in_the_run_folder(
     arguments += ["--lpips", str(tmp_path / "lpips.pt")]
     assert main(arguments) == 0
     assert "was whole already" in capsys.readouterr().out
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--limit", "2", "--pictures", "0"]) == 0
+    assert "no report was written: the page of the run shows tables in " in capsys.readouterr().out
     assert main([*arguments, "--pictures", "4"]) == 1
     assert "grid is 3 there and 4 now. Name another folder with --out" in capsys.readouterr().err
 
@@ -75,7 +84,7 @@ def test_unreadable_pictures_are_counted_left_out_and_refused_above_the_limit(gi
     ("more", "expected"),
     [
         (["--methods", "mean,tela"], r"methods: 'tela' is none of .*Did you mean 'telea'\?"),
-        (["--mask.kind", "region", "--mask.overlap", "0"], r"mask: .*step 20 paints the central region alone"),
+        (["--mask.kind", "block"], r"mask: .*step 20 paints the central region alone"),
         (["--data.shards", "nowhere"], "nowhere"),
         (["--train.shards", "x", "--methods", "mean"], r"train\.shards: only nearest_hog and nearest_encoder paste"),
         (["--fid", "weights"], r"fid: FID is not computed here.*--save True.*pytorch_fid"),
@@ -94,6 +103,36 @@ def test_a_setting_that_can_not_be_followed_is_named(
         evaluate(parse([str(given / "run"), "--out", "out", *more]))
 
 
+def test_fills_of_a_table_that_was_made_without_them_are_refused(given: Path, tmp_path: Path) -> None:
+    shutil.copytree(given / "expected", tmp_path / "out")
+    with pytest.raises(InpaintingError, match=r"save is False there and True now\. Name another folder with --out"):
+        evaluate(settings(given, tmp_path / "out", "--save", "True"))
+    write_run(tmp_path / "run", given / "set", "--evaluation.shards", str(given / "other"), held_back=0)
+    config = settings(tmp_path, tmp_path / "out", "--methods", "none", "--data.storage_options", "anon", "True")
+    assert config.data.shards == str(given / "other")
+    assert config.data.storage_options == {"anon": "True"}
+
+
+def test_a_part_of_another_unit_is_told_apart_from_a_damaged_one(tmp_path: Path) -> None:
+    first, second, facts = Unit(0, 0, 1), Unit(1, 1, 2), {"step": 1}
+    for name, values in (("right", 1.0), ("wrong", 2.0)):
+        with open(tmp_path / name, "wb") as file:
+            write_part(file, Part({"figures": np.array([values])}, {}, []), first, facts)
+    assert read_part(tmp_path / "right", first, facts).arrays["figures"] == 1
+    with pytest.raises(PartDamaged, match="the part of unit 0, not of 1"):
+        read_part(tmp_path / "right", second, facts)
+    data = (tmp_path / "right").read_bytes()
+    (tmp_path / "wrong").write_bytes(data[:-8] + np.array([3.0]).tobytes())
+    with pytest.raises(PartDamaged, match="damaged: its figures are not those that were written"):
+        read_part(tmp_path / "wrong", first, facts)
+
+
+def test_figures_that_are_not_there_are_empty_cells() -> None:
+    figures = {NETWORK: np.array([[1.5, 2.0, 3.0, np.nan, 4.0, 5.0, 6.0]])}
+    text = table_csv({"methods": methods_of(figures, {NETWORK: "ours"})}).decode()
+    assert text.splitlines()[1] == "context_encoder,ours,1.5,,,2.0,,,3.0,,,,,,4.0,,,5.0,,,6.0,,"
+
+
 def test_a_run_that_fills_no_holes_holds_nothing_back_or_has_diverged_is_named(given: Path, tmp_path: Path) -> None:
     shutil.copytree(given / "set", tmp_path / "moved")
     write_run(tmp_path / "plain", given / "set", recipe=("--recipe", "autoencoder", "--method.width", "12"))
@@ -102,7 +141,7 @@ def test_a_run_that_fills_no_holes_holds_nothing_back_or_has_diverged_is_named(g
     write_run(tmp_path / "gone", tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved")
     for name, expected in (
-        ("plain", "drops no pixels, so its network fills no holes"),
+        ("plain", "'autoencoder' does not learn to fill holes"),
         ("all", r"holds no pictures back .*Name pictures to judge on with --data\.shards"),
         ("nan", r"the network's output is not finite\. Has its training diverged\?"),
         ("gone", r"the data set that the run was trained on can't be read: .*with --data\.shards"),
@@ -119,6 +158,9 @@ def test_crops_and_masks_are_by_default_those_of_the_run_and_its_data_sets_are_s
     write_run(tmp_path / "run", sets, "--data.crop", "random_resized", *masks, held_back=3)
     config = parse([str(tmp_path / "run")])
     assert (config.data.crop, config.mask.kind, config.mask.max_fraction, config.names) == ("random_resized", "block", 0.2, METHODS)
+    config = parse([str(tmp_path / "run"), "--mask.kind", "noise_pattern"])
+    assert (config.mask.kind, config.mask.max_fraction) == ("noise_pattern", 0.25)
+    assert parse([str(tmp_path / "run"), "--mask.kind", "block"]).mask.max_fraction == 0.2
     with pytest.raises(ConfigError, match="no such setting"):
         parse([str(tmp_path / "run"), "--mask.fraction", "1"])
     own = settings(tmp_path, tmp_path / "own", "--methods", "nearest_hog")
