@@ -162,7 +162,7 @@ def test_the_result_is_written_as_asked_and_never_over_the_picture(run: str, tmp
         ("--out", str(tmp_path / "c.jpg")): "JPEG has no transparency",
         ("--out", str(tmp_path / "c.tiff")): "a result is written as .png, .jpg, .jpeg, .webp",
         ("--out", str(tmp_path / "none" / "c.png")): "its folder does not exist",
-        ("--max-pixels", "2000"): "60 x 40 pixels are more than max_pixels, 2000",
+        ("--max-pixels", "2000"): "60 x 40 pixels are more than --max-pixels, 2000",
         ("--device", "cuda:99"): "--device cuda:99: can't be used",
         ("--step", "7"): "step_000000007",
     }

@@ -17,7 +17,7 @@ from pipeline.config import parse
 from pipeline.evaluation.painter import Painter, read_painter
 from pipeline.evaluation.picture.fill import fill, view
 from pipeline.evaluation.picture.hole import MOST_PARTS, Box, HoleInvalid, Part, Stroke, check, of_rectangles, of_strokes, parts_of
-from pipeline.evaluation.picture.picture_file import Picture
+from pipeline.evaluation.picture.picture_file import Picture, preview
 from pipeline.evaluation.picture.seam import matched
 from pipeline.evaluation.picture.window import Window, _cubic, _triangle, shrunk, weights, window_around_centre, window_with_context
 from pipeline.mapping import from_mapping
@@ -226,6 +226,16 @@ def test_strokes_cover_what_a_round_brush_covers() -> None:
     assert hole[(line < 9) | (dot < 3) | square].all()
     assert not hole[(line > 11) & (dot > 5) & ~square].any()
     assert of_strokes([Stroke(5, [(-2, -2)])], 9, 9).sum() > 0, "over the border"
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (1, np.uint16), (2, np.uint8), (3, np.uint8), (4, np.uint8)])
+def test_a_preview_is_the_picture_at_another_size(channels: int, dtype: type) -> None:
+    pixels = np.arange(40 * 60 * channels, dtype=np.float64).reshape(40, 60, channels).astype(dtype) // 2
+    small = preview(Picture(pixels, b"profile"), 30)
+    assert (small.pixels.shape, small.pixels.dtype, small.profile) == ((20, 30, channels), dtype, b"profile")
+    means = pixels.reshape(20, 2, 30, 2, channels).astype(np.float64).mean((1, 3))
+    assert np.abs(small.pixels - means).max() <= 0.5
+    assert preview(Picture(pixels), 60).pixels is pixels
 
 
 def test_holes_that_can_not_be_filled_are_refused() -> None:

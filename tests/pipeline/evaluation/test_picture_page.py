@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tests.pipeline.evaluation.paint_page import served
 from tests.pipeline.evaluation.runs import write_run
@@ -90,7 +90,7 @@ def test_another_site_can_not_ask_for_a_filling(address: str, origin: str | None
     [
         (request([]), 400, "nothing is to be filled"),
         (request([{"radius": 900, "points": [[20, 20]]}]), 400, "hides the whole picture"),
-        (request(width=41), 400, "the browser shows the picture with 41 x 40 pixels, and it has 40 x 40"),
+        (request(width=41), 400, "the strokes are of a picture of 41 x 40 pixels, and this one has 40 x 40"),
         (request(data=b"no picture"), 400, "the picture: not in a picture format that is known here"),
         (request(data=b""), 400, "the picture: empty file"),
         (request([{"radius": -1, "points": [[1, 1]]}]), 400, "the request is not one of this page"),
@@ -111,6 +111,43 @@ def test_a_request_that_can_not_be_filled_is_answered_in_one_line(address: str, 
     error = json.loads(said)["error"]
     assert words in error
     assert "\n" not in error
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize(("kind", "note"), [("JPEG", "exif"), ("WEBP", "exif"), ("JPEG", "xmp"), ("WEBP", "xmp"), ("PNG", "xmp")])
+def test_what_the_page_shows_is_what_is_filled_however_a_file_notes_its_turn(address: str, kind: str, note: str, orientation: int) -> None:
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
+    exif, text, file = Image.Exif(), PngImagePlugin.PngInfo(), io.BytesIO()
+    exif[0x0112] = orientation
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    notes = {"exif": exif} if note == "exif" else {"pnginfo": text} if kind == "PNG" else {"xmp": xmp}
+    Image.open(io.BytesIO(picture())).crop((0, 0, 40, 30)).save(file, kind, lossless=True, **notes)
+    origin = f"http://{address}"
+    status, headers, shown = ask(address, "POST", "/upright", file.getvalue(), Origin=origin)
+    size = json.loads(headers["x-picture"])
+    assert (status, size) == (200, {"width": 40, "height": 30} if orientation == 3 else {"width": 30, "height": 40})
+    image = Image.open(io.BytesIO(shown))
+    assert not image.getexif()
+    assert "xmp" not in image.info
+    body = json.dumps({**size, "strokes": STROKES}).encode() + b"\n" + file.getvalue()
+    was, result = (np.asarray(Image.open(io.BytesIO(data))) for data in (shown, ask(address, "POST", "/fill", body, Origin=origin)[2]))
+    changed = (was != result).any(2)
+    assert changed[5:15, 5:15].any()
+    changed[5:15, 5:15] = False
+    assert not changed.any()
+
+
+def test_a_picture_that_can_not_be_shown_is_refused_before_a_hole_is_painted(address: str) -> None:
+    for data, words in ((b"no picture", "not in a picture format"), (large(), "200 x 60 pixels are more than --max-pixels, 10000")):
+        status, _, said = ask(address, "POST", "/upright", data, Origin=f"http://{address}")
+        assert (status, words in json.loads(said)["error"]) == (400, True)
+    assert ask(address, "POST", "/upright", picture())[0] == 403
+
+
+def large() -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (200, 60)).save(file, "PNG")
+    return file.getvalue()
 
 
 def test_pictures_that_come_together_are_filled_one_after_the_other(address: str) -> None:
