@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,6 +38,7 @@ _LONGEST_STROKES = 4_000_000  # bytes
 _SECONDS_TO_SEND = 60.0  # in which a request must have come whole, because the next one waits for it
 _MOST_WAITING = 8
 _LONGEST_SHOWN = 2048  # pixels of a preview's longer side: as many as the canvas has
+_INTERRUPTED = 130  # exit code after a second Ctrl-C, as of the other commands
 _HOSTS = frozenset({"127.0.0.1", "localhost"})
 _FILES = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
 _HEADERS = {
@@ -81,11 +84,14 @@ class PaintPage:
     Args:
         painter: painter to fill with.
         settings: settings of the page.
+
+    Attributes:
+        waiting: number of requests that wait or are in work.
     """
 
     def __init__(self, painter: Painter, settings: PageSettings) -> None:
         self._painter, self._settings = painter, settings
-        self._turn, self._waiting = asyncio.Lock(), 0
+        self._turn, self.waiting = asyncio.Lock(), 0
         routes = [Route(path, _file(*named)) for path, named in _FILES.items()]
         works = {"/upright": self._upright, "/fill": self._filled}
         routes += [Route(path, partial(self._answer, work), methods=["POST"]) for path, work in works.items()]
@@ -100,15 +106,15 @@ class PaintPage:
             raise _Refused(411, "the request does not say its length (Content-Length)")
         if int(length) > self._settings.max_bytes:
             raise _Refused(413, f"the picture has more bytes than are taken here, {self._settings.max_bytes:,}")
-        if self._waiting >= _MOST_WAITING:
+        if self.waiting >= _MOST_WAITING:
             raise _Refused(503, "too many pictures are waiting to be filled. Try again in a while")
-        self._waiting += 1
+        self.waiting += 1
         try:
             async with self._turn:  # one body in memory and one picture in work at a time
                 body = await self._body(request)
                 return await asyncio.to_thread(_explained, work, body)
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
 
     async def _body(self, request: Request) -> bytes:
         body = bytearray()
@@ -183,6 +189,23 @@ class _Guard:
             await JSONResponse({"error": "this page is served to this machine only"}, 421)(scope, receive, with_headers)
 
 
+class _Server(uvicorn.Server):
+    """The server, which waits at its end for the pictures that were asked for, until a second signal."""
+
+    def __init__(self, config: uvicorn.Config, page: PaintPage) -> None:
+        super().__init__(config)
+        self._page = page
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Ends the server on Ctrl-C or SIGTERM; the process at once when it ends already, because a thread in work can't be ended
+        otherwise and there is nothing to write."""
+        if self.should_exit:
+            os._exit(_INTERRUPTED)
+        if self._page.waiting:
+            print("waiting for the picture that is being filled; Ctrl-C again ends the page at once", flush=True)
+        super().handle_exit(sig, frame)
+
+
 class RunningPage:
     """The server of a page.
 
@@ -210,16 +233,9 @@ class RunningPage:
                 error.errno, f"port {port} of this machine can't be used ({error.strerror}). Choose another with --port"
             ) from error
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
-        config = uvicorn.Config(
-            PaintPage(painter, settings).app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            server_header=False,
-            timeout_graceful_shutdown=2,
-        )
-        self._server = uvicorn.Server(config)
+        page = PaintPage(painter, settings)
+        config = uvicorn.Config(page.app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False)
+        self._server = _Server(config, page)
 
     def run(self) -> None:
         """Serves until `stop` is called, or a signal comes (on the main thread)."""

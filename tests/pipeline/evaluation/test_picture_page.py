@@ -5,6 +5,9 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from pipeline.evaluation.painter import read_painter
+from pipeline.evaluation.picture.server import PageSettings, RunningPage
 from tests.pipeline.evaluation.paint_page import served
 from tests.pipeline.evaluation.runs import write_run
 
@@ -170,3 +175,40 @@ def test_pictures_that_come_together_are_filled_one_after_the_other(address: str
     hole[5:15, 5:15] = True
     assert np.array_equal(result[~hole], was[~hole])
     assert (result[hole] != was[hole]).any()
+
+
+def test_the_first_signal_waits_for_a_filling_and_the_second_does_not(
+    made_once: Callable[[str, Callable[[Path], object]], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    painter = read_painter(str(made_once("inpainting run", lambda folder: write_run(folder, "inpainting"))))
+    begun, go_on, paint = threading.Event(), threading.Event(), painter.paint
+    answers: list[tuple[int, dict[str, str], bytes]] = []
+
+    def slow(*tensors: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return paint(*tensors)
+
+    monkeypatch.setattr(painter, "paint", slow)
+    monkeypatch.setattr(os, "_exit", sys.exit)  # the process of the tests goes on
+    page = RunningPage(painter, PageSettings(10_000))
+    address = urlsplit(page.url).netloc
+    server = threading.Thread(target=page.run)
+    client = threading.Thread(target=lambda: answers.append(ask(address, "POST", "/fill", request(), Origin=f"http://{address}")))
+    server.start()
+    client.start()
+    try:
+        assert begun.wait(60)
+        page._server.handle_exit(signal.SIGTERM, None)
+        server.join(2.5)  # more than the two seconds after which a filling was once given up
+        assert server.is_alive()
+        assert capsys.readouterr().out.startswith("waiting for the picture that is being filled")
+        with pytest.raises(SystemExit, match="130"):
+            page._server.handle_exit(signal.SIGINT, None)
+    finally:
+        go_on.set()
+        page.stop()
+        client.join(60)
+        server.join(60)
+    assert answers[0][0] == 200
+    assert not server.is_alive()
