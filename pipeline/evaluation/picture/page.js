@@ -205,7 +205,8 @@ async function fill() {
     by("save").download = `${file.shownName.replace(/\.[^.]*$/, "")}.inpainted.png`;
     const facts = JSON.parse(answer.headers.get("X-Filled"));
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
-    say(`${facts.pixels.toLocaleString("en")} pixels filled in ${seconds} s by step ${facts.step}.`);
+    const blind = facts.blind ? " The network saw nothing around a hole, and painted without context: leave more of the picture." : "";
+    say(`${facts.pixels.toLocaleString("en")} pixels filled in ${seconds} s by step ${facts.step}.${blind}`);
   } catch (error) {
     forget();
     say("");

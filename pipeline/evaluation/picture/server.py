@@ -148,8 +148,8 @@ class PaintPage:
             )
         hole = of_strokes(strokes, picture.height, picture.width)
         settings = self._settings
-        filled, _ = fill(self._painter, picture, hole, "the hole", settings.seed, settings.as_painted)
-        said = {"pixels": int(hole.sum()), "step": self._painter.step}
+        filled, parts = fill(self._painter, picture, hole, "the hole", settings.seed, settings.as_painted)
+        said = {"pixels": int(hole.sum()), "step": self._painter.step, "blind": any(part.blind for part in parts)}
         return Response(encoded(filled, "PNG", "the picture")[0], media_type="image/png", headers={"X-Filled": json.dumps(said)})
 
     def _read(self, data: bytes) -> Picture:
