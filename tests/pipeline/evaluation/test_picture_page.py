@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,6 +154,35 @@ def large() -> bytes:
     file = io.BytesIO()
     Image.new("L", (200, 60)).save(file, "PNG")
     return file.getvalue()
+
+
+def test_a_request_without_a_length_is_told_so(address: str) -> None:
+    connection = http.client.HTTPConnection(address, timeout=60)
+    try:
+        connection.request("POST", "/fill", iter([b"a"]), {"Origin": f"http://{address}"}, encode_chunked=True)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["error"]) == (411, "the request does not say its length (Content-Length)")
+    finally:
+        connection.close()
+
+
+def test_the_page_writes_nothing(
+    tmp_path: Path, made_once: Callable[[str, Callable[[Path], object]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made_once("inpainting run", lambda folder: write_run(folder, "inpainting"))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    folders = [tmp_path / "temporary", tmp_path / "working"]
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folders[0]))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # read TMPDIR anew
+    monkeypatch.chdir(folders[1])
+    with served(run) as url:
+        address = urlsplit(url).netloc
+        for path, body in (("/upright", picture()), ("/fill", request()), ("/fill", request(data=b"no picture"))):
+            ask(address, "POST", path, body, Origin=f"http://{address}")
+            assert [list(folder.iterdir()) for folder in folders] == [[], []]
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 def test_pictures_that_come_together_are_filled_one_after_the_other(address: str) -> None:
