@@ -179,8 +179,8 @@ def test_the_page_writes_nothing(
     monkeypatch.chdir(folders[1])
     with served(run) as url:
         address = urlsplit(url).netloc
-        for path, body in (("/upright", picture()), ("/fill", request()), ("/fill", request(data=b"no picture"))):
-            ask(address, "POST", path, body, Origin=f"http://{address}")
+        for path, body, status in (("/upright", picture(), 200), ("/fill", request(), 200), ("/fill", request(data=b"no picture"), 400)):
+            assert ask(address, "POST", path, body, Origin=f"http://{address}")[0] == status
             assert [list(folder.iterdir()) for folder in folders] == [[], []]
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
