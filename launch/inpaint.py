@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("name a PICTURE and its hole, by --mask or by --hole; or give --serve")
     if not 0 <= options.port < 1 << 16:
         parser.error(f"argument --port: {options.port} is no port, which is 0 to 65535")
+    if options.max_pixels is not None and options.max_pixels < 1:
+        parser.error(f"argument --max-pixels: {options.max_pixels} is less than 1")
     if not -(1 << 63) <= options.seed < 1 << 63:
         parser.error(f"argument --seed: {options.seed} has more than 64 bits")
     return exit_code(lambda: _run(options), "Nothing was written")
@@ -56,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="file to write, .png, .webp or .jpg (default: NAME.inpainted.png beside PICTURE)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file where it exists; PICTURE itself is never replaced")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file where it exists; PICTURE and MASK.png never are")
     parser.add_argument(
         "--as-painted", action="store_true", help="keep the colours that the network paints, instead of matching them around the hole"
     )
@@ -89,16 +91,17 @@ def _fill(options: argparse.Namespace) -> int:
     began, most = time.monotonic(), options.max_pixels or MOST_PIXELS
     target: Path = options.out or options.picture.with_name(f"{options.picture.stem}.inpainted.png")
     format_of(target)
-    data = _read(options.picture)
-    if target.exists() and target.samefile(options.picture):
-        raise PictureInvalid(f"{target}: is the picture itself, which is never replaced. Name another file with --out")
+    data, mask = _read(options.picture, "picture"), _read(options.mask, "mask") if options.mask else b""
+    for path, what in ((options.picture, "picture"), (options.mask, "mask")):
+        if path and target.exists() and target.samefile(path):
+            raise PictureInvalid(f"{target}: is the {what} itself, which is never replaced. Name another file with --out")
     if target.exists() and not options.overwrite:
         raise PictureInvalid(f"{target}: exists. Name another file with --out, or give --overwrite")
     if not target.resolve().parent.is_dir():
         raise PictureInvalid(f"{target}: its folder does not exist. Make it first, or name another")
     picture = read_picture(data, most, str(options.picture))
     if options.mask:
-        hole, name = read_hole(_read(options.mask), most, str(options.mask)), str(options.mask)
+        hole, name = read_hole(mask, most, str(options.mask)), str(options.mask)
     else:
         hole, name = of_rectangles([parse_rectangle(each) for each in options.hole], picture.height, picture.width), "--hole"
     painter = _painter(options)
@@ -115,16 +118,19 @@ def _fill(options: argparse.Namespace) -> int:
     return 0
 
 
-def _read(path: Path) -> bytes:
-    """Reads a file, unless it is too long for a picture.
+def _read(path: Path, what: str) -> bytes:
+    """Reads the file of a picture or a mask, unless it is too long for one.
 
     Raises:
         OSError: the file can't be read, or is too long.
     """
-    size = path.stat().st_size
-    if size > _LONGEST_FILE:
-        raise OSError(f"{path}: {counted(size, 'byte is', 'bytes are')} too many for a picture; {_LONGEST_FILE:,} is the most")
-    return path.read_bytes()
+    try:
+        size = path.stat().st_size
+        if size <= _LONGEST_FILE:
+            return path.read_bytes()
+    except OSError as error:
+        raise OSError(f"{path}: the {what} can't be read ({error.strerror}). Name the file of a {what} that can") from error
+    raise OSError(f"{path}: {counted(size, 'byte is', 'bytes are')} too many for a {what}; {_LONGEST_FILE:,} is the most")
 
 
 def _painter(options: argparse.Namespace) -> Painter:

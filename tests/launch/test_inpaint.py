@@ -162,7 +162,7 @@ def test_the_result_is_written_as_asked_and_never_over_the_picture(run: str, tmp
         ("--out", str(tmp_path / "c.jpg")): "JPEG has no transparency",
         ("--out", str(tmp_path / "c.tiff")): "a result is written as .png, .jpg, .jpeg, .webp",
         ("--out", str(tmp_path / "none" / "c.png")): "its folder does not exist",
-        ("--max-pixels", "2000"): "60 x 40 pixels are more than max_pixels, 2000",
+        ("--max-pixels", "2000"): "60 x 40 pixels are more than --max-pixels, 2000",
         ("--device", "cuda:99"): "--device cuda:99: can't be used",
         ("--step", "7"): "step_000000007",
     }
@@ -199,16 +199,29 @@ def test_a_hole_is_clipped_at_the_border_and_refused_outside(run: str, tmp_path:
         ("--mask", str(tmp_path / "size.png")): "is 60 x 41 pixels, and the picture, turned upright, is 60 x 40",
         ("--mask", str(tmp_path / "empty.png")): "nothing is to be filled",
         ("--mask", str(tmp_path / "full.png")): "hides the whole picture",
-        ("--mask", str(tmp_path / "none.png")): "none.png",
+        ("--mask", str(tmp_path / "none.png")): "none.png: the mask can't be read (No such file or directory). Name the file of a mask",
+        ("--mask", str(tmp_path)): "the mask can't be read (Is a directory)",
+        ("--mask", str(tmp_path / "size.png"), "--out", str(tmp_path / "." / "size.png")): "is the mask itself, which is never replaced",
     }
     for options, words in refused.items():
-        assert main([run, str(source), *options, *out]) == 1
+        assert main([run, str(source), *out, *options]) == 1
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1
+    assert main([run, str(tmp_path / "no.png"), *HOLE]) == 1
+    assert "no.png: the picture can't be read (No such file or directory)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["r"], ["r", "p.png"], ["r", "p.png", "--hole", "1,1,1,1", "--mask", "m"], ["r", "p.png", "--serve"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["r"],
+        ["r", "p.png"],
+        ["r", "p.png", "--hole", "1,1,1,1", "--mask", "m"],
+        ["r", "p.png", "--serve"],
+        ["r", "p.png", *HOLE, "--max-pixels", "0"],
+    ],
+)
 def test_a_command_line_that_says_too_little_or_too_much_is_refused(words: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)

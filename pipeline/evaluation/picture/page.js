@@ -7,8 +7,9 @@ const MOST_BYTES = 64e6;  // of a request, as the server takes it
 const SHORT = 480, LONG = 2048;  // pixels of the canvas's longer side: enough to paint on, and as many as phones allow
 const INK = "#ff2fd0";
 
-let file = null, picture = null, result = null, resultUrl = "";  // the file, and what is shown of it and of its filling
-let strokes = [], current = null, cursor = null, busy = false, before = false, count = 0;
+// The file; width, height and a preview of the picture in it, as the server reads it; and what is shown of its filling.
+let file = null, picture = null, result = null, resultUrl = "";
+let strokes = [], current = null, cursor = null, busy = false, before = false;
 
 const brushRadius = () => Math.max(0.5, (by("size").value / 100) ** 1.5 * 0.2 * Math.max(picture.width, picture.height));
 const isRectangle = () => by("rectangle").checked;
@@ -20,18 +21,34 @@ function complain(text) {
   by("error").hidden = !text;
 }
 
-async function open(chosen, name) {
-  const number = ++count;  // a later picture replaces one that is still being read
+async function ask(path, body) {
+  const answer = await fetch(path, { method: "POST", body });
+  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answered ${answer.status}`);
+  return answer;
+}
+
+const reason = (error) => error instanceof TypeError ? "The server does not answer. Is it still running?" : error.message;
+
+async function open(chosen, name, what = name) {
+  if (busy) return;
   complain("");
-  if (chosen.size > MOST_BYTES) return complain(`${name} has more than ${MOST_BYTES / 1e6} MB.`);
-  let opened;
-  try {
-    opened = await createImageBitmap(chosen);
-  } catch {
-    if (number === count) complain(`${name} is no picture that this browser can show.`);
-    return;
+  if (chosen.size > MOST_BYTES) {
+    return complain(`${what} has more than ${MOST_BYTES / 1e6} MB, the most that this page takes. Fill the saved file with launch/inpaint.py.`);
   }
-  if (number !== count || busy) return;
+  const said = by("state").textContent;
+  let opened = null;
+  busy = true;
+  say(`Opening ${name} …`);
+  draw();
+  try {
+    const answer = await ask("upright", chosen);  // browsers do not agree with the server, nor with each other, on how a file is turned
+    opened = { ...JSON.parse(answer.headers.get("X-Picture")), image: await createImageBitmap(await answer.blob()) };
+  } catch (error) {
+    complain(reason(error).replace(/^the picture(?=: )/, name));
+  }
+  busy = false;
+  say(said);
+  if (!opened) return draw();
   [file, picture, strokes, current, cursor] = [Object.assign(chosen, { shownName: name }), opened, [], null, null];
   forget();
   const side = Math.max(picture.width, picture.height), scale = Math.min(LONG, Math.max(SHORT, side)) / side;
@@ -75,7 +92,7 @@ function draw() {
   canvas.setAttribute("aria-label", result && !before ? "The filled picture" : `The picture with ${strokes.length} strokes painted on it`);
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(result && !before ? result : picture, 0, 0, canvas.width, canvas.height);
+  context.drawImage(result && !before ? result : picture.image, 0, 0, canvas.width, canvas.height);
   if (!result && shown.length) {
     const layer = new OffscreenCanvas(canvas.width, canvas.height), ink = layer.getContext("2d");
     ink.scale(canvas.width / picture.width, canvas.height / picture.height);
@@ -179,8 +196,7 @@ async function fill() {
   const timer = setInterval(() => say(`Filling … ${Math.round((performance.now() - began) / 1000)} s`), 1000);
   try {
     const line = JSON.stringify({ width: picture.width, height: picture.height, strokes });
-    const answer = await fetch("fill", { method: "POST", body: new Blob([line, "\n", file]) });
-    if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? `the server answered ${answer.status}`);
+    const answer = await ask("fill", new Blob([line, "\n", file]));
     const blob = await answer.blob();
     result = await createImageBitmap(blob);
     result.blob = blob;
@@ -189,11 +205,12 @@ async function fill() {
     by("save").download = `${file.shownName.replace(/\.[^.]*$/, "")}.inpainted.png`;
     const facts = JSON.parse(answer.headers.get("X-Filled"));
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
-    say(`${facts.pixels.toLocaleString("en")} pixels filled in ${seconds} s by step ${facts.step}.`);
+    const blind = facts.blind ? " The network saw nothing around a hole, and painted without context: leave more of the picture." : "";
+    say(`${facts.pixels.toLocaleString("en")} pixels filled in ${seconds} s by step ${facts.step}.${blind}`);
   } catch (error) {
     forget();
     say("");
-    complain(error instanceof TypeError ? "The server does not answer. Is it still running?" : error.message);
+    complain(reason(error));
   } finally {
     clearInterval(timer);
     busy = false;
@@ -211,7 +228,7 @@ by("clear").addEventListener("click", () => { forget(); strokes = []; draw(); })
 by("fill").addEventListener("click", fill);
 by("size").addEventListener("input", draw);
 by("before").addEventListener("click", () => { before = !before; draw(); });
-by("go-on").addEventListener("click", () => open(result.blob, file.shownName));
+by("go-on").addEventListener("click", () => open(result.blob, file.shownName, "The filled picture, a PNG,"));
 const stage = by("stage");
 stage.addEventListener("dragover", (event) => { event.preventDefault(); stage.classList.add("over"); });
 stage.addEventListener("dragleave", () => stage.classList.remove("over"));

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -118,9 +119,14 @@ def read_picture(data: bytes, max_pixels: int, name: str) -> Picture:
                 profile if isinstance(profile, bytes) else None,
             )
     except (PictureRejected, PictureInvalid) as error:
-        raise PictureInvalid(f"{name}: {error}") from None
+        raise PictureInvalid(_by_option(f"{name}: {error}")) from None
     except Exception as error:  # decoders raise errors of many types for damaged files
-        raise PictureInvalid(f"{name}: {rejection(error)}") from error
+        raise PictureInvalid(_by_option(f"{name}: {rejection(error)}")) from error
+
+
+def _by_option(text: str) -> str:
+    """Names the option of the command instead of the setting of a training."""
+    return text.replace(" max_pixels", " --max-pixels")
 
 
 def read_hole(data: bytes, max_pixels: int, name: str) -> NDArray[np.bool_]:
@@ -203,6 +209,21 @@ def encoded(picture: Picture, kind: str, name: str) -> tuple[bytes, tuple[str, .
         "WEBP": ("WebP has no grey: the grey picture is stored as RGB",) if picture.pixels.shape[2] < 3 else (),
     }
     return file.getvalue(), changed.get(kind, ())
+
+
+def preview(picture: Picture, longest: int) -> Picture:
+    """Makes a picture small enough to be shown.
+
+    Args:
+        picture: picture to show.
+        longest: most pixels of the longer side; a smaller picture is given as it is.
+    """
+    scale = longest / max(picture.width, picture.height)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    pixels = cv2.resize(picture.pixels, size, interpolation=cv2.INTER_AREA)
+    return Picture(cast(Pixels, pixels.reshape(size[1], size[0], -1)), picture.profile)
 
 
 def _refuse(image: Image.Image) -> None:

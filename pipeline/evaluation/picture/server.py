@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.evaluation.painter import Painter
 from pipeline.evaluation.picture.fill import fill
 from pipeline.evaluation.picture.hole import HoleInvalid, Stroke, of_strokes, read_strokes
-from pipeline.evaluation.picture.picture_file import PictureInvalid, encoded, read_picture
+from pipeline.evaluation.picture.picture_file import Picture, PictureInvalid, encoded, preview, read_picture
 from shards.errors import ExplainedError
 
 MOST_BYTES = 64_000_000
@@ -34,6 +37,8 @@ MOST_BYTES = 64_000_000
 _LONGEST_STROKES = 4_000_000  # bytes
 _SECONDS_TO_SEND = 60.0  # in which a request must have come whole, because the next one waits for it
 _MOST_WAITING = 8
+_LONGEST_SHOWN = 2048  # pixels of a preview's longer side: as many as the canvas has
+_INTERRUPTED = 130  # exit code after a second Ctrl-C, as of the other commands
 _HOSTS = frozenset({"127.0.0.1", "localhost"})
 _FILES = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
 _HEADERS = {
@@ -73,36 +78,43 @@ class _Refused(Exception):
 
 
 class PaintPage:
-    """The application: three files, and `/fill`, which takes one picture at a time.
+    """The application: three files; `/upright`, which shows a picture as it is read here, because browsers do not agree on how a file is
+    turned; and `/fill`. One picture is in work at a time.
 
     Args:
         painter: painter to fill with.
         settings: settings of the page.
+
+    Attributes:
+        waiting: number of requests that wait or are in work.
     """
 
     def __init__(self, painter: Painter, settings: PageSettings) -> None:
         self._painter, self._settings = painter, settings
-        self._turn, self._waiting = asyncio.Lock(), 0
+        self._turn, self.waiting = asyncio.Lock(), 0
         routes = [Route(path, _file(*named)) for path, named in _FILES.items()]
-        app = Starlette(routes=[*routes, Route("/fill", self._fill, methods=["POST"])], exception_handlers={_Refused: _refusal})
-        self.app: ASGIApp = _Guard(app)
+        works = {"/upright": self._upright, "/fill": self._filled}
+        routes += [Route(path, partial(self._answer, work), methods=["POST"]) for path, work in works.items()]
+        self.app: ASGIApp = _Guard(Starlette(routes=routes, exception_handlers={_Refused: _refusal}))
 
-    async def _fill(self, request: Request) -> Response:
+    async def _answer(self, work: Callable[[bytes], Response], request: Request) -> Response:
         origin = request.headers.get("origin", "")
         if origin != f"http://{request.headers['host']}":
             raise _Refused(403, "only the page of this server may ask for a filling")
         length = request.headers.get("content-length", "")
-        if not length.isdecimal() or int(length) > self._settings.max_bytes:
+        if not length.isdecimal():
+            raise _Refused(411, "the request does not say its length (Content-Length)")
+        if int(length) > self._settings.max_bytes:
             raise _Refused(413, f"the picture has more bytes than are taken here, {self._settings.max_bytes:,}")
-        if self._waiting >= _MOST_WAITING:
+        if self.waiting >= _MOST_WAITING:
             raise _Refused(503, "too many pictures are waiting to be filled. Try again in a while")
-        self._waiting += 1
+        self.waiting += 1
         try:
             async with self._turn:  # one body in memory and one picture in work at a time
                 body = await self._body(request)
-                return await asyncio.to_thread(self._filled, body)
+                return await asyncio.to_thread(_explained, work, body)
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
 
     async def _body(self, request: Request) -> bytes:
         body = bytearray()
@@ -118,24 +130,40 @@ class PaintPage:
             raise _Refused(400, "the picture did not come whole") from None
         return bytes(body)
 
+    def _upright(self, body: bytes) -> Response:
+        """Shows a picture as it is filled: upright, small enough for a canvas, with the size of the whole picture in a header."""
+        picture = self._read(body)
+        said = {"width": picture.width, "height": picture.height}
+        shown = encoded(preview(picture, _LONGEST_SHOWN), "PNG", "the picture")[0]
+        return Response(shown, media_type="image/png", headers={"X-Picture": json.dumps(said)})
+
     def _filled(self, body: bytes) -> Response:
-        """Fills the picture of a request, on a thread: a line of JSON with the strokes, then the bytes of the picture's file."""
-        try:
-            wanted, strokes, data = _parsed(body)
-            picture = read_picture(data, self._settings.max_pixels, "the picture")
-            if wanted != (picture.width, picture.height):
-                raise PictureInvalid(
-                    f"the browser shows the picture with {wanted[0]} x {wanted[1]} pixels, and it has {picture.width} x {picture.height}"
-                )
-            hole = of_strokes(strokes, picture.height, picture.width)
-            settings = self._settings
-            filled, _ = fill(self._painter, picture, hole, "the hole", settings.seed, settings.as_painted)
-            said = {"pixels": int(hole.sum()), "step": self._painter.step}
-            return Response(encoded(filled, "PNG", "the picture")[0], media_type="image/png", headers={"X-Filled": json.dumps(said)})
-        except ExplainedError as error:
-            return JSONResponse({"error": str(error)}, 400)
-        except MemoryError:
-            return JSONResponse({"error": "this machine has too little memory for the picture"}, 507)
+        """Fills the picture of a request: a line of JSON with the strokes, then the bytes of the picture's file."""
+        wanted, strokes, data = _parsed(body)
+        picture = self._read(data)
+        if wanted != (picture.width, picture.height):
+            raise PictureInvalid(
+                f"the strokes are of a picture of {wanted[0]} x {wanted[1]} pixels, and this one has {picture.width} x {picture.height}. "
+                "Open it anew"
+            )
+        hole = of_strokes(strokes, picture.height, picture.width)
+        settings = self._settings
+        filled, parts = fill(self._painter, picture, hole, "the hole", settings.seed, settings.as_painted)
+        said = {"pixels": int(hole.sum()), "step": self._painter.step, "blind": any(part.blind for part in parts)}
+        return Response(encoded(filled, "PNG", "the picture")[0], media_type="image/png", headers={"X-Filled": json.dumps(said)})
+
+    def _read(self, data: bytes) -> Picture:
+        return read_picture(data, self._settings.max_pixels, "the picture")
+
+
+def _explained(work: Callable[[bytes], Response], body: bytes) -> Response:
+    """Works on a request, on a thread; an error becomes one line for the page."""
+    try:
+        return work(body)
+    except ExplainedError as error:
+        return JSONResponse({"error": str(error)}, 400)
+    except MemoryError:
+        return JSONResponse({"error": "this machine has too little memory for the picture"}, 507)
 
 
 class _Guard:
@@ -159,6 +187,23 @@ class _Guard:
             await self._app(scope, receive, with_headers)
         else:  # a name that somebody else has made an address of this machine (DNS rebinding)
             await JSONResponse({"error": "this page is served to this machine only"}, 421)(scope, receive, with_headers)
+
+
+class _Server(uvicorn.Server):
+    """The server, which waits at its end for the pictures that were asked for, until a second signal."""
+
+    def __init__(self, config: uvicorn.Config, page: PaintPage) -> None:
+        super().__init__(config)
+        self._page = page
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Ends the server on Ctrl-C or SIGTERM; the process at once when it ends already, because a thread in work can't be ended
+        otherwise and there is nothing to write."""
+        if self.should_exit:
+            os._exit(_INTERRUPTED)
+        if self._page.waiting:
+            print("waiting for the picture that is being filled; Ctrl-C again ends the page at once", flush=True)
+        super().handle_exit(sig, frame)
 
 
 class RunningPage:
@@ -188,16 +233,9 @@ class RunningPage:
                 error.errno, f"port {port} of this machine can't be used ({error.strerror}). Choose another with --port"
             ) from error
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/"
-        config = uvicorn.Config(
-            PaintPage(painter, settings).app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            server_header=False,
-            timeout_graceful_shutdown=2,
-        )
-        self._server = uvicorn.Server(config)
+        page = PaintPage(painter, settings)
+        config = uvicorn.Config(page.app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False)
+        self._server = _Server(config, page)
 
     def run(self) -> None:
         """Serves until `stop` is called, or a signal comes (on the main thread)."""
@@ -248,7 +286,7 @@ def _host_name(host: str) -> str:
 
 
 def _parsed(body: bytes) -> tuple[tuple[int, int], list[Stroke], bytes]:
-    """Takes a request apart: width and height as the browser shows the picture, the strokes, and the picture's bytes.
+    """Takes a request apart: width and height of the picture that the page shows, the strokes, and the picture's bytes.
 
     Raises:
         HoleInvalid: the request is not one of the page.

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from pipeline import recipes
 from pipeline.config import parse
 from pipeline.evaluation.painter import Painter, read_painter
-from pipeline.evaluation.picture.fill import fill, view
+from pipeline.evaluation.picture.fill import colours_at, fill, view, without_black
 from pipeline.evaluation.picture.hole import MOST_PARTS, Box, HoleInvalid, Part, Stroke, check, of_rectangles, of_strokes, parts_of
-from pipeline.evaluation.picture.picture_file import Picture
+from pipeline.evaluation.picture.picture_file import Picture, preview
 from pipeline.evaluation.picture.seam import matched
 from pipeline.evaluation.picture.window import Window, _cubic, _triangle, shrunk, weights, window_around_centre, window_with_context
 from pipeline.mapping import from_mapping
+from pipeline.recipes.pixels import resized
 from pipeline.training.checkpoint.store import CheckpointStore
 from pipeline.training.record.run_folder import checkpoint_store
 from tests.pipeline.evaluation.runs import pictures, write_run
@@ -180,9 +181,43 @@ def test_what_is_hidden_beside_the_networks_own_hole_is_closed_from_what_is_visi
         painter = painters[kind]
         own = painter.own_hole()
         window = window_around_centre(hole, OWN, 128) if own is not None else Window(-5, 0, 110)
-        image, unseen, dropped = view(picture, hidden, window, painter.size, own)
-        assert unseen.any()
+        image, visible, dropped = view(picture, hidden, window, painter.size, own)
+        assert (visible < 1).any()
         assert (image[~dropped] == 90).all()
+
+
+@pytest.mark.parametrize("side", [129, 227])
+def test_the_black_of_dropped_pixels_is_not_mixed_into_a_painting_of_another_size(side: int) -> None:
+    settings = ("--recipe", "features", "--method.width", "12", "--method.target_size", str(side))
+    config = parse(recipes.SETTINGS, ["--data.shards", "x", *settings])
+    recipe = recipes.make(config.recipe, config.method, config.seed)
+    painter = Painter(recipe, recipe.players[0].network, 1, "here")
+    image = np.full((227, 227, 3), 90, np.uint8)
+    dropped = of_rectangles([(50, 61, 80, 71), (150, 20, 33, 40)], 227, 227)
+    painting = painter.paint(torch.from_numpy(image)[None], torch.from_numpy(dropped)[None], torch.zeros(1, dtype=torch.int64))[0]
+    kept = resized(torch.from_numpy(dropped)[None, None].float(), side)[0, 0] <= 0.5
+    assert ((painting[:, kept] * 255 - 90).abs().max() > 5) == (side != 227)
+    assert torch.allclose(without_black(painting, dropped)[:, kept] * 255, torch.tensor(90.0), atol=0.01)
+    assert torch.equal(without_black(painting, dropped)[:, ~kept], painting[:, ~kept])
+    image[dropped] = 0
+    colours, unseen = colours_at(side, image, dropped)
+    assert np.allclose(colours[~unseen] * 255, 90, atol=0.01)
+    assert abs(unseen.mean() - dropped.mean()) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["inpainting", "caffenet"])
+def test_a_window_of_which_nothing_is_visible_is_told(kind: str, painters: dict[str, Painter]) -> None:
+    hole = np.ones((60, 400), np.bool_)
+    hole[:, :1] = False
+    picture = noise(60, 400)
+    small = of_rectangles([(20, 20, 12, 9)], 60, 400)
+    _, (part,) = fill(painters[kind], picture, small, "hole")
+    assert (part.blind, "without context" in part.sentence) == (False, False)
+    _, (part,) = fill(painters[kind], picture, hole, "hole")
+    assert (part.blind, "without context" in part.sentence) == (kind == "caffenet", kind == "caffenet")
+    hidden = np.ones((60, 400), np.bool_)
+    _, visible, dropped = view(picture, hidden, Window(0, 0, 60), painters[kind].size, painters[kind].own_hole())
+    assert not (visible[~dropped] > 0).any()
 
 
 def test_a_matched_painting_meets_the_colours_around_it_and_keeps_its_own_pattern() -> None:
@@ -226,6 +261,16 @@ def test_strokes_cover_what_a_round_brush_covers() -> None:
     assert hole[(line < 9) | (dot < 3) | square].all()
     assert not hole[(line > 11) & (dot > 5) & ~square].any()
     assert of_strokes([Stroke(5, [(-2, -2)])], 9, 9).sum() > 0, "over the border"
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (1, np.uint16), (2, np.uint8), (3, np.uint8), (4, np.uint8)])
+def test_a_preview_is_the_picture_at_another_size(channels: int, dtype: type) -> None:
+    pixels = np.arange(40 * 60 * channels, dtype=np.float64).reshape(40, 60, channels).astype(dtype) // 2
+    small = preview(Picture(pixels, b"profile"), 30)
+    assert (small.pixels.shape, small.pixels.dtype, small.profile) == ((20, 30, channels), dtype, b"profile")
+    means = pixels.reshape(20, 2, 30, 2, channels).astype(np.float64).mean((1, 3))
+    assert np.abs(small.pixels - means).max() <= 0.5
+    assert preview(Picture(pixels), 60).pixels is pixels
 
 
 def test_holes_that_can_not_be_filled_are_refused() -> None:

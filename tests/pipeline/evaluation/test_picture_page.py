@@ -5,6 +5,10 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
+import signal
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +17,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from pipeline.evaluation.painter import read_painter
+from pipeline.evaluation.picture.server import PageSettings, RunningPage
 from tests.pipeline.evaluation.paint_page import served
 from tests.pipeline.evaluation.runs import write_run
 
@@ -90,7 +96,7 @@ def test_another_site_can_not_ask_for_a_filling(address: str, origin: str | None
     [
         (request([]), 400, "nothing is to be filled"),
         (request([{"radius": 900, "points": [[20, 20]]}]), 400, "hides the whole picture"),
-        (request(width=41), 400, "the browser shows the picture with 41 x 40 pixels, and it has 40 x 40"),
+        (request(width=41), 400, "the strokes are of a picture of 41 x 40 pixels, and this one has 40 x 40"),
         (request(data=b"no picture"), 400, "the picture: not in a picture format that is known here"),
         (request(data=b""), 400, "the picture: empty file"),
         (request([{"radius": -1, "points": [[1, 1]]}]), 400, "the request is not one of this page"),
@@ -113,6 +119,72 @@ def test_a_request_that_can_not_be_filled_is_answered_in_one_line(address: str, 
     assert "\n" not in error
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize(("kind", "note"), [("JPEG", "exif"), ("WEBP", "exif"), ("JPEG", "xmp"), ("WEBP", "xmp"), ("PNG", "xmp")])
+def test_what_the_page_shows_is_what_is_filled_however_a_file_notes_its_turn(address: str, kind: str, note: str, orientation: int) -> None:
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
+    exif, text, file = Image.Exif(), PngImagePlugin.PngInfo(), io.BytesIO()
+    exif[0x0112] = orientation
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    notes = {"exif": exif} if note == "exif" else {"pnginfo": text} if kind == "PNG" else {"xmp": xmp}
+    Image.open(io.BytesIO(picture())).crop((0, 0, 40, 30)).save(file, kind, lossless=True, **notes)
+    origin = f"http://{address}"
+    status, headers, shown = ask(address, "POST", "/upright", file.getvalue(), Origin=origin)
+    size = json.loads(headers["x-picture"])
+    assert (status, size) == (200, {"width": 40, "height": 30} if orientation == 3 else {"width": 30, "height": 40})
+    image = Image.open(io.BytesIO(shown))
+    assert not image.getexif()
+    assert "xmp" not in image.info
+    body = json.dumps({**size, "strokes": STROKES}).encode() + b"\n" + file.getvalue()
+    was, result = (np.asarray(Image.open(io.BytesIO(data))) for data in (shown, ask(address, "POST", "/fill", body, Origin=origin)[2]))
+    changed = (was != result).any(2)
+    assert changed[5:15, 5:15].any()
+    changed[5:15, 5:15] = False
+    assert not changed.any()
+
+
+def test_a_picture_that_can_not_be_shown_is_refused_before_a_hole_is_painted(address: str) -> None:
+    for data, words in ((b"no picture", "not in a picture format"), (large(), "200 x 60 pixels are more than --max-pixels, 10000")):
+        status, _, said = ask(address, "POST", "/upright", data, Origin=f"http://{address}")
+        assert (status, words in json.loads(said)["error"]) == (400, True)
+    assert ask(address, "POST", "/upright", picture())[0] == 403
+
+
+def large() -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (200, 60)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_request_without_a_length_is_told_so(address: str) -> None:
+    connection = http.client.HTTPConnection(address, timeout=60)
+    try:
+        connection.request("POST", "/fill", iter([b"a"]), {"Origin": f"http://{address}"}, encode_chunked=True)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["error"]) == (411, "the request does not say its length (Content-Length)")
+    finally:
+        connection.close()
+
+
+def test_the_page_writes_nothing(
+    tmp_path: Path, made_once: Callable[[str, Callable[[Path], object]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made_once("inpainting run", lambda folder: write_run(folder, "inpainting"))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    folders = [tmp_path / "temporary", tmp_path / "working"]
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folders[0]))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # read TMPDIR anew
+    monkeypatch.chdir(folders[1])
+    with served(run) as url:
+        address = urlsplit(url).netloc
+        for path, body, status in (("/upright", picture(), 200), ("/fill", request(), 200), ("/fill", request(data=b"no picture"), 400)):
+            assert ask(address, "POST", path, body, Origin=f"http://{address}")[0] == status
+            assert [list(folder.iterdir()) for folder in folders] == [[], []]
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
 def test_pictures_that_come_together_are_filled_one_after_the_other(address: str) -> None:
     answers: list[tuple[int, bytes]] = []
 
@@ -133,3 +205,40 @@ def test_pictures_that_come_together_are_filled_one_after_the_other(address: str
     hole[5:15, 5:15] = True
     assert np.array_equal(result[~hole], was[~hole])
     assert (result[hole] != was[hole]).any()
+
+
+def test_the_first_signal_waits_for_a_filling_and_the_second_does_not(
+    made_once: Callable[[str, Callable[[Path], object]], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    painter = read_painter(str(made_once("inpainting run", lambda folder: write_run(folder, "inpainting"))))
+    begun, go_on, paint = threading.Event(), threading.Event(), painter.paint
+    answers: list[tuple[int, dict[str, str], bytes]] = []
+
+    def slow(*tensors: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return paint(*tensors)
+
+    monkeypatch.setattr(painter, "paint", slow)
+    monkeypatch.setattr(os, "_exit", sys.exit)  # the process of the tests goes on
+    page = RunningPage(painter, PageSettings(10_000))
+    address = urlsplit(page.url).netloc
+    server = threading.Thread(target=page.run)
+    client = threading.Thread(target=lambda: answers.append(ask(address, "POST", "/fill", request(), Origin=f"http://{address}")))
+    server.start()
+    client.start()
+    try:
+        assert begun.wait(60)
+        page._server.handle_exit(signal.SIGTERM, None)
+        server.join(2.5)  # more than the two seconds after which a filling was once given up
+        assert server.is_alive()
+        assert capsys.readouterr().out.startswith("waiting for the picture that is being filled")
+        with pytest.raises(SystemExit, match="130"):
+            page._server.handle_exit(signal.SIGINT, None)
+    finally:
+        go_on.set()
+        page.stop()
+        client.join(60)
+        server.join(60)
+    assert answers[0][0] == 200
+    assert not server.is_alive()
