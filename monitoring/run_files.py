@@ -59,15 +59,35 @@ def step_of_name(name: str) -> int | None:
 
 
 def least_accuracy(guess: float, pictures: int) -> float:
-    """Returns the accuracy above which a network does better than a guess: two standard errors above that of the guess. NaN where too few
-    pictures are judged to tell, so that not even a network without an error would be above it.
+    """Returns the accuracy above which a network does better than a guess: two standard errors above that of the guess. It is 1 or more
+    where luck would explain even a network without an error.
 
     Args:
         guess: accuracy of the guess, a fraction.
+        pictures: number of pictures that are judged, at least 1.
+    """
+    return guess + 2 * math.sqrt(max(0.0, guess * (1 - guess)) / pictures)
+
+
+def better_than_guess(accuracy: float, guess: float, pictures: int) -> bool | None:
+    """Returns True for an accuracy above that of a guess by more than luck, and False for any other, NaN included. None where the pictures
+    can't tell: fewer than FEWEST_PICTURES, or all of one class, or so few that luck would explain any accuracy above the guess.
+
+    Args:
+        accuracy: accuracy of the network, a fraction.
+        guess: accuracy of the guess, a fraction.
         pictures: number of pictures that are judged.
     """
-    least = guess + 2 * math.sqrt(guess * (1 - guess) / pictures) if pictures >= FEWEST_PICTURES else math.nan
-    return least if least < 1 else math.nan
+    if pictures < FEWEST_PICTURES or guess >= 1:
+        return None
+    least = least_accuracy(guess, pictures)
+    return None if accuracy > guess and least >= 1 else accuracy > least
+
+
+def undecided(guess: float, pictures: int) -> str:
+    """Says for a person why `better_than_guess` gives None."""
+    one_class = guess >= 1 and pictures >= FEWEST_PICTURES
+    return "all pictures are of one class, so a guess can't be beaten" if one_class else "too few pictures to tell"
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from monitoring.report.attempts import Attempts
 from monitoring.report.curves import Bucket, Curve, Curves
 from monitoring.report.lines import Lines, integer, number
-from monitoring.run_files import least_accuracy
+from monitoring.run_files import better_than_guess
 
 MOST_EVALUATIONS = 240
 """Largest number of evaluations that are kept of a run; of more, every second, fourth, ... one and the newest are."""
@@ -122,13 +122,12 @@ class Evaluation:
     @property
     def beats_baselines(self) -> bool | None:
         """True where the network's L1 is below that of every baseline, or its accuracy above by more than luck; None where no baseline is
-        known, or too few pictures have a known class to tell."""
+        known, or the pictures of a known class can't tell."""
         if not self.stronger:
             return None
         stronger = self.baselines[self.stronger]
         if stronger.names_a_class:
-            least = least_accuracy(stronger.accuracy, self.pictures - self.unlabelled)
-            return self.scores.accuracy > least if math.isfinite(least) else None
+            return better_than_guess(self.scores.accuracy, stronger.accuracy, self.pictures - self.unlabelled)
         return self.scores.l1 < stronger.l1
 
     @property

@@ -19,6 +19,7 @@ from monitoring.run_files import (
     LEAST_FEATURE_SPREAD,
     LEAST_OUTPUT_SPREAD,
     MOST_DEAD,
+    undecided,
 )
 from shards.counting import counted
 
@@ -61,10 +62,12 @@ def headline(evaluation: Evaluation) -> tuple[str, str]:
 
 def verdict(evaluation: Evaluation) -> str:
     """Writes in words how the network compares with the stronger baseline: the gain, or for named classes whether it is more than luck."""
-    if not evaluation.baselines[evaluation.stronger].names_a_class:
+    stronger, beats = evaluation.baselines[evaluation.stronger], evaluation.beats_baselines
+    if not stronger.names_a_class:
         return better(evaluation.gain)
-    beats = evaluation.beats_baselines
-    return "too few pictures to tell" if beats is None else "better" if beats else "no better"
+    if beats is None:
+        return undecided(stronger.accuracy, evaluation.pictures - evaluation.unlabelled)
+    return "better" if beats else "no better"
 
 
 def better(gain: float) -> str:

@@ -21,7 +21,9 @@ from monitoring.run_files import (
     LEAST_FEATURE_SPREAD,
     LEAST_OUTPUT_SPREAD,
     MOST_DEAD,
+    better_than_guess,
     least_accuracy,
+    undecided,
     with_nans,
 )
 from pipeline.config import EvaluationConfig
@@ -64,18 +66,19 @@ def _accuracy(row: Mapping[str, Any]) -> str:
     if row["unlabelled"] == row["pictures"]:
         return f"no accuracy on held-back pictures, because none of {counted(row['pictures'], 'picture')} has a label"
     if better is None:
-        compared = "too few pictures to tell"
+        compared = undecided(guess, _known(row))
     elif better:
         compared = "better"
     else:
-        compared = f"no better: it takes more than {100 * _least(row):.3g} %" if row["accuracy"] > guess else "no better"
+        least = least_accuracy(guess, _known(row))
+        compared = f"no better: it takes more than {100 * least:.3g} %" if row["accuracy"] > guess else "no better"
     found = f"held back accuracy {100 * row['accuracy']:.3g} %, {GUESSES[name]} {100 * guess:.3g} %: {compared}"
     return found + (f"; {counted(row['unlabelled'], 'picture has', 'pictures have')} no label" if row["unlabelled"] else "")
 
 
-def _least(row: Mapping[str, Any]) -> float:
-    """The accuracy above which a network does better than the stronger guess; NaN where too few pictures have a known class to tell."""
-    return least_accuracy(row["baselines"][stronger_baseline(row)]["accuracy"], row["pictures"] - row["unlabelled"])
+def _known(row: Mapping[str, Any]) -> int:
+    """The number of pictures whose class is known."""
+    return int(row["pictures"] - row["unlabelled"])
 
 
 def _beside(row: Mapping[str, Any]) -> str:
@@ -89,11 +92,11 @@ def _beside(row: Mapping[str, Any]) -> str:
 
 
 def better_than_baselines(row: Mapping[str, Any]) -> bool | None:
-    """True if the networks beat the stronger baseline: in L1, or in accuracy by more than chance explains. False for NaN; None where too
-    few pictures have a known class to tell."""
+    """True if the networks beat the stronger baseline: in L1, or in accuracy by more than chance explains. False for NaN; None where the
+    pictures of a known class can't tell."""
     if "accuracy" not in row:
         return bool(row["gain"] > 0)
-    return None if math.isnan(least := _least(row)) else bool(row["accuracy"] > least)
+    return better_than_guess(row["accuracy"], row["baselines"][stronger_baseline(row)]["accuracy"], _known(row))
 
 
 def problems(row: Mapping[str, Any]) -> dict[str, str]:
@@ -131,10 +134,11 @@ def problems(row: Mapping[str, Any]) -> dict[str, str]:
 def _no_better(row: Mapping[str, Any]) -> str:
     name = stronger_baseline(row)
     if "accuracy" in row:
+        guess = row["baselines"][name]["accuracy"]
+        least = least_accuracy(guess, _known(row))
         return (
-            f"The named classes are right no more often than by {GUESSES[name]}: {100 * row['accuracy']:.3g} % against "
-            f"{100 * row['baselines'][name]['accuracy']:.3g} %, and {100 * _least(row):.3g} % would be more than luck, so the encoder has "
-            "learned little"
+            f"The named classes are right no more often than by {GUESSES[name]}: {100 * row['accuracy']:.3g} % against {100 * guess:.3g} %"
+            f"{f', and {100 * least:.3g} % would be more than luck' if least < 1 else ''}, so the encoder has learned little"
         )
     what = {"constant": "one colour for all pictures", "visible_mean": "the mean colour of each picture's visible part"}[name]
     return (

@@ -6,6 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from monitoring.report.evaluations import Evaluation, Scores
+from monitoring.report.learning import verdict
 from monitoring.report.record import read
 from tests.monitoring.report.runs import BEGUN, evaluation_row, history_row, start, write_evaluations, write_run, written
 
@@ -58,6 +62,20 @@ def test_an_accuracy_that_luck_explains_is_not_green(tmp_path: Path) -> None:
     page = written(named(tmp_path / "run", 0.12, 0.15))
     assert page.found("span", "state")[0]["class"] == "state warn"
     assert "the network names classes no better than chance: held-back accuracy 15 %, chance 12.5 %: no better" in page.source
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "guess", "beats", "words"),
+    [
+        (0.0, 0.9, False, "no better"),
+        (0.95, 0.9, None, "too few pictures to tell"),
+        (1.0, 1.0, None, "all pictures are of one class, so a guess can't be beaten"),
+    ],
+)
+def test_the_page_judges_an_accuracy_as_the_run_does(accuracy: float, guess: float, beats: bool | None, words: str) -> None:
+    found = Evaluation(100, 30, Scores(accuracy=accuracy), {"largest_class": Scores(accuracy=guess)})
+    assert found.beats_baselines is beats
+    assert verdict(found) == words
 
 
 def test_few_pictures_of_a_known_class_say_nothing(tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ NAMED: dict[str, Any] = {
     "gain": 0.086,
 }
 """A row of a recipe that names a class. Of 256 pictures, 12.5 % + 2 * sqrt(0.125 * 0.875 / 256) = 16.63 % is more than luck."""
+FEW, ONE = "too few pictures to tell", "all pictures are of one class, so a guess can't be beaten"
 
 
 def test_named_classes_are_compared_with_the_better_guess() -> None:
@@ -197,10 +198,20 @@ def test_named_classes_are_compared_with_the_better_guess() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "unlabelled", "guess", "told"),
-    [(4, 0, 0.5, False), (30, 0, 0.9, False), (41, 0, 0.9, True), (64, 0, 1.0, False), (64, 57, 0.125, False), (64, 56, 0.125, True)],
+    ("pictures", "unlabelled", "guess", "best", "wrong"),
+    [
+        (4, 0, 0.5, FEW, FEW),
+        (64, 57, 0.125, FEW, FEW),
+        (64, 56, 0.125, "better", "no better"),
+        (30, 0, 0.9, FEW, "no better"),  # luck would explain an accuracy of 1, and nothing excuses one of 0
+        (41, 0, 0.9, "better", "no better"),
+        (1024, 0, 0.997, FEW, "no better"),
+        (10_000, 0, 1.0, ONE, ONE),
+    ],
 )
-def test_a_network_without_an_error_is_never_reported(pictures: int, unlabelled: int, guess: float, told: bool, tmp_path: Path) -> None:
+def test_a_network_without_an_error_is_never_reported_and_one_without_a_hit_always_where_pictures_can_tell(
+    pictures: int, unlabelled: int, guess: float, best: str, wrong: str, tmp_path: Path
+) -> None:
     row = {
         **NAMED,
         "pictures": pictures,
@@ -208,11 +219,14 @@ def test_a_network_without_an_error_is_never_reported(pictures: int, unlabelled:
         "accuracy": 1.0,
         "baselines": {"chance": {"loss": 1.0, "accuracy": guess}},
     }
-    assert ("%: better" if told else "%: too few pictures to tell") in sentence(row)
+    failed, told = {**row, "accuracy": 0.0}, wrong == "no better"
+    assert f"%: {best}" in sentence(row)
+    assert f"%: {wrong}" in sentence(failed)
     assert problems(row) == {}
-    assert problems({**row, "accuracy": 0.0}).keys() == ({"baseline"} if told else set())
+    assert problems(failed).keys() == ({"baseline"} if told else set())
+    assert "more than luck" not in problems(failed).get("baseline", "") or (pictures, guess) in ((64, 0.125), (41, 0.9))
     with learning(tmp_path) as (watch, _, metrics):
-        watch.add({**row, "accuracy": 0.0})
+        watch.add(failed)
         assert shown(metrics, "baseline") == told
         assert ("not learning" in watch.conclusion()) == told
 
