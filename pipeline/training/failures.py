@@ -17,6 +17,7 @@ from pathlib import Path
 from monitoring.run_files import death, recorded_death
 from pipeline.mapping import ConfigError
 from pipeline.stream.order import OrderError
+from pipeline.training.labels import LabelUnknown
 from pipeline.training.ranks.inherited import InheritedError
 from pipeline.training.ranks.world import LaunchError
 from pipeline.training.slurm.attempts import note_refusal
@@ -26,6 +27,7 @@ from shards.errors import ExplainedError
 
 _REFUSED = (ConfigError, OrderError)  # another attempt would be refused for the same reason
 _RAISED_BY_ALL = (*_REFUSED, LaunchError, NonFiniteError)  # every rank raises these, so rank 0 alone prints them
+_REFUSED_BY_ONE = (InheritedError, LabelUnknown)  # as _REFUSED, by any rank: there may be no rank 0, or another one has the label
 _LOST_PEER = re.compile("Connection (closed|reset) by peer|Connection refused|Broken pipe|NCCL|gloo", re.IGNORECASE)
 _TIMED_OUT = re.compile("timed out|timeout", re.IGNORECASE)
 _ENDING_SECONDS = 300.0  # longest time from the last line to the end of all threads
@@ -68,7 +70,7 @@ def exit_with_message() -> Iterator[None]:
         raise SystemExit(1) from None
     except ExplainedError as error:
         raised_by_all = isinstance(error, _RAISED_BY_ALL)
-        if isinstance(error, InheritedError) or (rank == "0" and isinstance(error, _REFUSED)):  # the environment may have no rank 0
+        if isinstance(error, _REFUSED_BY_ONE) or (rank == "0" and isinstance(error, _REFUSED)):
             note_refusal(error)
         guard.note_end("failed", str(error))
         if rank == "0" or not raised_by_all:

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.mapping import ConfigError
 from pipeline.training.failures import exit_with_message
+from pipeline.training.labels import LabelUnknown
 from pipeline.training.ranks.inherited import check_ranks
 from pipeline.training.record.run_folder import RunFolder, RunFolderError, read_lines
 from pipeline.training.slurm.attempts import (
@@ -148,6 +149,19 @@ def test_an_environment_that_is_refused_is_told_to_the_guard_and_not_tried_again
     assert (ending, more) == ("failed", [])
     assert all(name in line for name in given)
     assert capfd.readouterr().err.endswith(f": {line}\n")
+    assert end_attempt(tmp_path, JOB, 3, 1).verdict is Verdict.REFUSED
+
+
+def test_a_label_of_no_class_which_any_rank_may_find_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begin_attempt(tmp_path, STEPS, JOB)
+    given = {RECORD_VARIABLE: str(record_file(tmp_path)), "SLURM_JOB_ID": JOB["SLURM_JOB_ID"], "RANK": "1", "WORLD_SIZE": "2"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit), exit_with_message():
+        raise LabelUnknown("method.classes: 7 is too few")
+    assert capfd.readouterr().err == "error (rank 1): method.classes: 7 is too few\n"
     assert end_attempt(tmp_path, JOB, 3, 1).verdict is Verdict.REFUSED
 
 
