@@ -58,10 +58,10 @@ def changed_shapes(facts: Mapping[str, Any], mask: MaskSource | None, kind: str)
     settings = facts["config"]["method"].get("mask") or {}
     began = settings.get("kind", _REGION)
     url = bank.content.url if bank is not None else ""
-    setting = "method.mask.kind" if began != kind else "method.mask.shapes"
+    setting, to = ("method.mask.kind", repr(began)) if began != kind else ("method.mask.shapes", "the shapes that the run began with")
     return (
         f"was trained with {_named(began, before, settings.get('shapes', ''))}, and {setting} gives {_named(kind, now, url)} here. "
-        f"Set {setting} to the {'kind' if began != kind else 'shapes'} that the run began with"
+        f"Set {setting} to {to}"
     )
 
 

@@ -83,9 +83,10 @@ def test_another_kind_of_mask_is_named_as_such(tmp_path: Path) -> None:
     of_bank: dict[str, Any] = {"config": {"method": {"mask": {"kind": "region", "shapes": "old"}}}, "shapes": "ab" * 32}
     message = changed_shapes(of_block, banked, "region")
     assert message.startswith("was trained with masks of the kind 'block', and method.mask.kind gives masks of the bank ")
-    assert message.endswith("Set method.mask.kind to the kind that the run began with")
+    assert message.endswith("Set method.mask.kind to 'block'")
     message = changed_shapes(of_bank, block, "block")
     assert message.startswith("was trained with masks of the bank abababababababab (old), and method.mask.kind gives masks of the kind")
+    assert message.endswith("Set method.mask.kind to 'region'")
 
 
 @dataclass
