@@ -100,7 +100,7 @@ class LabelsRecipe:
             if len(manifests) > 1 and not manifest.classes:
                 raise ConfigError(
                     "recipe: labels needs classes of the same names in all data sets, that of evaluation.shards included, and those of "
-                    f"{where} have no names: index that data set with the names of the others"
+                    f"{where} have no names: put a file classnames.txt, a name a line, beside its tars and index again"
                 )
             if manifest.classes != manifests[0].classes:
                 raise ConfigError(

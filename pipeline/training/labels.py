@@ -26,14 +26,15 @@ def refuse_labels(recipe: Recipe, labels: Tensor | None, sample_ids: Sequence[in
         datasets: data sets of the samples.
 
     Raises:
-        LabelUnknown: naming the first such sample.
+        LabelUnknown: naming the sample with the largest label.
     """
     if not isinstance(recipe, LabelledRecipe) or labels is None or not len(labels) or (largest := int(labels.max())) < recipe.classes:
         return
     number = int(labels.argmax())
     raise LabelUnknown(
         f"method.classes: {recipe.classes} is too few for the label {largest} of {_named(int(sample_ids[number]), datasets)}. Labels are "
-        f"counted from 0: give --method.classes with the number of classes of the data set, which is {largest + 1} or more"
+        f"counted from 0: give --method.classes with the number of classes of the data set, which is {largest + 1} or more, "
+        "in a new run, with another --run, because the network has an output for every class"
     )
 
 

@@ -146,7 +146,7 @@ NUMBERED = Manifest((), "numbers", (), {"indexed": ["s3://b/a.tar"]})
             [Manifest((), "one", NAMED), Manifest((), "two", NAMED[::-1])],
             "those of two have other names, or another order, than those of one",
         ),
-        ([Manifest((), "one", NAMED), NUMBERED], "those of numbers have no names: index that data set with the names of the others"),
+        ([Manifest((), "one", NAMED), NUMBERED], "those of numbers have no names: put a file classnames.txt, a name a line, beside its"),
         (
             [Manifest((), "https://name:secret@host/set", NAMED[:1])],
             "https://.*host/set, which has 1 class: give --method.classes 1",
@@ -193,5 +193,5 @@ def test_a_label_of_no_class_ends_a_run_with_an_error_that_names_it(evaluated: b
     ]
     words += ["--evaluation.shards", str(large)] if evaluated else ["--evaluation.every", "0"]
     found = re.escape(f"method.classes: 7 is too few for the label 7 of row 7 of 0.tar in the data set {large}.")
-    with pytest.raises(LabelUnknown, match=rf"{found} Labels are counted from 0: .* 8 or more"):
+    with pytest.raises(LabelUnknown, match=rf"{found} Labels are counted from 0: .* 8 or more, in a new run, with another --run, "):
         pretrain(parse(recipes.SETTINGS, [*words, "--monitoring.enabled", "False", "--data.threads", "1"]), Interruption())
