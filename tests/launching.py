@@ -133,6 +133,14 @@ def wait_until(condition: Callable[[], Any], log: Path | None = None, seconds: f
     return found
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Returns whether a process has ended. The one that inherits it may take a moment to collect it, or do so between two questions."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def train_in_turn(folder: Path, ranks: int, commands: list[list[str]]) -> None:
     """Trains one configuration after another in one start of the ranks (tests/e2e/train_in_turn.py).
 

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.datasets import upload
 from tests.faults.proxy import Fault, Proxy, Rule
 from tests.faults.shaping import Shape
-from tests.launching import kill_all, launch, rank_processes, ranks_of, run_alone, setting_list, start, wait_until
+from tests.launching import has_ended, kill_all, launch, rank_processes, ranks_of, run_alone, setting_list, start, wait_until
 from tests.ports import free_port
 
 SMALL = [
@@ -64,8 +64,7 @@ def test_where_a_rank_stands_still_the_other_says_so_and_the_run_ends(shards: Pa
         ranks = ranks_of(launcher)
         ranks[victim].send_signal(signal.SIGSTOP)
         assert launcher.wait(timeout=150) != 0
-        # its parent may be gone before it, and whoever inherits it takes a moment to collect it
-        wait_until(lambda: not ranks[victim].is_running() or ranks[victim].status() == psutil.STATUS_ZOMBIE, log)
+        wait_until(lambda: has_ended(ranks[victim]), log)  # its parent may be gone before it
     (stall,) = events(run, "stall")
     assert (stall["rank"], stall["stage"]) == (other, "step")
     text = log.read_text()

@@ -29,6 +29,7 @@ from monitoring.endpoint import node_collector as module
 from monitoring.endpoint.node_collector import NodeCollector
 from monitoring.endpoint.rank_socket import RankSocket, socket_path
 from monitoring.endpoint.server import encode
+from tests.launching import has_ended
 from tests.monitoring.endpoint.ranks import Rank, by_rank, get, scrape, wait_until
 
 
@@ -319,7 +320,7 @@ def test_the_process_ends_with_its_rank_whichever_way_that_ends(tmp_path: Path) 
             assert rank.endpoint is not None
             scrape(rank.url)
             end(rank)
-            wait_until(lambda endpoint=rank.endpoint: not endpoint.is_running() or endpoint.status() == psutil.STATUS_ZOMBIE)
+            wait_until(lambda endpoint=rank.endpoint: has_ended(endpoint))
             with pytest.raises(OSError, match="refused"):
                 get(rank.url)
     assert rank.log.read_text() == ""
@@ -332,7 +333,7 @@ def test_the_process_ends_with_its_rank_though_another_process_keeps_the_pipe_op
         scrape(rank.url)
         with open(f"/proc/{rank.endpoint.pid}/fd/0", "wb"):  # another writing end of the pipe
             rank.kill()
-            wait_until(lambda: not rank.endpoint.is_running() or rank.endpoint.status() == psutil.STATUS_ZOMBIE, 20)
+            wait_until(lambda: has_ended(rank.endpoint), 20)
             with pytest.raises(OSError, match="refused"):
                 get(rank.url)
 

@@ -23,6 +23,7 @@ import pytest
 from monitoring import EndpointError, MonitoringConfig, Publication, RankIdentity, RunMetrics
 from monitoring.endpoint import pushgateway as module
 from monitoring.endpoint.pushgateway import Pushgateway
+from tests.launching import has_ended
 from tests.monitoring.endpoint.ranks import Rank, get, wait_until
 from tests.ports import free_port
 
@@ -135,7 +136,7 @@ def test_what_a_run_that_did_not_end_well_had_pushed_stays_until_it_starts_again
                 rank.kill()
             else:
                 assert rank.fail() != 0
-            wait_until(lambda: not rank.endpoint.is_running() or rank.endpoint.status() == psutil.STATUS_ZOMBIE)
+            wait_until(lambda: has_ended(rank.endpoint))
             assert keys(url) == sorted_groups(elsewhere, other, own)
         with Rank(tmp_path / "run", 0, 1, attempt=2, **settings) as rank:
             wait_until(lambda: keys(url) == sorted_groups(other, own))
