@@ -53,7 +53,7 @@ class Bank:
         except BankMissing as error:
             if not self.setting:
                 raise
-            raise BankMissing(f"{error}, or name its new place: --{self.setting}") from error
+            raise BankMissing(f"{self.setting}: give the bank's new place if it has moved. {error}") from error
         except StoreError as error:
             if not (self.setting and self.options and scheme(self.url)):
                 raise

@@ -162,7 +162,7 @@ def test_a_bank_that_is_gone_stops_a_run_and_no_use_of_its_networks(recipe: str,
     settings = ["--recipe", recipe, "--data.shards", "x", "--method.mask.kind", "region", "--method.mask.overlap", "0"]
     settings += ["--method.width", "12", "--method.mask.shapes", str(tmp_path / "gone")]
     config = parse(recipes.SETTINGS, settings)
-    with pytest.raises(ShapesError, match=r"gone: no such file\. Make .*, or name its new place: --method\.mask\.shapes$"):
+    with pytest.raises(ShapesError, match=r"^method\.mask\.shapes: give .* moved\. /.*gone: no such file\. Make .* SRC /\S+/gone$"):
         recipes.make(recipe, config.method, 0)
     made = recipes.make(recipe, config.method, 0, draws_masks=False)
     assert bank_of(made.mask) is not None
