@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,11 +70,22 @@ def run(options: argparse.Namespace) -> int:
     print("\n".join(printable(line) for line in _as_text(found, options.bank, length)), flush=True)
     if not options.sheet:
         return 0
+    before = _stamp(options.sheet)
     try:
         return _draw(found.bank, options.sheet)
     except KeyboardInterrupt:
-        print("interrupted. The bank is written, the sheet is not: python -m pipeline.masking draws one", file=sys.stderr)
+        drawn = _stamp(options.sheet) != before
+        and_sheet = "and the sheet are written" if drawn else "is written, the sheet is not: python -m pipeline.masking draws one"
+        print(f"interrupted. The bank {and_sheet}", file=sys.stderr)
         return 130
+
+
+def _stamp(sheet: str) -> tuple[int, int] | None:
+    """Returns inode and time of the sheet, because an older one may lie there; None where there is no sheet."""
+    with suppress(OSError):
+        found = Path(sheet).stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def _void(text: str) -> Void:

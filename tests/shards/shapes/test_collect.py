@@ -15,6 +15,7 @@ from PIL import Image
 
 from shards.__main__ import main
 from shards.errors import ShapesError
+from shards.local_files import whole_file
 from shards.shapes.bank import read_bank
 from shards.shapes.collect import collect
 from shards.shapes.labels import ShapeRules
@@ -205,14 +206,24 @@ def test_a_sheet_of_masks_is_drawn_of_a_bank_anywhere(tmp_path: Path, capfd: pyt
 def test_an_interrupted_sheet_leaves_the_bank_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    sheet, url = tmp_path / "sheet.png", f"{tmp_path}/it's $HOME"
+    Image.new("1", (1, 1)).save(sheet)  # an older sheet, which is no new one
+    finished = False
+
     def interrupt(*_: object, **__: object) -> None:
+        if finished:
+            with whole_file(sheet) as file:
+                file.write(b"drawn")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("subprocess.run", interrupt)
-    url = f"{tmp_path}/it's $HOME"
-    assert main(["shapes", str(voc(tmp_path / "VOC2012")), url, "--sheet", str(tmp_path / "sheet.png")]) == 130
+    words = ["shapes", str(voc(tmp_path / "VOC2012")), url, "--sheet", str(sheet)]
+    assert main(words) == 130
     out, err = capsys.readouterr()
     assert err.splitlines()[-1].startswith("interrupted. The bank is written, the sheet is not")
+    finished = True
+    assert main([*words, "--overwrite"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted. The bank and the sheet are written"
     assert len(read_bank(url).silhouettes) == 3
     assert shlex.split(out.splitlines()[-1])[-2:] == ["--method.mask.shapes", f"{tmp_path}/it's $$HOME"]
 
