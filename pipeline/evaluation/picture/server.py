@@ -275,9 +275,7 @@ def serve(painter: Painter, settings: PageSettings, port: int, say: Callable[[st
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     page = RunningPage(painter, settings, port)
     say(f"{painter.where}: open {page.url} in a browser on this machine; Ctrl-C ends the page")
-    with suppress(
-        KeyboardInterrupt
-    ):  # which uvicorn raises only where the process was not started with SIGINT ignored, as by `&` in a script
+    with suppress(KeyboardInterrupt):  # uvicorn repeats the signal, which is ignored where `&` in a script started the process
         page.run()
     say("the page is closed; nothing of the pictures was kept")
 
