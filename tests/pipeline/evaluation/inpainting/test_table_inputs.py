@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,6 +164,7 @@ def test_crops_and_masks_are_by_default_those_of_the_run_and_its_data_sets_are_s
     assert parse([str(tmp_path / "run"), "--mask.kind", "block"]).mask.max_fraction == 0.2
     with pytest.raises(ConfigError, match="no such setting"):
         parse([str(tmp_path / "run"), "--mask.fraction", "1"])
+    assert parse([str(tmp_path / "run"), "--mask.max_fraction", "0.3"]).mask.kind == "block"
     own = settings(tmp_path, tmp_path / "own", "--methods", "nearest_hog")
     other = settings(tmp_path, tmp_path / "other", "--methods", "none", "--mask.kind", "region")
     assert evaluate(own).finished
@@ -172,6 +174,28 @@ def test_crops_and_masks_are_by_default_those_of_the_run_and_its_data_sets_are_s
     assert first["facts"]["choice"] != second["facts"]["choice"]
     assert (first["mask"], second["mask"]) == ("block", "region")
     assert first["methods"][-1]["figures"] != second["methods"][-1]["figures"]
+
+
+@pytest.mark.parametrize(
+    ("of_run", "given_now"),
+    [
+        ({"kind": "noise_pattern", "overlap": 0}, {"noise_fractions": (0.1, 0.3)}),
+        ({"kind": "region", "overlap": 0, "min_fraction": 0.2, "max_fraction": 0.5, "mean_fraction": 0.3}, {"mean_fraction": 0.35}),
+        ({"kind": "region", "overlap": 0, "min_fraction": 0.2, "max_fraction": 0.5}, {"min_fraction": 0.22}),
+        ({"kind": "central", "overlap": 4}, {"overlap": 4}),
+    ],
+    ids=lambda values: " ".join(map(str, values.values())),
+)
+def test_settings_of_masks_are_checked_against_those_of_the_run(
+    given: Path, tmp_path: Path, of_run: dict[str, Any], given_now: dict[str, Any]
+) -> None:
+    def words(prefix: str, values: dict[str, Any]) -> list[str]:
+        return [word for name, value in values.items() for word in (f"--{prefix}.{name}", *str(value).strip("()").split(", "))]
+
+    write_run(tmp_path / "run", given / "set", *words("method.mask", of_run))
+    mask = parse([str(tmp_path / "run"), *words("mask", given_now)]).mask
+    assert {name: getattr(mask, name) for name in of_run} == {**of_run, **{n: v for n, v in given_now.items() if n in of_run}}
+    assert {name: getattr(mask, name) for name in given_now} == given_now
 
 
 def test_the_masks_are_those_of_the_runs_bank_of_shapes_and_another_bank_is_refused(given: Path, tmp_path: Path) -> None:
