@@ -140,12 +140,14 @@ def test_a_run_that_fills_no_holes_holds_nothing_back_or_has_diverged_is_named(g
     write_run(tmp_path / "all", given / "set", held_back=0)
     write_run(tmp_path / "nan", given / "set", spoil=float("nan"))
     write_run(tmp_path / "gone", tmp_path / "moved")
+    write_run(tmp_path / "unjudged", given / "set", "--evaluation.shards", str(tmp_path / "moved"))
     shutil.rmtree(tmp_path / "moved")
     for name, expected in (
         ("plain", "'autoencoder' does not learn to fill holes"),
         ("all", r"holds no pictures back .*Name pictures to judge on with --data\.shards"),
         ("nan", r"the network's output is not finite\. Has its training diverged\?"),
         ("gone", r"the data set that the run was trained on can't be read: .*with --data\.shards"),
+        ("unjudged", r"the run's evaluation\.shards can't be read: .*moved.* Name pictures to judge on with --data\.shards"),
         ("none", "holds no checkpoint"),
     ):
         with pytest.raises(ExplainedError, match=expected):
