@@ -13,7 +13,7 @@ import torch
 
 from launch.evaluate import main
 from pipeline.evaluation.embedding.units import Unit
-from pipeline.evaluation.inpainting.parts import InpaintingError, Part, read_part, write_part
+from pipeline.evaluation.inpainting.parts import InpaintingError, Part, read_part, refuse_other, write_part
 from pipeline.evaluation.inpainting.settings import METHODS, NETWORK, parse
 from pipeline.evaluation.inpainting.table import methods_of, table_csv
 from pipeline.evaluation.inpainting.work import evaluate
@@ -122,6 +122,8 @@ def test_a_part_of_another_unit_is_told_apart_from_a_damaged_one(tmp_path: Path)
     assert read_part(tmp_path / "right", first, facts).arrays["figures"] == 1
     with pytest.raises(PartDamaged, match="the part of unit 0, not of 1"):
         read_part(tmp_path / "right", second, facts)
+    with pytest.raises(InpaintingError, match=r"save is True there and False now\. .*with --out, give --save True again, or remove"):
+        refuse_other(tmp_path, {"save": True}, {"save": False})
     data = (tmp_path / "right").read_bytes()
     (tmp_path / "wrong").write_bytes(data[:-8] + np.array([3.0]).tobytes())
     with pytest.raises(PartDamaged, match="damaged: its figures are not those that were written"):
