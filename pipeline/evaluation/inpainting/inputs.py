@@ -88,7 +88,7 @@ def open_inputs(config: InpaintingConfig, device: torch.device, counters: Counte
         return found
 
     own = _OwnData(run, config, opened)
-    judged = opened(config.data) if config.data.shards else own.datasets("data.shards")
+    judged = _judged(config, run, opened) if config.data.shards else own.datasets("data.shards")
     ids = [np.arange(each.manifest.total_samples) for each in judged] if config.data.shards else [own.held_back(each) for each in judged]
     mask = _masks(config, painter, run)
     stream = StreamConfig(config.data, painter.size, 1, int(run["config"]["seed"]), mask)
@@ -124,6 +124,22 @@ def open_inputs(config: InpaintingConfig, device: torch.device, counters: Counte
         "grid": config.pictures,
     }
     return Inputs(painter, choice, training, methods, json.loads(json.dumps(facts)), notes)  # as a file gives them back
+
+
+def _judged(config: InpaintingConfig, run: Mapping[str, Any], opened: Callable[[DataConfig], list[Dataset]]) -> list[Dataset]:
+    """The data set to judge on.
+
+    Raises:
+        ShardError: it was named now and can't be read.
+        InpaintingError: it is the run's evaluation.shards and can't be read.
+    """
+    try:
+        return opened(config.data)
+    except ShardError as error:
+        of_run = dataclasses.replace(config.data, shards=run["config"].get("evaluation", {}).get("shards", ""))
+        if config.data.shards != with_places(of_run, ("shards",)).shards:
+            raise
+        raise InpaintingError(f"the run's evaluation.shards can't be read: {error} Name pictures to judge on with --data.shards") from error
 
 
 class _OwnData:

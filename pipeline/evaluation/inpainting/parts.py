@@ -104,7 +104,10 @@ def refuse_other(path: Path, found: Mapping[str, Any], facts: Mapping[str, Any])
     """
     if different := differences({**_UNNAMED, **found}, facts):
         shown = "; ".join(different.values())
-        raise InpaintingError(f"{path}: holds another table: {shown}. Name another folder with --out, or remove this one to begin anew")
+        again = "give --save True again, " if "save" in different and found.get("save") else ""  # the parts hold figures, not fills
+        raise InpaintingError(
+            f"{path}: holds another table: {shown}. Name another folder with --out, {again}or remove this one to begin anew"
+        )
 
 
 def part_folder(folder: Path, facts: Mapping[str, Any], units: Sequence[Unit]) -> PartFolder:

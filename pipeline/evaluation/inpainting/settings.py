@@ -102,10 +102,9 @@ def parse(arguments: Sequence[str], program: str = "launch/evaluate.py inpaintin
         StoreError: the store of the checkpoints does not answer.
         SystemExit: --help, or an unknown or malformed argument, after it has been explained.
     """
-    plain = InpaintingConfig(tyro.MISSING)
-    first = _read(plain, arguments, program, description)
+    first = _run_of(arguments, program, description)
     facts = facts_of_run(first.run, first.data.storage_options, first.step)
-    of_run = _defaults(facts, first)
+    of_run = _defaults(facts)
     config = _read(of_run, arguments, program, description, other_mask=dataclasses.replace(of_run, mask=MaskConfig()))
     if config.data.shards and not first.data.shards:  # the data set that the run was evaluated on, with the options of its store
         options = stored_options(facts["config"]["data"]["storage_options"], config.data.storage_options)
@@ -170,19 +169,28 @@ def _names(methods: str) -> tuple[str, ...]:
     return tuple(name for name in METHODS if name in names)
 
 
+def _run_of(arguments: Sequence[str], program: str, description: str) -> InpaintingConfig:
+    """Reads which run and data set a command line names; other settings may fit the run's own alone, so that they are not looked at."""
+    values = overridden(InpaintingConfig, InpaintingConfig(tyro.MISSING), arguments, program, description)
+    data = {name: values["data"][name] for name in ("shards", "storage_options")}
+    config: InpaintingConfig = from_mapping(InpaintingConfig, {"run": values["run"], "step": values["step"], "data": data})
+    placed: InpaintingConfig = with_places(config, _PLACES)
+    return placed
+
+
 def _read(
-    defaults: InpaintingConfig, arguments: Sequence[str], program: str, description: str, other_mask: InpaintingConfig | None = None
+    defaults: InpaintingConfig, arguments: Sequence[str], program: str, description: str, other_mask: InpaintingConfig
 ) -> InpaintingConfig:
-    """Reads the command line over some defaults; where it names another kind of masks than theirs, over `other_mask`, if given."""
+    """Reads the command line over some defaults; where it names another kind of masks than theirs, over `other_mask`."""
     values = overridden(InpaintingConfig, defaults, arguments, program, description)
-    if other_mask is not None and values["mask"]["kind"] != defaults.mask.kind:
+    if values["mask"]["kind"] != defaults.mask.kind:
         values = overridden(InpaintingConfig, other_mask, arguments, program, description)
     config: InpaintingConfig = from_mapping(InpaintingConfig, values)
     placed: InpaintingConfig = with_places(config, _PLACES)
     return placed
 
 
-def _defaults(facts: Mapping[str, Any], first: InpaintingConfig) -> InpaintingConfig:
+def _defaults(facts: Mapping[str, Any]) -> InpaintingConfig:
     """The settings that a run was trained with, as far as they say how pictures are cut and hidden."""
     of_run = facts["config"]
     data = {name: of_run["data"][name] for name in _OF_A_RUN if name in of_run["data"]}
@@ -191,5 +199,5 @@ def _defaults(facts: Mapping[str, Any], first: InpaintingConfig) -> InpaintingCo
     return dataclasses.replace(
         InpaintingConfig(tyro.MISSING),
         data=from_mapping(DataConfig, {**data, "cache": "none"}, "data"),
-        mask=from_mapping(MaskConfig, mask, "mask") if isinstance(mask, Mapping) else first.mask,
+        mask=from_mapping(MaskConfig, mask, "mask") if isinstance(mask, Mapping) else MaskConfig(),
     )

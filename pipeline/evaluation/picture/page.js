@@ -30,7 +30,7 @@ async function ask(path, body) {
 const reason = (error) => error instanceof TypeError ? "The server does not answer. Is it still running?" : error.message;
 
 async function open(chosen, name, what = name) {
-  if (busy) return;
+  if (busy) return complain(`${name} was not opened, because another picture is being opened or filled. Open it afterwards.`);
   complain("");
   if (chosen.size > MOST_BYTES) {
     return complain(`${what} has more than ${MOST_BYTES / 1e6} MB, the most that this page takes. Fill the saved file with launch/inpaint.py.`);
@@ -44,7 +44,7 @@ async function open(chosen, name, what = name) {
     const answer = await ask("upright", chosen);  // browsers do not agree with the server, nor with each other, on how a file is turned
     opened = { ...JSON.parse(answer.headers.get("X-Picture")), image: await createImageBitmap(await answer.blob()) };
   } catch (error) {
-    complain(reason(error).replace(/^the picture(?=: )/, name));
+    complain(reason(error).replace(/^the picture(?=: )/, () => name));
   }
   busy = false;
   say(said);
@@ -236,5 +236,5 @@ stage.addEventListener("drop", (event) => {
   event.preventDefault();
   stage.classList.remove("over");
   const dropped = event.dataTransfer.files[0];
-  if (dropped && !busy) open(dropped, dropped.name);
+  if (dropped) open(dropped, dropped.name);
 });

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,8 @@ MOST_BYTES = 64_000_000
 """Most bytes of a request: a picture and its strokes."""
 _LONGEST_STROKES = 4_000_000  # bytes
 _SECONDS_TO_SEND = 60.0  # in which a request must have come whole, because the next one waits for it
+_SECONDS_TO_CLOSE = 0.3  # in which connections without a request close at the end
+_SECONDS_TO_ANSWER = 2.0  # in which an answer must have been sent at the end
 _MOST_WAITING = 8
 _LONGEST_SHOWN = 2048  # pixels of a preview's longer side: as many as the canvas has
 _INTERRUPTED = 130  # exit code after a second Ctrl-C, as of the other commands
@@ -201,9 +204,23 @@ class _Server(uvicorn.Server):
         otherwise and there is nothing to write."""
         if self.should_exit:
             os._exit(_INTERRUPTED)
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Waits without bound for pictures in work, and a moment for their sending: a client that does not read its answer loses it."""
+        ending = asyncio.create_task(super().shutdown(sockets))
+        await asyncio.wait([ending], timeout=_SECONDS_TO_CLOSE)
         if self._page.waiting:
             print("waiting for the picture that is being filled; Ctrl-C again ends the page at once", flush=True)
-        super().handle_exit(sig, frame)
+        elif self.server_state.connections:
+            print("waiting for an answer that is being sent; Ctrl-C again ends the page at once", flush=True)
+        while not ending.done():
+            working = self._page.waiting
+            await asyncio.wait([ending], timeout=_SECONDS_TO_ANSWER)
+            if not working and not self._page.waiting:
+                for connection in list(self.server_state.connections):
+                    connection.transport.abort()
+        await ending
 
 
 class RunningPage:
@@ -258,10 +275,9 @@ def serve(painter: Painter, settings: PageSettings, port: int, say: Callable[[st
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     page = RunningPage(painter, settings, port)
     say(f"{painter.where}: open {page.url} in a browser on this machine; Ctrl-C ends the page")
-    try:
+    with suppress(KeyboardInterrupt):  # uvicorn repeats the signal, which is ignored where `&` in a script started the process
         page.run()
-    except KeyboardInterrupt:
-        say("the page is closed; nothing of the pictures was kept")
+    say("the page is closed; nothing of the pictures was kept")
 
 
 def _file(name: str, kind: str) -> Callable[[Request], Response]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -20,7 +21,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from pipeline.evaluation.painter import read_painter
-from pipeline.evaluation.picture.server import PageSettings, RunningPage
+from pipeline.evaluation.picture.server import PageSettings, RunningPage, serve
 from tests.pipeline.evaluation.paint_page import served
 from tests.pipeline.evaluation.runs import write_run
 
@@ -242,3 +243,53 @@ def test_the_first_signal_waits_for_a_filling_and_the_second_does_not(
         server.join(60)
     assert answers[0][0] == 200
     assert not server.is_alive()
+
+
+def test_an_answer_that_nobody_takes_does_not_keep_the_server(
+    made_once: Callable[[str, Callable[[Path], object]], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    painter = read_painter(str(made_once("inpainting run", lambda folder: write_run(folder, "inpainting"))))
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1400, 1400, 3), np.uint8)).save(file, "BMP")
+    page = RunningPage(painter, PageSettings(2_000_000))
+    address, body = urlsplit(page.url), file.getvalue()
+    server = threading.Thread(target=page.run)
+    server.start()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the answer does not fit
+        client.settimeout(60)
+        client.connect((address.hostname, address.port))
+        head = f"POST /upright HTTP/1.1\r\nHost: {address.netloc}\r\nOrigin: http://{address.netloc}\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body)
+        assert client.recv(1) == b"H"
+        page._server.handle_exit(signal.SIGTERM, None)
+        server.join(60)
+        alive = server.is_alive()
+    server.join(60)
+    assert not alive
+    assert capfd.readouterr() == ("waiting for an answer that is being sent; Ctrl-C again ends the page at once\n", "")
+
+
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN], ids=["a terminal", "a script that starts it with &"])
+def test_ctrl_c_is_answered_with_the_closing_line(before: Any, made_once: Callable[[str, Callable[[Path], object]], Path]) -> None:
+    painter = read_painter(str(made_once("inpainting run", lambda folder: write_run(folder, "inpainting"))))
+    said: list[str] = []
+
+    def interrupt(url: str) -> None:
+        assert ask(urlsplit(url).netloc)[0] == 200
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) == 1:
+            thread.append(threading.Thread(target=interrupt, args=(next(word for word in line.split() if word.startswith("http:")),)))
+            thread[0].start()
+
+    thread: list[threading.Thread] = []
+    handler = signal.signal(signal.SIGINT, before)
+    try:
+        serve(painter, PageSettings(10_000), 0, say)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    thread[0].join(60)
+    assert said[1:] == ["the page is closed; nothing of the pictures was kept"]

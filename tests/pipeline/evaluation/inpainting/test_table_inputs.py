@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from launch.evaluate import main
 from pipeline.evaluation.embedding.units import Unit
-from pipeline.evaluation.inpainting.parts import InpaintingError, Part, read_part, write_part
+from pipeline.evaluation.inpainting.parts import InpaintingError, Part, read_part, refuse_other, write_part
 from pipeline.evaluation.inpainting.settings import METHODS, NETWORK, parse
 from pipeline.evaluation.inpainting.table import methods_of, table_csv
 from pipeline.evaluation.inpainting.work import evaluate
@@ -121,6 +122,8 @@ def test_a_part_of_another_unit_is_told_apart_from_a_damaged_one(tmp_path: Path)
     assert read_part(tmp_path / "right", first, facts).arrays["figures"] == 1
     with pytest.raises(PartDamaged, match="the part of unit 0, not of 1"):
         read_part(tmp_path / "right", second, facts)
+    with pytest.raises(InpaintingError, match=r"save is True there and False now\. .*with --out, give --save True again, or remove"):
+        refuse_other(tmp_path, {"save": True}, {"save": False})
     data = (tmp_path / "right").read_bytes()
     (tmp_path / "wrong").write_bytes(data[:-8] + np.array([3.0]).tobytes())
     with pytest.raises(PartDamaged, match="damaged: its figures are not those that were written"):
@@ -139,12 +142,14 @@ def test_a_run_that_fills_no_holes_holds_nothing_back_or_has_diverged_is_named(g
     write_run(tmp_path / "all", given / "set", held_back=0)
     write_run(tmp_path / "nan", given / "set", spoil=float("nan"))
     write_run(tmp_path / "gone", tmp_path / "moved")
+    write_run(tmp_path / "unjudged", given / "set", "--evaluation.shards", str(tmp_path / "moved"))
     shutil.rmtree(tmp_path / "moved")
     for name, expected in (
         ("plain", "'autoencoder' does not learn to fill holes"),
         ("all", r"holds no pictures back .*Name pictures to judge on with --data\.shards"),
         ("nan", r"the network's output is not finite\. Has its training diverged\?"),
         ("gone", r"the data set that the run was trained on can't be read: .*with --data\.shards"),
+        ("unjudged", r"the run's evaluation\.shards can't be read: .*moved.* Name pictures to judge on with --data\.shards"),
         ("none", "holds no checkpoint"),
     ):
         with pytest.raises(ExplainedError, match=expected):
@@ -163,6 +168,7 @@ def test_crops_and_masks_are_by_default_those_of_the_run_and_its_data_sets_are_s
     assert parse([str(tmp_path / "run"), "--mask.kind", "block"]).mask.max_fraction == 0.2
     with pytest.raises(ConfigError, match="no such setting"):
         parse([str(tmp_path / "run"), "--mask.fraction", "1"])
+    assert parse([str(tmp_path / "run"), "--mask.max_fraction", "0.3"]).mask.kind == "block"
     own = settings(tmp_path, tmp_path / "own", "--methods", "nearest_hog")
     other = settings(tmp_path, tmp_path / "other", "--methods", "none", "--mask.kind", "region")
     assert evaluate(own).finished
@@ -172,6 +178,28 @@ def test_crops_and_masks_are_by_default_those_of_the_run_and_its_data_sets_are_s
     assert first["facts"]["choice"] != second["facts"]["choice"]
     assert (first["mask"], second["mask"]) == ("block", "region")
     assert first["methods"][-1]["figures"] != second["methods"][-1]["figures"]
+
+
+@pytest.mark.parametrize(
+    ("of_run", "given_now"),
+    [
+        ({"kind": "noise_pattern", "overlap": 0}, {"noise_fractions": (0.1, 0.3)}),
+        ({"kind": "region", "overlap": 0, "min_fraction": 0.2, "max_fraction": 0.5, "mean_fraction": 0.3}, {"mean_fraction": 0.35}),
+        ({"kind": "region", "overlap": 0, "min_fraction": 0.2, "max_fraction": 0.5}, {"min_fraction": 0.22}),
+        ({"kind": "central", "overlap": 4}, {"overlap": 4}),
+    ],
+    ids=lambda values: " ".join(map(str, values.values())),
+)
+def test_settings_of_masks_are_checked_against_those_of_the_run(
+    given: Path, tmp_path: Path, of_run: dict[str, Any], given_now: dict[str, Any]
+) -> None:
+    def words(prefix: str, values: dict[str, Any]) -> list[str]:
+        return [word for name, value in values.items() for word in (f"--{prefix}.{name}", *str(value).strip("()").split(", "))]
+
+    write_run(tmp_path / "run", given / "set", *words("method.mask", of_run))
+    mask = parse([str(tmp_path / "run"), *words("mask", given_now)]).mask
+    assert {name: getattr(mask, name) for name in of_run} == {**of_run, **{n: v for n, v in given_now.items() if n in of_run}}
+    assert {name: getattr(mask, name) for name in given_now} == given_now
 
 
 def test_the_masks_are_those_of_the_runs_bank_of_shapes_and_another_bank_is_refused(given: Path, tmp_path: Path) -> None:
