@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.datasets import upload
 from tests.faults.proxy import Fault, Proxy, Rule
 from tests.faults.shaping import Shape
-from tests.launching import has_ended, kill_all, launch, rank_processes, ranks_of, run_alone, setting_list, start, wait_until
+from tests.launching import has_ended, kill_all, launch, ranks_of, run_alone, setting_list, start, wait_until
 from tests.ports import free_port
 
 SMALL = [
@@ -138,7 +138,7 @@ def test_a_rank_that_never_joins_is_named(shards: Path, tmp_path: Path) -> None:
 def test_a_rank_that_stands_still_before_it_joined_is_named_by_the_other(shards: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     with running(log, *setting_list(shards, run, 1, *SMALL), "--watchdog.startup_minutes", "0.25", real=True) as launcher:
-        wait_until(lambda: len(rank_processes(launcher)) == 2 or launcher.poll() is not None, log)
+        wait_until(lambda: len(ranks_of(launcher)) == 2 or launcher.poll() is not None, log)
         ranks_of(launcher)[1].send_signal(signal.SIGSTOP)  # while it imports
         wait_until(lambda: "hangs, start-up, waiting for rank 1 of 2 to join at" in log.read_text(), log)
         wait_until(lambda: events(run, "stall"), log)

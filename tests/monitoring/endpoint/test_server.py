@@ -357,6 +357,7 @@ def test_clients_that_wait_share_a_text_and_the_most_patient_one_sets_its_deadli
         files = open_files()
         together = [pool.submit(get, server, "/metrics", **headers) for headers in asked]
         wait_until(lambda: open_files() == files + 2 * len(asked) and server._next.forms == {False, True})
+        wait_until(lambda: server._next.deadline > time.monotonic() + 700)
         go_on.set()
         assert {each.result()[0] for each in together} == {200}
     assert waits == [math.inf, pytest.approx(800, abs=60)]
