@@ -90,7 +90,6 @@ PLAN = {
     ],
     3: [
         (FEATURES_16, "ddp"),
-        (PATCHES_SGD, "ddp"),
         *((FEATURES_SGD, mode) for mode in ("zero1", "zero3")),
         *((FEATURES_ADAM, mode) for mode in ("ddp", "zero2")),
         *((INPAINTING_ADAM, mode) for mode in ("ddp", "zero2")),

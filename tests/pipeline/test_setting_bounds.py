@@ -113,8 +113,18 @@ def numbers(recipe: str, kind: Any, path: str, default: Any = None) -> Iterator[
 
 
 EVERY = [number for recipe in recipes.SETTINGS for number in numbers(recipe, Config, "")]
-DISTINCT = [number for number in EVERY if number.path.startswith("method.") or number.recipe == "features"]
-"""The sections beside `method` are the same in every recipe."""
+
+
+def owner(number: Number) -> type:
+    """The class that declares a setting: recipes may share the class of their settings, or inherit from another's."""
+    section, name = number.path.split(".")[:2] if "." in number.path else ("", number.path)
+    if section != "method":
+        return Config
+    return next(kind for kind in recipes.SETTINGS[number.recipe].__mro__ if name in vars(kind).get("__annotations__", {}))
+
+
+DISTINCT = list({(owner(number), number.path, len(number.before)): number for number in reversed(EVERY)}.values())
+"""One of the numbers that several recipes have from the same class."""
 
 
 def refusal(arguments: list[str], read: Callable[[list[str]], object] = lambda words: parse(recipes.SETTINGS, words)) -> str:
