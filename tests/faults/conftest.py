@@ -47,8 +47,9 @@ class DataSet:
 
 
 def stream_config(url: str, options: dict[str, str], **data: object) -> StreamConfig:
-    """A stream that waits a second for bytes and tries again three times, unless told otherwise."""
-    settings: dict[str, object] = {"shuffle_block": 8, "lanes": 4, "threads": 2, "retries": 3, "stall_seconds": 1.0, "ready_batches": 2}
+    """A stream that tries again three times, unless told otherwise. Only where a test makes it stall does it wait for less than half a
+    minute: a busy machine must not look as if it did."""
+    settings: dict[str, object] = {"shuffle_block": 8, "lanes": 4, "threads": 2, "retries": 3, "stall_seconds": 30.0, "ready_batches": 2}
     settings |= {"shards": url, "storage_options": options, **data}
     return StreamConfig(DataConfig(**settings), image_size=SIDE, global_batch=BATCH, seed=3, mask=RandomMask())  # type: ignore[arg-type]
 

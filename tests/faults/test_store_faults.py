@@ -64,6 +64,11 @@ def fresh(rule: Rule, **changes: object) -> Rule:
     return Rule(**{**{name: getattr(rule, name) for name in rule.__dataclass_fields__ if name not in {"hits", "_seen"}}, **changes})
 
 
+def patience(fault: str) -> dict[str, float]:
+    """A wait that is over soon where the fault is one that has to be waited for."""
+    return {"stall_seconds": 1.0} if fault.startswith("stall") else {}
+
+
 @pytest.mark.parametrize("cached", [False, True], ids=["ranges", "cache"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_that_passes_costs_time_only(data_set: DataSet, proxy: Proxy, tmp_path: Path, fault: str, cached: bool) -> None:
@@ -71,7 +76,7 @@ def test_a_fault_that_passes_costs_time_only(data_set: DataSet, proxy: Proxy, tm
     if cached:
         rule.lengths = frozenset(record.size for record in data_set.manifest.records)  # whole shards, on their way into the cache
     proxy.rules = [rule]
-    with StreamLoader(through(proxy, data_set, cache=str(tmp_path) if cached else "none")) as loader:
+    with StreamLoader(through(proxy, data_set, cache=str(tmp_path) if cached else "none", **patience(fault))) as loader:
         assert_same(take(loader), data_set.reference)
         assert len(loader.quarantine) == 0
         if cached:
@@ -87,7 +92,7 @@ def test_a_fault_that_passes_costs_time_only(data_set: DataSet, proxy: Proxy, tm
 def test_a_fault_that_stays_ends_with_the_shards_name(data_set: DataSet, proxy: Proxy, fault: str) -> None:
     name = data_set.manifest.records[3].name
     proxy.rules = [fresh(FAULTS[fault], key=f"*/{name}", count=1 << 40, at=0)]
-    with StreamLoader(through(proxy, data_set, retries=1, stall_seconds=1.5)) as loader, pytest.raises(ShardError, match=name) as raised:
+    with StreamLoader(through(proxy, data_set, retries=1, **patience(fault))) as loader, pytest.raises(ShardError, match=name) as raised:
         take(loader)
     assert "\n" not in str(raised.value)
     assert proxy.rules[0].hits >= 2  # tried again before it gave up
@@ -96,7 +101,7 @@ def test_a_fault_that_stays_ends_with_the_shards_name(data_set: DataSet, proxy: 
 @pytest.mark.parametrize("fault", ["short body with a length that agrees", "one bit flipped", "503 SlowDown", "stall before the head"])
 def test_an_index_may_break_on_its_way(data_set: DataSet, proxy: Proxy, fault: str) -> None:
     proxy.rules = [fresh(FAULTS[fault], key="*.idx", count=1, each_key=True)]
-    with StreamLoader(through(proxy, data_set)) as loader:
+    with StreamLoader(through(proxy, data_set, **patience(fault))) as loader:
         assert_same(take(loader), data_set.reference)
     assert proxy.rules[0].hits >= 4
 
