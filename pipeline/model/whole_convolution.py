@@ -1,7 +1,7 @@
 """Convolutions whose kernel is as large as the map: from all places to one value a map, or from one value a map to all places.
 
-They are matrix products. As a convolution oneDNN takes ten to thirty times as long for the bottleneck of the inpainting recipe
-(section 5.1), and its up-convolution from 1x1.
+They are matrix products. As convolutions, the bottleneck of the inpainting recipe and its up-convolution from 1x1 (section 5.1) took oneDNN
+half of a step, for a fiftieth of its operations.
 """
 
 from __future__ import annotations
@@ -9,11 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-
-def _places_last(values: Tensor) -> bool:
-    """True if memory is laid out by place and then by map (channels_last), so that flattening in that order copies nothing."""
-    return values.is_contiguous(memory_format=torch.channels_last) and not values.is_contiguous()
 
 
 class WholeConv2d(nn.Conv2d):
@@ -30,10 +25,7 @@ class WholeConv2d(nn.Conv2d):
 
     def forward(self, values: Tensor) -> Tensor:
         """Gives float (n, maps, 1, 1) of float (n, channels, K, K)."""
-        weight = self.weight
-        if _places_last(weight):
-            values, weight = values.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
-        return functional.linear(values.flatten(1), weight.flatten(1))[:, :, None, None]
+        return functional.linear(values.flatten(1), self.weight.flatten(1))[:, :, None, None]
 
 
 class WholeConvTranspose2d(nn.ConvTranspose2d):
@@ -49,9 +41,17 @@ class WholeConvTranspose2d(nn.ConvTranspose2d):
         super().__init__(channels, maps, size, bias=False)
 
     def forward(self, values: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002 - the size of a whole map is known
-        """Gives float (n, maps, K, K) of float (n, channels, 1, 1), in the memory layout of the weights."""
-        weight, last = self.weight, _places_last(self.weight)
-        if last:
-            weight = weight.permute(0, 2, 3, 1)
-        painted = (values.flatten(1) @ weight.flatten(1)).view(-1, *weight.shape[1:])
-        return painted.permute(0, 3, 1, 2) if last else painted
+        """Gives float (n, maps, K, K) of float (n, channels, 1, 1)."""
+        return (values.flatten(1) @ self.weight.flatten(1)).view(-1, *self.weight.shape[1:])
+
+
+def to_memory_format(network: nn.Module, memory_format: torch.memory_format) -> None:
+    """Orders the weights of convolutions in memory as their kernels want them; those that are matrix products stay contiguous.
+
+    Args:
+        network: network whose parameters are changed in place.
+        memory_format: channels_last or contiguous.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and not isinstance(layer, WholeConv2d | WholeConvTranspose2d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)
