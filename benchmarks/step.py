@@ -1,7 +1,8 @@
 """How fast is a training step, beside a textbook's transcription of the same networks and losses?
 
 Every side is a process of its own on the same cores, told by turns to take some steps: ours is the pipeline's own step, as the training
-loop calls it; the transcription is benchmarks/transcription.py; a checkout of another commit may be a third. benchmarks/README.md has the
+loop calls it; the transcription is benchmarks/transcription.py; a checkout of another commit may be a third. On a GPU ours computes in
+bfloat16. Ends with 1 if the losses of both differ by more than the tolerance; timings have no say in it. benchmarks/README.md has the
 method.
 
     python -m benchmarks.step
@@ -10,170 +11,125 @@ method.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from benchmarks.machine import measured_here
-from benchmarks.step_side import GIVEN
-from pipeline import recipes
-from pipeline.config import Config, parse
-from pipeline.model.sample_random import keyed_dropout
+from benchmarks import step_tables as tables
+from benchmarks.step_run import BEFORE, OURS, ROOT, TEXTBOOK, Child, Settings, SideEnded, can_compile, photographs, write_given
+from benchmarks.step_tables import Measured
+from pipeline.training.reporting.flops import flops_per_image
 
-ROOT = Path(__file__).resolve().parent.parent
-BATCHES = {"features": 32, "inpainting": 64}
-TARGETS = {"features": 1.15, "inpainting": 1.25}
-BATCH_COUNT = 4  # batches in memory, which come again and again
+RECIPES = ("features", "inpainting")
+_LOSS_BATCH = 16  # the first steps of smaller batches are chaotic
 
 
-class Child:
-    """A side's process.
-
-    Args:
-        checkout: folder of the commit whose pipeline the side imports.
-        wish: what the side is; see `benchmarks.step_side.opened`.
-    """
-
-    def __init__(self, checkout: Path, wish: Mapping[str, Any]) -> None:
-        command = [sys.executable, "-P", str(ROOT / "benchmarks" / "step_side.py"), json.dumps(wish)]
-        self._process = subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": str(checkout)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.facts = self._answer()
-
-    def ask(self, request: str, count: int) -> dict[str, Any]:
-        """Asks for something; see `benchmarks.step_side.REQUESTS`."""
-        assert self._process.stdin is not None
-        print(json.dumps([request, count]), file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("a side ended without an answer: its last words are above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait()
-
-
-def arguments_of(recipe: str, options: argparse.Namespace, batch: int) -> list[str]:
-    """The pipeline's command line: the recipe's own configuration, with one batch-norm group a batch, as `nn.BatchNorm2d` has it."""
-    found = ["--config", str(ROOT / "launch" / "configs" / f"{recipe}.yaml"), "--data.shards", "none"]
-    found += ["--training.global_batch", str(batch), "--training.micro_batch", str(batch), "--method.batch_norm_group", str(batch)]
-    found += ["--training.threads", str(options.threads), "--training.precision", options.precision]
+def measure(settings: Settings, options: argparse.Namespace) -> Measured:
+    """Measures a recipe: all sides in turns, the one that begins rotating."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="step-")))
+        flops = flops_per_image(write_given(folder, settings.config()))
+        checkouts = {OURS: ROOT, TEXTBOOK: ROOT, **({BEFORE: options.before} if options.before else {})}
+        sides = {kind: stack.enter_context(Child(checkout, settings.wish(kind, folder, checkout))) for kind, checkout in checkouts.items()}
+        found = Measured(settings, flops, {kind: [] for kind in sides}, device=sides[OURS].facts["device"])
+        for kind, side in sides.items():
+            side.ask("steps", 20 if found.device else 1)  # the first steps choose algorithms and compile
+            # before anything but steps is asked for, so that it is their peak
+            found.memory[kind] = side.ask("memory", 1) | ({"program": 0, "batches": 0} if found.device else side.facts)
+        order, ceilings = list(sides), list[float]()
+        for _ in range(options.rounds):
+            for kind in order:
+                seconds = sides[kind].ask("steps", options.steps)["seconds"]
+                found.rates[kind].append(options.steps * settings.batch / seconds)
+            ceilings.append(sides[OURS].ask("ceiling", 3)["flops"])
+            order = [*order[1:], order[0]]
+        found.ceiling = statistics.median(ceilings)
     return found
 
 
-def write_given(folder: Path, config: Config[Any], seed: int = 0) -> None:
-    """Writes the pictures, masks, keys, dropout's choice and initial weights that all sides share."""
-    recipe, batch = recipes.make(config.recipe, config.method, config.seed), config.training.global_batch
-    side, draws = recipe.image_size, np.random.default_rng(seed)
-    masks = np.empty((BATCH_COUNT, batch, side, side), np.bool_)
-    for number, mask in enumerate(masks.reshape(-1, side, side)):
-        assert recipe.mask is not None
-        recipe.mask.draw(number, mask)
-    noise = torch.from_numpy(draws.uniform(0, 255, (BATCH_COUNT * batch, 3, 8, 8))).float()
-    smooth = torch.nn.functional.interpolate(noise, size=(side, side), mode="bicubic").clamp(0, 255).byte().permute(0, 2, 3, 1)
-    keys = torch.from_numpy(draws.integers(-(2**63), 2**63 - 1, (BATCH_COUNT, batch)))
-    given: dict[str, Tensor] = {"images": smooth.reshape(BATCH_COUNT, batch, side, side, 3).contiguous(), "masks": torch.from_numpy(masks)}
-    given["keys"] = keys
-    if config.recipe == "features":
-        maps = recipe.players[0].network.encoder.channels
-        ones = torch.ones(batch, maps, 6, 6)
-        given["kept"] = torch.stack([keyed_dropout(ones, each, config.method.dropout) > 0 for each in keys])
-    for player in recipe.players:
-        for number, parameter in enumerate(player.network.parameters()):
-            given[f"weight/{player.name}/{number:05d}"] = parameter.detach().contiguous().clone()
-    save_file(given, folder / GIVEN)
+def take_losses(settings: Settings, count: int) -> dict[str, list[dict[str, float]]]:
+    """Takes the same steps on ours, the transcription, and the transcription from weights whose last bit is another.
+
+    Returns:
+        The losses of every step by `player/part`: of `ours`, `transcription` and `nudged`.
+    """
+    with tempfile.TemporaryDirectory(prefix="step-") as name:
+        write_given(Path(name), settings.config())
+        found = {}
+        for label, kind in ((OURS, OURS), (TEXTBOOK, TEXTBOOK), ("nudged", TEXTBOOK)):
+            with Child(ROOT, settings.wish(kind, Path(name), compares=True, nudged=label == "nudged")) as side:
+                found[label] = side.ask("losses", count)["losses"]
+    return found
 
 
-def measure(recipe: str, options: argparse.Namespace) -> str:
-    """Measures a recipe; returns its lines of the table."""
-    batch = options.batch or BATCHES[recipe]
-    arguments = arguments_of(recipe, options, batch)
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="step-"))
-        write_given(Path(folder), parse(recipes.SETTINGS, arguments))
-        wish = {"recipe": recipe, "folder": folder, "threads": options.threads, "arguments": arguments, "sizes": {}, "kept": False}
-        kinds = {"ours": ROOT, "transcription": ROOT, **({"before": options.before} if options.before else {})}
-        children = {kind: stack.enter_context(Child(checkout, {**wish, "kind": kind})) for kind, checkout in kinds.items()}
-        rates: dict[str, list[float]] = {kind: [] for kind in children}
-        order = list(children)
-        for _ in range(options.rounds):
-            for kind in order:
-                seconds = children[kind].ask("steps", options.steps)["seconds"]
-                rates[kind].append(options.steps * batch / seconds)
-            order = [*order[1:], order[0]]
-    lines = []
-    for kind in (kind for kind in rates if kind != "ours"):
-        ratios = sorted(a / b for a, b in zip(rates["ours"], rates[kind], strict=True))
-        middle = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-        lines.append(
-            f"| {recipe} | {batch} | {kind} | {statistics.median(rates['ours']):.2f} | {statistics.median(rates[kind]):.2f} | {middle} |"
-        )
-    return "\n".join(lines)
+def profile_layers(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Profiles steps of ours and of the transcription, uncompiled."""
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="step-") as name:
+        write_given(Path(name), settings.config())
+        for kind in (OURS, TEXTBOOK):
+            with Child(ROOT, settings.wish(kind, Path(name))) as side:
+                found[kind] = side.ask("layers", 3)
+    return found
 
 
-def compare_losses(recipe: str, options: argparse.Namespace) -> str:
-    """Takes the same steps on both sides; returns a line for each loss."""
-    batch = options.batch or 8
-    arguments = arguments_of(recipe, options, batch)
-    with tempfile.TemporaryDirectory(prefix="step-") as folder:
-        write_given(Path(folder), parse(recipes.SETTINGS, arguments))
-        wish = {"recipe": recipe, "folder": folder, "threads": options.threads, "arguments": arguments, "sizes": {}, "kept": True}
-        found = []
-        for kind in ("ours", "transcription"):
-            with Child(ROOT, {**wish, "kind": kind}) as child:
-                found.append(child.ask("losses", options.losses)["losses"])
-    lines = []
-    for name in found[1][0]:
-        differences = [abs(a[name] - b[name]) / abs(b[name]) for a, b in zip(*found, strict=True)]
-        lines.append(
-            f"| {recipe} | {name} | {found[1][0][name]:.4f} | {found[1][-1][name]:.4f} | {max(differences):.1e} | {differences[0]:.1e} |"
-        )
-    return "\n".join(lines)
+def _arguments(arguments: Sequence[str] | None, on_gpu: bool) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=RECIPES, action="append", help="only this recipe")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each side (default: 7; 0 measures no times and no memory)")
+    parser.add_argument("--steps", type=int, default=50 if on_gpu else 2, help="steps of a measurement (default: 2, on a GPU 50)")
+    parser.add_argument("--batch", type=int, help="pictures a step (default: 32 for features and 64 for inpainting, on a GPU 64)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16" if on_gpu else "fp32", help="training.precision of ours")
+    best = "reduce-overhead" if on_gpu and can_compile() else "off"
+    parser.add_argument("--compile", default=best, metavar="MODE", help=f"training.compile of ours (default here: {best})")
+    parser.add_argument("--width", type=int, help="maps of the first convolution, for quick trials (default: the published ones)")
+    parser.add_argument("--before", type=Path, help="checkout of another commit, measured in the same run")
+    parser.add_argument("--losses", type=int, default=50, help="steps whose losses are compared, in fp32 (default: 50; 0 compares none)")
+    parser.add_argument("--layers", action="store_true", help="also show where the time goes, layer by layer")
+    parser.add_argument("--output", type=Path, help="file for the tables, beside standard output")
+    options = parser.parse_args(arguments)
+    if min(options.rounds, options.losses) < 0 or min(options.steps, options.threads, options.batch or 1) < 1:
+        parser.error("--rounds and --losses must be 0 or more; --steps, --threads and --batch 1 or more")
+    if options.before is not None and not (options.before / "pipeline" / "training" / "step.py").is_file():
+        parser.error(f"--before: {options.before} is no checkout, because it has no pipeline/training/step.py")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=list(BATCHES), action="append")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--losses", type=int, default=0)
-    parser.add_argument("--before", type=Path)
-    options = parser.parse_args(arguments)
-    for recipe in options.recipe or list(BATCHES):
-        if options.losses:
-            print(compare_losses(recipe, options))
-        else:
-            print(measure(recipe, options))
-    print(measured_here())
-    return 0
+    """Measures what is asked for and prints the tables."""
+    on_gpu = torch.cuda.is_available()
+    options = _arguments(arguments, on_gpu)
+    measured, losses, layers = list[Measured](), dict[str, Mapping[str, Any]](), dict[str, Mapping[str, Any]]()
+    try:
+        for recipe in options.recipe or RECIPES:
+            batch = options.batch or (64 if on_gpu or recipe == "inpainting" else 32)
+            settings = Settings(recipe, batch, options.threads, options.precision, options.compile, options.width)
+            if options.losses:
+                print(f"{recipe}: losses ...", file=sys.stderr, flush=True)
+                plain = Settings(recipe, options.batch or _LOSS_BATCH, options.threads, width=options.width)
+                losses[recipe] = take_losses(plain, options.losses)
+            if options.rounds:
+                print(f"{recipe}: rounds ...", file=sys.stderr, flush=True)
+                measured.append(measure(settings, options))
+            if options.layers:
+                print(f"{recipe}: layers ...", file=sys.stderr, flush=True)
+                layers[recipe] = profile_layers(Settings(recipe, batch, options.threads, options.precision, width=options.width))
+    except SideEnded as error:
+        raise SystemExit(f"benchmarks.step: {error}; its own words are above") from None
+    compared = [line for recipe, found in losses.items() for line in tables.loss_lines(recipe, found)]
+    where = "smooth noise, because there are no photographs" if photographs() is None else "random resized crops of photographs"
+    text = tables.whole(measured, compared, layers, options, where)
+    print(text)
+    if options.output:
+        options.output.write_text(text, encoding="utf-8")
+    return int(any(line.differs for line in compared))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ with torch's defaults, the loop of the DCGAN tutorial, `.item()` on every loss i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -92,7 +93,7 @@ class ContextEncoder(nn.Module):
         self.mixing = nn.Conv2d(scaled(256), scaled(256), 1)
         maps = [scaled(256), scaled(128), scaled(64), scaled(64), scaled(32)]
         self.decoder = nn.Sequential()
-        for before, after in zip(maps, maps[1:], strict=False):
+        for before, after in pairwise(maps):
             self.decoder.extend([nn.ConvTranspose2d(before, after, 5, stride=2, padding=2), nn.ReLU()])
         self.decoder.append(nn.ConvTranspose2d(maps[-1], 3, 5, stride=2, padding=2))
 
@@ -139,7 +140,7 @@ class Features:
 def _halving(maps: Sequence[int]) -> list[nn.Module]:
     """Convolutions of stride 2 from 3 maps to the given ones, with batch norm after each but the first."""
     layers: list[nn.Module] = [nn.Conv2d(3, maps[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
-    for before, after in zip(maps, maps[1:], strict=False):
+    for before, after in pairwise(maps):
         layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(0.2, inplace=True)]
     return layers
 
