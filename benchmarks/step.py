@@ -54,7 +54,7 @@ def measure(settings: Settings, options: argparse.Namespace) -> Measured:
 
 
 def take_losses(settings: Settings, count: int) -> dict[str, list[dict[str, float]]]:
-    """Takes the same steps on ours, the transcription, and the transcription from weights whose last bit is another.
+    """Takes the same steps on ours, the transcription, and the transcription from weights that differ by a millionth.
 
     Returns:
         The losses of every step by `player/part`: of `ours`, `transcription` and `nudged`.

@@ -84,7 +84,7 @@ class Settings:
             folder: folder of the tensors that all sides are given.
             checkout: folder of the commit that the side imports.
             compares: losses are compared, so that dropout must choose the same values and TF32 is off.
-            nudged: change the last bit of the transcription's weights.
+            nudged: change the transcription's initial weights by a millionth, about as far as roundings carry.
         """
         return {
             "kind": kind,

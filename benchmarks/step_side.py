@@ -158,7 +158,7 @@ def transcribed(wish: Mapping[str, Any], device: torch.device) -> Transcription:
         torch.manual_seed(0)
         with torch.no_grad():
             for parameter in (each for network in textbook.networks.values() for each in network.parameters()):
-                parameter.mul_(1 + torch.randn_like(parameter).sign() * torch.finfo(torch.float32).eps)
+                parameter.mul_(1 + 1e-6 * torch.randn_like(parameter).sign())
     # to compare losses, dropout takes the values that the pipeline drops; otherwise it is `nn.Dropout`
     return Transcription(read_given(folder, ["images", "masks", *(["kept"] if wish["same_dropout"] else [])].__contains__), textbook)
 

@@ -18,7 +18,7 @@ GPU_TARGETS = {("features", TEXTBOOK): 5.0, ("inpainting", TEXTBOOK): 5.0}
 GPU_SHARE = 0.45  # of the measured ceiling, aimed at for features
 FIRST, FACTOR, LEAST = 1e-3, 5.0, 1e-4
 """Tolerances of the losses, relative: of the first step; of all steps, that many times as far as the transcription goes from itself when
-the last bit of its initial weights is another, but not less than LEAST."""
+its initial weights are changed by a millionth, but not less than LEAST."""
 SCHEDULE_STEPS, SCHEDULE_BATCH = 100_000, 64
 _PARTS = ("weights", "gradients", "optimiser", "activations", "batches")
 
