@@ -13,6 +13,7 @@ from pipeline.training.supervision import guard, stacks
 from pipeline.training.supervision.interruption import Interruption
 
 inherited.leave_out(os.environ)  # before the imports below read it
+inherited.use_huge_pages(os.environ)
 interruption = Interruption()
 stacks.answer()
 interruption.install()  # before the imports below take their seconds, in which a signal must not meet the default handler

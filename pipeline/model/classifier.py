@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.batch_norm import GroupedBatchNorm2d
-from pipeline.model.encoder import Encoder, Layout, Pooling
+from pipeline.model.encoder import Encoder, Layout, Pooling, encode
 from pipeline.model.sample_random import DROPOUT, keyed_dropout
 from shards.counting import counted
 
@@ -80,7 +80,7 @@ class LabelNetwork(nn.Module):
         Returns:
             float (n, classes).
         """
-        values = self.relu6(self.fc6(self.encoder(images).flatten(1)))
+        values = self.relu6(self.fc6(encode(self.encoder, images).flatten(1)))
         values = keyed_dropout(values, keys, self.dropout, DROPOUT) if self.training else values
         values = self.relu7(self.fc7(values))
         values = keyed_dropout(values, keys, self.dropout, _LATER_DROPOUT) if self.training else values
@@ -143,7 +143,7 @@ class PatchPairNetwork(nn.Module):
         Returns:
             float (n, classes).
         """
-        each = self.fc6(self.encoder(patches.flatten(0, 1)).flatten(1))
+        each = self.fc6(encode(self.encoder, patches.flatten(0, 1)).flatten(1))
         each = self.relu6(_as_maps(self.bn6, each))
         pair = self.relu7(_as_maps(self.bn7, self.fc7(each.view(len(patches), -1))))
         logits: Tensor = self.fc9(self.relu8(self.fc8(pair)))

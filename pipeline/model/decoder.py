@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.model.batch_norm import GroupedBatchNorm2d
 from pipeline.model.initialisation import gaussian_start, scale_start
@@ -46,6 +47,14 @@ class BilinearResize(nn.Module):
             return resized.view(*maps.shape[:2], *resized.shape[1:])
 
 
+class _UpConvolution(nn.ConvTranspose2d):
+    """A 5x5 up-convolution of stride 2 that adds its bias in place, for which oneDNN takes half as long again as for the up-convolution itself."""
+
+    def forward(self, maps: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002 - the stride settles it
+        grown = functional.conv_transpose2d(maps, self.weight, None, 2, 2)
+        return grown if self.bias is None else grown.add_(self.bias.to(grown.dtype)[:, None, None])
+
+
 class Decoder(nn.Sequential):
     """Turns 6x6 maps into an image by five 5x5 up-convolutions of stride 2.
 
@@ -82,7 +91,7 @@ class Decoder(nn.Sequential):
         for number, published in enumerate(MAPS, start=1):
             last = number == len(MAPS)
             maps = published if last else int(published * proportion)
-            self.add_module(f"up{number}", nn.ConvTranspose2d(before, maps, 5, 2, 2, bias=last or not batch_norm))
+            self.add_module(f"up{number}", _UpConvolution(before, maps, 5, 2, 2, bias=last or not batch_norm))
             if not last and batch_norm:
                 self.add_module(f"bn{number}", GroupedBatchNorm2d(maps, batch_norm_group))
             if not last:

@@ -49,7 +49,7 @@ class Discriminator(nn.Module):
         """Judges batches of regions. Real and painted regions don't share batch-norm statistics.
 
         Args:
-            regions: batches of float (n, 3, size, size), all of one size.
+            regions: batches of float (n, 3, size, size).
             context: float (n, 3, context_size, context_size), if the discriminator was made for one.
 
         Returns:
@@ -59,9 +59,9 @@ class Discriminator(nn.Module):
         if context is not None:
             seen = self.context(context)
             inputs = tuple(self.joined(torch.cat([seen, self.region(each)], dim=1)) for each in regions)
-        if self.training and not (self.group and len(regions[0]) % self.group == 0):
-            return tuple(self._judge(each) for each in inputs)  # otherwise the batches would be one group of batch norm
-        return self._judge(torch.cat(inputs)).chunk(len(inputs)) if len(inputs) > 1 else (self._judge(inputs[0]),)
+        if self.training and not (self.group and all(len(each) % self.group == 0 for each in inputs)):
+            return tuple(self._judge(each) for each in inputs)  # otherwise one group of batch norm would hold samples of two batches
+        return torch.split(self._judge(torch.cat(inputs)), [len(each) for each in inputs])
 
     def _judge(self, inputs: Tensor) -> Tensor:
         verdict: Tensor = self.verdict(self.stages(inputs))

@@ -120,9 +120,8 @@ class _Normalised(torch.autograd.Function):
 class Encoder(nn.Sequential):
     """Turns pictures of 227x227x3 into maps of 6x6x256.
 
-    Layers are named conv1 to conv5, relu1 to relu5, pool1, pool2, pool5, and norm1, norm2 (caffenet) or bn1 to bn5 (batch norm). No
-    place is written over where a layer is hooked: a probe that hooks `conv3` gets the values before the ReLU, one that hooks `relu3` those
-    after it.
+    Layers are named conv1 to conv5, relu1 to relu5, pool1, pool2, pool5, and norm1, norm2 (caffenet) or bn1 to bn5 (batch norm). No layer
+    works in place: a probe that hooks `conv3` gets the values before the ReLU, one that hooks `relu3` those after it.
 
     Args:
         layout: maps and groups. caffenet: 96, 256, 384, 384, 256 maps, two groups in conv2, conv4 and conv5, pooling before local
@@ -174,27 +173,35 @@ class Encoder(nn.Sequential):
             before = maps
         gaussian_start(self, initial_std)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Encodes float (n, 3, H, W).
-
-        In training, unless a layer is hooked, a ReLU before a max pooling follows it instead, on a quarter of the values, and all work in
-        place: the same bits, forward and backward, because both only select.
-        """
-        layers = list(self)
-        if not self.training or any(layer._forward_hooks for layer in layers):
-            encoded: Tensor = super().forward(pictures)
-            return encoded
-        for before, layer, after in zip([None, *layers], layers, [*layers[1:], None], strict=False):
-            if isinstance(layer, nn.ReLU) and isinstance(after, nn.MaxPool2d):
-                continue
-            pictures = torch.relu_(pictures) if isinstance(layer, nn.ReLU) else layer(pictures)
-            if isinstance(layer, nn.MaxPool2d) and isinstance(before, nn.ReLU):
-                pictures = torch.relu_(pictures)
-        return pictures
-
     def _add_pooling(self, number: int, maps: int, pooling: Pooling) -> None:
         if pooling == "max":
             self.add_module(f"pool{number}", nn.MaxPool2d(3, 2))
         else:
             self.add_module(f"pool{number}", nn.Conv2d(maps, maps, 3, 2))
             self.add_module(f"pool{number}_relu", nn.ReLU())
+
+
+def encode(encoder: Encoder, pictures: Tensor) -> Tensor:
+    """Calls an encoder, in training with less memory and time than its chain of layers takes, and with the same bits.
+
+    Unless a layer is hooked, a ReLU before a max pooling then follows it, on a quarter of the values (both only select), and every ReLU
+    works in place.
+
+    Args:
+        encoder: encoder to call.
+        pictures: float (n, 3, H, W).
+
+    Returns:
+        Maps of pool5.
+    """
+    layers = list(encoder)
+    if not encoder.training or any(layer._forward_hooks for layer in (encoder, *layers)):
+        maps: Tensor = encoder(pictures)
+        return maps
+    for before, layer, after in zip([None, *layers], layers, [*layers[1:], None], strict=False):
+        if isinstance(layer, nn.ReLU) and isinstance(after, nn.MaxPool2d):
+            continue
+        pictures = torch.relu_(pictures) if isinstance(layer, nn.ReLU) else layer(pictures)
+        if isinstance(layer, nn.MaxPool2d) and isinstance(before, nn.ReLU):
+            pictures = torch.relu_(pictures)
+    return pictures

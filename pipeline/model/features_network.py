@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pipeline.model.channelwise import Bottleneck
 from pipeline.model.decoder import Decoder
-from pipeline.model.encoder import Encoder, Layout, Pooling
+from pipeline.model.encoder import Encoder, Layout, Pooling, encode
 from pipeline.model.initialisation import gaussian_start
 
 INPUT_SIZE = 227
@@ -64,5 +64,5 @@ class FeaturesNetwork(nn.Module):
         Returns:
             float (n, 3, target_size, target_size).
         """
-        painted: Tensor = self.decoder(self.bottleneck(self.encoder(context), keys))
+        painted: Tensor = self.decoder(self.bottleneck(encode(self.encoder, context), keys))
         return painted

@@ -31,6 +31,18 @@ def leave_out(environment: MutableMapping[str, str]) -> None:
         environment.pop(name, None)
 
 
+def use_huge_pages(environment: MutableMapping[str, str]) -> None:
+    """Has torch take large tensors on a CPU from huge pages, unless the user has decided; called before torch makes its first tensor.
+
+    Training takes and returns hundreds of megabytes in every step, and the kernel fills huge pages in a quarter of the time. It has no
+    effect where the kernel has none.
+
+    Args:
+        environment: environment of this process.
+    """
+    environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def check_ranks(environment: MutableMapping[str, str]) -> None:
     """Refuses variables of a launch that contradict each other, because ranks that count differently would wait for each other or write
     nothing. Where nothing says that there are several ranks, removes the variables from which accelerate would conclude that there are.
