@@ -48,7 +48,7 @@ class BilinearResize(nn.Module):
 
 
 class _UpConvolution(nn.ConvTranspose2d):
-    """A 5x5 up-convolution of stride 2 that adds its bias in place, for which oneDNN takes half as long again as for the up-convolution itself."""
+    """A 5x5 up-convolution of stride 2 that adds its bias in place; oneDNN takes half as long again if it has to add it."""
 
     def forward(self, maps: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002 - the stride settles it
         grown = functional.conv_transpose2d(maps, self.weight, None, 2, 2)
