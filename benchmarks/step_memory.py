@@ -32,7 +32,7 @@ def forget_peak(device: torch.device) -> None:
 
 
 class _Kept:
-    """Memory that autograd keeps for the backward pass, counted by storage while it is kept; memory that was there before does not count."""
+    """Memory that autograd keeps for the backward pass, counted by storage while it is kept; memory from before does not count."""
 
     def __init__(self, before: set[int]) -> None:
         self._before = before
