@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, layer by layer, forward and backward, from torch's profiler.
+"""The time of a training step, layer by layer, forward and backward, from torch's profiler.
 
 A layer's range surrounds its forward; the nodes of the backward pass are found by the sequence numbers that autograd gives to the forward's
 operations. So layers that work in place, and what a forward computes outside of its inner layers, are counted like any other.

@@ -1,4 +1,4 @@
-"""What the memory of a training step is made of: weights, gradients, the optimiser's state, what autograd keeps for the backward pass."""
+"""The parts of a training step's memory: weights, gradients, the optimiser's state, what autograd keeps for the backward pass."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def forget_peak(device: torch.device) -> None:
 
 
 class _Kept:
-    """What autograd keeps for the backward pass, counted by storage while it is kept; memory that was there before does not count."""
+    """Memory that autograd keeps for the backward pass, counted by storage while it is kept; memory from before does not count."""
 
     def __init__(self, before: set[int]) -> None:
         self._before = before

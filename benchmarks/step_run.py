@@ -37,14 +37,14 @@ class SideEnded(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """Settings of a measurement.
 
     Attributes:
         recipe: features or inpainting.
         batch: pictures a step.
         threads: threads of torch, on the CPU.
-        precision: of ours; the transcription is float32.
-        compiled: training.compile of ours.
+        precision: training.precision of ours; the transcription is float32.
+        compiled: mode of training.compile of ours.
         width: maps of the first convolution; None is the published network.
     """
 

@@ -25,10 +25,10 @@ _PARTS = ("weights", "gradients", "optimiser", "activations", "batches")
 
 @dataclass
 class Measured:
-    """What was measured of a recipe.
+    """Measurements of a recipe.
 
     Attributes:
-        settings: what was asked for.
+        settings: settings of the measurement.
         flops: floating-point operations a picture.
         rates: pictures a second of every side, round by round.
         device: name of the GPU; empty on a CPU.
