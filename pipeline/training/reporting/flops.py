@@ -43,14 +43,14 @@ that have it, because cuDNN's convolutions use TF32 unless it is switched off. T
 
 
 def peak_flops(gpu: str, precision: Literal["fp32", "bf16"]) -> float:
-    """Returns the most floating-point operations a second that a GPU can do; NaN if the table does not have it.
+    """Returns the most floating-point operations a second that a GPU can do; NaN for a GPU that the table lacks or a part of one (MIG).
 
     Args:
         gpu: name of the GPU as torch or the driver spells it.
         precision: precision of the training.
     """
     for name, (bf16, fp32) in PEAK_TERAFLOPS.items():
-        if re.search(rf"\b{name}\b", gpu):
+        if re.search(rf"\b{name}\b", gpu) and " MIG " not in gpu:
             return 1e12 * (bf16 if precision == "bf16" else fp32)
     return math.nan
 

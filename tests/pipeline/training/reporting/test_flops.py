@@ -144,6 +144,7 @@ def test_with_groups_torch_counts_the_gradient_of_the_weights_once_for_each_grou
     [
         ("NVIDIA H100 80GB HBM3", 989.4, 494.7),
         ("NVIDIA H100 PCIe", 756, 378),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", math.nan, math.nan),
         ("NVIDIA A100-SXM4-80GB", 312, 156),
         ("NVIDIA A10G", 70, 35),
         ("NVIDIA A10", 125, 62.5),
