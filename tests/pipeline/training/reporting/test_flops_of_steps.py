@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -10,7 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop
 
 from pipeline import recipes
-from pipeline.config import TrainingConfig, parse
+from pipeline.config import TrainingConfig
+from pipeline.masking import MaskConfig
 from pipeline.recipes.player import Recipe
 from pipeline.stream.loader import Batch
 from pipeline.training.engine.engine import ReplicatedEngine
@@ -19,15 +20,29 @@ from pipeline.training.reporting.flops import flops_per_image
 from pipeline.training.step import TrainStep
 
 aten = torch.ops.aten
-FEATURES = ("--method.width", "12")
-INPAINTING = ("--method.width", "4", "--method.bottleneck", "12", "--method.batch_norm_group", "2")
-PATCHES = ("--method.patch", "67", "--method.gap", "14", "--method.width", "12", "--method.units", "5", "--method.batch_norm_group", "2")
-LABELS = ("--method.width", "6", "--method.units", "7", "--method.classes", "5")
-NORMALISED = ("--method.batch_norm", "True", "--method.batch_norm_group", "2")
+FEATURES = {"width": 12}
+INPAINTING = {"width": 4, "bottleneck": 12, "batch_norm_group": 2}
+PATCHES = {"patch": 67, "gap": 14, "width": 12, "units": 5, "batch_norm_group": 2}
+LABELS = {"width": 6, "units": 7, "classes": 5}
+NORMALISED = {"layout": "torchvision", "width": 8, "pooling": "strided", "batch_norm": True, "batch_norm_group": 2}
+JUDGED = {"adversarial_weight": 0.001, "batch_norm_group": 2, "target_size": 64}
+STEPS: list[tuple[str, Mapping[str, Any]]] = [
+    ("features", FEATURES),
+    ("features", {**FEATURES, **JUDGED}),
+    ("features", NORMALISED),
+    ("inpainting", INPAINTING),
+    ("inpainting", {**INPAINTING, "image_size": 64, "noise": 3}),
+    ("inpainting", {**INPAINTING, "mask": MaskConfig(kind="region")}),
+    ("inpainting", {**INPAINTING, "conditional_discriminator": True}),
+    ("autoencoder", {**FEATURES, "mixing_kernel": 3, "target_size": 161}),
+    ("denoising", FEATURES),
+    ("labels", LABELS),
+    ("relative_position", PATCHES),
+]
 
 
-def made(name: str, settings: Sequence[str] = ()) -> Recipe:
-    return recipes.make(name, parse(recipes.SETTINGS, ["--data.shards", "x", "--recipe", name, *settings]).method, 0)
+def made(name: str, settings: Mapping[str, Any]) -> Recipe:
+    return recipes.make(name, recipes.SETTINGS[name](**settings), 0)
 
 
 def convolution_backward(gradient: Any, given: Any, weight: Any, *rest: Any, **named: Any) -> int:
@@ -55,23 +70,8 @@ def world() -> Iterator[World]:
         yield found
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("features", FEATURES),
-        ("features", (*FEATURES, "--method.adversarial_weight", "0.001", "--method.batch_norm_group", "2", "--method.target_size", "64")),
-        ("features", (*NORMALISED, "--method.layout", "torchvision", "--method.width", "8", "--method.pooling", "strided")),
-        ("inpainting", INPAINTING),
-        ("inpainting", (*INPAINTING, "--method.image_size", "64", "--method.noise", "3", "--method.adversarial_weight", "0")),
-        ("inpainting", (*INPAINTING, "--method.mask.kind", "region", "--method.mask.overlap", "0")),
-        ("inpainting", (*INPAINTING, "--method.conditional_discriminator", "True")),
-        ("autoencoder", (*FEATURES, "--method.mixing_kernel", "3", "--method.target_size", "161")),
-        ("denoising", FEATURES),
-        ("labels", LABELS),
-        ("relative_position", PATCHES),
-    ],
-)
-def test_a_step_costs_what_is_counted_by_torchs_own_counter(world: World, name: str, settings: Sequence[str]) -> None:
+@pytest.mark.parametrize(("name", "settings"), STEPS)
+def test_a_step_costs_what_is_counted_by_torchs_own_counter(world: World, name: str, settings: Mapping[str, Any]) -> None:
     recipe, count = made(name, settings), 2
     counted = flops_per_image(recipe)
     training = TrainingConfig(global_batch=count, micro_batch=count)
@@ -82,6 +82,10 @@ def test_a_step_costs_what_is_counted_by_torchs_own_counter(world: World, name: 
     with FlopCounterMode(display=False, custom_mapping={aten.convolution_backward: convolution_backward}) as reference:  # type: ignore[no-untyped-call]
         step(Batch(images, masks, ids, ids, 0, 0, ids), 1.0)
     assert reference.get_total_flops() == count * counted > 0
+
+
+def test_every_recipe_is_compared_with_torchs_own_counter() -> None:
+    assert {name for name, _ in STEPS} == recipes.RECIPES.keys()
 
 
 def test_the_published_features_network_is_counted_by_hand() -> None:
@@ -104,7 +108,7 @@ def test_the_published_features_network_is_counted_by_hand() -> None:
     resize = 3 * (227 * 161 * 161 + 227 * 161 * 227)  # rows, then columns, of three channels
     layers = sum(encoder) + channelwise + mixing + sum(decoder)
     forward, weights, inputs = layers + resize, layers, layers + resize - encoder[0]  # pictures need no gradient, a resize has no weights
-    assert flops_per_image(made("features")) == 2 * (forward + weights + inputs) == 5_177_652_048
+    assert flops_per_image(made("features", {})) == 2 * (forward + weights + inputs) == 5_177_652_048
 
 
 def test_a_generator_and_its_discriminator_are_counted_by_hand() -> None:
