@@ -143,6 +143,9 @@ class TrainingConfig:
     """Most samples that pass through a device at once. Set it to what fits into memory: it does not change the result."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the networks' computation; bf16 keeps weights and losses in float32."""
+    memory_format: Literal["channels_last", "contiguous"] = "channels_last"
+    """Order of pictures, maps and weights in memory: channels_last, the values of a pixel side by side, which the kernels of CPUs and GPUs
+    want; contiguous, map after map. The result differs by rounding alone. Under ZeRO the weights are contiguous in any case."""
     mode: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
     """Division of the model over ranks: ddp keeps a whole copy on each rank; DeepSpeed's ZeRO (the extra `deepspeed`) divides the
     optimiser's state (zero1), the gradients as well (zero2), the weights as well (zero3). The mode does not change the result, and a

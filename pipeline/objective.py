@@ -5,10 +5,11 @@ Equations of section 3.2. Everything is computed in float32, under autocast too.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 Norm = Literal["l1", "l2"]
@@ -31,7 +32,7 @@ def reconstruction(prediction: Tensor, target: Tensor, mask: Tensor, norm: Norm)
     """
     dropped = _plane(mask, prediction, "mask").expand(len(prediction), 1, *prediction.shape[2:])
     count = dropped.flatten(1).sum(1) * prediction.shape[1]
-    return (_distance(prediction, target, norm) * dropped).flatten(1).sum(1) / count.clamp(min=1)
+    return _weighted_sum(prediction, target, dropped, norm) / count.clamp(min=1)
 
 
 def weighted_reconstruction(prediction: Tensor, target: Tensor, weight: Tensor, norm: Norm) -> Tensor:
@@ -51,7 +52,7 @@ def weighted_reconstruction(prediction: Tensor, target: Tensor, weight: Tensor, 
     Raises:
         ValueError: as `reconstruction`.
     """
-    return (_distance(prediction, target, norm) * _plane(weight, prediction, "weight")).flatten(1).mean(1)
+    return _weighted_sum(prediction, target, _plane(weight, prediction, "weight"), norm) / prediction[0].numel()
 
 
 def discriminator(real: Tensor, generated: Tensor) -> Tensor:
@@ -99,14 +100,33 @@ def accuracy(real: Tensor, generated: Tensor) -> dict[str, Tensor]:
     return {"accuracy_real": (real.detach() > 0).float(), "accuracy_generated": (generated.detach() <= 0).float()}
 
 
-def _distance(prediction: Tensor, target: Tensor, norm: Norm) -> Tensor:
-    """The absolute or squared difference of every value, float32 (n, c, H, W)."""
+def _weighted_sum(prediction: Tensor, target: Tensor, weight: Tensor, norm: Norm) -> Tensor:
+    """Sums the absolute or squared difference of every value, times the weight of its pixel, float32 (n,)."""
     if prediction.shape != target.shape:
         raise ValueError(f"prediction and target: shapes {tuple(prediction.shape)} and {tuple(target.shape)} differ")
-    difference = prediction.float() - target.float()
     if norm not in ("l1", "l2"):
         raise ValueError(f"norm: {norm!r} is neither 'l1' nor 'l2'")
-    return difference.abs() if norm == "l1" else torch.square(difference)
+    summed: Tensor = _WeightedSum.apply(prediction, target, weight, norm)  # type: ignore[no-untyped-call]
+    return summed
+
+
+class _WeightedSum(torch.autograd.Function):
+    """The sum of weighted distances and its gradient, which keeps one picture in memory where autograd's own needs four."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target: Tensor, weight: Tensor, norm: Norm) -> Tensor:
+        difference = prediction.float() - target.float()
+        ctx.norm, ctx.dtype = norm, prediction.dtype
+        ctx.save_for_backward(difference, weight)
+        distance = difference.abs() if norm == "l1" else torch.square(difference)
+        return distance.mul_(weight).flatten(1).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        difference, weight = ctx.saved_tensors
+        slope = torch.sign(difference) if ctx.norm == "l1" else 2 * difference
+        return slope.mul_(weight * gradient[:, None, None, None]).to(ctx.dtype), None, None, None
 
 
 def _plane(values: Tensor, picture: Tensor, name: str) -> Tensor:

@@ -141,12 +141,13 @@ def _ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def fold_statistics(module: nn.Module, reduce: Callable[[Tensor], Tensor]) -> None:
+def fold_statistics(module: nn.Module, reduce: Callable[[Tensor], Tensor], counts: Tensor | None = None) -> None:
     """Moves the running statistics of every layer by those of the forwards since the last call; once a step, on every rank.
 
     Args:
         module: network, not wrapped.
         reduce: function that sums a float64 tensor over the ranks; called once if the network has batch norm, otherwise never.
+        counts: bool (), on the device; where it is False the step was skipped, and the statistics are dropped. None counts.
     """
     layers = _layers(module)
     if not layers:
@@ -156,9 +157,10 @@ def fold_statistics(module: nn.Module, reduce: Callable[[Tensor], Tensor]) -> No
         for layer, part in zip(layers, torch.split(summed, [layer.accumulated.numel() for layer in layers]), strict=True):
             count = part[-1]
             mean, variance = (part[:-1] / count.clamp(min=1)).view(2, layer.channels)
-            moved = layer.momentum * (count > 0)  # 0 for a layer without forwards; an `if` would wait for the device
-            layer.running_mean.copy_(torch.lerp(layer.running_mean.double(), mean, moved))
-            layer.running_var.copy_(torch.lerp(layer.running_var.double(), variance, moved))
+            moves = count > 0 if counts is None else (count > 0) & counts  # an `if` would wait for the device
+            for running, found in ((layer.running_mean, mean), (layer.running_var, variance)):
+                moved = torch.lerp(running.double(), found, layer.momentum)
+                running.copy_(torch.where(moves, moved, running))  # not by a weight of 0: statistics that are NaN would come through
     discard_statistics(module)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.model.initialisation import adversarial_start
 from pipeline.model.inpainting_network import SIZES, encoder_stages, stage_maps
+from pipeline.model.whole_convolution import WholeConv2d
 
 
 class Discriminator(nn.Module):
@@ -30,6 +31,7 @@ class Discriminator(nn.Module):
         for name, side in (("size", size), ("context_size", context_size or size)):
             if side not in SIZES:
                 raise ValueError(f"{name}: {side} is none of {', '.join(map(str, SIZES))}")
+        self.group = batch_norm_group
         maps = stage_maps(context_size or size, width)
         if context_size is None:
             self.stages = encoder_stages(maps, batch_norm_group)
@@ -40,14 +42,14 @@ class Discriminator(nn.Module):
             self.region = nn.Conv2d(3, width, 5, 2, 2 + (context_size - size) // 2, bias=False)
             self.joined = nn.LeakyReLU(0.2, inplace=True)
             self.stages = encoder_stages(maps[1:], batch_norm_group, before=2 * width, first=2)
-        self.verdict = nn.Conv2d(maps[-1], 1, 4, bias=False)
+        self.verdict = WholeConv2d(maps[-1], 1, 4)
         adversarial_start(self)
 
     def forward(self, *regions: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Judges batches of regions, each in its own pass, so that real and painted regions don't share batch-norm statistics.
+        """Judges batches of regions. Real and painted regions don't share batch-norm statistics.
 
         Args:
-            regions: batches of float (n, 3, size, size).
+            regions: batches of float (n, 3, size, size), all of one size.
             context: float (n, 3, context_size, context_size), if the discriminator was made for one.
 
         Returns:
@@ -57,4 +59,10 @@ class Discriminator(nn.Module):
         if context is not None:
             seen = self.context(context)
             inputs = tuple(self.joined(torch.cat([seen, self.region(each)], dim=1)) for each in regions)
-        return tuple(self.verdict(self.stages(each)).flatten() for each in inputs)
+        if self.training and not (self.group and len(regions[0]) % self.group == 0):
+            return tuple(self._judge(each) for each in inputs)  # otherwise the batches would be one group of batch norm
+        return self._judge(torch.cat(inputs)).chunk(len(inputs)) if len(inputs) > 1 else (self._judge(inputs[0]),)
+
+    def _judge(self, inputs: Tensor) -> Tensor:
+        verdict: Tensor = self.verdict(self.stages(inputs))
+        return verdict.flatten()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pipeline.model.batch_norm import GroupedBatchNorm2d
 from pipeline.model.initialisation import adversarial_start
 from pipeline.model.sample_random import NOISE, keyed_normals
+from pipeline.model.whole_convolution import WholeConv2d, WholeConvTranspose2d
 
 SIZES = (32, 64, 128)
 
@@ -74,17 +75,17 @@ class Generator(nn.Module):
         if noise < 0:
             raise ValueError(f"noise: {noise} numbers can't be drawn")
         self.n_noise = noise
-        down, up = stage_maps(input_size, width), stage_maps(output_size, width)
+        down, up_maps = stage_maps(input_size, width), stage_maps(output_size, width)
         self.encoder = encoder_stages(down, batch_norm_group)
-        self.to_bottleneck = nn.Conv2d(down[-1], n_bottleneck, 4, bias=False)
+        self.to_bottleneck = WholeConv2d(down[-1], n_bottleneck, 4)
         self.noise = nn.Conv2d(noise, noise, 1, bias=False) if noise else None
         joined = n_bottleneck + noise
         self.bottleneck = nn.Sequential(GroupedBatchNorm2d(joined, batch_norm_group), nn.LeakyReLU(0.2, inplace=True))
         self.decoder = nn.Sequential()
         before = joined
-        for number, each in enumerate(reversed(up), start=1):
-            stride, padding = (1, 0) if number == 1 else (2, 1)
-            self.decoder.add_module(f"up{number}", nn.ConvTranspose2d(before, each, 4, stride, padding, bias=False))
+        for number, each in enumerate(reversed(up_maps), start=1):
+            up: nn.Module = WholeConvTranspose2d(before, each, 4) if number == 1 else nn.ConvTranspose2d(before, each, 4, 2, 1, bias=False)
+            self.decoder.add_module(f"up{number}", up)
             self.decoder.add_module(f"bn{number}", GroupedBatchNorm2d(each, batch_norm_group))
             self.decoder.add_module(f"relu{number}", nn.ReLU(inplace=True))
             before = each

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline import objective
 from pipeline.config import OptimiserConfig
 from pipeline.mapping import ConfigError
-from pipeline.recipes.player import Collapse, Losses, Networks, Player, Views, paint
+from pipeline.recipes.player import PAINTING, Collapse, Losses, Networks, Player, Views, paint
 
 DISCRIMINATOR = "discriminator"
 WON = Collapse(
@@ -99,7 +99,7 @@ class AdversarialPair:
             network: network of the painter.
             discriminator: makes the network of the discriminator; called only where there is one, after the painter's was made.
         """
-        painter = Player(self.painter, network, self.painter_losses, self.settings.optimiser)
+        painter = Player(self.painter, network, self.painter_losses, self.settings.optimiser, paint=self._painting)
         if not self.settings.adversarial_weight:
             return (painter,)
         optimiser = self.settings.discriminator_optimiser
@@ -107,7 +107,7 @@ class AdversarialPair:
 
     def painter_losses(self, views: Views, networks: Networks) -> Losses:
         """The painter's turn: the joint loss; logged are `reconstruction` and, beside a discriminator, `adversarial`."""
-        painting = networks[self.painter](views["context"], views["keys"])
+        painting = self._painting(views, networks)
         distance, weight = self.distance(painting, views), self.settings.reconstruction_weight
         parts = {"reconstruction": distance.logged.detach()}
         if DISCRIMINATOR not in networks:
@@ -119,10 +119,14 @@ class AdversarialPair:
 
     def discriminator_losses(self, views: Views, networks: Networks) -> Losses:
         """The discriminator's turn: real against painted; logged are `adversarial`, `accuracy_real` and `accuracy_generated`."""
-        painting = paint(networks[self.painter], views["context"], views["keys"])
+        painting = views[PAINTING] if PAINTING in views else paint(networks[self.painter], views["context"], views["keys"])
         real, painted = networks[DISCRIMINATOR](self.judged(views["target"]), self.judged(painting), **self._condition(views))
         loss = objective.discriminator(real, painted)
         return Losses(loss, {"adversarial": loss.detach(), **objective.accuracy(real, painted)})
+
+    def _painting(self, views: Views, networks: Networks) -> Tensor:
+        painting: Tensor = views[PAINTING] if PAINTING in views else networks[self.painter](views["context"], views["keys"])
+        return painting
 
     def _condition(self, views: Views) -> dict[str, Tensor]:
         return {"context": views["context"]} if self.conditional else {}

@@ -20,6 +20,8 @@ from pipeline.recipes.pixels import PixelScale
 from shards.dataset.manifest import Manifest
 
 Views = Mapping[str, Tensor]
+PAINTING = "painting"
+"""Name, among the views, of what the painter painted of them, where the step has made it for several players."""
 Networks = Mapping[str, nn.Module]
 """Networks of all players by the players' names. On a player's turn its own network is the wrapped one (DDP); the others are bare and
 frozen."""
@@ -66,6 +68,9 @@ class Player:
         loss: function of views and networks that gives the losses.
         optimiser: update rule and its settings.
         collapse: thresholds by which the player has collapsed; None where none are known.
+        paint: function of views and networks that paints with the player's own network, where the losses of several players use the
+            painting. The step may call it once and put the painting into the views of all players as `painting`: with its graph for this
+            player, detached for the others. A loss paints for itself where the views lack it.
     """
 
     name: str
@@ -73,6 +78,7 @@ class Player:
     loss: Callable[[Views, Networks], Losses]
     optimiser: OptimiserConfig
     collapse: Collapse | None = None
+    paint: Callable[[Views, Networks], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pipeline.config import Config, TrainingConfig
 from pipeline.masking.source import MaskSource
+from pipeline.model.whole_convolution import to_memory_format
 from pipeline.recipes.player import Player, Recipe
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointInvalid, CheckpointStore, read, step_of
-from pipeline.training.engine.engine import Engine, ReplicatedEngine
+from pipeline.training.engine.engine import MEMORY_FORMATS, Engine, ReplicatedEngine
 from pipeline.training.mask_shapes import changed_shapes, check_ranks
 from pipeline.training.ranks.world import World
 from pipeline.training.record.run_folder import RunFolderError
@@ -150,6 +151,7 @@ def build_engines(recipe: Recipe, found: Checkpoint | None, world: World, traini
 def _engine(player: Player, world: World, training: TrainingConfig) -> Engine:
     player.network.train()
     if training.mode == "ddp":
+        to_memory_format(player.network, MEMORY_FORMATS[training.memory_format])
         return ReplicatedEngine(player, world, training.max_gradient_norm)
     from pipeline.training.engine.zero import ShardedEngine  # noqa: PLC0415  # imports DeepSpeed, which ddp does not need
 

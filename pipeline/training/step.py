@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,11 +18,11 @@ from torch import Tensor
 from pipeline.config import Config, ScheduleConfig, TrainingConfig
 from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import discard_statistics, fold_statistics
-from pipeline.recipes.player import Losses, Networks, PaintingRecipe, Paintings, Recipe, Views
+from pipeline.recipes.player import PAINTING, Losses, Networks, PaintingRecipe, Paintings, Recipe, Views
 from pipeline.stream.dataset import Dataset
 from pipeline.stream.loader import Batch
 from pipeline.stream.order import rank_slice
-from pipeline.training.engine.engine import Engine, evaluating
+from pipeline.training.engine.engine import MEMORY_FORMATS, Engine, evaluating
 from pipeline.training.labels import refuse_labels
 from pipeline.training.phases import Phases
 from pipeline.training.ranks.world import World
@@ -35,19 +36,17 @@ class NonFiniteError(ExplainedError):
 
 @dataclass
 class StepResult:
-    """Losses and gradient norms of one step. The losses stay on the device, summed over the ranks, so that reading them can wait.
+    """Losses and gradient norms of one step. They stay on the device, the losses summed over the ranks, so that reading them can wait.
 
     Attributes:
         names: (player, part) of each loss; the part `total` is the loss that was minimised.
         losses: float64 (len(names),), means over the global batch.
-        gradient_norms: gradient norm by player, before clipping.
-        skipped: players whose weights were left as they were because their gradient was not finite.
+        norms: gradient norm by player, before clipping, float32 (). The weights of a player whose norm is not finite stay as they were.
     """
 
     names: list[tuple[str, str]] = field(default_factory=list)
     losses: Tensor | None = None
-    gradient_norms: dict[str, float] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
+    norms: dict[str, Tensor] = field(default_factory=dict)
 
     def read(self) -> dict[str, dict[str, float]]:
         """Returns the losses as numbers: player -> part -> mean over the global batch. Waits for the device."""
@@ -56,6 +55,16 @@ class StepResult:
         for (player, part), value in zip(self.names, values, strict=True):
             found.setdefault(player, {})[part] = value
         return found
+
+    @cached_property
+    def gradient_norms(self) -> dict[str, float]:
+        """Gradient norms as numbers, by player. Waits for the device."""
+        return dict(zip(self.norms, torch.stack(list(self.norms.values())).tolist(), strict=True)) if self.norms else {}
+
+    @property
+    def skipped(self) -> list[str]:
+        """Players whose weights were left as they were because their gradient was not finite. Waits for the device."""
+        return [player for player, norm in self.gradient_norms.items() if not math.isfinite(norm)]
 
 
 def micro_batches(count: int, largest_count: int, micro_batch: int, unit: int) -> list[slice]:
@@ -154,7 +163,9 @@ class TrainStep:
         self.world = world
         self.training = training
         self.largest_slice = largest_slice(training.global_batch, world.size, recipe.unit)
+        self._format = MEMORY_FORMATS[training.memory_format]
         self.nonfinite_in_a_row = 0
+        self._unjudged: list[StepResult] = []
         self.phases = Phases.of(world.device)
         for each in engines:
             each.time_waits(self.phases.collective)
@@ -169,16 +180,18 @@ class TrainStep:
 
         Raises:
             LabelUnknown: a label is that of no class of the recipe.
-            NonFiniteError: more than training.max_nonfinite_steps steps in a row had a gradient that is not finite.
+            NonFiniteError: more than training.max_nonfinite_steps steps in a row had a gradient that is not finite. On a GPU this is
+                found up to training.log_every steps later, because looking at once would wait for the device; no weights moved meanwhile.
         """
         refuse_labels(self.recipe, batch.labels, batch.sample_ids, self._datasets)
         result = StepResult()
         sums: list[Tensor] = []
         parts = micro_batches(len(batch.sample_ids), self.largest_slice, self.training.micro_batch, self.recipe.unit)
+        made = self._made_once(batch, parts)
         for engine in self.engines:
-            self._turn(engine, batch, parts, rate, result, sums)
+            self._turn(engine, batch, parts, rate, result, sums, made)
         result.losses = self._sum(torch.stack(sums)) / self.training.global_batch
-        self._guard(result)
+        self._judge(result)
         return result
 
     def views(self, batch: Batch, part: slice) -> Views:
@@ -192,7 +205,8 @@ class TrainStep:
             labels = move(batch.labels) if batch.labels is not None else None
             moved = move(batch.images), move(batch.masks), labels, move(batch.keys)
             self.phases.enter("forward")
-            return self.recipe.views(*moved)
+            views = self.recipe.views(*moved)
+            return {name: view.contiguous(memory_format=self._format) if view.dim() == 4 else view for name, view in views.items()}
 
     def networks(self, turn: Engine) -> Networks:
         """Returns every network by name: wrapped for the engine whose turn it is, bare for the others."""
@@ -209,7 +223,25 @@ class TrainStep:
             views = self.views(batch, slice(0, min(self.training.pictures, len(batch.sample_ids))))
             return self.recipe.paintings(views, self.recipe.paint(views, networks))
 
-    def _turn(self, engine: Engine, batch: Batch, parts: Sequence[slice], rate: float, result: StepResult, sums: list[Tensor]) -> None:
+    def _made_once(self, batch: Batch, parts: Sequence[slice]) -> Views | None:
+        """Makes what all turns use: the views, and the painting of the player that paints, with its graph.
+
+        Returns None where the batch is divided into micro-batches, because everything would have to be kept until the last turn: each turn
+        then makes its own.
+        """
+        if len(parts) > 1:
+            return None
+        views = self.views(batch, parts[0])
+        for engine in self.engines:
+            if engine.player.paint is not None and len(self.engines) > 1:
+                engine.network.requires_grad_(True)
+                with engine.micro_step(last=True), self._precision():
+                    return {**views, PAINTING: engine.player.paint(views, self.networks(engine))}
+        return views
+
+    def _turn(
+        self, engine: Engine, batch: Batch, parts: Sequence[slice], rate: float, result: StepResult, sums: list[Tensor], made: Views | None
+    ) -> None:
         for each in self.engines:
             each.network.requires_grad_(each is engine)
         networks, totals = self.networks(engine), dict[str, Tensor]()
@@ -219,7 +251,7 @@ class TrainStep:
                     self._idle(engine, batch, networks)
                 continue
             with engine.micro_step(last=part is parts[-1]):
-                losses = self._losses(engine, batch, part, networks)
+                losses = self._losses(engine, made or self.views(batch, part), networks)
                 total = losses.total.sum()
                 # a non-finite loss makes the gradient non-finite, on every rank and without waiting for the device
                 scale = torch.where(torch.isfinite(total.detach()), self.world.size / self.training.global_batch, math.nan)
@@ -229,9 +261,15 @@ class TrainStep:
         result.names.extend((engine.player.name, part) for part in totals)
         sums.extend(totals.values())
 
-    def _losses(self, engine: Engine, batch: Batch, part: slice, networks: Networks) -> Losses:
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
-            return engine.player.loss(self.views(batch, part), networks)
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
+
+    def _losses(self, engine: Engine, views: Views, networks: Networks) -> Losses:
+        if PAINTING in views and engine.player.paint is None:
+            views = {**views, PAINTING: views[PAINTING].detach()}
+        self.phases.enter("forward")
+        with self._precision():
+            return engine.player.loss(views, networks)
 
     def _backward(self, engine: Engine, loss: Tensor) -> None:
         self.phases.backward(loss, waits=self.world.size > 1)
@@ -250,28 +288,29 @@ class TrainStep:
         """
         devices = [self.world.device] if self.world.device.type == "cuda" else []
         with torch.random.fork_rng(devices), engine.micro_step(last=False):
-            losses = self._losses(engine, batch, slice(0, self.recipe.unit), networks)
+            losses = self._losses(engine, self.views(batch, slice(0, self.recipe.unit)), networks)
             self._backward(engine, losses.total.sum() * 0.0)
         discard_statistics(engine.network)
 
     def _update(self, engine: Engine, rate: float, result: StepResult) -> None:
         self.phases.enter("optimiser")
-        norm = engine.update(rate)  # equal on every rank, so that all ranks decide alike
+        result.norms[engine.player.name] = norm = engine.update(rate)  # equal on every rank, so that all ranks decide alike
         self.phases.enter("")
-        result.gradient_norms[engine.player.name] = norm
-        if math.isfinite(norm):
-            fold_statistics(engine.network, self._sum)
-        else:
-            discard_statistics(engine.network)
-            result.skipped.append(engine.player.name)
+        fold_statistics(engine.network, self._sum, torch.isfinite(norm))
 
-    def _guard(self, result: StepResult) -> None:
-        self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if result.skipped else 0
-        if self.nonfinite_in_a_row > self.training.max_nonfinite_steps:
-            raise NonFiniteError(
-                f"{counted(self.nonfinite_in_a_row, 'step')} in a row gave a gradient that is not finite ({', '.join(result.skipped)}): "
-                "lower the learning rate, set training.max_gradient_norm, or train in fp32. The last checkpoint is from before"
-            )
+    def _judge(self, result: StepResult) -> None:
+        """Counts the steps in a row that were skipped, without making a GPU wait in every step."""
+        self._unjudged.append(result)
+        if self.world.device.type == "cuda" and len(self._unjudged) < self.training.log_every:
+            return
+        for each in self._unjudged:
+            self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if each.skipped else 0
+            if self.nonfinite_in_a_row > self.training.max_nonfinite_steps:
+                raise NonFiniteError(
+                    f"{counted(self.nonfinite_in_a_row, 'step')} in a row gave a gradient that is not finite ({', '.join(each.skipped)}): "
+                    "lower the learning rate, set training.max_gradient_norm, or train in fp32. The last checkpoint is from before"
+                )
+        self._unjudged.clear()
 
 
 def _accumulate(totals: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:

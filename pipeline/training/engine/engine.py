@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from pipeline.model.batch_norm import spans_ranks
 from pipeline.recipes.player import Networks, Player
-from pipeline.training.engine.optimiser_state import load_state, make_optimiser, state_tensors
+from pipeline.training.engine.optimiser_state import fused_update, load_state, make_optimiser, state_tensors
+
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+"""Memory format by `training.memory_format`."""
 
 
 class Ranks(Protocol):
@@ -89,15 +92,15 @@ class Engine(ABC):
         """Adds the gradients of a scalar."""
 
     @abstractmethod
-    def update(self, rate: float) -> float:
+    def update(self, rate: float) -> Tensor:
         """Moves the weights by the gradients of the turn, and clears the gradients.
 
         Args:
             rate: factor of the player's learning rate.
 
         Returns:
-            The norm of the gradient over all parameters before clipping, equal on every rank. If it is not finite, weights and
-            optimiser are left as they were.
+            The norm of the gradient over all parameters before clipping, float32 (), equal on every rank. If it is not finite, weights
+            and optimiser are left as they were; that is decided on the device, which nobody waits for.
         """
 
     @abstractmethod
@@ -158,12 +161,12 @@ class ReplicatedEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(loss)
 
-    def update(self, rate: float) -> float:
-        norm = float(nn.utils.clip_grad_norm_(list(self.network.parameters()), self._limit))
-        if math.isfinite(norm):
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.player.optimiser.learning_rate * rate
-            self.optimiser.step()
+    def update(self, rate: float) -> Tensor:
+        gradients = [each.grad for each in self.network.parameters() if each.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.player.optimiser.learning_rate * rate
+        fused_update(self.optimiser, norm, self._limit)
         self.optimiser.zero_grad(set_to_none=True)
         return norm
 

@@ -75,12 +75,12 @@ class ShardedEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         self._zero_engine.backward(loss, scale_wrt_gas=False)
 
-    def update(self, rate: float) -> float:
+    def update(self, rate: float) -> Tensor:
         """See `Engine`. DeepSpeed takes the norm over all ranks, clips by it, and changes nothing if it is not finite."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.player.optimiser.learning_rate * rate
         self._zero_engine.step()
-        return float(self._zero_engine.get_global_grad_norm())
+        return torch.as_tensor(self._zero_engine.get_global_grad_norm(), dtype=torch.float32)
 
     def load_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
         by_name = by_parameter(self._shapes, self.optimiser, tensors)

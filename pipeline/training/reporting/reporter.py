@@ -171,7 +171,6 @@ class Reporter:
         self.metrics.learning_rates({each.name: each.optimiser.learning_rate * facts.rate for each in self._players})
         self._seconds, self._wait_seconds = self._seconds + facts.seconds, self._wait_seconds + facts.wait_seconds
         self._steps += 1
-        self.alarms.check_numbers(step, facts.result.skipped)
         self.alarms.check_starvation(step, facts.seconds, facts.wait_seconds, *facts.starvation)
         self.metrics.step(
             step=step,
@@ -230,6 +229,7 @@ class Reporter:
         rows, last = [], dict[str, dict[str, float]]()
         for row, result in self._unread:
             last = result.read()
+            self.alarms.check_numbers(row["step"], result.skipped)
             rows.append({**row, "losses": last, "gradient_norms": result.gradient_norms, "skipped": result.skipped, **facts})
             self.metrics.gradient_norms(result.gradient_norms)
             self.alarms.check_collapse(row["step"], last)
