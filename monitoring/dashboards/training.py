@@ -127,7 +127,7 @@ def _time() -> Row:
             "Use of the devices",
             "Left: floating-point operations of the model per second, all chosen ranks. Right: fraction of the devices' peak, best and "
             "worst "
-            "rank; absent where the peak is unknown, as on CPUs.",
+            "rank; absent where the peak is unknown, as on CPUs without monitoring.peak_teraflops.",
             "Low although the phases show little waiting: a larger training.micro_batch, mixed precision, more of the step on the device.",
             "First look, in this order",
         ),

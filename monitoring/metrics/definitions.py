@@ -157,13 +157,13 @@ DEFINITIONS = (
     Definition(
         "model_flops_per_second",
         "gauge",
-        "Floating-point operations per second of the networks' own mathematics.",
+        "Floating-point operations per second that the mathematics of the networks needs for the images of this rank.",
         unknown_at_first=True,
     ),
     Definition(
         "model_flop_utilisation_ratio",
         "gauge",
-        "model_flops_per_second as a fraction of the device's peak, NaN where the peak is unknown.",
+        "model_flops_per_second as a fraction of the peak of this rank's device, NaN where the peak is unknown.",
         unknown_at_first=True,
     ),
     Definition(

@@ -1,6 +1,7 @@
 """The lines of a history as curves, in one pass and bounded memory.
 
-Curves are named ("loss", player, part), ("accuracy", player, kind), ("gradient_norm", player), ("rate",), ("throughput",) and ("wait",).
+Curves are named ("loss", player, part), ("accuracy", player, kind), ("gradient_norm", player), ("rate",), ("throughput",),
+("utilisation",) and ("wait",).
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from monitoring.report.attempts import Attempts
 from monitoring.report.curves import Curves, Name
 from monitoring.report.lines import Lines, integer, number
 
-_SINGLE: tuple[tuple[Name, str], ...] = ((("rate",), "rate"), (("throughput",), "images_per_second"), (("wait",), "data_wait_share"))
+_SINGLE: tuple[tuple[Name, str], ...] = (
+    (("rate",), "rate"),
+    (("throughput",), "images_per_second"),
+    (("utilisation",), "model_flop_utilisation"),
+    (("wait",), "data_wait_share"),
+)
 _MOST_UNKNOWN = 100_000  # attempts that are in the history alone
 
 

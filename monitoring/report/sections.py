@@ -36,6 +36,7 @@ def drawings(record: Record) -> list[Drawing]:
     for kind, title, is_fraction, from_zero in (
         ("rate", "Learning rate, as a fraction of its peak", True, False),
         ("throughput", "Images per second, all ranks", False, True),
+        ("utilisation", "Model-FLOP utilisation, all ranks", True, True),
         ("wait", "Fraction of the time waiting for data", True, True),
     ):
         if curves.names(kind):

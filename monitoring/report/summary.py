@@ -119,6 +119,7 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
         found.append((title[:1].upper() + title[1:], value, against))
     if curves.names("throughput"):
         found.append(("Images per second", figure(_middle(curves[("throughput",)]), 3), "median, all ranks together"))
+        found += _speed(record)
     if curves.names("wait"):
         found.append(("Waiting for data", percent(_middle(curves[("wait",)])), "of the time, median"))
     lasted = math.fsum(each.seconds for each in attempts if math.isfinite(each.seconds))
@@ -191,6 +192,18 @@ def _middle(curve: Curve) -> float:
     return statistics.median(means) if means else math.nan
 
 
+def _speed(record: Record) -> list[tuple[str, str, str]]:
+    """Returns the figure of the networks' own operations a second; nothing where the run does not say what a picture costs."""
+    cost = number(record.last.facts.get("flops_per_image")) if record.last else None
+    speed = _middle(record.curves[("throughput",)]) * cost if cost is not None else math.nan
+    if cost is None or not math.isfinite(speed):
+        return []
+    share = "the peak is unknown: give that of a rank's device as monitoring.peak_teraflops"
+    if record.curves.names("utilisation"):
+        share = f"{percent(_middle(record.curves[('utilisation',)]))} of the peak of all ranks, median"
+    return [("Model FLOP/s", _thousands(int(speed)), f"{_thousands(int(cost))} a picture; {share}")]
+
+
 def _left_seconds(record: Record) -> float:
     last = record.last
     if last is None or not record.planned or not last.global_batch or not record.curves.names("throughput"):
@@ -205,7 +218,7 @@ def _steps_done(record: Record, noun: str = "step", plural: str = "") -> str:
 
 
 def _thousands(count: int) -> str:
-    for size, suffix in ((10**12, " T"), (10**9, " G"), (10**6, " M")):
+    for size, suffix in ((10**15, " P"), (10**12, " T"), (10**9, " G"), (10**6, " M")):
         if count >= size:
             return f"{figure(count / size, 3)}{suffix}"
     return f"{count:,}"

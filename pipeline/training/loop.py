@@ -7,7 +7,6 @@ there are enough or a signal requests a stop, and save. Everything that the run 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -198,8 +197,7 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
         stream = _stream_config(config, recipe, world, folder)
         loader = stack.enter_context(StreamLoader(stream, world.rank, world.size, partial(_stop_waiting, world, interruption)))
         recipes.check_labels(recipe, [each.manifest for each in loader.datasets])
-        flops = flops_per_image(recipe) if config.monitoring.enabled else math.nan
-        reporter = Reporter(config, world, folder, loader, recipe.players, metrics, flops)
+        reporter = Reporter(config, world, folder, loader, recipe.players, metrics, flops_per_image(recipe))
         watchdog.note_startup("loading the newest checkpoint")
         checkpoints = _checkpoints(config, folder, reporter)
         found = find_checkpoint(config, checkpoints, world, loader.decoder.description, recipe.mask)

@@ -42,7 +42,8 @@ def test_plain_accelerate_launch_trains_on_one_process_whatever_other_programs_l
 @pytest.mark.slow
 def test_with_the_cpu_file_two_ranks_train_and_say_so_in_the_metrics(shards: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    launcher = start(2, *setting_list(shards, run, 100_000, *SMALL, *BATCH, "--training.pictures_every", "3"), log=log)
+    settings = [*SMALL, *BATCH, "--training.pictures_every", "3", "--monitoring.peak_teraflops", "0.001"]
+    launcher = start(2, *setting_list(shards, run, 100_000, *settings), log=log)
     try:
         wait_until(lambda: launcher.poll() is not None or len(read_lines(run / "history.jsonl")) > 5, log)
         (target,) = sorted((run / "targets").glob("*.json"))
@@ -56,10 +57,15 @@ def test_with_the_cpu_file_two_ranks_train_and_say_so_in_the_metrics(shards: Pat
             assert re.search(loss, text, re.MULTILINE)
             for name in ("step", "images_per_second", "data_wait_ratio", "checkpoint_age_seconds"):
                 assert re.search(rf'^context_encoder_{name}\{{.*rank="{rank}"', text, re.MULTILINE), name
+            assert re.search(rf'^context_encoder_model_flop_utilisation_ratio\{{.*rank="{rank}".*\}} \d\.\d+$', text, re.MULTILINE)
     finally:
         launcher.terminate()
         assert launcher.wait(timeout=60) is not None
     assert "world size 2 (cpu)" in log.read_text()
+    began, row = read_lines(run / "events.jsonl")[0], read_lines(run / "history.jsonl")[-1]
+    assert began["peak_flops"] == 2e9, "of both ranks, as the images a second of the history"
+    expected = row["images_per_second"] * began["flops_per_image"] / began["peak_flops"]
+    assert row["model_flop_utilisation"] == pytest.approx(expected, abs=1e-3)
     assert not list((run / "targets").glob("*.json"))
     store = Store(str(run / "checkpoints"))
     assert verify(store, CheckpointStore(store).steps()[-1]) > 10_000

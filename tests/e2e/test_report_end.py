@@ -43,7 +43,9 @@ def test_a_finished_run_has_a_report_and_no_report_changes_how_it_ends(shards: P
     done = run_alone(*setting_list(shards, run, 4, *SMALL))
     assert done.returncode == 0, done.stderr
     assert f"report: {run / 'report.html'}" in done.stdout
-    assert "All 4 steps are done" in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert "All 4 steps are done" in report
+    assert "a picture; the peak is unknown: give that of a rank's device as monitoring.peak_teraflops" in report
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ compared. If the console can't be written (the terminal is gone, the disk is ful
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -78,6 +79,7 @@ class Progress:
         epoch: int,
         gradient_norms: Collection[float] = (),
         rates: Collection[float] = (),
+        utilisation: float = math.nan,
     ) -> None:
         """Shows the progress of the run.
 
@@ -89,6 +91,7 @@ class Progress:
             epoch: epoch of the batch, from 0.
             gradient_norms: gradient norms of the players, before clipping.
             rates: learning rates of the players.
+            utilisation: model-FLOP utilisation over all ranks, 0 to 1; NaN if unknown, which prints nothing.
         """
         left = self._left(step)
         if not self._enabled:
@@ -102,6 +105,7 @@ class Progress:
             *_of_players("lr", rates),
             f"{images_per_second:.{0 if images_per_second >= 100 else 1}f} images/s",
             f"{wait_fraction:.0%} waiting",
+            *([f"{utilisation:.0%} of peak"] if math.isfinite(utilisation) else []),
             *shown[1:],
             f"epoch {epoch}",
         ]

@@ -43,22 +43,38 @@ that have it, because cuDNN's convolutions use TF32 unless it is switched off. T
 
 
 def peak_flops(gpu: str, precision: Literal["fp32", "bf16"]) -> float:
-    """Returns the most floating-point operations a second that a GPU can do; NaN if the table does not have it.
+    """Returns the most floating-point operations a second that a GPU can do; NaN for a GPU that the table lacks or a part of one (MIG).
 
     Args:
         gpu: name of the GPU as torch or the driver spells it.
         precision: precision of the training.
     """
     for name, (bf16, fp32) in PEAK_TERAFLOPS.items():
-        if re.search(rf"\b{name}\b", gpu):
+        if re.search(rf"\b{name}\b", gpu) and " MIG " not in gpu:
             return 1e12 * (bf16 if precision == "bf16" else fp32)
     return math.nan
 
 
-def flops_per_image(recipe: Recipe) -> float:
-    """Counts the operations of one step for each picture; NaN if a recipe can't be counted.
+def peak_of(device: torch.device, precision: Literal["fp32", "bf16"], given: float) -> float:
+    """Returns the most floating-point operations a second that a rank's device can do; NaN if unknown, as on a CPU.
 
-    Counted are the forward and backward passes of every player's turn, convolutions and matrix products only, a multiply-add as two.
+    Args:
+        device: device of the rank.
+        precision: precision of the training.
+        given: peak of the settings in 10^12 operations a second, which goes before the table; 0 if none is given.
+    """
+    if given:
+        return given * 1e12
+    return peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else math.nan
+
+
+def flops_per_image(recipe: Recipe) -> float:
+    """Counts the operations that the mathematics of one step needs for each picture; NaN if a recipe can't be counted.
+
+    Counted are the forward and backward passes of every player's turn, convolutions and matrix products only, a multiply-add as two. A
+    network that another player's turn runs without gradient, such as the generator in the discriminator's, is counted in its own turn
+    alone, because both turns need the same output. So the count is that of model-FLOP utilisation: it does not grow with what a step
+    computes twice.
 
     One picture goes forward through the real networks, on the CPU and before they are wrapped for many ranks. The networks are in
     evaluation mode, in which batch norm needs no other pictures; neither weights, gradients nor statistics change. One map of a convolution
@@ -89,7 +105,8 @@ def flops_per_image(recipe: Recipe) -> float:
 
 
 class _Counter(TorchFunctionMode):
-    """Adds up the products that are computed while it is entered, and those of the gradients: as many again for each factor that needs one.
+    """Adds up the products that are computed with gradients enabled while it is entered, and those of the gradients: as many again for each
+    factor that needs one.
 
     torch's FlopCounterMode watches a real backward pass instead, loads the compiler for it (seconds at each start), and counts the weights'
     gradient of grouped convolutions too often, once for each group.
@@ -103,7 +120,7 @@ class _Counter(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         found = _one_map(func, *args, **(kwargs or {})) if func in _CONVOLUTIONS else func(*args, **(kwargs or {}))
-        if func in _PRODUCTS:
+        if func in _PRODUCTS and torch.is_grad_enabled():
             first, second = args[_PRODUCTS[func][0] : _PRODUCTS[func][0] + 2]
             passes = 1 + (int(first.requires_grad) + int(second.requires_grad) if found.requires_grad else 0)
             self.operations += passes * 2 * _PRODUCTS[func][1](first, second, found)

@@ -6,6 +6,7 @@ all steps since the last time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +28,7 @@ from pipeline.training.record.run_folder import RunFolder
 from pipeline.training.record.samples_digest import samples_text
 from pipeline.training.reporting.alarms import Alarms
 from pipeline.training.reporting.console import Progress
-from pipeline.training.reporting.flops import peak_flops
+from pipeline.training.reporting.flops import peak_of
 from pipeline.training.reporting.learning import Learning
 from pipeline.training.resume import changed_settings
 from pipeline.training.step import StepResult, rate_jump
@@ -94,7 +95,9 @@ class Reporter:
         self._progress = Progress(config.training.steps, enabled=world.is_first)
         self.metrics = metrics
         self.metrics.follow(loader.counters.totals)
-        self.metrics.model(flops_per_image, self._peak_flops())
+        self._flops_per_image = flops_per_image
+        self._peak_flops = peak_of(world.device, config.training.precision, config.monitoring.peak_teraflops)
+        self.metrics.model(flops_per_image, self._peak_flops)
         self.learning = Learning(config.evaluation, folder, metrics, self.say)
         self.alarms = Alarms(config.watchdog, players, world.size, folder, metrics, self.say)
 
@@ -138,6 +141,7 @@ class Reporter:
             self.learning.not_evaluated(evaluation)
         elif self._world.is_first and not isinstance(evaluation, str):
             self.learning.resume(step, evaluation.digest)
+        self._peak_flops = self._world.sum(torch.full((1,), self._peak_flops, dtype=torch.float64)).item()  # of all ranks from here on
         self._folder.event(
             "start",
             attempt=self._attempt,
@@ -151,6 +155,8 @@ class Reporter:
             mode=config.training.mode,
             device=self._world.device.type,
             decoder=self._loader.decoder.description,
+            flops_per_image=self._flops_per_image,
+            peak_flops=self._peak_flops,
             versions=environment() if self._world.is_first else {},
         )
 
@@ -192,7 +198,9 @@ class Reporter:
         step, batch = facts.step, facts.batch
         images_per_second = self._config.training.global_batch * self._steps / self._seconds if self._seconds else 0.0
         wait_fraction = self._wait_seconds / self._seconds if self._seconds else 0.0
-        losses = self.flush(images_per_second=round(images_per_second, 2), data_wait_share=round(wait_fraction, 4))
+        utilisation = images_per_second * self._flops_per_image / self._peak_flops
+        known = {"model_flop_utilisation": round(utilisation, 4)} if math.isfinite(utilisation) else {}
+        losses = self.flush(images_per_second=round(images_per_second, 2), data_wait_share=round(wait_fraction, 4), **known)
         self.metrics.losses(losses)
         self._name_cache_failures()
         self.metrics.mask_coverage(float(batch.masks.float().mean()))
@@ -205,7 +213,7 @@ class Reporter:
         }
         norms = [facts.result.gradient_norms[each.name] for each in players if each.name in facts.result.gradient_norms]
         rates = [each.optimiser.learning_rate * facts.rate for each in players]
-        self._progress.update(step, shown, images_per_second, wait_fraction, batch.epoch, norms, rates)
+        self._progress.update(step, shown, images_per_second, wait_fraction, batch.epoch, norms, rates, utilisation)
         self._seconds = self._wait_seconds = 0.0
         self._steps = 0
 
@@ -285,13 +293,6 @@ class Reporter:
     def close(self) -> None:
         """Ends the console's bar."""
         self._progress.close()
-
-    def _peak_flops(self) -> float:
-        """Returns the operations that the device can do a second; 0 or NaN if unknown."""
-        given = self._config.monitoring.peak_teraflops * 1e12
-        if given or self._world.device.type != "cuda":
-            return given
-        return peak_flops(torch.cuda.get_device_name(self._world.device), self._config.training.precision)
 
     def _name_cache_failures(self) -> None:
         """Names shards that could not be cached, once each; their samples are read as ranges."""

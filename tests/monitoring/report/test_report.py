@@ -173,7 +173,8 @@ EVALUATIONS = st.fixed_dictionaries(
         "feature_spread": st.floats() | JSON,
     },
 )
-ROWS = st.dictionaries(st.sampled_from([*KEYS, "position", "player", "bytes", "images_per_second", "versions"]), JSON, max_size=8)
+SPEED = ["images_per_second", "model_flop_utilisation", "flops_per_image"]
+ROWS = st.dictionaries(st.sampled_from([*KEYS, *SPEED, "position", "player", "bytes", "versions"]), JSON, max_size=8)
 
 
 @settings(max_examples=50)
@@ -240,6 +241,19 @@ def test_the_page_names_the_rank_that_died_first_where_no_rank_wrote_an_end(tmp_
     source = written(write_run(tmp_path / "run", [start(1, 0), *died], [history_row(9, 1)])).source
     assert ">failed<" in source
     assert f": rank 3 on n1 {words}. The same command continues it." in source
+
+
+def test_the_speed_of_the_networks_is_shown_with_its_part_of_the_peak_or_with_the_setting_that_gives_the_peak(tmp_path: Path) -> None:
+    cost, rows = {"flops_per_image": 5.18e12, "peak_flops": 1e15}, [history_row(step, 1) for step in (1, 2, 3)]
+    page = written(write_run(tmp_path / "unknown", [start(1, 0, **{**cost, "peak_flops": None})], rows))
+    assert ">207 T<" in page.source
+    assert "5.18 T a picture; the peak is unknown" in page.source
+    assert "monitoring.peak_teraflops" in page.source
+    page = written(write_run(tmp_path / "known", [start(1, 0, **cost)], [{**row, "model_flop_utilisation": 0.2072} for row in rows]))
+    assert "5.18 T a picture; 20.7 % of the peak of all ranks, median" in page.source
+    assert "Model-FLOP utilisation, all ranks" in page.source
+    assert "monitoring.peak_teraflops" not in page.source
+    assert "Model FLOP/s" not in written(write_run(tmp_path / "older", [start(1, 0)], rows)).source
 
 
 def test_states_that_ended_or_belong_to_an_earlier_attempt_are_no_notes(tmp_path: Path) -> None:

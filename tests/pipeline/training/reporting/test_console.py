@@ -99,6 +99,16 @@ def test_a_log_file_gets_plain_lines() -> None:
     assert "\r" not in stream.getvalue()
 
 
+def test_the_part_of_the_peak_is_shown_where_it_is_known() -> None:
+    stream = io.StringIO()
+    with closing(Progress(9, True, stream)) as progress:
+        progress.update(1, {}, 10.0, 0.0, 0)
+        progress.update(2, {}, 10.0, 0.25, 0, utilisation=0.414)
+    first, second = stream.getvalue().splitlines()
+    assert "peak" not in first
+    assert second.endswith(", 25% waiting, 41% of peak, epoch 0")
+
+
 def test_lines_come_at_the_same_steps_however_often_there_is_news() -> None:
     stream = io.StringIO()
     with closing(Progress(25, True, stream, log_every=10)) as progress:

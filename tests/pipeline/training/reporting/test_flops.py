@@ -1,4 +1,4 @@
-"""The operations of a picture are those that a person counts by hand, and counting them leaves no trace."""
+"""Counting the operations of a picture leaves no trace, and each kind of layer costs what torch's own counter says."""
 
 from __future__ import annotations
 
@@ -22,39 +22,6 @@ from tests.pipeline.training.test_step import Line
 
 def test_a_line_is_a_product_forward_and_one_for_its_weights() -> None:
     assert flops_per_image(Line()) == 2 * 48 + 2 * 48  # type: ignore[arg-type]
-
-
-def convolution(network: nn.Module, side: int) -> dict[str, int]:
-    """Counts the operations of one forward of each convolution for one picture by hand: two for each weight and output pixel."""
-    found: dict[str, int] = {}
-    hooks = []
-
-    def note(name: str, module: nn.Conv2d | nn.ConvTranspose2d, given: torch.Tensor, made: torch.Tensor) -> None:
-        places = (given if isinstance(module, nn.ConvTranspose2d) else made).shape[-2:].numel()
-        found[name] = 2 * module.weight.numel() * places
-
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            hooks.append(module.register_forward_hook(lambda m, given, made, name=name: note(name, m, given[0], made)))
-    with torch.no_grad():
-        network.eval()(torch.zeros(1, 3, side, side), *([torch.zeros(1, dtype=torch.int64)] if side == 128 else []))
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def test_both_players_of_the_inpainting_recipe_are_counted_by_hand() -> None:
-    settings = ["--recipe", "inpainting", "--method.width", "8", "--method.bottleneck", "16", "--method.batch_norm_group", "2"]
-    recipe = recipes.make("inpainting", parse(recipes.SETTINGS, ["--data.shards", "x", *settings]).method, 0)
-    judge, painter = (player.network for player in recipe.players)
-    judging, painting = convolution(judge, 64), convolution(painter, 128)
-    judged, painted = sum(judging.values()), sum(painting.values())
-    first_judged, first_painted = next(iter(judging.values())), next(iter(painting.values()))
-    # the discriminator's turn: it paints once and judges twice; weights' and inputs' gradients, but for those of the pictures
-    discriminator = painted + 2 * judged + 2 * (2 * judged - first_judged)
-    # the generator's: it paints and is judged; gradients of its weights and inputs, and of the judge's inputs alone
-    generator = painted + judged + (2 * painted - first_painted) + judged
-    assert flops_per_image(recipe) == discriminator + generator
 
 
 def test_counting_leaves_no_trace() -> None:
@@ -177,6 +144,7 @@ def test_with_groups_torch_counts_the_gradient_of_the_weights_once_for_each_grou
     [
         ("NVIDIA H100 80GB HBM3", 989.4, 494.7),
         ("NVIDIA H100 PCIe", 756, 378),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", math.nan, math.nan),
         ("NVIDIA A100-SXM4-80GB", 312, 156),
         ("NVIDIA A10G", 70, 35),
         ("NVIDIA A10", 125, 62.5),
