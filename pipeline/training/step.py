@@ -21,6 +21,7 @@ from pipeline.recipes.player import Losses, Networks, PaintingRecipe, Paintings,
 from pipeline.stream.dataset import Dataset
 from pipeline.stream.loader import Batch
 from pipeline.stream.order import rank_slice
+from pipeline.training.device_batches import host_labels
 from pipeline.training.engine.engine import Engine, evaluating
 from pipeline.training.labels import refuse_labels
 from pipeline.training.phases import Phases
@@ -171,7 +172,7 @@ class TrainStep:
             LabelUnknown: a label is that of no class of the recipe.
             NonFiniteError: more than training.max_nonfinite_steps steps in a row had a gradient that is not finite.
         """
-        refuse_labels(self.recipe, batch.labels, batch.sample_ids, self._datasets)
+        refuse_labels(self.recipe, host_labels(batch), batch.sample_ids, self._datasets)
         result = StepResult()
         sums: list[Tensor] = []
         parts = micro_batches(len(batch.sample_ids), self.largest_slice, self.training.micro_batch, self.recipe.unit)
