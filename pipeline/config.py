@@ -143,6 +143,10 @@ class TrainingConfig:
     """Most samples that pass through a device at once. Set it to what fits into memory: it does not change the result."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the networks' computation; bf16 keeps weights and losses in float32."""
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    """Compilation of the networks by torch.compile, with ddp: off; default, kernels that do several operations at once; reduce-overhead,
+    captured as CUDA graphs as well, for small batches; max-autotune, also with the fastest of several kernels, which needs
+    training.deterministic False. The first step takes longer, by minutes on a GPU. The result differs by rounding alone."""
     mode: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
     """Division of the model over ranks: ddp keeps a whole copy on each rank; DeepSpeed's ZeRO (the extra `deepspeed`) divides the
     optimiser's state (zero1), the gradients as well (zero2), the weights as well (zero3). The mode does not change the result, and a
@@ -326,7 +330,7 @@ def _check_unit(training: TrainingConfig, unit: int) -> None:
 
 
 def check_mode(training: TrainingConfig) -> None:
-    """Refuses an offload that the mode does not support.
+    """Refuses an offload or a compilation that the mode does not support, and one that deterministic training does not.
 
     Raises:
         ConfigError: naming the key.
@@ -337,6 +341,16 @@ def check_mode(training: TrainingConfig) -> None:
         raise ConfigError(
             f"training.offload: only zero3 divides the weights, {training.mode} can offload the optimizer. "
             "Set --training.mode zero3 or --training.offload optimizer"
+        )
+    if training.compile != "off" and training.mode != "ddp":
+        raise ConfigError(
+            f"training.compile: DeepSpeed divides the networks of {training.mode} while they run, which can't be compiled. "
+            "Set --training.compile off or --training.mode ddp"
+        )
+    if training.compile == "max-autotune" and training.deterministic:
+        raise ConfigError(
+            "training.compile: max-autotune takes the kernels that are fastest in a trial, which may be others after a restart. "
+            "Set --training.compile default or reduce-overhead, or --training.deterministic False"
         )
 
 

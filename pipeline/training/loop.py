@@ -25,6 +25,7 @@ from pipeline.config import Config, to_mapping
 from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore
 from pipeline.training.device_batches import arrive
+from pipeline.training.engine.compilation import begin_step, check_compiler
 from pipeline.training.engine.engine import Engine
 from pipeline.training.failures import cause_of
 from pipeline.training.held_back.evaluation import Evaluation
@@ -154,6 +155,7 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
                 summing = world.start_sum(news)  # beside the computation
                 rate = rate_factor(config.schedule, state.step, steps)
                 torch.manual_seed(key_of(config.seed, state.step, world.rank) >> 1)  # for recipes that draw from torch's own generator
+                begin_step(config.training, world.device)
                 result = run.train_step(batch, rate)
                 with phases.collective():
                     world.finish(summing)
@@ -206,6 +208,8 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
         checkpoints = _checkpoints(config, folder, reporter)
         found = find_checkpoint(config, checkpoints, world, loader.decoder.description, recipe.mask)
         watchdog.note_startup("bringing the networks onto the devices")
+        if compiled := check_compiler(config.training, world.device):
+            reporter.say(compiled)
         engines = build_engines(recipe, found, world, config.training)
         for engine in engines:
             stack.enter_context(engine)

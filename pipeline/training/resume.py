@@ -17,6 +17,7 @@ from pipeline.config import Config, TrainingConfig
 from pipeline.masking.source import MaskSource
 from pipeline.recipes.player import Player, Recipe
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointInvalid, CheckpointStore, read, step_of
+from pipeline.training.engine.compilation import compile_network
 from pipeline.training.engine.engine import Engine, ReplicatedEngine
 from pipeline.training.mask_shapes import changed_shapes, check_ranks
 from pipeline.training.ranks.world import World
@@ -149,6 +150,7 @@ def build_engines(recipe: Recipe, found: Checkpoint | None, world: World, traini
 
 def _engine(player: Player, world: World, training: TrainingConfig) -> Engine:
     player.network.train()
+    compile_network(player.network, training)
     if training.mode == "ddp":
         return ReplicatedEngine(player, world, training.max_gradient_norm)
     from pipeline.training.engine.zero import ShardedEngine  # noqa: PLC0415  # imports DeepSpeed, which ddp does not need
