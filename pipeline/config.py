@@ -100,9 +100,10 @@ class DataConfig:
     tail: Literal["drop", "pad"] = "drop"
     """Handling of an epoch's last samples when they fill no batch: drop leaves them out in this epoch, pad fills the batch with the epoch's
     first samples."""
-    decoder: Literal["simplejpeg", "nvimgcodec"] = "simplejpeg"
+    decoder: Literal["simplejpeg", "nvimgcodec", "nvimgcodec_gpu"] = "simplejpeg"
     """JPEG decoder: simplejpeg decodes the rows that a crop needs; nvimgcodec (the extra `decode`, no GPU needed) decodes only the crop's
-    rectangle, which is faster on full-size pictures, but it accepts damaged ones. A run keeps the decoder that it began with."""
+    rectangle, which is faster on full-size pictures, but it accepts damaged ones; nvimgcodec_gpu (with nvidia-nvjpeg-cu12) decodes and
+    resizes on the GPU of the rank, for nodes whose cores are too few. A run keeps the decoder that it began with."""
     threads: Annotated[int, Interval(ge=0, le=1024)] = 0
     """Decoding threads per rank; 0 divides the cores of the node by its ranks, at most 16."""
     ready_batches: Annotated[int, Interval(ge=1, le=1000)] = 3

@@ -290,7 +290,7 @@ class StreamLoader:
         mask_key = batch_mask_key(self.config.seed, positions[0]) if isinstance(self.config.mask, OneMask) else None
         plan = BatchPlan(number, index, positions, tuple(map(Dataset.plan, self.datasets, positions)), mask_key)
         count, size = self._rank_slice.stop - self._rank_slice.start, self.config.image_size
-        images = self._buffers.take((count, size, size, 3), torch.uint8)
+        images = self.decoder.new_images((count, size, size, 3), self._buffers)
         filling = Filling(plan, images, self._buffers.take((count, size, size), torch.bool), self._labelled)
         try:
             for dataset, position, samples in zip(self.datasets, positions, plan.parts, strict=True):

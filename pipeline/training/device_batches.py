@@ -55,6 +55,8 @@ class SideStream:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def copy(self, tensor: Tensor) -> Tensor:
+        if tensor.device == self._device:  # decoded there
+            return tensor
         pinned = tensor if tensor.is_pinned() else tensor.pin_memory()  # only page-locked memory is copied beside the host's own work
         with torch.cuda.stream(self._stream):
             return pinned.to(self._device, non_blocking=True)

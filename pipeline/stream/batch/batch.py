@@ -61,7 +61,8 @@ class Filling:
         labelled: whether the batch gets labels.
 
     Attributes:
-        image_rows, mask_rows: NumPy views of images and masks.
+        image_rows: NumPy view of the images; the images themselves where a decoder writes them on a device.
+        mask_rows: NumPy view of the masks.
         labels: int64 (n,), written by the threads.
         fetched: bytes that were asked of the store, by slot; the thread that reads a sample takes its entry out.
         tasks: tasks of the threads, in the order in which they begin.
@@ -69,7 +70,7 @@ class Filling:
 
     def __init__(self, plan: BatchPlan, images: Tensor, masks: Tensor, labelled: bool) -> None:
         self.plan, self.images, self.masks = plan, images, masks
-        self.image_rows: NDArray[np.uint8] = images.numpy()
+        self.image_rows: Any = images.numpy() if images.device.type == "cpu" else images
         self.mask_rows: NDArray[np.bool_] = masks.numpy()
         self.labels = np.empty(len(images), np.int64)
         self.fetched: dict[int, Future[bytes]] = {}
