@@ -70,32 +70,12 @@ class DeviceDecoder(Decoder):
         boxes = [box_of(frame, rule, key, len(place), few) for frame, key, place, few in zip(frames, keys, places, drawn, strict=True)]
         thread = _of_this_thread(self.device)
         with self._queueing(thread.stream):
-            left = self._decode(thread, data, frames, boxes, places, rule.turn)
+            parts = thread.decode(data, boxes)  # named, because their memory must outlive the work that is queued below
+            left = _place(parts, frames, boxes, places, rule.turn)
             reasons = self._on_the_host(left, data, places, rule, keys, draws)
             if thread.stream is not None:
                 thread.stream.synchronize()
         return reasons
-
-    def _decode(
-        self,
-        thread: _OfThread,
-        data: Sequence[bytes | memoryview],
-        frames: Sequence[Frame | None],
-        boxes: Sequence[Box | None],
-        places: Sequence[Tensor],
-        turn: bool,
-    ) -> list[int]:
-        """Decodes what nvImageCodec takes; returns the numbers of the other pictures."""
-        parts = thread.decode(data, boxes)
-        left = list[int]()
-        for number, (part, box, frame, place) in enumerate(zip(parts, boxes, frames, places, strict=True)):
-            if part is None or box is None or frame is None:
-                left.append(number)
-                continue
-            upright = _turned(part, frame.orientation) if turn else part
-            pixels = resized(upright, len(place))
-            place.copy_(pixels.flip(1) if box.mirror else pixels)
-        return left
 
     def _on_the_host(
         self,
@@ -128,11 +108,26 @@ class DeviceDecoder(Decoder):
         return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
+def _place(
+    parts: Sequence[Tensor | None], frames: Sequence[Frame | None], boxes: Sequence[Box | None], places: Sequence[Tensor], turn: bool
+) -> list[int]:
+    """Turns, resizes and mirrors decoded parts into their places; returns the numbers of the pictures that have none."""
+    left = list[int]()
+    for number, (part, box, frame, place) in enumerate(zip(parts, boxes, frames, places, strict=True)):
+        if part is None or box is None or frame is None:
+            left.append(number)
+            continue
+        pixels = resized(_turned(part, frame.orientation) if turn else part, len(place))
+        place.copy_(pixels.flip(1) if box.mirror else pixels)
+    return left
+
+
 class _OfThread:
     """The decoder and the stream of one thread on one device."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = _new_stream(device)
+        self._device = device
         self._library = nvimgcodec.library()
         self._decoder, self._parameters = nvimgcodec.new_decoder(device.index if device.type == "cuda" else None)
 
@@ -149,7 +144,7 @@ class _OfThread:
         found: list[Tensor | None] = [None] * len(boxes)
         for (number, box), image in zip(wanted, self._images(streams), strict=True):
             if image is not None:
-                pixels = torch.as_tensor(np.asarray(image) if self.stream is None else image)
+                pixels = torch.as_tensor(np.asarray(image) if self.stream is None else image, device=self._device)
                 found[number] = pixels if pixels.shape == (box.height, box.width, 3) else None
         return found
 
