@@ -100,9 +100,10 @@ class DataConfig:
     tail: Literal["drop", "pad"] = "drop"
     """Handling of an epoch's last samples when they fill no batch: drop leaves them out in this epoch, pad fills the batch with the epoch's
     first samples."""
-    decoder: Literal["simplejpeg", "nvimgcodec"] = "simplejpeg"
+    decoder: Literal["simplejpeg", "nvimgcodec", "nvimgcodec_gpu"] = "simplejpeg"
     """JPEG decoder: simplejpeg decodes the rows that a crop needs; nvimgcodec (the extra `decode`, no GPU needed) decodes only the crop's
-    rectangle, which is faster on full-size pictures, but it accepts damaged ones. A run keeps the decoder that it began with."""
+    rectangle, which is faster on full-size pictures, but it accepts damaged ones; nvimgcodec_gpu (with nvidia-nvjpeg-cu12) decodes and
+    resizes on the GPU of the rank, for nodes whose cores are too few. A run keeps the decoder that it began with."""
     threads: Annotated[int, Interval(ge=0, le=1024)] = 0
     """Decoding threads per rank; 0 divides the cores of the node by its ranks, at most 16."""
     ready_batches: Annotated[int, Interval(ge=1, le=1000)] = 3
@@ -146,6 +147,10 @@ class TrainingConfig:
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     """Order of pictures, maps and weights in memory: channels_last, the values of a pixel side by side, which the kernels of CPUs and GPUs
     want; contiguous, map after map. The result differs by rounding alone. Under ZeRO the weights are contiguous in any case."""
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    """Compilation of the networks by torch.compile, with ddp: off; default, kernels that do several operations at once; reduce-overhead,
+    captured as CUDA graphs as well, for small batches; max-autotune, also with the fastest of several kernels, which needs
+    training.deterministic False. The first step takes longer, by minutes on a GPU. The result differs by rounding alone."""
     mode: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
     """Division of the model over ranks: ddp keeps a whole copy on each rank; DeepSpeed's ZeRO (the extra `deepspeed`) divides the
     optimiser's state (zero1), the gradients as well (zero2), the weights as well (zero3). The mode does not change the result, and a
@@ -329,7 +334,7 @@ def _check_unit(training: TrainingConfig, unit: int) -> None:
 
 
 def check_mode(training: TrainingConfig) -> None:
-    """Refuses an offload that the mode does not support.
+    """Refuses an offload or a compilation that the mode does not support, and one that deterministic training does not.
 
     Raises:
         ConfigError: naming the key.
@@ -340,6 +345,16 @@ def check_mode(training: TrainingConfig) -> None:
         raise ConfigError(
             f"training.offload: only zero3 divides the weights, {training.mode} can offload the optimizer. "
             "Set --training.mode zero3 or --training.offload optimizer"
+        )
+    if training.compile != "off" and training.mode != "ddp":
+        raise ConfigError(
+            f"training.compile: DeepSpeed divides the networks of {training.mode} while they run, which can't be compiled. "
+            "Set --training.compile off or --training.mode ddp"
+        )
+    if training.compile == "max-autotune" and training.deterministic:
+        raise ConfigError(
+            "training.compile: max-autotune takes the kernels that are fastest in a trial, which may be others after a restart. "
+            "Set --training.compile default or reduce-overhead, or --training.deterministic False"
         )
 
 

@@ -145,7 +145,7 @@ DEFINITIONS = (
     Definition(
         "step_phase_seconds",
         "histogram",
-        "Duration of a part of a step; collective is the wait for the other ranks.",
+        "Duration of a part of a step; collective is the wait for the other ranks, host_to_device the wait for the copy of the batch.",
         ("phase",),
         known=tuple((phase,) for phase in PHASES),
         most=len(PHASES),

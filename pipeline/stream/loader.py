@@ -87,6 +87,7 @@ class StreamLoader:
         rank: number of the rank, 0 to world_size - 1.
         world_size: any number from 1 to the units of the global batch.
         waiting: called once a second while a batch is waited for; an error that it raises ends the iteration, before that batch.
+        copy: function that starts the copy of a batch to a device; when a batch is handed out, also for the next one if it is filled.
 
     Raises:
         ConfigError: a setting of the data is of the wrong type or out of its bounds.
@@ -96,7 +97,14 @@ class StreamLoader:
         LoaderClosed: while iterating, after it was closed.
     """
 
-    def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1, waiting: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        config: StreamConfig,
+        rank: int = 0,
+        world_size: int = 1,
+        waiting: Callable[[], None] = lambda: None,
+        copy: Callable[[Batch], Batch] | None = None,
+    ) -> None:
         data = config.data
         checked(replace(data, storage_options={}, sources={}), "data")  # options may be any object that fsspec takes
         self.config = config
@@ -128,6 +136,7 @@ class StreamLoader:
         self._begun = 0
         self._closed = False
         self.waiting = waiting
+        self._copy = copy
 
     def _take_slots(self, orders: Sequence[tuple[int, int]]) -> None:
         """Gives every data set its slots of the batch, its lanes and the number of its held-back samples."""
@@ -238,6 +247,8 @@ class StreamLoader:
                     positions = self._fill_up(ahead, wanted - 1, positions)  # while the first is trained on
                 self._hold_downloads(False)
                 self._positions = self._each(Dataset.after, pending.positions)
+                if ahead:
+                    ahead[0].copy_ahead()  # beside the computation on this batch
                 yield batch
         finally:
             for pending in ahead:
@@ -267,7 +278,7 @@ class StreamLoader:
         for dataset, position in zip(self.datasets, positions, strict=True):
             dataset.prefetch(position)  # batch by batch: the cache takes the shards named last for those that are needed next
         try:
-            return Pending(positions, self._planner.submit(self._start, self._begun, positions))
+            return Pending(positions, self._planner.submit(self._start, self._begun, positions), self._copy)
         except RuntimeError:  # another thread closed the loader after this one looked
             if self._closed:
                 raise LoaderClosed from None
@@ -279,7 +290,7 @@ class StreamLoader:
         mask_key = batch_mask_key(self.config.seed, positions[0]) if isinstance(self.config.mask, OneMask) else None
         plan = BatchPlan(number, index, positions, tuple(map(Dataset.plan, self.datasets, positions)), mask_key)
         count, size = self._rank_slice.stop - self._rank_slice.start, self.config.image_size
-        images = self._buffers.take((count, size, size, 3), torch.uint8)
+        images = self.decoder.new_images((count, size, size, 3), self._buffers)
         filling = Filling(plan, images, self._buffers.take((count, size, size), torch.bool), self._labelled)
         try:
             for dataset, position, samples in zip(self.datasets, positions, plan.parts, strict=True):

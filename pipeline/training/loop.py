@@ -21,9 +21,10 @@ from torch import Tensor
 
 from pipeline import recipes
 from pipeline.config import Config, to_mapping
-from pipeline.recipes.player import Recipe
-from pipeline.stream.loader import Batch, StreamConfig, StreamLoader
+from pipeline.stream.loader import Batch, StreamLoader
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointStore
+from pipeline.training.device_batches import arrive
+from pipeline.training.engine.compilation import begin_step, check_compiler
 from pipeline.training.engine.engine import Engine
 from pipeline.training.failures import cause_of
 from pipeline.training.held_back.evaluation import Evaluation
@@ -38,6 +39,7 @@ from pipeline.training.reporting.flops import flops_per_image
 from pipeline.training.reporting.reporter import Reporter, StepFacts
 from pipeline.training.reporting.telemetry import published, rank_metrics
 from pipeline.training.resume import build_engines, find_checkpoint
+from pipeline.training.run_loader import open_loader
 from pipeline.training.step import TrainStep, rate_factor
 from pipeline.training.supervision.interruption import Interruption
 from pipeline.training.supervision.watchdog import Watchdog, restart_count
@@ -144,6 +146,7 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
             step_began = time.monotonic()
             for batch, wait_seconds in _batches(run, state):
                 phases.begin()
+                arrive(batch, phases)
                 news = torch.tensor(
                     [interruption.requested is not None, samples_digest(batch.sample_ids.numpy()), *run.reporter.starvation],
                     dtype=torch.int64,
@@ -151,6 +154,7 @@ def pretrain(config: Config[Any], interruption: Interruption) -> Outcome:
                 summing = world.start_sum(news)  # beside the computation
                 rate = rate_factor(config.schedule, state.step, steps)
                 torch.manual_seed(key_of(config.seed, state.step, world.rank) >> 1)  # for recipes that draw from torch's own generator
+                begin_step(config.training, world.device)
                 result = run.train_step(batch, rate)
                 with phases.collective():
                     world.finish(summing)
@@ -194,14 +198,16 @@ def _open_run(config: Config[Any], world: World, watchdog: Watchdog, interruptio
         publication = stack.enter_context(published(metrics, config, world, folder, watchdog.attempt))
         watchdog.note_startup("opening the data set")
         recipe = recipes.make(config.recipe, config.method, config.seed, config.data.storage_options)
-        stream = _stream_config(config, recipe, world, folder)
-        loader = stack.enter_context(StreamLoader(stream, world.rank, world.size, partial(_stop_waiting, world, interruption)))
+        waiting = partial(_stop_waiting, world, interruption)
+        loader = stack.enter_context(open_loader(config, recipe, world, folder, waiting))
         recipes.check_labels(recipe, [each.manifest for each in loader.datasets])
         reporter = Reporter(config, world, folder, loader, recipe.players, metrics, flops_per_image(recipe))
         watchdog.note_startup("loading the newest checkpoint")
         checkpoints = _checkpoints(config, folder, reporter)
         found = find_checkpoint(config, checkpoints, world, loader.decoder.description, recipe.mask)
         watchdog.note_startup("bringing the networks onto the devices")
+        if compiled := check_compiler(config.training, world.device):
+            reporter.say(compiled)
         engines = build_engines(recipe, found, world, config.training)
         for engine in engines:
             stack.enter_context(engine)
@@ -325,20 +331,6 @@ def _outcome(run: Run, state: State) -> Outcome:
     reason = "finished" if finished else run.interruption.requested or "another rank was asked to stop"
     learned = run.reporter.learning.conclusion() if run.world.is_first else ""
     return Outcome(state.step, finished, reason, run.folder.path, run.world.size, run.world.rank, learned)
-
-
-def _stream_config(config: Config[Any], recipe: Recipe, world: World, folder: RunFolder) -> StreamConfig:
-    return StreamConfig(
-        data=config.data,
-        image_size=recipe.image_size,
-        global_batch=config.training.global_batch,
-        seed=config.seed,
-        mask=recipe.mask,
-        unit=recipe.unit,
-        ranks_on_node=world.local_size,
-        quarantine=folder.quarantine,
-        held_back=0.0 if config.evaluation.shards else config.evaluation.held_back,
-    )
 
 
 def _checkpoints(config: Config[Any], folder: RunFolder, reporter: Reporter) -> CheckpointStore:

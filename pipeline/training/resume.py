@@ -18,6 +18,7 @@ from pipeline.masking.source import MaskSource
 from pipeline.model.whole_convolution import to_memory_format
 from pipeline.recipes.player import Player, Recipe
 from pipeline.training.checkpoint.store import Checkpoint, CheckpointInvalid, CheckpointStore, read, step_of
+from pipeline.training.engine.compilation import compile_network
 from pipeline.training.engine.engine import MEMORY_FORMATS, Engine, ReplicatedEngine
 from pipeline.training.mask_shapes import changed_shapes, check_ranks
 from pipeline.training.ranks.world import World
@@ -150,6 +151,7 @@ def build_engines(recipe: Recipe, found: Checkpoint | None, world: World, traini
 
 def _engine(player: Player, world: World, training: TrainingConfig) -> Engine:
     player.network.train()
+    compile_network(player.network, training)
     if training.mode == "ddp":
         to_memory_format(player.network, MEMORY_FORMATS[training.memory_format])
         return ReplicatedEngine(player, world, training.max_gradient_norm)

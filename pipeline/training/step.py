@@ -22,6 +22,7 @@ from pipeline.recipes.player import PAINTING, Losses, Networks, PaintingRecipe, 
 from pipeline.stream.dataset import Dataset
 from pipeline.stream.loader import Batch
 from pipeline.stream.order import rank_slice
+from pipeline.training.device_batches import host_labels
 from pipeline.training.engine.engine import MEMORY_FORMATS, Engine, evaluating
 from pipeline.training.labels import refuse_labels
 from pipeline.training.phases import Phases
@@ -183,7 +184,7 @@ class TrainStep:
             NonFiniteError: more than training.max_nonfinite_steps steps in a row had a gradient that is not finite. On a GPU this is
                 found up to training.log_every steps later, because looking at once would wait for the device; no weights moved meanwhile.
         """
-        refuse_labels(self.recipe, batch.labels, batch.sample_ids, self._datasets)
+        refuse_labels(self.recipe, host_labels(batch), batch.sample_ids, self._datasets)
         result = StepResult()
         sums: list[Tensor] = []
         parts = micro_batches(len(batch.sample_ids), self.largest_slice, self.training.micro_batch, self.recipe.unit)

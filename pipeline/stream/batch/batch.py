@@ -32,7 +32,7 @@ class Batch:
     """A rank's slice of one global batch.
 
     Attributes:
-        images: uint8 (n, H, W, 3), RGB; pinned where there is a GPU.
+        images: uint8 (n, H, W, 3), RGB; pinned where there is a GPU, and on it where the loader copies batches.
         masks: bool (n, H, W), True where pixels are dropped.
         labels: int64 (n,), -1 where unknown; None where a data set has no labels.
         sample_ids: int64 (n,), ids of the delivered samples: where a substitute stands in, its own. Those of a second data set begin where
@@ -61,7 +61,8 @@ class Filling:
         labelled: whether the batch gets labels.
 
     Attributes:
-        image_rows, mask_rows: NumPy views of images and masks.
+        image_rows: NumPy view of the images; the images themselves where a decoder writes them on a device.
+        mask_rows: NumPy view of the masks.
         labels: int64 (n,), written by the threads.
         fetched: bytes that were asked of the store, by slot; the thread that reads a sample takes its entry out.
         tasks: tasks of the threads, in the order in which they begin.
@@ -69,7 +70,7 @@ class Filling:
 
     def __init__(self, plan: BatchPlan, images: Tensor, masks: Tensor, labelled: bool) -> None:
         self.plan, self.images, self.masks = plan, images, masks
-        self.image_rows: NDArray[np.uint8] = images.numpy()
+        self.image_rows: Any = images.numpy() if images.device.type == "cpu" else images
         self.mask_rows: NDArray[np.bool_] = masks.numpy()
         self.labels = np.empty(len(images), np.int64)
         self.fetched: dict[int, Future[bytes]] = {}
@@ -112,11 +113,14 @@ class Pending:
     Args:
         positions: position of each data set where the batch begins.
         planned: the filling to come, with all its tasks under way.
+        copy: function that starts the copy of the filled batch to a device and returns that copy; None hands the batch out as it is.
     """
 
-    def __init__(self, positions: tuple[Position, ...], planned: Future[Filling]) -> None:
+    def __init__(self, positions: tuple[Position, ...], planned: Future[Filling], copy: Callable[[Batch], Batch] | None = None) -> None:
         self.positions = positions
         self._planned = planned
+        self._copy = copy
+        self._copied: Batch | None = None
 
     def done(self) -> bool:
         """True if `batch` would return or raise at once."""
@@ -124,6 +128,15 @@ class Pending:
         if not planned.done():
             return False
         return planned.cancelled() or planned.exception() is not None or all(task.done() for task in planned.result().tasks)
+
+    def copy_ahead(self) -> None:
+        """Starts the copy of the batch if it is filled. Never waits; an error of the batch is left to `batch`."""
+        planned = self._planned
+        if self._copy is None or self._copied is not None or not _succeeded(planned):
+            return
+        filling = planned.result()
+        if all(_succeeded(task) for task in filling.tasks):
+            self._copied = self._copy(filling.batch())
 
     def abandon(self) -> None:
         """Cancels everything that has not begun. Never blocks, because the garbage collector may call it from any thread; the tasks of a
@@ -144,11 +157,18 @@ class Pending:
         _await([self._planned], waiting)
         filling = self._planned.result()
         _await(filling.tasks, waiting)
-        return filling.batch()
+        if self._copied is not None:
+            return self._copied
+        batch = filling.batch()
+        return batch if self._copy is None else self._copy(batch)
+
+
+def _succeeded(future: Future[Any]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def _cancel_filling(planned: Future[Filling]) -> None:
-    if not planned.cancelled() and planned.exception() is None:
+    if _succeeded(planned):
         planned.result().cancel()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from pipeline.mapping import ConfigError
+from pipeline.stream.buffers import BufferPool
 from pipeline.stream.decode import nvimgcodec
 from pipeline.stream.decode.crop import Box, CropRule, choose
 from pipeline.stream.decode.jpeg import decode, decode_rows
@@ -27,7 +28,10 @@ from shards.dataset.jpeg_header import Frame, read_frame
 from shards.dataset.orientation import TURNS, UPRIGHT, turned
 from shards.dataset.pixels import PictureRejected
 
-DecoderName = Literal["simplejpeg", "nvimgcodec"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DecoderName = Literal["simplejpeg", "nvimgcodec", "nvimgcodec_gpu"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,17 @@ class Decoder:
 
     description: str
     part: Callable[[bytes | memoryview, Frame, Box], NDArray[np.uint8] | None]
+
+    def new_images(self, shape: tuple[int, ...], buffers: BufferPool) -> Tensor:
+        """Memory for the crops of a batch, uint8, not initialised.
+
+        Args:
+            shape: shape of the images.
+            buffers: memory of the host that is used again.
+        """
+        import torch  # noqa: PLC0415 - decoding alone needs no torch, which takes seconds to import
+
+        return buffers.take(shape, torch.uint8)
 
     def crops(
         self,
@@ -67,7 +82,7 @@ class Decoder:
         """
         frames = [read_frame(each) for each in data]
         drawn: Sequence[Sequence[float] | None] = draws or [None] * len(keys)
-        boxes = [_box(frame, rule, key, place.shape[0], few) for frame, key, place, few in zip(frames, keys, out, drawn, strict=True)]
+        boxes = [box_of(frame, rule, key, place.shape[0], few) for frame, key, place, few in zip(frames, keys, out, drawn, strict=True)]
         pieces = cut(data, frames, boxes)
         reasons: list[str | None] = []
         for each, place, key, frame, planned, piece in zip(data, out, keys, frames, boxes, pieces, strict=True):
@@ -89,7 +104,7 @@ class Decoder:
         return reasons
 
 
-def _box(frame: Frame | None, rule: CropRule, key: int, size: int, draws: Sequence[float] | None) -> Box | None:
+def box_of(frame: Frame | None, rule: CropRule, key: int, size: int, draws: Sequence[float] | None) -> Box | None:
     """The box of a stored picture that becomes its crop; None without a frame, or for a picture over the limit, which `decode` refuses."""
     if frame is None or frame.height * frame.width > rule.max_pixels:
         return None
@@ -115,10 +130,10 @@ def make_decoder(name: DecoderName = "simplejpeg") -> Decoder:
 
     Args:
         name: simplejpeg is always there; nvimgcodec (the extra `decode`) is faster where much of a picture lies outside the crop. Pictures
-            whose segments can be cut out go through simplejpeg with both, which is faster still.
+            whose segments can be cut out go through simplejpeg with both, which is faster still. nvimgcodec_gpu decodes on the current GPU.
 
     Raises:
-        ConfigError: nvimgcodec is not installed.
+        ConfigError: nvimgcodec is not installed, or can't decode on a GPU here.
     """
     # the resize and the conversion of odd formats are numbered here, because they decide pixels too
     always = f"simplejpeg {getattr(simplejpeg, '__version__', 'unknown')}, opencv {cv2.__version__}, smoothed resize 1, conversion 2"
@@ -127,4 +142,8 @@ def make_decoder(name: DecoderName = "simplejpeg") -> Decoder:
     version = nvimgcodec.version()
     if version is None:
         raise ConfigError("data.decoder: nvImageCodec is not installed: pip install -e '.[decode]', or set data.decoder to simplejpeg")
-    return Decoder(f"nvimgcodec {version}, {always}", nvimgcodec.decode_region)
+    if name == "nvimgcodec":
+        return Decoder(f"nvimgcodec {version}, {always}", nvimgcodec.decode_region)
+    from pipeline.stream.decode.device_decoder import make_device_decoder  # noqa: PLC0415 - decoding on the host needs no torch
+
+    return make_device_decoder(Decoder(always, decode_rows), version)

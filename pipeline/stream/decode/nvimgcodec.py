@@ -27,13 +27,13 @@ _thread = threading.local()
 def version() -> str | None:
     """The version of nvImageCodec, or None if it isn't installed."""
     try:
-        return str(_library().__version__)
+        return str(library().__version__)
     except ImportError:
         return None
 
 
 @cache
-def _library() -> Any:
+def library() -> Any:
     """The library, imported at its first use, because it reports every absent CUDA library on standard error."""
     return importlib.import_module("nvidia.nvimgcodec")
 
@@ -44,7 +44,7 @@ def decode_region(data: bytes | memoryview, frame: Frame, box: Box) -> NDArray[n
     Returns:
         uint8 (box.height, box.width, 3), RGB; `decode_rows` decodes what nvImageCodec refuses.
     """
-    nvimgcodec = _library()
+    nvimgcodec = library()
     try:
         region = nvimgcodec.Region(box.top, box.left, box.bottom, box.right)
         image = _decoder().decode(nvimgcodec.CodeStream(bytes(data)).get_sub_code_stream(region=region), params=_thread.parameters)
@@ -60,10 +60,24 @@ def _decoder() -> Any:
     """The decoder of this thread; a shared one would make the threads wait for each other."""
     decoder = getattr(_thread, "decoder", None)
     if decoder is None:
-        nvimgcodec = _library()
-        backends = [nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)]
-        decoder = _thread.decoder = nvimgcodec.Decoder(device_id=_HOST, max_num_cpu_threads=1, backends=backends)
-        _thread.parameters = nvimgcodec.DecodeParams(
-            color_spec=nvimgcodec.ColorSpec.SRGB, allow_any_depth=False, apply_exif_orientation=False
-        )
+        decoder, _thread.parameters = new_decoder()
+        _thread.decoder = decoder
     return decoder
+
+
+def new_decoder(device: int | None = None) -> tuple[Any, Any]:
+    """A decoder for one thread, and the parameters of its calls: RGB of 8 bits, as stored.
+
+    Args:
+        device: number of the GPU that decodes, by CUDA alone; None decodes on the CPU.
+    """
+    nvimgcodec = library()
+    kinds = nvimgcodec.BackendKind
+    chosen = [kinds.CPU_ONLY] if device is None else [kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU]
+    decoder = nvimgcodec.Decoder(
+        device_id=_HOST if device is None else device,
+        max_num_cpu_threads=1,
+        backends=[nvimgcodec.Backend(kind) for kind in chosen],
+        options="" if device is None else ":fancy_upsampling=1",  # colours between their samples, as libjpeg-turbo makes them
+    )
+    return decoder, nvimgcodec.DecodeParams(color_spec=nvimgcodec.ColorSpec.SRGB, allow_any_depth=False, apply_exif_orientation=False)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.model.batch_norm import spans_ranks
 from pipeline.recipes.player import Networks, Player
+from pipeline.training.engine.compilation import uncompiled
 from pipeline.training.engine.optimiser_state import fused_update, load_state, make_optimiser, state_tensors
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -52,7 +53,7 @@ def evaluating(engines: Sequence[Engine]) -> Iterator[Networks]:
     for network in networks.values():
         network.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled(each.network for each in engines):
             yield networks
     finally:
         for network in networks.values():

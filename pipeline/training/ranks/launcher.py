@@ -44,8 +44,11 @@ def with_launcher_mode(training: TrainingConfig, environment: Mapping[str, str])
             )
     if _on(environment, _DEEPSPEED):
         training = _with_deepspeed(training, environment)
-    if training.mode != "ddp" and environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("no", ""):
-        raise ConfigError(f"training.mode: the launcher has a dynamo_backend, which {training.mode} does not use. Leave it at no")
+    if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("no", ""):
+        if training.mode != "ddp":
+            raise ConfigError(f"training.mode: the launcher has a dynamo_backend, which {training.mode} does not use. Leave it at no")
+        if training.compile != "off":
+            raise ConfigError("training.compile: the launcher has a dynamo_backend, which would compile a second time. Leave it at no")
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", training.precision):
         raise ConfigError(
