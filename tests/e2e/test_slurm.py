@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from pipeline.training.record.run_folder import read_lines
+from tests import warm
 from tests.conftest import ROOT
 from tests.launching import clean_environment, python, run_program
 from tests.slurm_cluster import SlurmCluster
@@ -67,6 +68,21 @@ class Job:
         self.wait_until(
             lambda: sum(row["attempt"] == attempt for row in read_lines(self.run / "history.jsonl")) > 3, f"attempt {attempt} trains"
         )
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The option for an environment whose Python has imported everything already, for jobs whose start is not what a test looks at.
+
+    Its launcher is a real one, whose children are the ranks: SLURM signals what descends from a job's script.
+    """
+    programs = tmp_path_factory.mktemp("environment") / "bin"
+    programs.mkdir()
+    (programs / "python").symlink_to(warm.interpreter())
+    start = f"import sys\nfrom accelerate.commands.accelerate_cli import main\nsys.executable = {warm.interpreter()!r}\nmain()\n"
+    (programs / "accelerate").write_text(f"#!{sys.executable}\n{start}")
+    (programs / "accelerate").chmod(0o755)
+    return ["--venv", str(programs.parent)]
 
 
 def submit_command(*arguments: str) -> list[str]:
@@ -125,14 +141,14 @@ def ledger(run: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_preempted_four_ways_a_job_finishes_and_every_sample_of_every_epoch_counts_once(
-    slurm: SlurmCluster, settings: dict[str, Any], tmp_path: Path
+    slurm: SlurmCluster, settings: dict[str, Any], tmp_path: Path, quick: list[str]
 ) -> None:
     token = tmp_path / "token"
     token.write_text("only for Prometheus")
     monitoring = {"address": "0.0.0.0", "token_file": str(token)}  # noqa: S104 (what a cluster's nodes have to be told)
     config = write(tmp_path / "run's config.yaml", settings, monitoring=monitoring)
     run = tmp_path / 'it\'s a "run" of $5; 100% ä'
-    options = ["--nodes", "1-2", "--time", "30", "--sbatch", "signal=B:USR1@90", "--give-up-after", "2"]
+    options = [*quick, "--nodes", "1-2", "--time", "30", "--sbatch", "signal=B:USR1@90", "--give-up-after", "2"]
     job = submit(slurm, run, *options, "--config", str(config))
 
     job.wait_for_steps(1)
@@ -200,11 +216,11 @@ def check_targets(run: Path, token: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def limited(slurm: SlurmCluster, settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+def limited(slurm: SlurmCluster, settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, quick: list[str]) -> Iterator[Job]:
     """A job that trains and has a minute, which SLURM says by half minutes: the tests that follow run beside it."""
     folder = tmp_path_factory.mktemp("limited")
     config = write(folder / "config.yaml", settings)
-    job = submit(slurm, folder / "run", "--sbatch", "signal=B:USR1@0", "--config", str(config))
+    job = submit(slurm, folder / "run", *quick, "--sbatch", "signal=B:USR1@0", "--config", str(config))
     job.wait_for_steps(1)
     slurm.command("scontrol", "update", f"JobId={job.number}", "TimeLimit=1")
     yield job
@@ -215,15 +231,15 @@ def limited(slurm: SlurmCluster, settings: dict[str, Any], tmp_path_factory: pyt
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("limited")
-def test_what_can_not_go_on_ends(slurm: SlurmCluster, settings: dict[str, Any], shards: Path, tmp_path: Path) -> None:
+def test_what_can_not_go_on_ends(slurm: SlurmCluster, settings: dict[str, Any], shards: Path, tmp_path: Path, quick: list[str]) -> None:
     """Three jobs at once: one crashes whenever it is started, one has settings that only its ranks can refuse, one may not be requeued."""
     broken = tmp_path / "broken"
     shutil.copytree(shards, broken)
     (broken / "shard-000001.tar").unlink()
     config = ["--config", str(write(tmp_path / "config.yaml", settings))]
-    crashing = submit(slurm, tmp_path / "crashing", "--give-up-after", "2", *config, "--data.shards", str(broken))
+    crashing = submit(slurm, tmp_path / "crashing", *quick, "--give-up-after", "2", *config, "--data.shards", str(broken))
     small = ["--training.global_batch", "2", "--training.micro_batch", "2"]
-    refused = submit(slurm, tmp_path / "refused", "--ranks-per-node", "2", *config, *small)
+    refused = submit(slurm, tmp_path / "refused", *quick, "--ranks-per-node", "2", *config, *small)
     forbidden = submit(slurm, tmp_path / "forbidden", "--sbatch", "no-requeue", *config)
     forbidden.wait_until(lambda: forbidden.record("begin"), "the job begins")
     slurm.command("scancel", "--signal=USR1", "--batch", forbidden.number)
