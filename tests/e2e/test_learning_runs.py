@@ -29,7 +29,7 @@ REPORTED = {
 SHORTER = ["--training.steps", "120", "--evaluation.pictures", "32"]
 HALF = ["--training.global_batch", "8", "--training.micro_batch", "8"]
 AT_ONCE = ["--evaluation.pictures", "32", "--evaluation.judge_after", "30", "--training.steps", "30", "--evaluation.every", "30"]
-"""What is less than in docs/results/learning_runs.md. A run that fails has failed after 30 steps."""
+"""Settings of less than docs/results/learning_runs.md has. A run that fails has failed after 30 steps."""
 
 
 @pytest.fixture(scope="module")
