@@ -12,6 +12,7 @@ python -m tests.warm FOLDER serves FOLDER/socket until stdin ends; FOLDER/PID ha
 from __future__ import annotations
 
 import atexit
+import ctypes
 import functools
 import gc
 import json
@@ -159,7 +160,7 @@ class Server:
             others = [program.connection.detach() for program in self._programs.values()]
             for descriptor in [*streams, connection.detach(), *others, *self._ends.values()]:
                 os.close(descriptor)
-            return task
+            return {**task, "client": client}
         for stream in streams:
             os.close(stream)
         (self._folder / str(client)).write_text(str(pid))
@@ -198,9 +199,21 @@ class Server:
                 os.kill(other.process, signal.SIGTERM)
 
 
+def enter_namespaces(client: int) -> None:
+    """Takes on the host name and the mounts of a client: a node of tests/slurm_cluster.py has its own."""
+    own, theirs = Path("/proc/self/ns"), Path(f"/proc/{client}/ns")
+    others = [theirs / name for name in ("user", "mnt", "uts") if (theirs / name).readlink() != (own / name).readlink()]
+    descriptors = [os.open(path, os.O_RDONLY) for path in others]  # the paths mean something else after the first step
+    for descriptor in descriptors:
+        if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0) != 0:
+            raise OSError(ctypes.get_errno(), "no way into the client's namespaces")
+        os.close(descriptor)
+
+
 def run(task: dict[str, Any], executable: str) -> None:
     """Does what `python ARGUMENTS` does."""
     os.setsid()
+    enter_namespaces(task["client"])
     for number in task["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     os.chdir(task["folder"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.conftest import ROOT
 from tests.datasets import photographs, write_dataset
 
@@ -39,3 +40,18 @@ def tiny_shards(data_folder: Path, made_once: MadeOnce) -> Path:
 def shards(made_once: MadeOnce) -> Path:
     """60 crops of 4 photographs in 3 shards of 25, 30 and 5, in a folder whose name is not plain ASCII."""
     return made_once("pictures ä", lambda folder: write_dataset(folder, photographs(60, 140, 160), [25, 30, 5]))
+
+
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The option for an environment whose Python has imported everything already, for jobs whose start is not what a test looks at.
+
+    Its launcher is a real one, whose children are the ranks: SLURM signals what descends from a job's script.
+    """
+    programs = tmp_path_factory.mktemp("environment") / "bin"
+    programs.mkdir()
+    (programs / "python").symlink_to(warm.interpreter())
+    start = f"import sys\nfrom accelerate.commands.accelerate_cli import main\nsys.executable = {warm.interpreter()!r}\nmain()\n"
+    (programs / "accelerate").write_text(f"#!{sys.executable}\n{start}")
+    (programs / "accelerate").chmod(0o755)
+    return ["--venv", str(programs.parent)]

@@ -23,6 +23,7 @@ STEPS, EVERY = 48, 3
 LAST_KILL = 16
 """Step after which no run is disturbed. Many steps follow it, because a narrow network takes some while a busy machine does not look."""
 COMMON = ["--training.global_batch", "4", "--checkpoint.every", str(EVERY), "--data.shuffle_block", "64"]
+COMMON += ["--evaluation.every", "0"]  # an evaluation takes longer than the training, and never changes it
 WIDTH = 12  # an eighth of the published network
 KINDS = {
     "features": ["--recipe", "features", *COMMON, "--training.micro_batch", "1", "--method.width", str(WIDTH)],

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,18 @@ import psutil
 import pytest
 import yaml
 
+from launch.local.object_store import SeaweedFS
 from pipeline.training.record.run_folder import read_lines
 from tests.conftest import ROOT
+from tests.datasets import upload
+from tests.faults.proxy import Proxy
+from tests.faults.shaping import Shape
 from tests.launching import clean_environment, python, run_program
 from tests.slurm_cluster import SlurmCluster
 
 BATCHES = 12  # an epoch
+FROM_STORE = {"shards": "s3://slurm/set", "cache": "none", "requests": 1, "ready_batches": 1}
+"""Settings of data of the jobs of `slow_store`."""
 VENV = Path(sys.executable).parent.parent
 INSIDE_A_JOB = {
     **{"SBATCH_EXPORT": "NONE", "SBATCH_OPEN_MODE": "truncate", "SBATCH_SIGNAL": "B:TERM@5", "SQUEUE_STATES": "PENDING"},
@@ -67,6 +73,15 @@ class Job:
         self.wait_until(
             lambda: sum(row["attempt"] == attempt for row in read_lines(self.run / "history.jsonl")) > 3, f"attempt {attempt} trains"
         )
+
+
+@pytest.fixture(scope="module")
+def slow_store(s3: SeaweedFS, shards: Path) -> Iterator[Mapping[str, str]]:
+    """The variables for jobs that read the pictures from s3://slurm/set, of a distant store: they take four steps a second, and leave the
+    processors to the others while they wait for SLURM, which looks at its clocks every half minute."""
+    upload(s3, "slurm", shards)
+    with Proxy(s3.endpoint, Shape(latency_ms=60)) as proxy:
+        yield {**s3.environment, "AWS_ENDPOINT_URL": proxy.endpoint}
 
 
 def submit_command(*arguments: str) -> list[str]:
@@ -116,8 +131,8 @@ def write(path: Path, settings: dict[str, Any], **changed: dict[str, Any]) -> Pa
     return path
 
 
-def ledger(run: Path) -> str:
-    done = run_program("launch/ledger.py", str(run))
+def ledger(run: Path, **environment: str) -> str:
+    done = run_program("launch/ledger.py", str(run), **environment)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
@@ -125,15 +140,15 @@ def ledger(run: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_preempted_four_ways_a_job_finishes_and_every_sample_of_every_epoch_counts_once(
-    slurm: SlurmCluster, settings: dict[str, Any], tmp_path: Path
+    slurm: SlurmCluster, settings: dict[str, Any], tmp_path: Path, quick: list[str], slow_store: Mapping[str, str]
 ) -> None:
     token = tmp_path / "token"
     token.write_text("only for Prometheus")
     monitoring = {"address": "0.0.0.0", "token_file": str(token)}  # noqa: S104 (what a cluster's nodes have to be told)
-    config = write(tmp_path / "run's config.yaml", settings, monitoring=monitoring)
+    config = write(tmp_path / "run's config.yaml", settings, monitoring=monitoring, data=FROM_STORE)
     run = tmp_path / 'it\'s a "run" of $5; 100% ä'
-    options = ["--nodes", "1-2", "--time", "30", "--sbatch", "signal=B:USR1@90", "--give-up-after", "2"]
-    job = submit(slurm, run, *options, "--config", str(config))
+    options = [*quick, "--nodes", "1-2", "--time", "30", "--sbatch", "signal=B:USR1@90", "--give-up-after", "2"]
+    job = submit(slurm, run, *options, "--config", str(config), **slow_store)
 
     job.wait_for_steps(1)
     check_targets(run, token.read_text())
@@ -157,8 +172,8 @@ def test_preempted_four_ways_a_job_finishes_and_every_sample_of_every_epoch_coun
 
     job.wait_for_steps(4)
     # the last attempt is to end with an epoch, whenever this machine gets there
-    steps = (job.steps // BATCHES + 4) * BATCHES
-    write(config, settings, monitoring=monitoring, training={"steps": steps})
+    steps = (job.steps // BATCHES + 3) * BATCHES
+    write(config, settings, monitoring=monitoring, data=FROM_STORE, training={"steps": steps})
     slurm.command("scontrol", "update", "NodeName=n1", "State=down", "Reason=test")
     slurm.command("scontrol", "update", "NodeName=n1", "State=drain", "Reason=test")  # or its daemon reports it back at once
     try:
@@ -175,7 +190,7 @@ def test_preempted_four_ways_a_job_finishes_and_every_sample_of_every_epoch_coun
     assert job.events("end")[-1] == {**job.events("end")[-1], "reason": "finished", "step": steps}
     for before, after in itertools.pairwise(starts):
         assert after["step"] > before["step"], "an attempt that was told to stop saved what it had"
-    said = ledger(run)
+    said = ledger(run, **slow_store)
     assert f"{steps} steps count, of 5 attempts with 2, 2, 2, 2, 1 ranks" in said
     assert said.count("12 batches, 96 samples, 0 of them more than once, 0 not seen; complete") == steps // BATCHES, said
     log = (run / "slurm" / f"{job.number}.log").read_text()
@@ -200,11 +215,17 @@ def check_targets(run: Path, token: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def limited(slurm: SlurmCluster, settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+def limited(
+    slurm: SlurmCluster,
+    settings: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+    quick: list[str],
+    slow_store: Mapping[str, str],
+) -> Iterator[Job]:
     """A job that trains and has a minute, which SLURM says by half minutes: the tests that follow run beside it."""
     folder = tmp_path_factory.mktemp("limited")
-    config = write(folder / "config.yaml", settings)
-    job = submit(slurm, folder / "run", "--sbatch", "signal=B:USR1@0", "--config", str(config))
+    config = write(folder / "config.yaml", settings, data=FROM_STORE)
+    job = submit(slurm, folder / "run", *quick, "--sbatch", "signal=B:USR1@0", "--config", str(config), **slow_store)
     job.wait_for_steps(1)
     slurm.command("scontrol", "update", f"JobId={job.number}", "TimeLimit=1")
     yield job
@@ -215,15 +236,15 @@ def limited(slurm: SlurmCluster, settings: dict[str, Any], tmp_path_factory: pyt
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("limited")
-def test_what_can_not_go_on_ends(slurm: SlurmCluster, settings: dict[str, Any], shards: Path, tmp_path: Path) -> None:
+def test_what_can_not_go_on_ends(slurm: SlurmCluster, settings: dict[str, Any], shards: Path, tmp_path: Path, quick: list[str]) -> None:
     """Three jobs at once: one crashes whenever it is started, one has settings that only its ranks can refuse, one may not be requeued."""
     broken = tmp_path / "broken"
     shutil.copytree(shards, broken)
     (broken / "shard-000001.tar").unlink()
     config = ["--config", str(write(tmp_path / "config.yaml", settings))]
-    crashing = submit(slurm, tmp_path / "crashing", "--give-up-after", "2", *config, "--data.shards", str(broken))
+    crashing = submit(slurm, tmp_path / "crashing", *quick, "--give-up-after", "2", *config, "--data.shards", str(broken))
     small = ["--training.global_batch", "2", "--training.micro_batch", "2"]
-    refused = submit(slurm, tmp_path / "refused", "--ranks-per-node", "2", *config, *small)
+    refused = submit(slurm, tmp_path / "refused", *quick, "--ranks-per-node", "2", *config, *small)
     forbidden = submit(slurm, tmp_path / "forbidden", "--sbatch", "no-requeue", *config)
     forbidden.wait_until(lambda: forbidden.record("begin"), "the job begins")
     slurm.command("scancel", "--signal=USR1", "--batch", forbidden.number)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import recipes
@@ -281,8 +281,8 @@ def test_help_tells_meaning_and_default_of_every_setting(capsys: pytest.CaptureF
         assert expected in " ".join(text.split())
 
 
+@settings(max_examples=15)
 @given(st.integers(1, 10**6), st.floats(0, 10), st.sampled_from(["random", "random_resized", "center"]))
-@pytest.mark.slow
 def test_what_is_written_is_what_is_read(steps: int, norm: float, crop: str) -> None:
     config = parse(
         METHODS, ["--data.shards", "x", "--training.steps", str(steps), "--training.max_gradient_norm", repr(norm), "--data.crop", crop]

@@ -30,7 +30,7 @@ def draw(generator: Generator, key: int, height: int, width: int) -> np.ndarray:
 
 
 @both
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(height=sides, width=sides, key=keys, most=st.floats(0.05, 0.5), least=st.floats(0.05, 1))
 def test_coverage_stays_within_the_limits_for_any_shape(make: Make, height: int, width: int, key: int, most: float, least: float) -> None:
     generator = make(most, most / 2 * least)

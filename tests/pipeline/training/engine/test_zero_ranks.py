@@ -22,11 +22,16 @@ from pipeline.training.ranks.world import World, join
 from tests.pipeline.training.engine.test_zero import ADAM, SGD, ZERO, Rule, State, assert_equal, pictures, step_of, train, whole
 from tests.pipeline.training.test_step import Line
 
+SLOW_IMPORTS = ("deepspeed", "torch._inductor.compile_fx", "torch.distributed.fsdp", "torch.distributed.tensor")
+
 
 def in_ranks(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Returns the results of `work(rank, *arguments)` on each of several ranks, processes of their own."""
+    """Returns the results of `work(rank, *arguments)` on each of several ranks, processes of their own, which are forks of one that has
+    imported what they need: torch and DeepSpeed take eight seconds of a processor."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    with ProcessPoolExecutor(size, get_context("spawn")) as pool:
+    forks = get_context("forkserver")
+    forks.set_forkserver_preload([*SLOW_IMPORTS, work.__module__])
+    with ProcessPoolExecutor(size, forks) as pool:
         ranks = [pool.submit(_as_rank, rank, size, store.port, work, arguments) for rank in range(size)]
         try:
             for rank in as_completed(ranks, timeout=550):

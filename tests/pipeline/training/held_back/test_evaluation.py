@@ -85,7 +85,8 @@ def tensors(run: Path, step: int) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_weights_with_and_without_evaluation_are_equal_to_the_bit(recipe: str, shards: Path, tmp_path: Path) -> None:
-    train(shards, tmp_path / "with", 3, *RECIPES[recipe], "--evaluation.every", "1", "--training.pictures_every", "2")
+    often = ["--evaluation.every", "1", "--evaluation.pictures", "8", "--training.pictures_every", "2"]
+    train(shards, tmp_path / "with", 3, *RECIPES[recipe], *often)
     train(shards, tmp_path / "without", 3, *RECIPES[recipe], "--evaluation.every", "0")
     assert sorted(evaluations(tmp_path / "with")) == [0, 1, 2, 3]
     assert not (tmp_path / "without" / EVALUATION).exists()
