@@ -25,6 +25,7 @@ from pipeline.model.sample_random import keyed_dropout
 from pipeline.recipes.player import Recipe
 from pipeline.stream.decode.crop import CropRule
 from pipeline.stream.decode.decoder import make_decoder
+from pipeline.training.ranks import inherited
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS, TEXTBOOK, BEFORE = "ours", "transcription", "before"
@@ -169,6 +170,8 @@ class Child:
     def __init__(self, checkout: Path, wish: Mapping[str, Any]) -> None:
         command = [sys.executable, "-P", str(ROOT / "benchmarks" / "step_side.py"), json.dumps(wish)]
         surroundings = {**os.environ, "PYTHONPATH": str(checkout)}
+        if wish["kind"] == OURS:
+            inherited.use_huge_pages(surroundings)  # as launch/pretrain.py does for its own process
         self._process = subprocess.Popen(command, env=surroundings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.facts = self._answer()
 

@@ -117,7 +117,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each side (default: 5)")
     parser.add_argument("--photographs", type=int, default=0, help="use only the first so many (default: 0, all)")
     parser.add_argument("--batch", type=int, default=256, help="images a batch (default: 256)")
-    parser.add_argument("--decoder", choices=["simplejpeg", "nvimgcodec", "nvimgcodec_gpu"], default="simplejpeg", help="ours (default: simplejpeg)")
+    decoders = ["simplejpeg", "nvimgcodec", "nvimgcodec_gpu"]
+    parser.add_argument("--decoder", choices=decoders, default="simplejpeg", help="ours (default: simplejpeg)")
     parser.add_argument("--output", type=Path, help="file for the table, beside standard output")
     parser.add_argument("--scratch", type=Path, help="folder for shards and the peers' formats, about 3 GB, emptied at the end")
     bench = ROOT / ".venv-bench" / "bin" / "python"
