@@ -129,7 +129,8 @@ class FeaturesRecipe:
         target, mask = SCALE.normalise(images), masks.unsqueeze(1)
         context = target.masked_fill(mask, 0.0)
         size = self.method.target_size
-        return {"context": context, "target": resized(target, size), "mask": resized(mask.float(), size) > 0.5, "keys": keys}
+        dropped = mask if size == self.image_size else resized(mask.float(), size) > 0.5
+        return {"context": context, "target": resized(target, size), "mask": dropped, "keys": keys}
 
     def paint(self, views: Views, networks: Networks) -> Tensor:
         """Paints the whole picture, float32 (n, 3, S, S)."""

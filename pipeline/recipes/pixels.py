@@ -29,7 +29,7 @@ class PixelScale:
     def normalise(self, images: Tensor) -> Tensor:
         """Turns uint8 (n, H, W, 3) into float32 (n, 3, H, W); the memory stays channels last."""
         mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
-        return (images.permute(0, 3, 1, 2).float() - mean) / self.divisor
+        return images.permute(0, 3, 1, 2).to(torch.float32, copy=True).sub_(mean).div_(self.divisor)
 
     def show(self, values: Tensor) -> Tensor:
         """Turns normalised float (n, 3, H, W) back into pixels in [0, 1]."""
