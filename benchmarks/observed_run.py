@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -111,16 +112,6 @@ def now() -> float:
     return time.perf_counter()
 
 
-@contextmanager
-def _reporter(kind: type[Reporter]) -> Iterator[None]:
-    usual = loop.Reporter
-    loop.Reporter = kind  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        loop.Reporter = usual  # type: ignore[misc]
-
-
 def observed(config: Config[Any], warm: int) -> Notes:
     """Pretrains, and returns the notes of the run.
 
@@ -129,6 +120,7 @@ def observed(config: Config[Any], warm: int) -> Notes:
         warm: steps at the beginning that are left out.
     """
     notes = Notes(warm)
-    with _reporter(_observing(notes, config.training.steps)), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+    reporter = _observing(notes, config.training.steps)
+    with mock.patch.object(loop, "Reporter", reporter), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
         loop.pretrain(config, Interruption())
     return notes

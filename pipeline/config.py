@@ -153,8 +153,8 @@ class TrainingConfig:
     training.deterministic False. The first step takes longer, by minutes on a GPU. The result differs by rounding alone."""
     mode: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
     """Division of the model over ranks: ddp keeps a whole copy on each rank; DeepSpeed's ZeRO (the extra `deepspeed`) divides the
-    optimiser's state (zero1), the gradients as well (zero2), the weights as well (zero3). The mode does not change the result, and a
-    resumed run may have another one."""
+    optimiser's state (zero1), the gradients as well (zero2), the weights as well (zero3). The mode changes the result by
+    rounding alone, and a resumed run may have another one."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """State that ZeRO keeps in the memory of the CPU: none; optimizer, the optimiser's state; parameters, the weights too (zero3 only)."""
     max_gradient_norm: Annotated[float, Ge(0)] = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pipeline import recipes
 from pipeline.config import Config, OptimiserConfig, ScheduleConfig, TrainingConfig, to_mapping
 from pipeline.mapping import ConfigError
 from pipeline.model.batch_norm import GroupedBatchNorm2d
+from pipeline.recipes.inpainting import InpaintingSettings
 from pipeline.recipes.player import Losses, Player
 from pipeline.stream.loader import Batch
 from pipeline.stream.order import rank_slice
@@ -23,6 +26,7 @@ from pipeline.training.engine.engine import Engine, ReplicatedEngine
 from pipeline.training.engine.optimiser_state import make_optimiser
 from pipeline.training.engine.zero import ShardedEngine
 from pipeline.training.ranks.world import World, join
+from pipeline.training.resume import build_engines
 from pipeline.training.step import NonFiniteError, TrainStep, micro_batches, rate_factor, rate_jump
 
 MODES = ["ddp", "zero1", "zero2", "zero3"]
@@ -217,3 +221,43 @@ def test_an_optimiser_that_cannot_be_made_is_named() -> None:
     ):
         with pytest.raises(ConfigError, match="method: optimiser: Invalid"):
             make_optimiser(config, [parameter])
+
+
+def inpainting_step(stack: ExitStack, micro: int, memory_format: str = "channels_last") -> tuple[TrainStep, list[int]]:
+    """The step of a narrow inpainting recipe with seeded weights, and a list that grows by one with every call of the generator."""
+    training = TrainingConfig(global_batch=4, micro_batch=micro, memory_format=memory_format)  # type: ignore[arg-type]
+    method = InpaintingSettings(image_size=64, width=4, bottleneck=8, batch_norm_group=2)
+    recipe = recipes.make("inpainting", method, seed=5)
+    world = stack.enter_context(join(training))
+    step, calls = TrainStep(recipe, build_engines(recipe, None, world, training), world, training), list[int]()
+    step.engines[1].network.register_forward_pre_hook(lambda *_: calls.append(len(calls)))
+    return step, calls
+
+
+def game(micro: int, memory_format: str = "channels_last") -> tuple[list[dict[str, dict[str, float]]], int]:
+    """Losses of two steps, and the number of the generator's calls."""
+    images = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    masks = torch.zeros(4, 64, 64, dtype=torch.bool)
+    masks[:, 16:48, 16:48] = True
+    numbers = torch.arange(4)
+    with ExitStack() as stack:
+        step, calls = inpainting_step(stack, micro, memory_format)
+        found = [step(Batch(images, masks, None, numbers, 0, index, numbers), 1.0).read() for index in range(2)]
+        return found, len(calls)
+
+
+def test_the_generator_paints_once_a_step_for_both_players() -> None:
+    """Micro-batches paint again in each turn, because all their graphs would have to be kept; the game is the same."""
+    whole, once = game(4)
+    cut, again = game(2)
+    assert (once, again) == (2, 8)
+    for one, other in zip(whole, cut, strict=True):
+        for player, losses in one.items():
+            assert losses == pytest.approx(other[player], rel=1e-4)
+
+
+def test_the_memory_format_changes_roundings_alone() -> None:
+    last, plain = game(4)[0], game(4, "contiguous")[0]
+    for one, other in zip(last, plain, strict=True):
+        for player, losses in one.items():
+            assert losses == pytest.approx(other[player], rel=1e-4)

@@ -75,6 +75,14 @@ def whole(engine: Engine) -> State:
     return {file: {name: tensor.clone() for name, tensor in tensors.items()} for file, tensors in engine.full_state().items()}
 
 
+def assert_close(one: State, other: State) -> None:
+    assert one.keys() == other.keys()
+    for file, tensors in other.items():
+        assert one[file].keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert torch.allclose(one[file][name], tensor, rtol=1e-5, atol=1e-9), name
+
+
 def assert_equal(one: State, other: State) -> None:
     assert one.keys() == other.keys()
     for file, tensors in other.items():
@@ -117,7 +125,8 @@ def test_offloading_changes_nothing(mode: str, offload: str) -> None:
 
 @pytest.mark.parametrize("optimiser", [ADAM, SGD], ids=["adam", "sgd"])
 def test_state_goes_from_mode_to_mode_unchanged(optimiser: OptimiserConfig) -> None:
-    """Each mode continues from the state of another: the same bits as in one mode all along, with one rank."""
+    """Each mode continues from the state of another, to the bit, and goes on as in one mode all along, but for the last bits of a fused
+    update, whose vectors begin elsewhere where the weights of all layers lie end to end."""
     with join(TrainingConfig()) as world:
         expected = train(optimiser, TrainingConfig(), world)
         further = train(optimiser, TrainingConfig(), world, expected, micro_batch=5)
@@ -126,7 +135,7 @@ def test_state_goes_from_mode_to_mode_unchanged(optimiser: OptimiserConfig) -> N
         training = TrainingConfig(mode=mode)  # type: ignore[arg-type]
         with join(training) as world:
             assert_equal(train(optimiser, training, world, expected, steps=0), expected)
-            assert_equal(train(optimiser, training, world, expected, micro_batch=5), further)
+            assert_close(train(optimiser, training, world, expected, micro_batch=5), further)
 
 
 @pytest.mark.parametrize("mode", ZERO)

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import recipes
 from pipeline.config import Config, parse
-from pipeline.training import loop
+from pipeline.training import loop, run_loader
 from pipeline.training.checkpoint import store as checkpoint
 from pipeline.training.reporting.reporter import Reporter
 from pipeline.training.reporting.telemetry import names_of
@@ -38,15 +38,15 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Returns the list that gets the metrics as they are served when the data set is opened."""
     write_dataset(tmp_path / "set", photographs(24, 140, 160), [12, 12])
     said: list[str] = []
-    loader = loop.StreamLoader
+    loader = run_loader.StreamLoader
 
-    def opened(*arguments: Any) -> loop.StreamLoader:
+    def opened(*arguments: Any) -> run_loader.StreamLoader:
         for target in targets(tmp_path):
             with urllib.request.urlopen(f"http://{target['targets'][0]}/metrics", timeout=60) as answer:
                 said.append(answer.read().decode())
         return loader(*arguments)
 
-    monkeypatch.setattr(loop, "StreamLoader", opened)
+    monkeypatch.setattr(run_loader, "StreamLoader", opened)
     return said
 
 
