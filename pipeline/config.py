@@ -146,7 +146,7 @@ class TrainingConfig:
     """Number format of the networks' computation; bf16 keeps weights and losses in float32."""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     """Order of pictures, maps and weights in memory: channels_last, the values of a pixel side by side, which the kernels of CPUs and GPUs
-    want; contiguous, map after map. The result differs by rounding alone. Under ZeRO the weights are contiguous in any case."""
+    want; contiguous, map after map. The result differs by rounding alone. On CPUs and under ZeRO the weights are contiguous in any case."""
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
     """Compilation of the networks by torch.compile, with ddp: off; default, kernels that do several operations at once; reduce-overhead,
     captured as CUDA graphs as well, for small batches; max-autotune, also with the fastest of several kernels, which needs

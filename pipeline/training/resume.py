@@ -153,7 +153,8 @@ def _engine(player: Player, world: World, training: TrainingConfig) -> Engine:
     player.network.train()
     compile_network(player.network, training)
     if training.mode == "ddp":
-        to_memory_format(player.network, MEMORY_FORMATS[training.memory_format])
+        if world.device.type == "cuda":  # on CPUs every mode has the same bits, and ZeRO's weights are contiguous
+            to_memory_format(player.network, MEMORY_FORMATS[training.memory_format])
         return ReplicatedEngine(player, world, training.max_gradient_norm)
     from pipeline.training.engine.zero import ShardedEngine  # noqa: PLC0415  # imports DeepSpeed, which ddp does not need
 

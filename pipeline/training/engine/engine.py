@@ -151,7 +151,9 @@ class ReplicatedEngine(Engine):
         self.wrapped = world.wrap(player.network)
         self.bare = player.network
         self.in_lockstep = spans_ranks(player.network)
-        self.optimiser = make_optimiser(player.optimiser, list(player.network.parameters()))
+        # on CPUs not fused: its last bits depend on where a vector begins, which differs in ZeRO's flat weights
+        self._fused = world.device.type == "cuda"
+        self.optimiser = make_optimiser(player.optimiser, list(player.network.parameters()), self._fused)
         self._alone = world.size == 1
         self._limit = max_gradient_norm or math.inf
 
@@ -163,11 +165,15 @@ class ReplicatedEngine(Engine):
         torch.autograd.backward(loss)
 
     def update(self, rate: float) -> Tensor:
-        gradients = [each.grad for each in self.network.parameters() if each.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
         for group in self.optimiser.param_groups:
             group["lr"] = self.player.optimiser.learning_rate * rate
-        fused_update(self.optimiser, norm, self._limit)
+        if self._fused:
+            norm = nn.utils.get_total_norm([each.grad for each in self.network.parameters() if each.grad is not None])
+            fused_update(self.optimiser, norm, self._limit)
+        else:
+            norm = nn.utils.clip_grad_norm_(list(self.network.parameters()), self._limit)
+            if math.isfinite(norm):
+                self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return norm
 

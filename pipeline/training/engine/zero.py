@@ -56,7 +56,7 @@ class ShardedEngine(Engine):
         self._shapes = {name: parameter.shape for name, parameter in player.network.named_parameters()}
         network = player.network.to(world.device)
         on_gpu = world.device.type == "cuda"
-        self.optimiser = make_optimiser(player.optimiser, list(network.parameters()), fused=not on_gpu or training.offload == "none")
+        self.optimiser = make_optimiser(player.optimiser, list(network.parameters()), fused=on_gpu and training.offload == "none")
         self.bare = _AtPrecision(network, training.precision == "bf16")
         self._set_local_rank = "LOCAL_RANK" not in os.environ  # DeepSpeed reads it; without a launcher it is not set
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
